@@ -1,0 +1,138 @@
+"""Episodes of any Gymnasium environment, for a model of its world to learn from.
+
+A process plays a group of episodes in as many engines, with one pass of the policy for all. Group g depends on
+(seed, g) alone, down to the size of each batch, which decides how sums are rounded: a collection that was cut short,
+or spread over other processes, is the same collection.
+
+Exploration. A world model must know what happens in places where a good policy does not go, and what an action
+does when it makes no sense. Single random actions would not show it: the policy corrects each one at the next
+step. So a random action is held for a while, `hold` steps on average, which carries the player away; a share
+`epsilon` of all steps is spent so. A share of the episodes is random throughout: that is where the training of a
+new policy inside the dream begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from worldmodel.errors import UserError
+from worldmodel.world import ActionSpec, World
+
+Agent = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+"""Actions (n, ...) for frames (n, h, w, c)."""
+Env = gym.Env[np.ndarray, Any]
+Episode = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exploration:
+    """How much of what is played is random."""
+
+    epsilon: float = 0.2
+    """Share of an episode's steps that are random."""
+    hold: float = 4.0
+    """Steps for which a random action is held, on average."""
+    random_share: float = 0.1
+    """Share of the episodes that are random throughout."""
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.epsilon <= 1 and 0 <= self.random_share <= 1):
+            raise UserError(f"epsilon {self.epsilon} and random_share {self.random_share} must lie between 0 and 1")
+        if self.hold < 1:
+            raise UserError(f"hold must be at least 1 step, not {self.hold}")
+
+
+def random_actions(spec: ActionSpec, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Uniformly random actions (n, ...)."""
+    if spec.kind == "Box":
+        return rng.uniform(spec.low, spec.high, (n, len(spec.low))).astype(np.float32)
+    return rng.integers(spec.nvec, size=(n, len(spec.nvec))).reshape(n, *spec.shape)
+
+
+class Lane:
+    """One engine, its episode so far, and the random action that it may be holding."""
+
+    def __init__(self, env: Env, world: World, how: Exploration, seed: int, rng: np.random.Generator) -> None:
+        self.env, self.world, self.rng, self.done = env, world, rng, False
+        epsilon = 1.0 if rng.random() < how.random_share else how.epsilon
+        self.begin = epsilon / (epsilon + how.hold * (1 - epsilon))  # makes a share epsilon of all steps random
+        self.hold, self.left, self.held = how.hold, 0, np.empty(0)
+        self.frames: list[np.ndarray] = []
+        self.variables: list[list[float]] = []
+        self.steps: list[tuple[np.ndarray, float, bool, bool]] = []
+        self._see(*env.reset(seed=seed))
+
+    def _see(self, frame: np.ndarray, info: dict[str, Any]) -> None:
+        self.frames.append(frame)
+        self.variables.append([float(info[name]) for name in self.world.variables])
+
+    def explores(self) -> bool:
+        """Whether the next action is the held one."""
+        if self.left == 0 and self.rng.random() < self.begin:
+            self.left = int(self.rng.geometric(1 / self.hold))
+            self.held = random_actions(self.world.action, 1, self.rng)[0]
+        if self.left == 0:
+            return False
+        self.left -= 1
+        return True
+
+    def step(self, action: np.ndarray) -> None:
+        frame, reward, terminated, truncated, info = self.env.step(action)
+        self.steps.append((action, float(reward), terminated, truncated))
+        self._see(frame, info)
+        self.done = terminated or truncated
+
+    def episode(self) -> Episode:
+        """Rows of the store's clock: the last one has a frame, and no step of its own."""
+        last = (np.zeros_like(self.steps[0][0]), 0.0, False, False)
+        actions, rewards, terminations, truncations = zip(*self.steps, last, strict=True)
+        return {
+            "frames": np.stack(self.frames),
+            "action": np.stack(actions).astype(self.world.action.dtype),
+            "reward": np.array(rewards, np.float32),
+            "terminated": np.array(terminations, bool),
+            "truncated": np.array(truncations, bool),
+            "variables": np.array(self.variables, np.float32),
+        }
+
+
+def play(envs: Sequence[Env], world: World, agent: Agent, how: Exploration, seed: int, group: int) -> list[Episode]:
+    """The episodes of a group, one in each environment, side by side."""
+    seeds = np.random.SeedSequence([seed, group]).generate_state(len(envs) + 1).tolist()
+    rng = np.random.default_rng(seeds.pop())
+    lanes = [Lane(env, world, how, s, rng) for env, s in zip(envs, seeds, strict=True)]
+    while playing := [lane for lane in lanes if not lane.done]:
+        asking = []
+        for lane in playing:
+            if lane.explores():
+                lane.step(lane.held)
+            else:
+                asking.append(lane)
+        if asking:
+            actions = agent(np.stack([lane.frames[-1] for lane in asking]), rng)
+            for lane, action in zip(asking, actions, strict=True):
+                lane.step(action)
+    return [lane.episode() for lane in lanes]
+
+
+def pieces(episode: Episode, length: int) -> list[Episode]:
+    """An episode cut into pieces of exactly `length` rows, what is left over dropped; whole at length 0.
+
+    A piece ends like any episode: its last row has no step, and the step before it is the end, `truncated` where
+    the episode went on.
+    """
+    if not length:
+        return [episode]
+    cut = []
+    for start in range(0, len(episode["frames"]) - length + 1, length):
+        piece = {name: array[start : start + length].copy() for name, array in episode.items()}
+        for name in ("action", "reward", "terminated", "truncated"):
+            piece[name][-1] = 0
+        piece["truncated"][-2] = not piece["terminated"][-2]
+        cut.append(piece)
+    return cut

@@ -1,0 +1,158 @@
+"""Processes that work side by side on numbered tasks, whose results are handed over in order.
+
+Processes are spawned, since neither an engine nor torch survives a fork. One that dies is replaced and its task
+done again, so that a crash of an engine costs seconds; a task that kills three is given up on, by name. Each leads
+a process group, so that the engines of one that was killed do not outlive it; if the parent is killed, all end.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, suppress
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from worldmodel.errors import UserError
+
+ATTEMPTS = 3
+"""Processes that one episode may kill."""
+AHEAD = 4
+"""Episodes, for each process, that may be played before the next one in order is."""
+Make = Callable[[], AbstractContextManager[Callable[[Any], Any]]]
+"""Called in each process: what it yields is called with each task, and cleaned up at the end."""
+
+
+class Pool:
+    """`with Pool(make, workers) as pool: for result in pool.map(tasks): ...`"""
+
+    def __init__(self, make: Make, workers: int, say: Callable[[str], None] = print) -> None:
+        self._make, self._say = make, say
+        self._context = multiprocessing.get_context("spawn")
+        self._processes: dict[Connection, BaseProcess] = {}
+        self._busy: dict[Connection, tuple[int, Any]] = {}
+        for _ in range(workers):
+            self._start()
+        for connection in self._processes:
+            self._ready(connection)
+
+    def _start(self) -> Connection:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=_work, args=(theirs, self._make), daemon=True)
+        usual = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for the parent to answer
+        try:
+            process.start()
+        finally:
+            signal.signal(signal.SIGINT, usual)
+        theirs.close()  # so that its death ends the pipe
+        self._processes[ours] = process
+        return ours
+
+    def _ready(self, connection: Connection) -> None:
+        done, why = _receive(connection)
+        if not done:
+            raise UserError(f"a process could not start ({why}); try fewer workers")
+
+    def map(self, tasks: Iterable[Any]) -> Iterator[Any]:
+        """The results of the tasks, in their order; the tasks may go on for ever."""
+        self._drain()
+        numbered, again = enumerate(tasks), list[tuple[int, Any]]()
+        results: dict[int, Any] = {}
+        deaths: Counter[int] = Counter()
+        position = issued = 0
+        while True:
+            for connection in self._processes.keys() - self._busy.keys():
+                wait_first = issued - position >= AHEAD * len(self._processes)
+                item = again.pop() if again else None if wait_first else next(numbered, None)
+                if item is not None:
+                    issued = max(issued, item[0] + 1)
+                    self._busy[connection] = item
+                    _send(connection, item[1])
+            if not self._busy:
+                return
+            ready = wait(list(self._busy))
+            for connection in [c for c in self._busy if c in ready]:
+                number, task = item = self._busy.pop(connection)
+                done, result = _receive(connection)
+                if done:
+                    results[number] = result
+                    continue
+                deaths[number] += 1
+                if deaths[number] == ATTEMPTS:
+                    raise UserError(f"task {task} ended {ATTEMPTS} processes ({result}); try another seed")
+                self._say(f"a process died in task {task} ({result}); another one does it again")
+                _end(self._processes.pop(connection))
+                self._ready(self._start())
+                again.append(item)
+            while position in results:
+                yield results.pop(position)
+                position += 1
+
+    def everywhere(self, function: Callable[[], Any]) -> list[Any]:
+        """What a function returns in each process, all at the same time."""
+        self._drain()
+        for connection in self._processes:
+            _send(connection, function)
+        return [result for done, result in map(_receive, self._processes) if done]
+
+    def _drain(self) -> None:
+        """Wait for what was begun and nobody wants any more."""
+        for connection in self._busy:
+            _receive(connection)
+        self._busy.clear()
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let each process finish what it does and clean up."""
+        for connection in self._processes:
+            connection.close()
+        for process in self._processes.values():
+            process.join(timeout=10)
+            _end(process)
+
+
+def _send(connection: Connection, message: Any) -> None:
+    with suppress(OSError):  # it died while idle: what is received from it will say so
+        connection.send(message)
+
+
+def _receive(connection: Connection) -> tuple[bool, Any]:
+    """(True, the result), or (False, why there is none)."""
+    try:
+        kind, value = connection.recv()
+    except (EOFError, OSError):
+        return False, "killed"
+    if kind == "user":
+        raise UserError(value)
+    return kind == "done", value
+
+
+def _end(process: BaseProcess) -> None:
+    """End a process and what it started."""
+    assert process.pid is not None
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.join()
+
+
+def _work(connection: Connection, make: Make) -> None:
+    os.setpgid(0, 0)
+    os.set_inheritable(connection.fileno(), False)  # an engine that outlived us would keep the pipe open
+    try:
+        with make() as run:
+            connection.send(("done", None))
+            while True:
+                task = connection.recv()
+                connection.send(("done", task() if callable(task) else run(task)))
+    except (EOFError, BrokenPipeError, ConnectionResetError):  # the parent has no more to do, or is gone
+        pass
+    except UserError as error:
+        connection.send(("user", str(error)))
+    except Exception as error:
+        connection.send(("died", f"{type(error).__name__}: {error}"))

@@ -1,0 +1,166 @@
+"""Record Health Gathering Supreme, or another scenario of ViZDoom, into a store.
+
+    python collect/vizdoom.py                # 200 whole episodes of the policy that ships, with exploration
+    python collect/vizdoom.py --paper        # the paper's set: 1000 trajectories of 100 frames
+
+Each process plays four episodes at a time, in four engines. `--length` cuts them into pieces of exactly that many
+frames, drops what is left over, and goes on until there are `--episodes` pieces. Killed at any moment, the same
+command goes on, and ends with the same store. The last lines compare with the bare engine: as many processes that
+do nothing but `DoomGame.make_action`, timed on the same machine right after.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as a file: `import vizdoom` must not find this script
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from collect.episodes import Agent, Episode, Exploration, pieces, play, random_actions
+from collect.pool import Pool
+from configs import command
+from envs.policies import act, load_policy, policy_folder
+from envs.vizdoom import VizdoomFrames
+from worldmodel.checkpoint import digest
+from worldmodel.errors import UserError
+from worldmodel.world import World
+from worldmodel.writer import StoreWriter
+
+LANES = 4
+"""Engines of a process. Part of what is recorded, since it decides the size of the policy's batches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(Exploration):
+    """Record a ViZDoom scenario."""
+
+    out: Path = Path("runs/health_gathering_supreme/data.zarr")
+    """The store; one that is not complete goes on."""
+    scenario: str = "health_gathering_supreme"
+    """A scenario that ships with ViZDoom."""
+    policy: str = ""
+    """Folder of a policy, or "random"; by default the one that ships for the scenario."""
+    episodes: int = 200
+    """Episodes to record in all, or pieces if there is a length."""
+    length: int = 0
+    """Frames of a piece; 0 keeps episodes whole."""
+    paper: bool = False
+    """The paper's set: 1000 episodes of length 100."""
+    frame_skip: int = 4
+    """Tics of the engine that a step lasts."""
+    size: int = 64
+    """Height and width of a frame."""
+    workers: int = min(os.cpu_count() or 1, 16)
+    """Processes, each with four engines."""
+    seed: int = 0
+    """Of the episodes, the actions and the split."""
+
+
+def make_env(args: Args) -> VizdoomFrames:
+    return VizdoomFrames(args.scenario, args.frame_skip, args.size)
+
+
+def make_agent(args: Args, world: World) -> Agent:
+    if args.policy == "random":
+        return lambda frames, rng: random_actions(world.action, len(frames), rng)
+    policy = load_policy(args.policy or args.scenario, world)
+    return lambda frames, rng: act(policy, frames, 0.0, rng)
+
+
+@contextlib.contextmanager
+def player(args: Args) -> Iterator[Callable[[int], list[Episode]]]:
+    """What each process does with the index of a group of episodes."""
+    torch.set_num_threads(1)
+    with contextlib.ExitStack() as stack:
+        envs = [stack.enter_context(contextlib.closing(make_env(args))) for _ in range(LANES)]
+        agent = make_agent(args, envs[0].world)
+        yield lambda group: play(envs, envs[0].world, agent, args, args.seed, group)
+
+
+def bare_engine(args: Args, seconds: float = 2.0) -> float:
+    """Steps a second of the engine alone, at the same resolution and frame skip, with random actions."""
+    rng = np.random.default_rng(args.seed)
+    with contextlib.closing(make_env(args)) as env:
+        env.reset(seed=args.seed)
+        game, buttons = env.engine.game, env.engine.button_map
+        begin, steps = time.perf_counter(), 0
+        while (passed := time.perf_counter() - begin) < seconds:
+            game.make_action(buttons[rng.integers(len(buttons))].tolist(), args.frame_skip)
+            if game.is_episode_finished():
+                game.new_episode()
+            steps += 1
+    return steps / passed
+
+
+def settings(args: Args, world: World, length: int) -> dict[str, Any]:
+    """What makes two recordings the same, beside their world; where they are written and by how many does not."""
+    if args.policy == "random":
+        policy = "random"
+    else:
+        load_policy(args.policy or args.scenario, world)  # says what is wrong before any process starts
+        policy = digest(policy_folder(args.policy or args.scenario))
+    exploration = {"epsilon": args.epsilon, "hold": args.hold, "random_share": args.random_share}
+    return {"policy": policy, "length": length, "seed": args.seed, **exploration}
+
+
+def record(args: Args, writer: StoreWriter, total: int, length: int) -> None:
+    """Play episodes and write their pieces until there are enough."""
+    first, written = writer.progress or (0, 0)  # the next episode, and how many of its pieces there are already
+    before, too_short = writer.rows, 0
+    with Pool(partial(player, args), args.workers, tqdm.write) as pool:
+        bar = tqdm(total=total, initial=writer.episodes, unit=" episodes", desc=args.scenario)
+        begin = time.perf_counter()
+        groups = pool.map(itertools.count(first // LANES))
+        for i, episode in enumerate(itertools.chain.from_iterable(groups), first // LANES * LANES):
+            parts = pieces(episode, length)
+            too_short = 0 if parts else too_short + 1
+            if too_short == 100:
+                raise UserError(f"a hundred episodes in a row had fewer than {length} frames; ask for a shorter length")
+            for k, part in enumerate(parts, 1):
+                if (i, k) > (first, written) and writer.episodes < total:
+                    writer.append(part, progress=[i, k] if k < len(parts) else [i + 1, 0])
+                    bar.update()
+            rate = (writer.rows - before) / (time.perf_counter() - begin)
+            bar.set_postfix_str(f"{rate:,.0f} frames/s")
+            if writer.episodes == total:
+                break
+        writer.commit()
+        bar.close()
+        rate = (writer.rows - before) / (time.perf_counter() - begin)
+        bare = sum(pool.everywhere(partial(bare_engine, args)))
+    print(
+        f"{rate:,.0f} frames/s by {args.workers} processes: {rate / bare:.0%} of the bare engine's {bare:,.0f} steps/s"
+    )
+
+
+def main(args: Args) -> None:
+    total, length = (1000, 100) if args.paper else (args.episodes, args.length)
+    with contextlib.closing(make_env(args)) as env:
+        world = env.world
+    if length == 1 or length > world.max_episode_steps + 1 > 1:
+        raise UserError(f"a length of {length} is impossible: it is 0, or from 2 to {world.max_episode_steps + 1}")
+    if total < 1 or args.workers < 1:
+        raise UserError(f"{total} episodes by {args.workers} workers are none; ask for at least one of each")
+    with StoreWriter(args.out, world, settings(args, world, length), args.seed) as writer:
+        complete = writer.episodes >= total
+        if not complete:
+            record(args, writer, total, length)
+        told = f"{writer.episodes:,} episodes, {writer.rows:,} frames, {writer.rows / writer.episodes:.1f} on average"
+        print(f"data: {args.out} {'was complete already' if complete else 'is complete'}: {told}")
+
+
+if __name__ == "__main__":
+    command(main, "collect")

@@ -1,0 +1,123 @@
+"""Presets and the command line.
+
+A preset is a YAML file in this folder (or anywhere), with one section per stage: `collect`, `vqvae`, `tokens`,
+`prior`, `outcome`, `evaluate`, and so on. Every script takes `--preset NAME`; its section is laid under the
+command line, and flags override it. A key that no setting has is an error that names the nearest one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import tyro
+import yaml
+
+from worldmodel.errors import UserError
+
+FOLDER = Path(__file__).parent
+SECTIONS = ("policy", "score", "collect", "vqvae", "tokens", "prior", "outcome", "dream", "evaluate")
+"""The stages, each a section of a preset."""
+T = TypeVar("T")
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """', did you mean X?' for the known word nearest to a mistyped one, else the list of all."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.4)
+    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(known))}"
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """A preset by name (`demo`) or by path (`my/world.yaml`)."""
+    path = FOLDER / f"{name}.yaml" if not name.endswith((".yaml", ".yml")) else Path(name)
+    if not path.exists():
+        raise UserError(f"there is no preset {name!r}; {nearest(name, [p.stem for p in FOLDER.glob('*.yaml')])}")
+    try:
+        sections = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(sections, dict):
+        raise UserError(f"{path} has no sections; it should begin with one, such as `vqvae:`")
+    for section, values in sections.items():
+        if section not in SECTIONS:
+            raise UserError(f"{path} has a section {section!r}; {nearest(str(section), SECTIONS)}")
+        if not isinstance(values, dict):
+            raise UserError(f"{path}: section {section} has no settings; remove it or add some")
+    return sections
+
+
+def overlay(default: T, values: dict[str, Any], where: str) -> T:
+    """A copy of a dataclass instance with values laid over it, nested ones too."""
+    types = get_type_hints(type(default))
+    changes = {}
+    for key, value in values.items():
+        if key not in types:
+            raise UserError(f"{where} has no setting {key!r}; {nearest(str(key), list(types))}")
+        current, place = getattr(default, key), f"{where}.{key}"
+        if dataclasses.is_dataclass(current):
+            if not isinstance(value, dict):
+                raise UserError(f"{place} is a group of settings, not {value!r}")
+            changes[key] = overlay(current, value, place)
+        else:
+            changes[key] = _convert(types[key], value, place)
+    return dataclasses.replace(default, **changes)  # type: ignore[type-var]
+
+
+def _convert(kind: Any, value: Any, place: str) -> Any:
+    """A YAML value as the type that a setting is declared to have."""
+    origin, inside = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        if value not in inside:
+            raise UserError(f"{place} cannot be {value!r}; {nearest(str(value), [str(v) for v in inside])}")
+        return value
+    if origin is tuple:
+        variable = inside[-1] is Ellipsis
+        if not isinstance(value, list) or not (variable or len(value) == len(inside)):
+            length = "a list" if variable else f"a list of {len(inside)}"
+            raise UserError(f"{place} should be {length}, not {value!r}")
+        kinds = [inside[0]] * len(value) if variable else inside
+        return tuple(_convert(k, v, place) for k, v in zip(kinds, value, strict=True))
+    if origin in (Union, UnionType):
+        return None if value is None else _convert(next(k for k in inside if k is not NoneType), value, place)
+    if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        with suppress(ValueError):
+            return float(value)  # YAML reads 1e-3 as a string
+    wanted = str if kind is Path else kind
+    if type(value) is not wanted:
+        raise UserError(f"{place} should be of type {wanted.__name__}, not {value!r}")
+    return kind(value)
+
+
+def parse(kind: type[T], section: str, argv: Sequence[str]) -> T:
+    """Defaults, then the preset's section, then the flags."""
+    rest, default = list(argv), kind()
+    for flag in [a for a in rest if a == "--preset" or a.startswith("--preset=")]:
+        at = rest.index(flag)
+        name = flag.partition("=")[2] or (rest[at + 1] if at + 1 < len(rest) else "")
+        del rest[at : at + (1 if "=" in flag else 2)]
+        default = overlay(default, read_preset(name).get(section, {}), f"{name}.yaml: {section}")
+    return tyro.cli(
+        kind,
+        default=default,
+        args=rest,
+        description=f"{kind.__doc__}\n\n--preset NAME lays configs/NAME.yaml under the flags.",
+    )
+
+
+def command(main: Callable[[Any], None], section: str) -> None:
+    """Run a script's `main` with its arguments; a `UserError` is one line and exit status 2."""
+    kind = next(iter(get_type_hints(main).values()))
+    try:
+        main(parse(kind, section, sys.argv[1:]))
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\ninterrupted; run the same command again, without --restart, to go on", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,14 @@
+"""Gymnasium environments. Importing this package registers them; no model is loaded until one is made.
+
+    import envs
+    gymnasium.make("VizdoomFrames-v0", scenario="health_gathering_supreme")   # the engine
+    gymnasium.make("VideoGPTDream-v0", model="runs/demo")                     # the dream of it
+
+Gymnasium 1.x has no entry-point plugins, so this import is needed; `gymnasium.make("envs:VideoGPTDream-v0")`
+does both at once.
+"""
+
+from gymnasium.envs.registration import register
+
+register(id="VizdoomFrames-v0", entry_point=f"{__name__}.vizdoom:VizdoomFrames")
+register(id="VideoGPTDream-v0", entry_point=f"{__name__}.dream:DreamEnv")

@@ -1,0 +1,91 @@
+"""Stable-Baselines3 policies as safetensors + JSON, so that loading one never unpickles anything.
+
+SB3's own zip holds a cloudpickle of the policy's class, spaces and schedules. Here the JSON holds the few
+facts from which the policy is built again, and the tensors are plain tensors.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticCnnPolicy
+
+import worldmodel
+from worldmodel.checkpoint import load_weights, read_header, save_checkpoint
+from worldmodel.errors import UserError
+from worldmodel.world import ActionSpec, World
+
+from .spaces import to_space, to_spec
+
+PRETRAINED = Path(worldmodel.__file__).parent / "pretrained"
+
+
+def policy_folder(name: str) -> Path:
+    """A folder as it is, or the policy that ships under that name (`health_gathering_supreme`)."""
+    shipped = PRETRAINED / f"{name}_policy"
+    return shipped if Path(name).name == name and shipped.is_dir() else Path(name)
+
+
+def save_policy(
+    folder: Path,
+    policy: ActorCriticCnnPolicy,
+    training: dict[str, Any],
+    progress: dict[str, Any],
+    resumable: bool = True,
+) -> None:
+    """Write a policy on channel-first images, the settings it was trained with, and, to resume, its optimizer."""
+    spec = to_spec(policy.action_space)
+    config = {
+        "kind": "ppo_cnn",
+        "observation": list(policy.observation_space.shape or ()),
+        "action": {"kind": spec.kind, "nvec": spec.nvec, "low": spec.low, "high": spec.high},
+        "training": training,
+    }
+    save_checkpoint(folder, policy, config, progress, policy.optimizer if resumable else None)
+
+
+def load_policy(folder: str | Path, world: World | None = None) -> ActorCriticCnnPolicy:
+    """A policy ready to `predict` on frames (h, w, 3) or batches of them.
+
+    `world`, if given, must have the frames and actions the policy was trained on; `UserError` if not.
+    """
+    folder = policy_folder(str(folder))
+    config, _ = read_header(folder)
+    if config.get("kind") != "ppo_cnn":
+        raise UserError(
+            f"{folder} holds a {config.get('kind')}, not a policy; give a folder written by train/policy.py"
+        )
+    spec = ActionSpec.from_json(config["action"])
+    channels, height, width = config["observation"]
+    if world is not None and (world.action != spec or world.frame_shape != (height, width, channels)):
+        raise UserError(
+            f"{folder} acts on {height}x{width} frames with {spec}, "
+            f"but {world.name} has {world.frame_shape[0]}x{world.frame_shape[1]} with {world.action}; "
+            "choose another policy"
+        )
+    image = spaces.Box(0, 255, (channels, height, width), np.uint8)
+    policy = ActorCriticCnnPolicy(image, to_space(spec), lr_schedule=lambda _: 0.0)
+    load_weights(folder, policy)
+    policy.set_training_mode(False)
+    return policy
+
+
+@torch.inference_mode()
+def act(policy: ActorCriticCnnPolicy, frames: np.ndarray, epsilon: float, rng: np.random.Generator) -> np.ndarray:
+    """Sampled actions for frames (n, h, w, 3); with chance `epsilon` each is uniformly random instead."""
+    noise = torch.from_numpy(rng.gumbel(size=(len(frames), *_logit_shape(policy)))).float()
+    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)  # SB3's own way to the logits takes a third longer
+    features = policy.extract_features(pixels, policy.pi_features_extractor)
+    logits = policy.action_net(policy.mlp_extractor.forward_actor(features))  # type: ignore[arg-type]
+    actions = (logits + noise).argmax(-1).numpy()  # Gumbel-max: a sample from our own generator
+    random = rng.integers(0, noise.shape[-1], size=len(frames))
+    return np.where(rng.random(len(frames)) < epsilon, random, actions)
+
+
+def _logit_shape(policy: ActorCriticCnnPolicy) -> tuple[int, ...]:
+    assert isinstance(policy.action_space, spaces.Discrete)
+    return (int(policy.action_space.n),)

@@ -1,0 +1,37 @@
+"""A window for `render_mode="human"`, shared by the engine and its dream."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+class Viewer:
+    """Shows uint8 frames (h, w, 3) in a pygame window at the world's own speed."""
+
+    def __init__(self, title: str, fps: float, height: int = 480) -> None:
+        self.title, self.fps, self.height = title, fps, height
+        self.window: Any = None
+
+    def show(self, frame: np.ndarray) -> None:
+        """Draw one frame, scaled up to the window's height, and wait for its time."""
+        import pygame  # only a person who asks for a window pays for it
+
+        size = (self.height * frame.shape[1] // frame.shape[0], self.height)
+        if self.window is None:
+            pygame.display.init()
+            pygame.display.set_caption(self.title)
+            self.window, self.clock = pygame.display.set_mode(size), pygame.time.Clock()
+        surface = pygame.surfarray.make_surface(frame.swapaxes(0, 1))
+        self.window.blit(pygame.transform.scale(surface, size), (0, 0))
+        pygame.display.flip()
+        pygame.event.pump()
+        self.clock.tick(self.fps)
+
+    def close(self) -> None:
+        if self.window is not None:
+            import pygame
+
+            pygame.display.quit()
+            self.window = None

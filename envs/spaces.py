@@ -1,0 +1,29 @@
+"""Between Gymnasium's spaces and the plain `ActionSpec` that travels with the data."""
+
+from __future__ import annotations
+
+import numpy as np
+from gymnasium import spaces
+
+from worldmodel.errors import UserError
+from worldmodel.world import ActionSpec
+
+
+def to_spec(space: spaces.Space) -> ActionSpec:
+    """The plain form of a Discrete, MultiDiscrete or flat Box space; `UserError` for any other."""
+    if isinstance(space, spaces.Discrete) and space.start == 0:
+        return ActionSpec(kind="Discrete", nvec=(int(space.n),))
+    if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1 and not space.start.any():
+        return ActionSpec(kind="MultiDiscrete", nvec=tuple(int(n) for n in space.nvec))
+    if isinstance(space, spaces.Box) and len(space.shape) == 1:
+        return ActionSpec(kind="Box", low=tuple(space.low.tolist()), high=tuple(space.high.tolist()))
+    raise UserError(f"{space} cannot be recorded; wrap it into a Discrete, MultiDiscrete or flat Box starting at 0")
+
+
+def to_space(spec: ActionSpec) -> spaces.Space:
+    """The Gymnasium space of a spec."""
+    if spec.kind == "Discrete":
+        return spaces.Discrete(spec.nvec[0])
+    if spec.kind == "MultiDiscrete":
+        return spaces.MultiDiscrete(np.array(spec.nvec))
+    return spaces.Box(np.array(spec.low, np.float32), np.array(spec.high, np.float32), dtype=np.float32)

@@ -1,0 +1,140 @@
+"""Score policies in the real engine, next to a random one.
+
+    python rollout/policy.py                                   # the policy that ships
+    python rollout/policy.py --policy runs/policy runs/dreamed_policy
+
+Every policy plays the same seeded episodes. Survival is cut off at the time limit, so its distribution is far from
+a normal one: the 95% intervals are percentiles of 10,000 bootstrap resamples of the episodes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as a file: `import vizdoom` must not find a script beside this one
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from configs import command
+from envs.policies import act, load_policy
+from envs.vizdoom import VizdoomFrames
+from worldmodel.checkpoint import write_json
+from worldmodel.errors import UserError
+from worldmodel.world import World
+
+Player = Callable[[np.ndarray, np.random.Generator], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Score policies in the real engine."""
+
+    policy: tuple[str, ...] = ()
+    """Folders of policies; by default the one that ships for the scenario."""
+    scenario: str = "health_gathering_supreme"
+    """A scenario that ships with ViZDoom."""
+    episodes: int = 50
+    """Episodes of each policy."""
+    deterministic: bool = False
+    """Take the likeliest action instead of a sampled one."""
+    frame_skip: int = 4
+    """Tics of the engine that a step lasts."""
+    seed: int = 0
+    """Of the episodes, the actions and the resampling."""
+    out: Path = Path("runs/policy_scores")
+    """Folder for scores.json."""
+
+
+def make_player(name: str, world: World, deterministic: bool) -> Player:
+    if name == "random":
+        return lambda frame, rng: rng.integers(world.action.nvec[0])
+    policy = load_policy(name, world)
+    if deterministic:
+        return lambda frame, rng: policy.predict(frame, deterministic=True)[0]
+    return lambda frame, rng: act(policy, frame[None], 0.0, rng)[0]
+
+
+def play(env: VizdoomFrames, player: Player, seed: int, i: int) -> tuple[int, float]:
+    """Steps survived in episode i, and its return."""
+    engine_seed, action_seed = np.random.SeedSequence([seed, i]).generate_state(2)
+    rng = np.random.default_rng(action_seed)
+    frame, _ = env.reset(seed=int(engine_seed))
+    steps, total, done = 0, 0.0, False
+    while not done:
+        frame, reward, terminated, truncated, _ = env.step(player(frame, rng))
+        steps, total, done = steps + 1, total + reward, terminated or truncated
+    return steps, total
+
+
+def interval(values: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], seed: int) -> list[float]:
+    """95% bootstrap interval of a statistic over the last axis, whose entries are resampled."""
+    picks = np.random.default_rng(seed).integers(values.shape[-1], size=(10_000, values.shape[-1]))
+    return np.percentile(statistic(values[..., picks]), [2.5, 97.5]).tolist()
+
+
+def score(steps: np.ndarray, returns: np.ndarray, random: np.ndarray, args: Args) -> dict[str, Any]:
+    """The numbers of one policy; `random` are the steps of the random one in the same episodes."""
+    both = np.stack([steps, random])
+    low, high = interval(steps, lambda s: s.mean(-1), args.seed)
+    return {
+        "steps": {"mean": steps.mean(), "sd": steps.std(ddof=1), "interval95": [low, high]},
+        "tics": {
+            "mean": steps.mean() * args.frame_skip,
+            "sd": steps.std(ddof=1) * args.frame_skip,
+            "interval95": [low * args.frame_skip, high * args.frame_skip],
+        },
+        "return": {"mean": returns.mean(), "sd": returns.std(ddof=1)},
+        "times_random": {
+            "mean": steps.mean() / random.mean(),
+            "interval95": interval(both, lambda b: b[0].mean(-1) / b[1].mean(-1), args.seed),
+        },
+        "episodes": {"steps": steps.tolist(), "returns": returns.tolist()},
+    }
+
+
+def table(scores: dict[str, dict[str, Any]]) -> str:
+    lines = [
+        f"{'policy':<30}{'steps':>8}{'sd':>8}{'tics':>8}{'sd':>8}{'95% interval':>18}{'return':>9}{'x random':>10}"
+    ]
+    for name, s in scores.items():
+        low, high = s["tics"]["interval95"]
+        lines.append(
+            f"{name[-29:]:<30}{s['steps']['mean']:>8.1f}{s['steps']['sd']:>8.1f}"
+            f"{s['tics']['mean']:>8.0f}{s['tics']['sd']:>8.0f}{f'{low:.0f} to {high:.0f}':>18}"
+            f"{s['return']['mean']:>9.1f}{s['times_random']['mean']:>10.2f}"
+        )
+    return "\n".join(lines)
+
+
+def main(args: Args) -> None:
+    if args.episodes < 2:
+        raise UserError(f"{args.episodes} episodes have no spread; ask for at least 2")
+    torch.set_num_threads(1)  # of a single frame: more threads cost more than they do
+    names = ("random", *(args.policy or (args.scenario,)))
+    results = {}
+    with contextlib.closing(VizdoomFrames(args.scenario, args.frame_skip)) as env:
+        players = {name: make_player(name, env.world, args.deterministic) for name in names}
+        with tqdm(total=len(players) * args.episodes, unit=" episodes", desc="score") as bar:
+            for name, player in players.items():
+                played = []
+                for i in range(args.episodes):
+                    played.append(play(env, player, args.seed, i))
+                    bar.update()
+                results[name] = np.array(played).T
+    random = results["random"][0]
+    scores = {name: score(steps, returns, random, args) for name, (steps, returns) in results.items()}
+    write_json(args.out / "scores.json", {"settings": asdict(args) | {"out": str(args.out)}, "scores": scores})
+    print(table(scores))
+    print(f"scores: {args.out / 'scores.json'}")
+
+
+if __name__ == "__main__":
+    command(main, "score")

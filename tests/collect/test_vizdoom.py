@@ -1,0 +1,190 @@
+"""Recording: the same episodes however often it is cut short, and by however many processes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from collect.episodes import Exploration, pieces, play
+from collect.pool import Pool
+from worldmodel.errors import UserError
+from worldmodel.store import Store
+from worldmodel.world import ActionSpec, World
+
+ROOT = Path(__file__).resolve().parents[2]
+COLLECT = [sys.executable, str(ROOT / "collect" / "vizdoom.py"), "--policy", "random", "--workers", "2"]
+
+
+def collect(out: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COLLECT, "--out", str(out), *flags], capture_output=True, text=True, cwd=out.parent)
+
+
+def same(a: Path, b: Path) -> None:
+    one, other = Store(a), Store(b)
+    np.testing.assert_array_equal(one.ends, other.ends)
+    assert one.names == other.names == ("action", "frames", "reward", "terminated", "truncated", "variables")
+    for name in one.names:
+        np.testing.assert_array_equal(one.read(name, 0, one.rows), other.read(name, 0, other.rows))
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 pieces of 50 frames in one go: two commits."""
+    out = tmp_path_factory.mktemp("whole") / "data.zarr"
+    done = collect(out, "--episodes", "60", "--length", "50")
+    assert done.returncode == 0, done.stderr
+    assert "60 episodes, 3,000 frames, 50.0 on average" in done.stdout
+    assert "of the bare engine's" in done.stdout
+    assert [p.name for p in out.parent.iterdir()] == ["data.zarr"]
+    return out
+
+
+def test_what_was_recorded(recorded: Path) -> None:
+    store = Store(recorded)
+    first = store.episode(0)
+    assert (first["frames"].shape, first["frames"].dtype) == ((50, 64, 64, 3), np.uint8)
+    assert first["variables"][0] == 92
+    assert first["reward"].tolist() == [4.0] * 49 + [0.0]
+    assert first["truncated"].tolist() == [False] * 48 + [True, False]
+    assert first["action"][-1] == 0
+    assert len({store.episode(i, ["frames"])["frames"].tobytes() for i in range(60)}) == 60
+    assert set(store.read("action", 0, store.rows)) == {0, 1, 2, 3}
+
+
+def test_killed_and_gone_on_with_by_other_processes_it_is_the_same_store(recorded: Path, tmp_path: Path) -> None:
+    out = tmp_path / "data.zarr"
+    flags = ["--episodes", "60", "--length", "50"]
+    running = subprocess.Popen([*COLLECT, "--out", str(out), *flags], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    while committed(out) == 0:
+        assert running.poll() is None
+        time.sleep(0.01)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    kept = Store(out)
+    assert len(kept.ends) < 60
+    for name in kept.names:
+        np.testing.assert_array_equal(kept.read(name, 0, kept.rows), Store(recorded).read(name, 0, kept.rows))
+    done = collect(out, *flags, "--workers", "1")
+    assert done.returncode == 0, done.stderr
+    same(out, recorded)
+    again = collect(out, *flags)
+    assert (again.returncode, "was complete already" in again.stdout) == (0, True)
+
+
+def committed(out: Path) -> int:
+    try:
+        return json.loads((out / "zarr.json").read_text())["attributes"]["commit"]["episodes"]
+    except FileNotFoundError:
+        return 0
+
+
+def test_another_frame_size_and_a_torn_store_are_one_sentence(recorded: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(recorded, tmp_path / "data.zarr")
+    other = collect(out, "--length", "50", "--size", "32", "--episodes", "61")
+    assert other.returncode == 2
+    assert re.fullmatch(r"error: \S+data.zarr was recorded with world.*64.* but .*32.* was asked for.*\n", other.stderr)
+    same(out, recorded)
+    (out / "data/frames/c.2.0.0.0").unlink()
+    torn = collect(out, "--length", "50", "--episodes", "61")
+    assert torn.returncode == 2
+    assert re.fullmatch(r"error: \S+data.zarr: array data/frames is damaged .*collect again\n", torn.stderr)
+
+
+class Counting(gym.Env[np.ndarray, int]):
+    """Shows its clock and its seed; dies after some steps."""
+
+    def __init__(self, length: int = 7) -> None:
+        self.length = length
+
+    observation_space = gym.spaces.Box(0, 255, (1, 1, 3), np.uint8)
+    action_space = gym.spaces.Discrete(5)
+
+    def reset(self, *, seed: int | None = None, options: object = None) -> tuple[np.ndarray, dict[str, float]]:
+        self.t, self.seed = 0, (seed or 0) % 251
+        return self.see()
+
+    def see(self) -> tuple[np.ndarray, dict[str, float]]:
+        return np.array([[[self.t % 256, self.seed, 0]]], np.uint8), {"CLOCK": float(self.t)}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, float]]:
+        self.t += 1
+        frame, info = self.see()
+        return frame, float(action), self.t == self.length, False, info
+
+
+WORLD = World(
+    name="counting", frame_shape=(1, 1, 3), action=ActionSpec(kind="Discrete", nvec=(5,)), variables=("CLOCK",)
+)
+
+
+def always_four(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return np.full(len(frames), 4)
+
+
+def test_the_clock_of_a_played_episode() -> None:
+    nothing = Exploration(epsilon=0, random_share=0)
+    first, second = play([Counting(), Counting()], WORLD, always_four, nothing, seed=0, group=0)
+    assert first["frames"][:, 0, 0, 0].tolist() == first["variables"][:, 0].tolist() == list(range(8))
+    assert first["action"].tolist() == [4] * 7 + [0]
+    assert first["reward"].tolist() == [4.0] * 7 + [0.0]
+    assert first["terminated"].tolist() == [False] * 6 + [True, False]
+    assert not first["truncated"].any()
+    assert first["frames"][0, 0, 0, 1] != second["frames"][0, 0, 0, 1]  # another seed
+    cut = pieces(first, 4)
+    assert [piece["variables"][:, 0].tolist() for piece in cut] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert [piece["action"].tolist() for piece in cut] == [[4, 4, 4, 0]] * 2
+    assert [piece["truncated"].tolist() for piece in cut] == [[False, False, True, False], [False] * 4]
+    assert [piece["terminated"].tolist() for piece in cut] == [[False] * 4, [False, False, True, False]]
+    assert len(pieces(first, 5)) == 1
+    assert pieces(first, 9) == []
+
+
+def test_the_share_of_random_steps_and_how_long_they_are_held() -> None:
+    """The agent always takes 4, so every other action is random: four fifths of the random ones."""
+    how = Exploration(epsilon=0.3, hold=5, random_share=0)
+    (episode,) = play([Counting(20_000)], WORLD, always_four, how, seed=1, group=0)
+    actions = episode["action"][:-1]
+    random = actions != 4
+    assert abs(random.mean() - 0.8 * 0.3) < 0.03
+    changed = (actions[1:] != actions[:-1])[random[:-1]]
+    again = 0.3 / (0.3 + 5 * 0.7) / 5  # that the next held action begins at once, and is the same
+    assert abs(changed.mean() - (1 - again) / 5) < 5 * np.sqrt(0.16 / len(changed))
+    everything = Exploration(epsilon=0.0, random_share=1.0)
+    (episode,) = play([Counting(2000)], WORLD, always_four, everything, seed=1, group=0)
+    assert abs((episode["action"] != 4).mean() - 0.8) < 0.1
+
+
+@contextlib.contextmanager
+def squares(folder: Path) -> Iterator[Callable[[int], int]]:
+    def run(i: int) -> int:
+        if i == 5 and not (folder / "died").exists():
+            (folder / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if i == 99:
+            raise RuntimeError("engine gone")
+        return i * i
+
+    yield run
+
+
+def test_a_process_that_dies_is_replaced_and_its_task_done_again(tmp_path: Path) -> None:
+    said: list[str] = []
+    with Pool(partial(squares, tmp_path), 2, said.append) as pool:
+        assert list(pool.map(range(12))) == [i * i for i in range(12)]
+        assert said == ["a process died in task 5 (killed); another one does it again"]
+        with pytest.raises(UserError, match=r"task 99 ended 3 processes .*engine gone"):
+            list(pool.map([99]))

@@ -1,0 +1,98 @@
+"""Presets under the command line, and what is said about mistakes in them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from configs import FOLDER, SECTIONS, overlay, parse, read_preset
+from train import outcome, policy, prior, tokens, vqvae
+from worldmodel.errors import UserError
+
+ROOT = FOLDER.parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    """Inner."""
+
+    rate: float = 1.0
+    size: tuple[int, int] = (1, 2)
+    mode: Literal["paper", "stream"] = "paper"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Something."""
+
+    out: Path = Path("a")
+    steps: int = 10
+    inner: Inner = field(default_factory=Inner)
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+def test_flags_lie_over_the_preset_and_the_preset_over_defaults(tmp_path: Path) -> None:
+    preset = write(tmp_path / "x.yaml", "vqvae:\n  out: b\n  steps: 20\n  inner: {rate: 1e-3, size: [3, 4]}\n")
+    args = parse(Args, "vqvae", ["--preset", preset, "--steps", "30"])
+    assert args == Args(out=Path("b"), steps=30, inner=Inner(rate=1e-3, size=(3, 4)))
+    assert parse(Args, "vqvae", [f"--preset={preset}", "--inner.rate", "2"]).inner == Inner(rate=2.0, size=(3, 4))
+    assert parse(Args, "prior", ["--preset", preset]) == Args()
+
+
+def test_mistakes_are_told_in_a_sentence(tmp_path: Path) -> None:
+    for text, sentence in (
+        ("vqvae: {stesp: 1}", "has no setting 'stesp'; did you mean 'steps'"),
+        ("vqvae: {inner: {raet: 1}}", r"vqvae.inner has no setting 'raet'; did you mean 'rate'"),
+        ("vqvae: [", "is not YAML"),
+        ("vqvae: {inner: 3}", "vqvae.inner is a group of settings, not 3"),
+        ("vqvae: {steps: many}", "vqvae.steps should be of type int, not 'many'"),
+        ("- vqvae", "has no sections"),
+        ("vqave: {steps: 1}", "has a section 'vqave'; did you mean 'vqvae'"),
+        ("vqvae:", "section vqvae has no settings"),
+        ("vqvae: {out: 5}", "vqvae.out should be of type str, not 5"),
+        ("vqvae: {inner: {size: 4}}", "vqvae.inner.size should be a list of 2, not 4"),
+        ("vqvae: {inner: {size: [1, a]}}", "vqvae.inner.size should be of type int, not 'a'"),
+        ("vqvae: {inner: {mode: strem}}", "vqvae.inner.mode cannot be 'strem'; did you mean 'stream'"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            parse(Args, "vqvae", ["--preset", write(tmp_path / "x.yaml", text)])
+    with pytest.raises(UserError, match="there is no preset 'dmeo'; did you mean 'demo'"):
+        read_preset("dmeo")
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_preset_fits_the_scripts(path: Path) -> None:
+    import collect.vizdoom
+    import rollout.dream
+    import rollout.evaluate
+    import rollout.policy
+
+    sections = {
+        "policy": policy, "collect": collect.vizdoom, "vqvae": vqvae, "tokens": tokens, "prior": prior,
+        "outcome": outcome, "dream": rollout.dream, "evaluate": rollout.evaluate, "score": rollout.policy,
+    }  # fmt: skip
+    preset = read_preset(path.stem)
+    assert sections.keys() == set(SECTIONS)
+    for section, values in preset.items():
+        overlay(sections[section].Args(), values, section)
+
+
+@pytest.mark.parametrize("script", ["train/vqvae.py", "train/tokens.py", "train/prior.py", "train/outcome.py"])
+def test_a_mistake_on_the_command_line_is_one_line_and_status_2(script: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / script, "--run", tmp_path / "nothing"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert "nothing" in done.stderr
+    assert list(tmp_path.iterdir()) == []

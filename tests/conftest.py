@@ -1,0 +1,117 @@
+"""A toy world that trains in seconds: a bright square on a dark floor, pushed left or right by its actions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from train import outcome, prior, tokens, vqvae
+from worldmodel.fit import FitConfig
+from worldmodel.prior import PriorConfig
+from worldmodel.vqvae import VQVAEConfig
+from worldmodel.world import ActionSpec, World
+from worldmodel.writer import StoreWriter
+
+TOY = World(
+    name="toy",
+    frame_shape=(16, 16, 3),
+    action=ActionSpec(kind="Discrete", nvec=(3,)),
+    variables=("COLUMN",),
+    fps=5.0,
+    max_episode_steps=40,
+)
+
+
+def toy_episode(rng: np.random.Generator, steps: int = 30) -> dict[str, np.ndarray]:
+    """Actions are nothing, left, right by four pixels, round the edge; the episode may end at any step."""
+    actions = rng.integers(3, size=steps)
+    column = (rng.integers(4) + np.concatenate([[0], np.cumsum(np.array([0, -1, 1])[actions])])) % 4
+    frames = np.full((steps + 1, 16, 16, 3), 40, np.uint8)
+    for t, c in enumerate(column):
+        frames[t, 4:12, c * 4 : c * 4 + 4] = (250, 200, 60)
+    ended = np.zeros(steps + 1, bool)
+    ended[steps - 1] = rng.random() < 0.5
+    return {
+        "frames": frames,
+        "action": np.append(actions, 0),
+        "reward": np.append(np.ones(steps), 0).astype(np.float32),
+        "terminated": ended,
+        "truncated": np.zeros(steps + 1, bool),
+        "variables": column[:, None].astype(np.float32),
+    }
+
+
+def fill(path: Path, episodes: int = 20) -> Path:
+    with StoreWriter(path, TOY, {}) as writer:
+        for i in range(episodes):
+            writer.append(toy_episode(np.random.default_rng(i)))
+    return path
+
+
+def stages(
+    run: Path, mode: str = "stream", steps: int = 150
+) -> tuple[vqvae.Args, tokens.Args, prior.Args, outcome.Args]:
+    """The arguments of every training stage for a small run on the toy world."""
+    small = VQVAEConfig(
+        mode=mode,
+        frames=8,
+        size=(16, 16),
+        stride=(1, 4, 4),
+        hidden=16,
+        residual=16,
+        layers=1,
+        codes=16,
+        dim=8,
+        window=2,
+    )
+    gpt = PriorConfig(
+        mode=mode, order="raster" if mode == "paper" else "diagonal", window=4,
+        width=32, heads=2, layers=2, feedforward=64, dropout=0.0,
+    )  # fmt: skip
+    often = {"log_every": 10, "evaluate_every": steps, "save_every": 50}
+    return (
+        vqvae.Args(run=run, model=small, fit=FitConfig(steps=steps, batch_size=8, learning_rate=3e-3, **often)),
+        tokens.Args(run=run, contexts=4, context=4, every=8),
+        prior.Args(
+            run=run,
+            actions=True,
+            frames=8,
+            model=gpt,
+            fit=FitConfig(steps=3 * steps, batch_size=16, learning_rate=3e-3, **often),
+        ),
+        outcome.Args(
+            run=run, frames=16, width=32, fit=FitConfig(steps=steps, batch_size=16, learning_rate=3e-3, **often)
+        ),
+    )
+
+
+@pytest.fixture
+def toy_store(tmp_path: Path) -> Path:
+    """A store of 20 toy episodes of 31 frames, as <run>/data.zarr."""
+    return fill(tmp_path / "data.zarr")
+
+
+@pytest.fixture(scope="session")
+def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with everything trained on the toy world; do not write into it."""
+    torch.set_num_threads(2)
+    run = tmp_path_factory.mktemp("toy_run")
+    fill(run / "data.zarr", 60)
+    for stage, args in zip((vqvae, tokens, prior, outcome), stages(run), strict=True):
+        stage.main(args)  # type: ignore[arg-type]
+    return run
+
+
+@pytest.fixture
+def toy_stages():
+    """`stages`, for tests that train something themselves."""
+    return stages
+
+
+@pytest.fixture
+def toy_fill():
+    """`fill`, for tests that need a store of another size."""
+    return fill

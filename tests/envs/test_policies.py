@@ -1,0 +1,79 @@
+"""Policies come back from disk as they were, without a pickle, and only into the world they were made for."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticCnnPolicy
+
+from envs.policies import act, load_policy, save_policy
+from worldmodel.checkpoint import FILE, read_header
+from worldmodel.errors import UserError
+from worldmodel.world import ActionSpec, World
+
+WORLD = World(name="toy", frame_shape=(64, 64, 3), action=ActionSpec(kind="Discrete", nvec=(4,)))
+
+
+@pytest.fixture
+def policy() -> ActorCriticCnnPolicy:
+    torch.manual_seed(0)
+    image = spaces.Box(0, 255, (3, 64, 64), np.uint8)
+    policy = ActorCriticCnnPolicy(image, spaces.Discrete(4), lr_schedule=lambda _: 1e-3)
+    torch.nn.init.normal_(policy.action_net.weight)  # SB3 begins with all but equal chances
+    return policy
+
+
+@pytest.fixture
+def frames() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (200, 64, 64, 3), dtype=np.uint8)
+
+
+def test_a_saved_policy_acts_as_before(tmp_path: Path, policy: ActorCriticCnnPolicy, frames: np.ndarray) -> None:
+    save_policy(tmp_path, policy, {"gamma": 0.99}, {"steps": 5})
+    loaded = load_policy(tmp_path, WORLD)
+    for deterministic in (True, False):
+        torch.manual_seed(1)
+        expected = policy.predict(frames, deterministic=deterministic)[0]
+        torch.manual_seed(1)
+        np.testing.assert_array_equal(loaded.predict(frames, deterministic=deterministic)[0], expected)
+        assert len(set(expected.tolist())) > 1
+    assert read_header(tmp_path)[0]["training"] == {"gamma": 0.99}
+
+
+def test_no_pickle_is_written(tmp_path: Path, policy: ActorCriticCnnPolicy) -> None:
+    save_policy(tmp_path, policy, {}, {})
+    assert sorted(p.name for p in tmp_path.iterdir()) == [FILE, "config.json"]
+    data = (tmp_path / FILE).read_bytes()
+    assert data[8:9] == b"{"  # safetensors: eight bytes of length, then JSON
+    assert b"stable_baselines3" not in data
+    assert b"cloudpickle" not in data
+
+
+def test_a_policy_of_another_world_is_refused(tmp_path: Path, policy: ActorCriticCnnPolicy) -> None:
+    save_policy(tmp_path, policy, {}, {})
+    for change in ({"frame_shape": (32, 32, 3)}, {"action": ActionSpec(kind="Discrete", nvec=(5,))}):
+        with pytest.raises(UserError, match=r"acts on 64x64 frames with Discrete\(4\), but toy has"):
+            load_policy(tmp_path, dataclasses.replace(WORLD, **change))
+    with pytest.raises(UserError, match="nowhere holds no checkpoint"):
+        load_policy("nowhere")
+
+
+def test_act_samples_the_policy_and_explores(policy: ActorCriticCnnPolicy, frames: np.ndarray) -> None:
+    policy.set_training_mode(False)
+    one = np.repeat(frames[:1], 1500, axis=0)
+    with torch.no_grad():
+        chances = policy.get_distribution(policy.obs_to_tensor(frames[:1])[0]).distribution.probs[0].numpy()
+    for epsilon in (0.0, 0.5, 1.0):
+        expected = (1 - epsilon) * chances + epsilon / 4
+        actions = act(policy, one, epsilon, np.random.default_rng(0))
+        counts = np.bincount(actions, minlength=4)
+        spread = np.sqrt(1500 * expected * (1 - expected))
+        assert (abs(counts - 1500 * expected) <= 5 * spread + 1e-3).all()
+    again = act(policy, one[:100], 0.5, np.random.default_rng(0))
+    np.testing.assert_array_equal(again, act(policy, one[:100], 0.5, np.random.default_rng(0)))
+    assert chances.max() > 0.4  # else the three would look alike

@@ -1,0 +1,64 @@
+"""The evaluation of the toy world, where the answer is known."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rollout import dream, evaluate
+from worldmodel.dream import Dream
+
+
+@pytest.fixture(scope="module")
+def run(toy_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluate") / "run"
+    shutil.copytree(toy_run, folder)
+    return folder
+
+
+def test_the_table_tells_true_actions_from_shuffled_ones(run: Path, capsys: pytest.CaptureFixture) -> None:
+    evaluate.main(evaluate.Args(run=run, clips=12, context=4, ahead=(1, 5, 10), dreams=2))
+    printed = capsys.readouterr().out
+    result = json.loads((run / "evaluation" / "results.json").read_text())
+    bits = result["bits_per_dim"]
+    assert bits["true actions"]["high"] < bits["shuffled actions"]["low"]
+    for figure, sign in (("psnr", 1), ("nmse", -1)):
+        assert len(result[figure]["true actions"]) == 3
+        assert all(sign * d["mean"] > 0 for d in result["difference"][figure])
+        true, copied = result[figure]["true actions"][0], result[figure]["copy last frame"][0]
+        assert sign * (true["mean"] - copied["mean"]) > 0, "the square moves two steps in three"
+    assert result["protocol"]["ahead"] == [1, 5, 10]
+    assert f"{bits['true actions']['mean']:.3f} [" in printed
+    assert "VideoGPTDream-v0" in printed
+    assert (run / "evaluation" / "results.txt").read_text().strip() in printed
+
+
+def test_held_out_frames_are_those_of_the_codes(run: Path) -> None:
+    model = Dream.load(run)
+    held = evaluate.held_out(model, run, None, "test", 4, 10)
+    decoded = evaluate.reconstructions(model, held.codes)
+    assert np.abs(decoded.astype(int) - held.frames).mean() < 10
+    encoded = model.world.action.encode(held.actions)[:, :-1]
+    assert np.array_equal(encoded, held.condition[:, 1:].numpy()), "the action at a frame leads into the next"
+
+
+def test_shuffling_gives_nobody_its_own_actions() -> None:
+    episodes = np.repeat(np.arange(5), 4)
+    order = evaluate.shuffle(episodes, seed=0)
+    assert sorted(order) == list(range(20))
+    assert (episodes[order] != episodes).all()
+    assert len({tuple(evaluate.shuffle(episodes, seed)) for seed in range(8)}) > 1
+
+
+def test_pictures_are_written(run: Path) -> None:
+    dream.main(dream.Args(run=run, clips=2, context=4, steps=8))
+    gif = Image.open(run / "dreams" / "dream.gif")
+    assert gif.n_frames == 12  # type: ignore[attr-defined]
+    assert gif.size == (3 * 3 * 16, 2 * 3 * 16 + 14)
+    strip = Image.open(run / "dreams" / "strip.png")
+    assert strip.size == (9 * 32, 6 * 32)

@@ -1,0 +1,76 @@
+"""The house: who may import whom, and what a wheel puts into site-packages."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ABOVE = {
+    "worldmodel": {"envs", "configs", "collect", "train", "rollout", "tests"},
+    "envs": {"configs", "collect", "train", "rollout", "tests"},
+    "configs": {"envs", "collect", "train", "rollout", "tests"},
+    "collect": {"train", "rollout", "tests"},
+    "train": {"collect", "rollout", "tests"},
+    "rollout": {"collect", "train", "tests"},
+}
+FOREIGN = {"worldmodel": {"gymnasium", "stable_baselines3", "vizdoom", "tyro", "yaml"}}
+
+
+def imports(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("room", ABOVE)
+def test_imports_point_one_way(room: str) -> None:
+    files = list((ROOT / room).rglob("*.py"))
+    assert files
+    for path in files:
+        wrong = imports(path) & (ABOVE[room] | FOREIGN.get(room, set()))
+        assert not wrong, f"{path.relative_to(ROOT)} must not import {wrong}"
+
+
+def test_every_module_says_what_it_is() -> None:
+    for room in ABOVE:
+        for path in (ROOT / room).rglob("*.py"):
+            assert ast.get_docstring(ast.parse(path.read_text())), f"{path.relative_to(ROOT)} has no docstring"
+
+
+def test_registering_loads_no_torch() -> None:
+    code = "import sys, envs; assert 'torch' not in sys.modules and 'vizdoom' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_the_wheel_claims_only_its_own_name(tmp_path: Path) -> None:
+    """Built as pip would build it, then imported from an unpacked copy, away from the clone."""
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, check=True, cwd=ROOT, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.split("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"worldmodel"}
+    assert "worldmodel/envs/dream.py" in names
+    assert any(name.startswith("worldmodel/pretrained/") and name.endswith(".safetensors") for name in names)
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    code = f"""
+import sys
+sys.path = ["{tmp_path}/site"] + [p for p in sys.path if p != "{ROOT}"]
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
+import gymnasium, worldmodel.envs, worldmodel.envs.dream, worldmodel.envs.policies as policies
+assert policies.__file__.startswith("{tmp_path}"), policies.__file__
+policies.load_policy("health_gathering_supreme")
+gymnasium.spec("VideoGPTDream-v0")
+assert "envs" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-P", "-c", code], check=True, cwd=tmp_path)

@@ -1,0 +1,94 @@
+"""Training a policy: shaping by hand, and a run that goes on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from envs.policies import load_policy, policy_folder
+from rollout import policy as rollout_policy
+from train import policy
+from worldmodel.checkpoint import FILE, read_header
+from worldmodel.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Scripted(gym.Env):
+    """Health 50, 40, 65, then death."""
+
+    observation_space = gym.spaces.Box(0, 255, (2,), np.uint8)
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, **_: object) -> tuple:  # type: ignore[override]
+        self.left = [(40.0, 4.0, False), (65.0, 4.0, False), (0.0, -96.0, True)]
+        return np.zeros(2, np.uint8), {"HEALTH": 50.0}
+
+    def step(self, action: object) -> tuple:
+        health, reward, end = self.left.pop(0)
+        return np.zeros(2, np.uint8), reward, end, False, {"HEALTH": health}
+
+
+def test_shaping_is_a_difference_of_potentials() -> None:
+    args = policy.Args(reward_scale=0.01, shaping=0.02, gamma=0.9)
+    env = policy.Shaped(Scripted(), args)
+    env.reset()
+    rewards = [env.step(0)[1] for _ in range(3)]
+    assert rewards == pytest.approx([0.04 + 0.9 * 0.8 - 1.0, 0.04 + 0.9 * 1.3 - 0.8, -0.96 + 0 - 1.3])
+    discounted = sum(0.9**t * r for t, r in enumerate(rewards))
+    plain = sum(0.9**t * r for t, r in enumerate((0.04, 0.04, -0.96)))
+    assert discounted == pytest.approx(plain - 1.0), "shaping adds only what the start was worth: no policy gains by it"
+
+
+def test_a_run_goes_on_exports_and_refuses_other_settings(tmp_path: Path) -> None:
+    args = policy.Args(out=tmp_path / "run", steps=32, n_envs=2, n_steps=16, epochs=1, scenario="basic", shaping=0)
+    policy.main(args)
+    assert read_header(tmp_path / "run")[1] == {"steps": 32}
+    before = (tmp_path / "run" / FILE).read_bytes()
+    with pytest.raises(UserError, match=r"training.steps = 32, but 64 was asked for"):
+        policy.main(replace(args, steps=64))
+    assert (tmp_path / "run" / FILE).read_bytes() == before
+    policy.main(replace(args, until=16, export=tmp_path / "small"))
+    assert (tmp_path / "small" / FILE).stat().st_size < len(before) / 2, "no optimizer"
+    a, b = load_policy(tmp_path / "run").state_dict(), load_policy(tmp_path / "small").state_dict()
+    assert all((a[k] == b[k]).all() for k in a)
+
+
+def test_mistakes_are_told_in_a_sentence(tmp_path: Path) -> None:
+    for change, sentence in (
+        ({"env": "VizdoomFrame-v0"}, "VizdoomFrame"),
+        ({"env": "VideoGPTDream-v0"}, "give a run folder"),
+        ({"scenario": "basik"}, "there is no scenario 'basik'"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            policy.main(policy.Args(out=tmp_path / "run", **change))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_policy_that_ships_survives_more_than_twice_as_long_as_a_random_one(tmp_path: Path) -> None:
+    """A small sample of what README reports for 50 episodes."""
+    rollout_policy.main(rollout_policy.Args(episodes=8, out=tmp_path))
+    import json
+
+    scores = json.loads((tmp_path / "scores.json").read_text())["scores"]
+    assert set(scores) == {"random", "health_gathering_supreme"}
+    ours, random = (np.array(scores[k]["episodes"]["steps"]) for k in ("health_gathering_supreme", "random"))
+    assert len(ours) == 8
+    assert ours.mean() > 2 * random.mean()
+    assert policy_folder("health_gathering_supreme").is_dir()
+
+
+def test_scripts_run_as_files_from_anywhere(tmp_path: Path) -> None:
+    """`collect/vizdoom.py` and its like must not be found in place of the libraries they are named after."""
+    for script in sorted(p for room in ("collect", "train", "rollout") for p in (ROOT / room).glob("*.py")):
+        if "__main__" in script.read_text():
+            done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, cwd=tmp_path)
+            assert done.returncode == 0, done.stderr
+            assert "--preset" in done.stdout
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,179 @@
+"""The stages of training: what they hand to each other, in both modes, and what they refuse."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from train import outcome, prior, tokens, vqvae
+from worldmodel.checkpoint import FILE, read_header
+from worldmodel.dream import Context, Dream, load_prior, load_vqvae
+from worldmodel.errors import UserError
+from worldmodel.prior import PriorConfig
+from worldmodel.store import Store
+from worldmodel.vqvae import VQVAE, VQVAEConfig
+from worldmodel.world import ActionSpec, World
+
+Stages = Callable[..., tuple]
+
+
+def test_rows_of_codes_say_what_led_into_them() -> None:
+    """Six frames, two to a latent frame: action a_t leads from frame t into frame t + 1."""
+    world = World(name="x", action=ActionSpec(kind="Discrete", nvec=(3,)), variables=("V",))
+    episode = {
+        "frames": np.zeros((6, 4, 4, 3), np.uint8),
+        "action": np.array([0, 1, 2, 1, 2, 0]),
+        "reward": np.array([1, 2, 4, 8, 16, 0], np.float32),
+        "terminated": np.array([0, 0, 0, 0, 1, 0], bool),
+        "variables": np.arange(6, dtype=np.float32)[:, None],
+    }
+    rows = tokens.rows_of(world, episode, 0, 6, stride=2)
+    assert rows["condition"].tolist() == [[0, 0, 0, 1, 0, 0], [0, 1, 0, 0, 0, 1], [0, 1, 0, 0, 0, 1]]
+    assert rows["reward"].tolist() == [1, 6, 24]
+    assert rows["ended"].tolist() == [False, False, True]
+    assert rows["variables"].tolist() == [[1], [3], [5]]
+    assert tokens.rows_of(world, episode, 2, 4, stride=2)["condition"].tolist() == [[0, 1, 0, 0, 0, 1]]
+
+
+def test_codes_are_those_of_whole_episodes_and_contexts_begin_in_them(toy_run: Path) -> None:
+    data, codes, model = Store(toy_run / "data.zarr"), Store(toy_run / "tokens.zarr"), load_vqvae(toy_run / "vqvae")
+    assert codes.rows == data.rows
+    assert np.array_equal(codes.episodes("test"), data.episodes("test"))
+    whole = model.encode(torch.from_numpy(data.episode(7)["frames"])[None])[0]
+    assert (whole.numpy() == codes.episode(7)["codes"]).mean() > 0.999  # rounding may differ from batch to batch
+    contexts = Context.load(toy_run)
+    assert contexts.codes.shape == (4, 4, 4, 4, 1)
+    valid = np.concatenate([codes.episode(i)["codes"] for i in codes.episodes("valid")])
+    for context in contexts.codes.numpy():
+        assert any(np.array_equal(valid[t : t + 4], context) for t in range(len(valid)))
+
+
+def test_paper_mode_conditions_on_the_actions_of_the_clip(toy_store: Path, toy_stages: Stages) -> None:
+    run = toy_store.parent
+    v, t, p, _ = toy_stages(run, mode="paper", steps=4)
+    vqvae.main(v)
+    tokens.main(t)
+    prior.main(p)
+    model, store = load_prior(run / "prior"), Store(run / "tokens.zarr")
+    assert (model.config.condition, model.config.condition_dim) == ("clip", 7 * 3)
+    assert store.rows == 20 * 3 * 8, "clips of 8 that begin at 0, 8 and 16 of 31 frames"
+    rows = torch.from_numpy(store.episode(0)["condition"][:8])[None]
+    flat = prior.condition_of(model.config, rows, 3)
+    actions = Store(run / "data.zarr").episode(0)["action"][:7]
+    assert flat is not None
+    assert flat.view(7, 3).argmax(1).tolist() == actions.tolist()
+    frames = torch.from_numpy(Store(run / "data.zarr").episode(0)["frames"][8:16])[None]
+    codes = load_vqvae(run / "vqvae").encode(frames)[0].numpy()
+    assert np.array_equal(codes, store.episode(0)["codes"][8:16])
+
+
+def test_without_actions_the_prior_is_unconditional(toy_store: Path, toy_stages: Stages) -> None:
+    run = toy_store.parent
+    v, t, p, _ = toy_stages(run, steps=2)
+    vqvae.main(v)
+    tokens.main(t)
+    prior.main(replace(p, actions=False))
+    assert read_header(run / "prior")[0]["model"]["condition"] == "none"
+
+
+def test_condition_sizes_of_table_9() -> None:
+    """15 transitions of 4 actions for HGS, of 21 for Battle2, of 4 numbers for BAIR plus its 4 states: 60 and 315."""
+    paper = VQVAE(VQVAEConfig(hidden=4, residual=4, layers=0, dim=4))
+    args = prior.Args(actions=True, model=PriorConfig())
+    assert prior.configure(args, paper, 4).condition_dim == 60
+    assert prior.configure(args, paper, 21).condition_dim == 315
+    with pytest.raises(UserError, match="VQ-VAE is in paper mode, but the prior in stream mode"):
+        prior.configure(prior.Args(), paper, 4)
+
+
+def test_encoding_goes_on_where_it_stopped(
+    toy_run: Path, tmp_path: Path, toy_fill: Callable, toy_stages: Stages
+) -> None:
+    shutil.copytree(toy_run / "vqvae", tmp_path / "vqvae")
+    args = toy_stages(tmp_path)[1]
+    toy_fill(tmp_path / "data.zarr", 20)
+    tokens.main(args)
+    before = Store(tmp_path / "tokens.zarr").episode(3)
+    shutil.rmtree(tmp_path / "data.zarr")
+    toy_fill(tmp_path / "data.zarr", 30)  # the same twenty and ten more
+    tokens.main(args)
+    after = Store(tmp_path / "tokens.zarr")
+    assert len(after.ends) == 30
+    assert all(np.array_equal(before[name], after.episode(3)[name]) for name in before)
+
+
+def test_codes_of_another_vqvae_are_not_mixed(
+    toy_run: Path, tmp_path: Path, toy_fill: Callable, toy_stages: Stages
+) -> None:
+    shutil.copytree(toy_run / "vqvae", tmp_path / "vqvae")
+    v, t, p, o = toy_stages(tmp_path)
+    toy_fill(tmp_path / "data.zarr", 20)
+    tokens.main(t)
+    vqvae.main(replace(v, fit=replace(v.fit, steps=1), restart=True))
+    with pytest.raises(UserError, match=r"was recorded with settings.vqvae.weights = \w+, but \w+ was asked for"):
+        tokens.main(t)
+    for stale in (lambda: prior.main(p), lambda: outcome.main(o), lambda: Context.load(tmp_path)):
+        with pytest.raises(UserError, match="was made with another VQ-VAE than"):
+            stale()
+    tokens.main(replace(t, restart=True))
+    Context.load(tmp_path)
+    for part in ("prior", "outcome"):
+        shutil.copytree(toy_run / part, tmp_path / part)
+    with pytest.raises(
+        UserError, match=r"prior was made with another VQ-VAE than .*vqvae; make it again with --restart"
+    ):
+        Dream.load(tmp_path)
+
+
+def test_mistakes_are_told_in_a_sentence_and_nothing_is_lost(
+    toy_store: Path, toy_stages: Stages, toy_fill: Callable
+) -> None:
+    run = toy_store.parent
+    v, t, p, _ = toy_stages(run, steps=2)
+    with pytest.raises(UserError, match=r"has frames of \(16, 16, 3\), but the VQ-VAE is set to \(32, 32, 3\)"):
+        vqvae.main(replace(v, model=replace(v.model, size=(32, 32))))
+    toy_fill(run / "few.zarr", 1)
+    with pytest.raises(UserError, match="has no episodes in split 'valid'; collect at least"):
+        vqvae.main(replace(v, data=run / "few.zarr"))
+    with pytest.raises(UserError, match=r"tokens.zarr holds no store"):
+        prior.main(p)
+    vqvae.main(v)
+    before = (run / "vqvae" / FILE).read_bytes()
+    with pytest.raises(UserError, match=r"holds a run with model.hidden = 16, but 32 was asked for"):
+        vqvae.main(replace(v, model=replace(v.model, hidden=32)))
+    assert (run / "vqvae" / FILE).read_bytes() == before
+    tokens.main(t)
+    with pytest.raises(UserError, match="ask for shorter clips"):
+        prior.main(replace(p, frames=40))
+
+
+def test_sequences_meet_ends_wherever_they_come(toy_run: Path) -> None:
+    store = Store(toy_run / "tokens.zarr")
+    sequences = outcome.Sequences(store, "train", 16)
+    drawn = sequences.sample(np.random.default_rng(0), 4000)
+    ended = drawn["ended"] & drawn["known"]
+    true_rate = sequences.rows["ended"].mean()
+    assert ended.sum() / drawn["known"].sum() == pytest.approx(true_rate, rel=0.3)
+    assert (ended.sum(0) > 0).all(), "at every step of a sequence"
+    assert drawn["known"][:, 0].all()
+    rows = np.flatnonzero(ended.any(1))
+    after = [drawn["known"][i, ended[i].argmax() + 1 :].any() for i in rows]
+    assert not any(after), "nothing is known after an end"
+
+
+def test_bits_are_logarithms_to_two(toy_run: Path) -> None:
+    """A prior that has learned the toy world needs far less than the 4 bits of a code."""
+    store, model = Store(toy_run / "tokens.zarr"), load_prior(toy_run / "prior")
+    episode = store.episode(int(store.episodes("test")[0]))
+    codes = torch.from_numpy(episode["codes"].astype(np.int64))[None, :8]
+    condition = torch.from_numpy(episode["condition"])[None, :8]
+    with torch.no_grad():
+        bits = model.loss(codes, condition)[0, 1:].mean().item() / math.log(2)
+    assert 0 < bits < 0.5

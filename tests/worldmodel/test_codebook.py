@@ -1,0 +1,91 @@
+"""The codebook against hand calculation."""
+
+from __future__ import annotations
+
+import torch
+
+from worldmodel.codebook import Codebook, usage
+
+
+def test_first_training_batch_initialises_with_its_own_features() -> None:
+    torch.manual_seed(0)
+    book, features = Codebook(codes=4, dim=2), torch.randn(64, 2)
+    with torch.no_grad():
+        book._initialise(features[None])
+    rows = {tuple(row) for row in features.tolist()}
+    assert bool(book.initialised)
+    assert all(tuple(code) in rows for code in book.embedding[0].tolist())
+    assert len({tuple(code) for code in book.embedding[0].tolist()}) == 4, "drawn without replacement"
+
+
+def test_too_few_features_are_repeated_with_little_noise() -> None:
+    torch.manual_seed(0)
+    book, features = Codebook(codes=10, dim=2), torch.tensor([[1.0, 0.0], [0.0, 1.0], [5.0, 5.0]])
+    book.train()(features)
+    nearest = torch.cdist(book.embedding[0], features).min(1).values
+    assert 0 < nearest.max() < 0.1
+    assert len(torch.unique(book.embedding[0], dim=0)) == 10
+
+
+def test_codes_follow_the_exponential_averages() -> None:
+    book = Codebook(codes=2, dim=1, decay=0.9)
+    book.embedding.copy_(torch.tensor([[[0.0], [10.0]]]))
+    book.total.copy_(torch.tensor([[[0.0], [100.0]]]))
+    book.count.copy_(torch.tensor([[10.0, 10.0]]))
+    book.initialised.fill_(True)
+    features = torch.tensor([[1.0], [2.0], [3.0], [11.0]])
+    out = book.train()(features)
+    # The codes were chosen before they moved: three features for 0, one for 10.
+    assert out.codes[:, 0].tolist() == [0, 0, 0, 1]
+    # counts 0.9*10 + 0.1*3 = 9.3 and 0.9*10 + 0.1*1 = 9.1; sums 0.1*6 = 0.6 and 0.9*100 + 0.1*11 = 91.1
+    torch.testing.assert_close(book.count, torch.tensor([[9.3, 9.1]]))
+    torch.testing.assert_close(book.embedding[0, :, 0], torch.tensor([0.6 / 9.3, 91.1 / 9.1]))
+    # Commitment and output use the codes after the move, as the features will meet them.
+    expected = torch.tensor([0.6 / 9.3] * 3 + [91.1 / 9.1])[:, None]
+    torch.testing.assert_close(out.features, expected)
+    torch.testing.assert_close(out.commitment, (features - expected).square().mean())
+
+
+def test_unused_codes_restart_at_a_feature_of_the_batch() -> None:
+    torch.manual_seed(0)
+    book = Codebook(codes=2, dim=1)
+    book.embedding.copy_(torch.tensor([[[0.0], [99.0]]]))
+    book.count.copy_(torch.tensor([[50.0, 0.5]]))
+    book.initialised.fill_(True)
+    book.train()(torch.tensor([[0.25]]).repeat(8, 1))
+    assert book.embedding[0, 1].item() == 0.25
+
+
+def test_gradient_passes_straight_through_and_evaluation_changes_nothing() -> None:
+    book = Codebook(codes=8, dim=3)
+    before = {k: v.clone() for k, v in book.state_dict().items()}
+    features = torch.randn(5, 3, requires_grad=True)
+    out = book.eval()(features)
+    (out.features * torch.arange(3.0)).sum().backward()
+    assert torch.equal(features.grad, torch.arange(3.0).expand(5, 3))  # type: ignore[arg-type]
+    assert all(torch.equal(before[k], v) for k, v in book.state_dict().items())
+
+
+def test_several_books_quantise_their_own_slices() -> None:
+    torch.manual_seed(0)
+    both, features = Codebook(codes=6, dim=2, books=3).eval(), torch.randn(7, 6)
+    codes = both(features).codes
+    for g in range(3):
+        alone = torch.cdist(features[:, 2 * g : 2 * g + 2], both.embedding[g]).argmin(1)
+        assert torch.equal(codes[:, g], alone)
+    assert torch.equal(both.embed(codes)[:, 2:4], both.embedding[1][codes[:, 1]])
+
+
+def test_usage_by_hand() -> None:
+    figures = usage(torch.tensor([[0], [0], [1], [1]]), 4)
+    assert figures["codes_used"] == 0.5
+    torch.testing.assert_close(figures["perplexity"], torch.tensor(2.0))
+
+
+def test_codes_are_chosen_in_full_precision_under_autocast() -> None:
+    """A stage that trains in bfloat16 must choose the codes that encoding will choose."""
+    torch.manual_seed(0)
+    book, features = Codebook(codes=512, dim=64).eval(), torch.randn(256, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        codes = book(features).codes
+    assert torch.equal(codes[:, 0], torch.cdist(features, book.embedding[0]).argmin(1))

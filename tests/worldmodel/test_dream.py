@@ -1,0 +1,134 @@
+"""Dreams: seeds, lanes, snapshots; and that the toy world is dreamed right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from worldmodel.dream import Context, Dream, Lanes
+from worldmodel.errors import UserError
+from worldmodel.sampling import Sampling
+from worldmodel.vqvae import VQVAE, VQVAEConfig
+
+
+@pytest.fixture
+def dream(toy_run: Path) -> Dream:
+    return Dream.load(toy_run)
+
+
+@pytest.fixture
+def contexts(toy_run: Path) -> Context:
+    return Context.load(toy_run)
+
+
+def double(dream: Dream) -> Dream:
+    for model in (dream.vqvae, dream.prior, dream.outcome):
+        model.double()
+    return dream
+
+
+def play(dream: Dream, lanes: Lanes, actions: np.ndarray) -> list[torch.Tensor]:
+    """Everything that steps of actions (t, b) give, as tensors over (t, b)."""
+    steps = [dream.step(lanes, a) for a in actions]
+    names = ("codes", "frames", "reward", "terminated", "variables", "log_likelihood", "entropy")
+    return [torch.stack([getattr(s, name) for s in steps]) for name in names]
+
+
+def test_same_seed_same_dream_other_seed_another(dream: Dream, contexts: Context) -> None:
+    warm = Dream(dream.vqvae, dream.prior, dream.outcome, dream.world, Sampling(temperature=3.0))
+    actions = np.random.default_rng(0).integers(3, size=(8, 1))
+    runs = [play(warm, warm.reset(contexts[:1], [seed])[0], actions) for seed in (5, 5, 6)]
+    assert all(torch.equal(a, b) for a, b in zip(runs[0], runs[1], strict=True))
+    assert not torch.equal(runs[0][0], runs[2][0])
+
+
+def test_a_lane_of_a_batch_is_the_same_lane_alone(dream: Dream, contexts: Context) -> None:
+    dream = double(dream)
+    contexts = Context(contexts.codes, contexts.condition.double(), contexts.variables.double())
+    dream.sampling = Sampling(temperature=2.0)
+    actions = np.random.default_rng(0).integers(3, size=(8, 4))
+    together = play(dream, dream.reset(contexts, [1, 2, 3, 4])[0], actions)
+    for i in range(4):
+        alone = play(dream, dream.reset(contexts[i : i + 1], [i + 1])[0], actions[:, i : i + 1])
+        assert torch.equal(together[0][:, i : i + 1], alone[0])
+        for a, b in zip(together[1:], alone[1:], strict=True):
+            torch.testing.assert_close(a[:, i : i + 1], b)
+
+
+def test_a_lane_can_begin_anew_among_others(dream: Dream, contexts: Context) -> None:
+    dream = double(dream)
+    contexts = Context(contexts.codes, contexts.condition.double(), contexts.variables.double())
+    actions = np.random.default_rng(1).integers(3, size=(10, 2))
+    lanes, *_ = dream.reset(contexts[:2], [1, 2])
+    play(dream, lanes, actions[:5])
+    undisturbed = lanes.clone()
+    fresh, *_ = dream.reset(contexts[2:3], [9], time=lanes.cache.time)
+    lanes.put(torch.tensor([1]), fresh)
+    after = play(dream, lanes, actions[5:])
+    expected = play(dream, undisturbed, actions[5:])
+    alone = play(dream, dream.reset(contexts[2:3], [9])[0], actions[5:, 1:])
+    assert torch.equal(after[0][:, :1], expected[0][:, :1])
+    assert torch.equal(after[0][:, 1:], alone[0])
+    torch.testing.assert_close(after[4][:, 1:], alone[4])
+
+
+def test_a_snapshot_is_untouched_by_what_follows(dream: Dream, contexts: Context) -> None:
+    dream.sampling = Sampling(temperature=3.0)
+    actions = np.random.default_rng(2).integers(3, size=(12, 2))
+    lanes, *_ = dream.reset(contexts[:2], [1, 2])
+    play(dream, lanes, actions[:3])
+    saved = lanes.clone()
+    first = play(dream, lanes, actions[3:])
+    again = play(dream, saved, actions[3:])
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_the_toy_world_is_dreamed_as_it_is(dream: Dream, contexts: Context) -> None:
+    """The square goes where the actions push it, and the variable that names its column agrees."""
+    dream.sampling = Sampling(temperature=0)
+    actions = np.random.default_rng(3).integers(3, size=(20, 4))
+    lanes, frame, _ = dream.reset(contexts, [0, 1, 2, 3])
+    _, frames, reward, _, variables, *_ = play(dream, lanes, actions)
+    where = lambda f: f[..., 4:12, :, 0].float().mean(-2).unflatten(-1, (4, 4)).mean(-1).argmax(-1)  # noqa: E731
+    expected = where(frame) + torch.from_numpy(np.cumsum(np.array([0, -1, 1])[actions], 0))
+    assert (where(frames[:, :, -1]) == expected % 4).float().mean() > 0.95
+    assert (variables[..., 0].round() == expected % 4).float().mean() > 0.8
+    assert (reward - 1).abs().mean() < 0.2
+
+
+def test_contexts_of_ones_own(dream: Dream) -> None:
+    frames = np.full((1, 4, 16, 16, 3), 40, np.uint8)
+    frames[:, :, 4:12, 4:8] = (250, 200, 60)
+    context = dream.context(frames, np.zeros((1, 3), int), np.ones((1, 1), np.float32))
+    assert context.condition[0, 0].tolist() == [0, 0, 0], "no action led into the first frame"
+    assert context.condition[0, 1].tolist() == [1, 0, 0]
+    _, frame, variables = dream.reset(context, [0])
+    assert np.abs(frame[0].numpy().astype(int) - frames[0, -1]).mean() < 20
+    assert variables[0].round().item() == 1
+    none = np.zeros((1, 3), int)
+    for bad, sentence in (
+        ((frames / 255.0, none), "uint8, not float64"),
+        ((frames, none[:, :2]), "between 4 frames lie 3 actions, but 2"),
+        ((frames, none, np.ones((1, 2), np.float32)), "toy has 1 game variables"),
+        ((frames[:, :, :8], none), "takes clips of"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            dream.context(*bad)
+
+
+def test_mistakes_are_told_in_a_sentence(dream: Dream, toy_run: Path, tmp_path: Path) -> None:
+    lanes, *_ = dream.reset(Context.load(toy_run)[:1], [0])
+    with pytest.raises(UserError, match=r"action 3 is outside Discrete\(3\)"):
+        dream.step(lanes, np.array([3]))
+    with pytest.raises(UserError, match="1 lanes need as many actions, not 2"):
+        dream.step(lanes, np.array([0, 1]))
+    with pytest.raises(UserError, match="needs a stream-mode VQ-VAE"):
+        paper = VQVAE(VQVAEConfig(hidden=4, residual=4, layers=0, codes=2, dim=2))
+        Dream(paper, dream.prior, dream.outcome, dream.world)
+    with pytest.raises(UserError, match="train it first"):
+        Dream.load(tmp_path)
+    with pytest.raises(UserError, match=r"train/tokens.py writes the contexts"):
+        Context.load(tmp_path)

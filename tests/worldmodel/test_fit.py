@@ -1,0 +1,192 @@
+"""Training: golden losses, exact resume, and what stops it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from worldmodel.checkpoint import read_header, read_tensors
+from worldmodel.errors import UserError
+from worldmodel.fit import FitConfig, fit, learning_rate
+from worldmodel.prior import Prior, PriorConfig
+from worldmodel.vqvae import VQVAE, VQVAEConfig
+
+QUIET = {"log_every": 2, "save_every": 100, "evaluate_every": 100}
+
+
+def vqvae() -> VQVAE:
+    torch.manual_seed(0)
+    return VQVAE(
+        VQVAEConfig(
+            mode="stream",
+            frames=4,
+            size=(8, 8),
+            stride=(1, 4, 4),
+            hidden=8,
+            residual=8,
+            layers=1,
+            codes=16,
+            dim=4,
+            window=2,
+        )
+    )
+
+
+def frames(rng: np.random.Generator) -> dict[str, np.ndarray]:
+    return {"frames": rng.integers(256, size=(4, 4, 8, 8, 3), dtype=np.uint8)}
+
+
+def prior() -> Prior:
+    torch.manual_seed(0)
+    config = PriorConfig(
+        latent=(4, 2, 2), codes=8, code_dim=4, mode="stream", order="diagonal", window=2, width=16, heads=2, layers=2,
+        feedforward=32, dropout=0.3,
+    )  # fmt: skip
+    return Prior(config, torch.randn(1, 8, 4))
+
+
+def codes(rng: np.random.Generator) -> dict[str, np.ndarray]:
+    return {"codes": rng.integers(4, size=(4, 4, 2, 2, 1))}
+
+
+def run(kind: str, out: Path, config: FitConfig, **extra: object) -> torch.nn.Module:
+    model = vqvae() if kind == "vqvae" else prior()
+    if kind == "vqvae":
+        fit(model, lambda batch: model(batch["frames"]), frames, config, out, {"kind": kind}, **extra)  # type: ignore[arg-type]
+    else:
+        fit(
+            model,
+            lambda batch: {"loss": model.loss(batch["codes"]).mean()},
+            codes,
+            config,
+            out,
+            {"kind": kind},
+            **extra,
+        )  # type: ignore
+    return model
+
+
+def steps(out: Path) -> list[int]:
+    events = EventAccumulator(str(out / "log"))
+    events.Reload()
+    return sorted(e.step for e in events.Scalars("train/learning_rate"))
+
+
+def losses(out: Path) -> list[float]:
+    events = EventAccumulator(str(out / "log"))
+    events.Reload()
+    return [e.value for e in events.Scalars("train/loss")]
+
+
+@pytest.mark.parametrize("kind", ["vqvae", "prior"])
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(kind: str, tmp_path: Path) -> None:
+    config = FitConfig(steps=8, batch_size=4, learning_rate=1e-2, schedule="cosine", warmup=2, **QUIET)
+    run(kind, tmp_path / "whole", config)
+
+    def interrupt(writer: object, step: int) -> None:
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(kind, tmp_path / "parts", FitConfig(**{**vars(config), "evaluate_every": 4}), evaluate=interrupt)
+    assert read_header(tmp_path / "parts")[1] == {"step": 4}
+    torch.manual_seed(1234)  # the state of the global generator must not matter
+    run(kind, tmp_path / "parts", config)
+
+    whole, parts = read_tensors(tmp_path / "whole"), read_tensors(tmp_path / "parts")
+    assert whole[0].keys() == parts[0].keys()
+    assert all(torch.equal(whole[0][k], parts[0][k]) for k in whole[0])
+    assert all(torch.equal(v, parts[1][i][k]) for i, state in whole[1].items() for k, v in state.items())
+    assert steps(tmp_path / "parts") == steps(tmp_path / "whole") == [2, 4, 6, 8]
+    if kind == "vqvae":
+        assert whole[0]["codebook.initialised"]
+
+
+def test_another_seed_is_another_run(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        run("prior", tmp_path / str(seed), FitConfig(steps=4, batch_size=4, seed=seed, **QUIET))
+    a, b = (read_tensors(tmp_path / str(seed))[0] for seed in (0, 1))
+    assert not torch.equal(a["start"], b["start"])
+
+
+GOLDEN = {
+    "vqvae": [1.45938, 1.41586, 1.39793, 1.41647, 1.42706],
+    "prior": [2.07944, 2.03209, 1.95704, 1.8307, 1.75094],
+}
+
+
+@pytest.mark.parametrize("kind", ["vqvae", "prior"])
+def test_five_steps_have_the_losses_they_always_had(kind: str, tmp_path: Path) -> None:
+    """A change of these numbers is a change of the models or of the loop: on purpose, or a mistake."""
+    run(
+        kind,
+        tmp_path,
+        FitConfig(steps=5, batch_size=4, learning_rate=1e-2, precision="float32", **(QUIET | {"log_every": 1})),
+    )
+    assert losses(tmp_path) == pytest.approx(GOLDEN[kind], rel=1e-3)
+
+
+def test_learning_rate_by_hand() -> None:
+    config = FitConfig(steps=10, learning_rate=1.0, schedule="cosine", warmup=2)
+    assert [learning_rate(config, s) for s in (0, 1, 2, 6, 9)] == pytest.approx([0.5, 1, 1, 0.5, 0.0380602337])
+    assert learning_rate(FitConfig(steps=10, learning_rate=1.0), 9) == 1.0
+
+
+def test_finished_runs_stay_as_they_are_and_other_settings_are_refused(tmp_path: Path) -> None:
+    config = FitConfig(steps=2, batch_size=4, **QUIET)
+    run("prior", tmp_path, config)
+    before = (tmp_path / "checkpoint.safetensors").read_bytes()
+    run("prior", tmp_path, config)
+    with pytest.raises(UserError, match=r"fit.learning_rate = 0.0003, but 0.1 was asked for"):
+        run("prior", tmp_path, FitConfig(steps=2, batch_size=4, learning_rate=0.1, **QUIET))
+    assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
+    run("prior", tmp_path, FitConfig(steps=2, batch_size=4, learning_rate=0.1, **QUIET), restart=True)
+    assert read_header(tmp_path)[0]["fit"]["learning_rate"] == 0.1
+
+
+def test_nonsense_is_refused() -> None:
+    for name in ("steps", "batch_size", "log_every", "evaluate_every", "save_every"):
+        with pytest.raises(UserError, match=f"{name} must be at least 1, not 0"):
+            FitConfig(**{name: 0})
+
+
+def test_time_runs_out_with_a_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="time is up after step 1 of 50; run it again, without --restart, to go on"):
+        run("prior", tmp_path, FitConfig(steps=50, batch_size=4, minutes=1e-9, **QUIET))
+    assert read_header(tmp_path)[1] == {"step": 1}
+
+
+def test_a_loss_that_is_no_number_stops_before_it_does_harm(tmp_path: Path) -> None:
+    model = prior()
+
+    def loss(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"loss": model.loss(batch["codes"]).mean() * float("nan")}
+
+    with pytest.raises(UserError, match="the loss is nan at step 0; lower the learning rate"):
+        fit(model, loss, codes, FitConfig(steps=2, batch_size=4), tmp_path, {})
+    assert not (tmp_path / "checkpoint.safetensors").exists()
+
+
+def test_tensorboard_has_what_a_person_looks_for(tmp_path: Path) -> None:
+    run("vqvae", tmp_path, FitConfig(steps=4, batch_size=4, **QUIET))
+    events = EventAccumulator(str(tmp_path / "log"))
+    events.Reload()
+    names = {
+        "loss",
+        "nmse",
+        "commitment",
+        "codes_used",
+        "perplexity",
+        "gradient_norm",
+        "learning_rate",
+        "clips_per_second",
+    }
+    assert {f"train/{name}" for name in names} == set(events.Tags()["scalars"])
+    assert [e.step for e in events.Scalars("train/loss")] == [2, 4]
+    assert "config/text_summary" in events.Tags()["tensors"]

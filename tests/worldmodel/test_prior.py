@@ -1,0 +1,193 @@
+"""The prior: an exact factorisation, the same from its cache, blind to the future."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+
+from worldmodel.attention import Cache
+from worldmodel.errors import UserError
+from worldmodel.prior import Prior, PriorConfig
+
+KINDS = [
+    ("stream", "diagonal", 1, "frame"),
+    ("stream", "raster", 1, "frame"),
+    ("stream", "diagonal", 2, "frame"),
+    ("stream", "diagonal", 1, "none"),
+    ("paper", "raster", 1, "clip"),
+    ("paper", "raster", 2, "frame"),
+    ("paper", "diagonal", 3, "none"),
+]
+
+
+def build(mode: str, order: str, books: int, condition: str, **changes: object) -> Prior:
+    """A float64 prior with random weights everywhere, the head and the conditional norms included."""
+    torch.manual_seed(0)
+    settings: dict = {
+        "latent": (6, 3, 4), "books": books, "codes": 11, "code_dim": 5, "mode": mode, "order": order, "window": 3,
+        "condition": condition, "condition_dim": 0 if condition == "none" else 7, "width": 32, "heads": 2, "layers": 2,
+        "feedforward": 64,
+    }  # fmt: skip
+    config = PriorConfig(**(settings | changes))
+    prior = Prior(config, torch.randn(books, config.codes, 5)).double().eval()
+    for name, parameter in prior.named_parameters():
+        if "affine" in name or "head" in name:
+            torch.nn.init.normal_(parameter, std=0.5)
+    return prior
+
+
+def clip(prior: Prior, frames: int, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor | None]:
+    c = prior.config
+    codes = torch.randint(c.codes, (batch, frames, *c.latent[1:], c.books))
+    shapes = {"none": None, "frame": (batch, frames, 7), "clip": (batch, 7)}
+    shape = shapes[c.condition]
+    return codes, None if shape is None else torch.randn(shape, dtype=torch.float64)
+
+
+def at(prior: Prior, condition: torch.Tensor | None, t: int | slice) -> torch.Tensor | None:
+    return condition[:, t] if condition is not None and prior.config.condition == "frame" else condition
+
+
+def step_frame(prior: Prior, cache: Cache, codes: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
+    """Logits (b, n, k) of a frame whose codes (b, h, w, g) are then taken as drawn."""
+    flat = codes.flatten(1)
+    logits = torch.zeros(*flat.shape, prior.config.codes, dtype=torch.float64)
+    for positions in prior.order.passes:
+        logits[:, positions] = prior.step(cache, positions, condition).detach()
+        cache.codes[:, positions] = flat[:, positions]
+    prior.finish(cache)
+    return logits
+
+
+@pytest.mark.parametrize("given", [0, 1, 2, 5])
+@pytest.mark.parametrize("kind", KINDS, ids=lambda k: "-".join(map(str, k)))
+def test_cached_logits_equal_full_ones_before_and_after_the_ring_wraps(kind: tuple, given: int) -> None:
+    prior = build(*kind)
+    frames = 6 if prior.config.mode == "paper" else 11  # the ring of a stream holds 2
+    codes, condition = clip(prior, frames)
+    full = prior(codes, condition).detach().flatten(2, 4)
+    cache = prior.prefill(codes[:, :given], at(prior, condition, slice(given))) if given else prior.empty(2)
+    for t in range(given, frames):
+        logits = step_frame(prior, cache, codes[:, t], at(prior, condition, t))
+        torch.testing.assert_close(logits, full[:, t], rtol=1e-10, atol=1e-10)
+
+
+def test_a_cache_that_starts_late_is_the_same() -> None:
+    """Lanes join a batch at its time: only differences of time may matter."""
+    prior = build(*KINDS[0])
+    codes, condition = clip(prior, 6)
+    assert condition is not None
+    caches = [prior.prefill(codes[:, :4], condition[:, :4], start) for start in (0, 1000, 123_457)]
+    first, *rest = [step_frame(prior, c, codes[:, 4], condition[:, 4]) for c in caches]
+    for other in rest:
+        torch.testing.assert_close(first, other, rtol=1e-8, atol=1e-8)
+
+
+def test_lanes_may_have_contexts_of_different_lengths() -> None:
+    prior = build(*KINDS[0])
+    codes, condition = clip(prior, 8, batch=1)
+    assert condition is not None
+    long = prior.prefill(codes[:, :6], condition[:, :6])
+    short = prior.prefill(codes[:, 5:6], condition[:, 5:6], start=5)
+    both = prior.prefill(codes[:, :6].repeat(2, 1, 1, 1, 1), condition[:, :6].repeat(2, 1, 1))
+    both.put(torch.tensor([1]), short)
+    for t in (6, 7):
+        alone = [step_frame(prior, c, codes[:, t], condition[:, t]) for c in (long, short)]
+        together = step_frame(prior, both, codes[:, t].repeat(2, 1, 1, 1), condition[:, t].repeat(2, 1))
+        torch.testing.assert_close(together, torch.cat(alone), rtol=1e-10, atol=1e-10)
+        assert not torch.allclose(alone[0], alone[1]), "the context matters"
+
+
+@pytest.mark.parametrize("order", ["raster", "diagonal"])
+def test_probabilities_of_all_frames_sum_to_one(order: str) -> None:
+    """An independent check of the factorisation: add up every possible 2x2 frame of 3 codes."""
+    prior = build("stream", order, 1, "none", latent=(2, 2, 2), codes=3)
+    first = torch.tensor([0, 2, 1, 1]).view(1, 1, 2, 2, 1)
+    every = torch.tensor(list(product(range(3), repeat=4))).view(-1, 1, 2, 2, 1)
+    codes = torch.cat([first.expand(len(every), -1, -1, -1, -1), every], dim=1)
+    with torch.no_grad():
+        likelihood = -4 * prior.loss(codes)  # nats of each frame
+    assert likelihood[:, 1].std() > 0.1
+    torch.testing.assert_close(likelihood[:, 1].double().exp().sum().item(), 1.0, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS[:4], ids=lambda k: "-".join(map(str, k)))
+def test_a_stream_has_no_gradient_from_later_codes_or_later_actions(kind: tuple) -> None:
+    prior = build(*kind)
+    codes, condition = clip(prior, 6, batch=1)
+    n = len(prior.order)
+    soft = prior.vectors(codes.flatten(2)).clone().requires_grad_()
+    prior.vectors = lambda _: soft  # type: ignore[method-assign, assignment]
+    if condition is not None:
+        condition.requires_grad_()
+    logits = prior.clip(codes, condition)[0]
+    sources = [soft] if condition is None else [soft, condition]
+    for t, i in product((1, 3), range(n)):
+        gradients = torch.autograd.grad(logits[:, t, i].sum(), sources, retain_graph=True)
+        later = prior.order.rank >= prior.order.rank[i]
+        assert gradients[0][:, t + 1 :].abs().sum() == 0
+        assert gradients[0][:, t, later].abs().sum() == 0, "neither its own pass nor a later one"
+        assert (gradients[0][:, t, ~later].abs().amax(-1) > 0).all(), "but every earlier one"
+        assert (gradients[0][:, t - 1].abs().amax(-1) > 0).all()
+        if condition is not None:
+            assert gradients[1][:, t + 1 :].abs().sum() == 0
+            assert gradients[1][:, t].abs().max() > 0
+
+
+def test_clip_conditioning_tells_every_code_the_future_actions() -> None:
+    prior = build("paper", "raster", 1, "clip")
+    codes, condition = clip(prior, 6)
+    assert condition is not None
+    other = prior(codes, condition + torch.eye(7)[-1])
+    assert (other - prior(codes, condition)).abs()[:, 0].max() > 1e-3
+
+
+def test_the_window_is_what_a_layer_reaches() -> None:
+    """One layer with a window of 3 sees two frames back, and no further."""
+    prior = build(*KINDS[0], layers=1)
+    codes, condition = clip(prior, 6, batch=1)
+    before = prior(codes, condition)
+    for t in range(5):
+        changed = codes.clone()
+        changed[:, t] = (changed[:, t] + 1) % 11
+        moved = (prior(changed, condition) - before).abs().amax((0, 2, 3, 4, 5)) > 0
+        reach = min(6, t + 4)  # the first position of frame t + 1 carries the last code of frame t
+        assert moved.tolist() == [False] * t + [True] * (reach - t) + [False] * (6 - reach)
+
+
+def test_parameters_of_the_papers_prior_by_hand() -> None:
+    with torch.device("meta"):
+        prior = Prior(PriorConfig(latent=(8, 32, 32), condition="clip", condition_dim=60))
+    d, ff, layers, codes, dim = 512, 2048, 16, 1024, 256
+    norm = 2 * d * 60 + 2 * d
+    block = 2 * norm + 3 * d * d + (d * d + d) + (d * ff + ff) + (ff * d + d)
+    axes = 8 * 171 + 32 * 171 + 32 * 170
+    expected = layers * block + norm + dim * d + d + axes + d * codes + codes
+    assert sum(p.numel() for p in prior.parameters()) == expected
+
+
+def test_untrained_it_knows_nothing() -> None:
+    torch.manual_seed(0)
+    prior = Prior(PriorConfig(latent=(2, 2, 2), codes=16, code_dim=4, width=16, heads=2, layers=1, feedforward=16))
+    loss = prior.loss(torch.randint(16, (3, 2, 2, 2, 1)))
+    torch.testing.assert_close(loss, torch.full((3, 2), 16.0).log())
+
+
+def test_mistakes_are_told_in_a_sentence() -> None:
+    prior = build(*KINDS[0])
+    codes, condition = clip(prior, 4)
+    assert condition is not None
+    with pytest.raises(UserError, match=r"takes codes of \(batch, time, 3, 4, 1\)"):
+        prior(codes[..., :2, :], condition)
+    with pytest.raises(UserError, match=r"conditioned on \(2, 4, 7\) per frame, not None"):
+        prior(codes)
+    with pytest.raises(UserError, match="codebook"):
+        Prior(prior.config, torch.zeros(1, 3, 5))
+    with pytest.raises(UserError, match="ends after 6 latent frames"):
+        build("paper", "raster", 1, "none")(torch.zeros(1, 7, 3, 4, 1, dtype=torch.long))
+    with pytest.raises(UserError, match="width = 30"):
+        PriorConfig(width=30)
+    with pytest.raises(UserError, match="conditioned frame by frame"):
+        PriorConfig(mode="stream", condition="clip", condition_dim=4)

@@ -1,0 +1,71 @@
+"""Sampling against the distribution it samples from."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from worldmodel.errors import UserError
+from worldmodel.prior import Prior, PriorConfig
+from worldmodel.sampling import Sampling, next_frame
+
+LOGITS = torch.tensor([0.1, 0.4, 0.2, 0.3]).log().view(1, 1, 4)
+
+
+def shares(sampling: Sampling, n: int = 10_000) -> list[float]:
+    """How often each code is drawn over evenly spread numbers: exact to 1/n."""
+    noise = (torch.arange(n, dtype=torch.float64) + 0.5).view(1, n) / n
+    codes = sampling.draw(LOGITS.double().expand(1, n, 4), noise)
+    return (torch.bincount(codes.flatten(), minlength=4) / n).tolist()
+
+
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [
+        (Sampling(), [0.1, 0.4, 0.2, 0.3]),
+        (Sampling(temperature=0), [0, 1, 0, 0]),
+        (Sampling(top_k=1), [0, 1, 0, 0]),
+        (Sampling(top_k=2), [0, 4 / 7, 0, 3 / 7]),
+        (Sampling(top_p=0.5), [0, 4 / 7, 0, 3 / 7]),
+        (Sampling(top_p=0.3), [0, 1, 0, 0]),
+        (Sampling(temperature=0.5), [1 / 30, 16 / 30, 4 / 30, 9 / 30]),
+    ],
+)
+def test_codes_are_drawn_as_often_as_they_should_be(sampling: Sampling, expected: list[float]) -> None:
+    assert shares(sampling) == pytest.approx(expected, abs=2e-4)
+
+
+def test_nonsense_is_refused() -> None:
+    for settings in ({"temperature": -1}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.5}):
+        with pytest.raises(UserError, match="top_p must lie in"):
+            Sampling(**settings)
+
+
+def small_prior() -> Prior:
+    torch.manual_seed(0)
+    config = PriorConfig(
+        latent=(4, 2, 3), codes=7, code_dim=4, mode="stream", order="diagonal", window=3, width=16, heads=2, layers=2,
+        feedforward=32,
+    )  # fmt: skip
+    prior = Prior(config, torch.randn(1, 7, 4)).double().eval()
+    torch.nn.init.normal_(prior.head.weight, std=1.0)
+    return prior
+
+
+def test_likelihood_and_entropy_are_the_models_own() -> None:
+    prior, noise = small_prior(), torch.rand(5, 6, dtype=torch.float64)
+    frame, likelihood, entropy = next_frame(prior, prior.empty(5), None, noise, Sampling(temperature=0.7, top_k=3))
+    log = prior(frame).log_softmax(-1).flatten(1, 4)
+    expected = log.gather(-1, frame.flatten(1)[..., None]).sum((1, 2))
+    torch.testing.assert_close(likelihood, expected)
+    torch.testing.assert_close(entropy, -(log.exp() * log).sum((1, 2)))
+
+
+def test_a_lane_of_a_batch_is_the_same_lane_alone() -> None:
+    prior, noise = small_prior(), torch.rand(6, 4, 6, dtype=torch.float64)
+    together, caches = prior.empty(4), [prior.empty(1) for _ in range(4)]
+    for t in range(6):
+        codes = next_frame(prior, together, None, noise[t], Sampling())[0]
+        alone = [next_frame(prior, cache, None, noise[t, i : i + 1], Sampling())[0] for i, cache in enumerate(caches)]
+        assert torch.equal(codes, torch.cat(alone))
+    assert len(torch.unique(codes.flatten(1), dim=0)) > 1

@@ -1,0 +1,190 @@
+"""Convolutions against PyTorch's own, streaming against the whole, causality by gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from einops import rearrange
+
+from worldmodel.errors import UserError
+from worldmodel.layers import AxialAttention, AxisPositions, Conv, ConvTranspose, Memory
+from worldmodel.vqvae import VQVAE, VQVAEConfig, layer_strides, to_float, to_uint8
+
+
+def small(**changes: object) -> VQVAEConfig:
+    settings: dict = {
+        "frames": 12, "size": (16, 16), "stride": (1, 4, 4), "mode": "stream", "hidden": 8, "residual": 6,
+        "layers": 2, "codes": 32, "dim": 4, "window": 3,
+    }  # fmt: skip
+    return VQVAEConfig(**(settings | changes))
+
+
+def build(config: VQVAEConfig) -> tuple[VQVAE, torch.Tensor]:
+    """A float64 model with random norms and distances, and two clips for it."""
+    torch.manual_seed(0)
+    model = VQVAE(config).double().eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model, torch.randint(256, (2, 12, *config.size, 3), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("stride", [(1, 2, 2), (2, 2, 2), (1, 1, 3)])
+def test_upsampling_is_a_transposed_convolution(stride: tuple[int, int, int]) -> None:
+    torch.manual_seed(0)
+    mine = ConvTranspose(3, 5, stride).double()
+    taps = [2 if s > 1 else 3 for s in stride]
+    kernel = [2 * s if s > 1 else 3 for s in stride]
+    padding = [(k - s) // 2 for k, s in zip(kernel, stride, strict=True)]
+    extra = [(k - s) % 2 for k, s in zip(kernel, stride, strict=True)]
+    theirs = torch.nn.ConvTranspose3d(3, 5, kernel, stride, padding, bias=False).double()
+    weight = rearrange(
+        mine.conv.weight, "(o a b c) i x y z -> i o x a y b z c", a=stride[0], b=stride[1], c=stride[2]
+    ).flip(2, 4, 6)  # a correlation with taps in order is a transposed one with taps reversed
+    theirs.weight.data = weight.reshape(3, 5, *(t * s for t, s in zip(taps, stride, strict=True)))
+    x = torch.randn(2, 3, 4, 5, 6).double()
+    bias = mine.conv.bias.view(5, -1)[:, :1].mean(1)
+    mine.conv.bias.data = bias.repeat_interleave(stride[0] * stride[1] * stride[2])
+    expected = theirs(x) + bias[:, None, None, None]
+    for axis, cut in enumerate(extra):
+        expected = expected.narrow(axis + 2, 0, expected.shape[axis + 2] - cut)
+    torch.testing.assert_close(mine(x), expected)
+
+
+def test_convolution_divides_any_size_by_any_stride() -> None:
+    for kernel, stride in (((3, 3, 3), (1, 2, 3)), ((4, 4, 4), (2, 2, 2)), ((1, 3, 3), (5, 1, 1))):
+        for causal in (False, True):
+            x = torch.randn(1, 2, 10, 12, 12)
+            y = Conv(2, 4, kernel, stride, causal)(x)
+            assert y.shape == (1, 4, 10 // stride[0], 12 // stride[1], 12 // stride[2])
+
+
+def test_axial_attention_is_full_attention_along_each_axis() -> None:
+    torch.manual_seed(0)
+    layer = AxialAttention(8, heads=2).double()
+    x, positions = torch.randn(1, 8, 3, 2, 4).double(), torch.randn(3, 2, 4, 8).double()
+    y, expected = x.movedim(1, -1) + positions, 0
+    for axis, part in zip((1, 2, 3), layer.axes, strict=True):
+        weight = part.qkv.weight  # one line of the axis at a time, one head at a time
+        lines = y.movedim(axis, -2)
+        out = torch.zeros_like(lines)
+        for index in torch.cartesian_prod(*map(torch.arange, lines.shape[:3])):
+            line = lines[tuple(index)]
+            q, k, v = (line @ w.T for w in weight.chunk(3))
+            heads = [
+                torch.softmax(q[:, h] @ k[:, h].T / 2, -1) @ v[:, h] for h in (slice(0, 4), slice(4, 8))
+            ]  # sqrt(4) = 2
+            out[tuple(index)] = part.out(torch.cat(heads, -1))
+        expected = expected + out.movedim(-2, axis)
+    torch.testing.assert_close(layer(x, positions), expected.movedim(-1, 1))
+
+
+def test_positions_take_widths_that_do_not_divide() -> None:
+    positions = AxisPositions((2, 3, 4), 11)
+    assert positions().shape == (2, 3, 4, 11)
+    assert [axis.shape[1] for axis in positions.axes] == [4, 4, 3]
+
+
+STRIDES = [(1, 4, 4), (2, 2, 2), (4, 2, 4), (3, 4, 1), (1, 2, 2)]
+
+
+@pytest.mark.parametrize("stride", STRIDES)
+@pytest.mark.parametrize("mode", ["paper", "stream"])
+def test_every_stride_and_mode_trains(stride: tuple[int, int, int], mode: str) -> None:
+    config = small(stride=stride, mode=mode, books=2)
+    model, frames = VQVAE(config), torch.randint(256, (2, 12, 16, 16, 3), dtype=torch.uint8)
+    out = model(frames)
+    out["loss"].backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    codes = model.eval().encode(frames)
+    assert codes.shape == (2, *config.latent, 2)
+    assert model.decode(codes).shape == frames.shape
+
+
+def test_strides_are_factored_axis_by_axis() -> None:
+    assert layer_strides((2, 4, 4)) == [(2, 2, 2), (1, 2, 2)]
+    assert layer_strides((1, 16, 16)) == [(1, 2, 2)] * 4
+    assert layer_strides((3, 2, 6)) == [(3, 2, 2), (1, 1, 3)]
+    assert layer_strides((1, 1, 1)) == [(1, 1, 1)]
+
+
+@pytest.mark.parametrize("norm", ["layer", "batch"])
+@pytest.mark.parametrize("stride", STRIDES)
+def test_streamed_encoding_and_decoding_equal_whole_ones(stride: tuple[int, int, int], norm: str) -> None:
+    model, frames = build(small(stride=stride, norm=norm))
+    whole_features, s = model._features(frames), stride[0]
+    memory: Memory = {}
+    parts = [model._features(frames[:, t : t + s], memory) for t in range(0, 12, s)]
+    torch.testing.assert_close(torch.cat(parts, 1), whole_features, rtol=1e-12, atol=1e-12)
+
+    codes = torch.randint(32, (2, 12 // s, *model.config.latent[1:], 1))
+    memory = {}
+    parts = [model.decode(codes[:, t : t + 1], memory) for t in range(codes.shape[1])]
+    whole = model.decode(codes)
+    assert whole.std() > 1e-3, "a constant would prove nothing"
+    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("stride", [(1, 4, 4), (2, 2, 2)])
+def test_a_stream_has_no_gradient_from_the_future(stride: tuple[int, int, int]) -> None:
+    model, _ = build(small(stride=stride))
+    s = stride[0]
+    video = torch.rand(1, 3, 12, 16, 16, dtype=torch.float64, requires_grad=True)
+    x = video
+    for conv in model.down:
+        x = torch.relu(conv(x))
+    features = model.to_code(model.encoder(model.last(x), model._positions(), None))
+    for t in range(features.shape[2]):
+        (gradient,) = torch.autograd.grad(features[:, :, t].sum(), video, retain_graph=True)
+        assert gradient[:, :, (t + 1) * s :].abs().max() == 0 if (t + 1) * s < 12 else True
+        assert gradient[:, :, t * s : (t + 1) * s].abs().max() > 0
+
+    latents = torch.randn(1, 12 // s, *model.config.latent[1:], 4, dtype=torch.float64, requires_grad=True)
+    frames = model._frames(latents)
+    for t in range(12):
+        (gradient,) = torch.autograd.grad(frames[:, t].sum(), latents, retain_graph=True)
+        assert gradient[:, t // s + 1 :].abs().sum() == 0
+        assert gradient[:, t // s].abs().max() > 0
+
+
+def test_the_paper_mode_sees_the_whole_clip() -> None:
+    model, _ = build(small(mode="paper"))
+    latents = torch.randn(1, 12, 4, 4, 4, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(model._frames(latents)[:, 0].sum(), latents)
+    assert gradient[:, -1].abs().max() > 0
+
+
+def test_positions_are_shared_by_encoder_and_decoder() -> None:
+    model = VQVAE(small(mode="paper"))
+    assert sum(isinstance(m, AxisPositions) for m in model.modules()) == 1
+    frames = torch.randint(256, (1, 12, 16, 16, 3), dtype=torch.uint8)
+    model(frames)["loss"].backward()
+    assert all(axis.grad.abs().max() > 0 for axis in model.positions.axes)
+    assert not any(isinstance(m, (AxisPositions, AxialAttention)) for m in VQVAE(small(attention=False)).modules())
+
+
+def test_loss_is_normalised_error_plus_a_quarter_of_the_commitment() -> None:
+    model, frames = VQVAE(small(variance=0.02)).eval(), torch.randint(256, (2, 12, 16, 16, 3), dtype=torch.uint8)
+    out = model(frames)
+    error = (model.decode(model.encode(frames)) - to_float(frames)).square().mean()
+    torch.testing.assert_close(out["nmse"], error.detach() / 0.02)
+    torch.testing.assert_close(out["loss"], out["nmse"] + 0.25 * out["commitment"])
+
+
+def test_pixels_survive_the_scale() -> None:
+    frames = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16, 1)
+    assert to_float(frames).min() == -0.5
+    assert to_float(frames).max() == 0.5
+    assert torch.equal(to_uint8(to_float(frames)), frames)
+
+
+def test_mistakes_are_told_in_a_sentence() -> None:
+    with pytest.raises(UserError, match="15 frames cannot be divided by a stride of 2"):
+        small(frames=15, stride=(2, 4, 4))
+    with pytest.raises(UserError, match=r"takes clips of \(batch, a multiple of 1, 16, 16, 3\), not \(1, 4, 8, 8, 3\)"):
+        VQVAE(small()).encode(torch.zeros(1, 4, 8, 8, 3, dtype=torch.uint8))
+    with pytest.raises(UserError, match=r"takes clips of \(batch, 12, 16"):
+        VQVAE(small(mode="paper")).encode(torch.zeros(1, 6, 16, 16, 3, dtype=torch.uint8))
+    with pytest.raises(UserError, match="hidden = 9"):
+        small(hidden=9)
+    with pytest.raises(UserError, match="first 1 convolutions"):
+        small(widths=(4, 4))

@@ -1,0 +1,130 @@
+"""Train the outcome model: reward, end of episode and game variables from codes and actions.
+
+    python train/outcome.py --run runs/demo
+
+Reads <run>/tokens.zarr and <run>/vqvae, writes <run>/outcome.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from configs import command
+from worldmodel.checkpoint import check_made_with
+from worldmodel.dream import load_vqvae
+from worldmodel.errors import UserError
+from worldmodel.fit import Batch, FitConfig, evaluating, fit
+from worldmodel.outcome import OutcomeConfig, OutcomeModel
+from worldmodel.store import Store
+from worldmodel.vqvae import VQVAE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Train an outcome model on the codes of a store."""
+
+    run: Path = Path("runs/health_gathering_supreme")
+    """Run folder."""
+    frames: int = 48
+    """Latent frames of a training sequence."""
+    width: int = 256
+    """Of the recurrent state."""
+    fit: FitConfig = field(default_factory=lambda: FitConfig(steps=2000, schedule="cosine", learning_rate=1e-3))
+    held_out: int = 256
+    """Sequences of the validation split to evaluate on."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    restart: bool = False
+    """Overwrite a run of other settings."""
+
+
+class Sequences:
+    """Sequences of codes that begin anywhere in an episode, padded after its end; `known` tells rows from padding.
+
+    Clips that lie wholly inside episodes would not do: there an end could only come in the last row, and far too
+    seldom, so the model would learn to expect it then and never before.
+    """
+
+    def __init__(self, store: Store, split: str, length: int) -> None:
+        episodes = [store.episode(i) for i in store.episodes(split)]
+        self.length = length
+        self.rows = {name: np.concatenate([e[name] for e in episodes]) for name in store.names}
+        self.rows["codes"] = self.rows["codes"].astype(np.int32)  # torch does not index with uint16
+        sizes = [len(e["codes"]) for e in episodes]
+        self.stop = np.repeat(np.cumsum(sizes), sizes)
+        """For each row, the end of its episode."""
+
+    def sample(self, rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
+        """n sequences (n, length, ...), each beginning at any row."""
+        start = rng.integers(len(self.stop), size=(n, 1))
+        index = start + np.arange(self.length)
+        within = np.minimum(index, self.stop[start] - 1)
+        return {name: rows[within] for name, rows in self.rows.items()} | {"known": index < self.stop[start]}
+
+
+def configure(args: Args, store: Store, vqvae: VQVAE, train: Sequences) -> OutcomeConfig:
+    """Sizes from the VQ-VAE, scales from the training split."""
+    v, variables = vqvae.config, train.rows["variables"]
+    return OutcomeConfig(
+        latent=v.latent[1:],
+        books=v.books,
+        codes=v.codes,
+        code_dim=v.dim,
+        condition_dim=v.stride[0] * store.world.action.width,
+        variables=len(store.world.variables),
+        variable_mean=tuple(variables.mean(0).tolist()),
+        variable_std=tuple((variables.std(0) + 1e-6).tolist()),
+        reward_std=float(np.sqrt(np.square(train.rows["reward"]).mean())) or 1.0,
+        width=args.width,
+    )
+
+
+def main(args: Args) -> None:
+    store, vqvae = Store(args.run / "tokens.zarr"), load_vqvae(args.run / "vqvae")
+    check_made_with(store.path, store.settings["vqvae"]["weights"], args.run / "vqvae")
+    if not vqvae.config.causal:
+        raise UserError("an outcome model needs a stream-mode VQ-VAE; a run in paper mode has no dream to be stepped")
+    train, valid = (Sequences(store, split, args.frames) for split in ("train", "valid"))
+    torch.manual_seed(args.fit.seed)
+    model = OutcomeModel(configure(args, store, vqvae, train), vqvae.codebook.embedding).to(args.device)
+
+    def loss(batch: Batch) -> dict[str, Tensor]:
+        names = ("codes", "condition", "reward", "ended", "variables", "known")
+        return model.loss(*(batch[name] for name in names))
+
+    held = valid.sample(np.random.default_rng(0), args.held_out)
+    batch = {name: torch.from_numpy(array).to(args.device) for name, array in held.items()}
+
+    def evaluate(writer: SummaryWriter, step: int) -> None:
+        with evaluating(model):
+            for name, value in loss(batch).items():
+                writer.add_scalar(f"valid/{name}", value, step)
+
+    fit(
+        model,
+        loss=loss,
+        sample=lambda rng: train.sample(rng, args.fit.batch_size),
+        config=args.fit,
+        out=args.run / "outcome",
+        settings={
+            "kind": "outcome",
+            "model": asdict(model.config),
+            "frames": args.frames,
+            "vqvae": store.settings["vqvae"]["weights"],
+        },
+        evaluate=evaluate,
+        restart=args.restart,
+    )
+
+
+if __name__ == "__main__":
+    command(main, "outcome")

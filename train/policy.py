@@ -1,0 +1,172 @@
+"""Train a policy with Stable-Baselines3's PPO, in an engine or in a dream of it.
+
+    python train/policy.py                                   # Health Gathering Supreme
+    python train/policy.py --env VideoGPTDream-v0 --env-model runs/demo
+
+The engine's reward (one a tic, -100 at death) says little about what to do, so training adds potential-based
+shaping (Ng, Harada and Russell, 1999), which leaves the best policy what it was:
+F(s, s') = gamma * phi(s') - phi(s) with phi = weight * HEALTH. What is reported as reward is the engine's own.
+
+A run that was interrupted goes on with its weights, its optimizer and its schedule; the episodes in play are lost, and
+the environments begin again with other seeds.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as a file: `import vizdoom` must not find a script beside this one
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import gymnasium as gym
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from configs import command
+from envs.policies import load_policy, save_policy
+from worldmodel.checkpoint import FILE, load_optimizer, read_header, same_config
+from worldmodel.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Train a PPO policy on frames."""
+
+    out: Path = Path("runs/policy")
+    """Folder for the policy and its TensorBoard log; an unfinished run in it goes on."""
+    env: str = "VizdoomFrames-v0"
+    """Gymnasium id."""
+    scenario: str = "health_gathering_supreme"
+    """ViZDoom scenario, for the engine."""
+    env_model: str = ""
+    """Run folder of a world model, for the dream."""
+    steps: int = 1_500_000
+    """Environment steps over which the learning rate falls to zero."""
+    until: int = 0
+    """Stop after so many of them; 0 for all."""
+    n_envs: int = 8
+    """Environments stepped in one process."""
+    n_steps: int = 128
+    """Steps of each environment between two updates."""
+    epochs: int = 3
+    """Passes over each batch of experience."""
+    learning_rate: float = 3e-4
+    """Adam's, falling linearly to zero."""
+    entropy: float = 0.01
+    """Weight of the entropy bonus."""
+    gamma: float = 0.99
+    """Discount."""
+    reward_scale: float = 0.01
+    """The engine's reward is multiplied by this for learning."""
+    shaping: float = 0.02
+    """Potential per point of HEALTH; 0 turns shaping off."""
+    save_every: int = 25_000
+    """Steps between two checkpoints."""
+    export: Path | None = None
+    """Also write the policy here at the end, without what training needs to go on."""
+    seed: int = 0
+    """Of the environments, the weights and the actions."""
+
+
+class Shaped(gym.Wrapper):
+    """reward -> scale * reward + gamma * phi(s') - phi(s), where phi = weight * HEALTH, and 0 after the end."""
+
+    def __init__(self, env: gym.Env, args: Args) -> None:
+        super().__init__(env)
+        self.args = args
+
+    def _potential(self, info: dict[str, Any]) -> float:
+        return self.args.shaping * info["HEALTH"] if self.args.shaping else 0.0
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        frame, info = self.env.reset(**kwargs)
+        self.potential = self._potential(info)
+        return frame, info
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        frame, reward, terminated, truncated, info = self.env.step(action)
+        before, self.potential = self.potential, 0.0 if terminated else self._potential(info)
+        shaped = self.args.reward_scale * float(reward) + self.args.gamma * self.potential - before
+        return frame, shaped, terminated, truncated, info
+
+
+class Saver(BaseCallback):
+    """A checkpoint every `save_every` steps and at the end, Ctrl-C included."""
+
+    def __init__(self, args: Args, saved: int) -> None:
+        super().__init__()
+        self.args, self.saved = args, saved
+
+    def save(self) -> None:
+        self.saved = self.model.num_timesteps
+        save_policy(self.args.out, self.model.policy, settings(self.args), {"steps": self.saved})  # type: ignore[arg-type]
+
+    def _on_rollout_end(self) -> None:
+        if self.num_timesteps - self.saved >= self.args.save_every:
+            self.save()
+
+    def _on_step(self) -> bool:
+        return not 0 < self.args.until <= self.num_timesteps
+
+
+def settings(args: Args) -> dict[str, Any]:
+    """What makes two runs the same run; where they are written does not."""
+    return {k: v for k, v in asdict(args).items() if k not in ("out", "until", "save_every", "export")}
+
+
+def make_env(args: Args) -> gym.Env:
+    kwargs: dict[str, Any] = (
+        {"scenario": args.scenario} if args.env == "VizdoomFrames-v0" else {"model": args.env_model}
+    )
+    try:
+        return Shaped(Monitor(gym.make(args.env, **kwargs)), args)
+    except gym.error.Error as error:
+        raise UserError(str(error)) from None
+
+
+def main(args: Args) -> None:
+    environments = DummyVecEnv([lambda: make_env(args)] * args.n_envs)
+    ppo = PPO(
+        "CnnPolicy",
+        environments,
+        n_steps=args.n_steps,
+        batch_size=args.n_envs * args.n_steps // 4,
+        n_epochs=args.epochs,
+        learning_rate=lambda left: args.learning_rate * left,
+        ent_coef=args.entropy,
+        gamma=args.gamma,
+        seed=args.seed,
+        tensorboard_log=str(args.out),
+    )
+    if (args.out / FILE).exists():
+        same_config(args.out, read_header(args.out)[0] | {"training": settings(args)})
+        ppo.policy.load_state_dict(load_policy(args.out).state_dict())
+        load_optimizer(args.out, ppo.policy.optimizer)
+        ppo.num_timesteps = read_header(args.out)[1]["steps"]
+        ppo.set_random_seed(args.seed + ppo.num_timesteps)
+    saver = Saver(args, ppo.num_timesteps)
+    try:
+        if ppo.num_timesteps < (args.until or args.steps):
+            ppo.learn(
+                args.steps - ppo.num_timesteps,
+                callback=saver,
+                reset_num_timesteps=ppo.num_timesteps == 0,
+                tb_log_name="log",
+                progress_bar=True,
+            )
+    finally:
+        if ppo.num_timesteps > saver.saved:
+            saver.save()
+        environments.close()
+    if args.export is not None:
+        save_policy(args.export, load_policy(args.out), settings(args), {"steps": ppo.num_timesteps}, resumable=False)
+    print(f"policy: {args.export or args.out} after {ppo.num_timesteps:,} steps")
+
+
+if __name__ == "__main__":
+    command(main, "policy")

@@ -1,0 +1,146 @@
+"""Encode a store of frames once, into a store of codes (Figure 2, the second stage's data).
+
+    python train/tokens.py --run runs/demo
+
+Reads <run>/data.zarr and <run>/vqvae, writes <run>/tokens.zarr and <run>/contexts.safetensors. Episode i of the
+codes is episode i of the frames, so both have the same splits. Row t holds what led into latent frame t and
+what was found there:
+
+    codes       (h, w, g) uint16
+    condition   (s * action width) float32: the s actions that led into its s frames; zeros before an episode's first
+    reward      the sum of their rewards
+    ended       did the episode end with its last frame?
+    variables   (v) float32, at its last frame
+
+A stream-mode VQ-VAE encodes an episode from end to end. A paper-mode one sees whole clips, so an episode
+becomes a row of clips, one beginning every `every` frames, and clips of codes are only ever taken from where
+one begins.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from configs import command
+from worldmodel.checkpoint import digest
+from worldmodel.clips import Clips
+from worldmodel.dream import Context, load_vqvae
+from worldmodel.errors import UserError
+from worldmodel.layers import Memory
+from worldmodel.store import Store
+from worldmodel.vqvae import VQVAE
+from worldmodel.world import World
+from worldmodel.writer import StoreWriter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Encode a store of frames into codes."""
+
+    run: Path = Path("runs/health_gathering_supreme")
+    """Run folder."""
+    data: Path | None = None
+    """Store of frames; <run>/data.zarr if not given."""
+    every: int = 4
+    """paper mode: frames from the start of one clip to the start of the next."""
+    contexts: int = 32
+    """stream mode: starting contexts to keep for the dream, from the validation split."""
+    context: int = 8
+    """Latent frames of a starting context."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    restart: bool = False
+    """Overwrite the codes of another VQ-VAE."""
+
+
+def starts(model: VQVAE, rows: int, every: int) -> list[int]:
+    """First frames of the pieces of an episode: the episode itself, or the clips in it."""
+    return [0] if model.config.causal else list(range(0, rows - model.config.frames + 1, every))
+
+
+@torch.no_grad()
+def encode(model: VQVAE, frames: np.ndarray, chunk: int = 64) -> np.ndarray:
+    """The codes (t, h, w, g) of a piece (t*s, H, W, channels): streamed in chunks, or a clip at once."""
+    device, memory = model.to_code.weight.device, Memory() if model.config.causal else None
+    parts = torch.from_numpy(frames).split(chunk * model.config.stride[0])
+    codes = [model.encode(part[None].to(device), memory)[0].cpu() for part in parts]
+    return torch.cat(codes).numpy().astype(np.uint16)
+
+
+def rows_of(world: World, episode: dict[str, np.ndarray], start: int, stop: int, stride: int) -> dict[str, np.ndarray]:
+    """What led into each latent frame of frames start .. stop, and what was found there."""
+
+    def into(values: np.ndarray) -> np.ndarray:
+        """The value of the step into each frame (zero for an episode's first), s to a row."""
+        before = np.concatenate([np.zeros_like(values[:1]), values[:-1]])
+        return before[start:stop].reshape(-1, stride, *values.shape[1:])
+
+    actions = into(world.action.encode(episode["action"]))
+    return {
+        "condition": actions.reshape(len(actions), -1).astype(np.float32),
+        "reward": into(episode["reward"]).sum(1),
+        "ended": into(episode["terminated"]).any(1),
+        "variables": episode["variables"][start:stop].reshape(len(actions), stride, -1)[:, -1],
+    }
+
+
+def pieces(model: VQVAE, world: World, episode: dict[str, np.ndarray], every: int) -> Iterator[dict[str, np.ndarray]]:
+    """The rows of an episode's pieces."""
+    stride = model.config.stride[0]
+    missing = -len(episode["frames"]) % stride if model.config.causal else 0
+    if missing:  # the last frame stays until its latent frame is full, so that no end of an episode is lost
+        last = {name: array[-1:].repeat(missing, axis=0) for name, array in episode.items()}
+        episode = {name: np.concatenate([array, last[name]]) for name, array in episode.items()}
+    rows = len(episode["frames"])
+    for start in starts(model, rows, every):
+        stop = rows if model.config.causal else start + model.config.frames
+        yield {"codes": encode(model, episode["frames"][start:stop])} | rows_of(world, episode, start, stop, stride)
+
+
+def main(args: Args) -> None:
+    store, model = Store(args.data or args.run / "data.zarr"), load_vqvae(args.run / "vqvae").to(args.device)
+    weights = digest(args.run / "vqvae")
+    settings = {
+        "vqvae": {"weights": weights, "model": asdict(model.config)},
+        "every": 0 if model.config.causal else args.every,
+        "data": store.settings,
+    }
+    if args.restart:
+        shutil.rmtree(args.run / "tokens.zarr", ignore_errors=True)
+    with StoreWriter(args.run / "tokens.zarr", store.world, settings, store.split_seed) as writer:
+        first = writer.episodes
+        if first > len(store.ends):
+            raise UserError(f"{writer.path} has {first} episodes, {store.path} only {len(store.ends)}; use --restart")
+        rows = store.rows - (int(store.ends[first - 1]) if first else 0)
+        with tqdm(total=rows, unit=" frames", desc="tokens") as bar:
+            for i in range(first, len(store.ends)):
+                episode = store.episode(i)
+                parts = list(pieces(model, store.world, episode, args.every))
+                if not parts:
+                    raise UserError(
+                        f"episode {i} of {store.path} has {len(episode['frames'])} frames, too few for a clip of "
+                        f"{model.config.frames}; collect longer episodes or train the VQ-VAE with --model.mode stream"
+                    )
+                writer.append({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+                bar.update(len(episode["frames"]))
+    tokens = Store(args.run / "tokens.zarr")
+    if model.config.causal:
+        valid = Clips(tokens, "valid", args.context)
+        clips = valid.fixed(min(args.contexts, len(valid)))
+        arrays = clips["codes"].astype(np.int32), clips["condition"], clips["variables"][:, 0].copy()
+        Context(*map(torch.from_numpy, arrays)).save(args.run / "contexts.safetensors", weights)
+    print(f"tokens: {args.run / 'tokens.zarr'} with {len(tokens.ends)} episodes, {tokens.rows:,} latent frames")
+
+
+if __name__ == "__main__":
+    command(main, "tokens")

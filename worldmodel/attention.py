@@ -1,0 +1,132 @@
+"""Self-attention over the codes of a video, whole under a mask or one pass at a time from a cache.
+
+Time is relative in a stream: queries and keys are rotated by their frame's index (rotary embeddings along time
+only), so a score depends on how many frames lie between and a cached key stays right for ever. Space is
+absolute and enters with the input.
+
+The cache is a ring of latent frames, allocated once: window - 1 slots for past frames and one slot for the
+frame in the making. Codes of a frame are written as they are predicted, so what a pass may attend to is always
+one contiguous slice: all past frames, then what the frame has so far. When a frame is finished it takes the
+oldest slot. Which slot is which does not matter to attention, since the time is in the keys.
+
+Dimensions: b batch (lane), t frames, n codes of a frame, a heads, d channels of a head, w window in frames.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+@dataclass
+class Cache:
+    """What lanes remember of their past. Tensors have the lanes first."""
+
+    keys: list[Tensor]
+    """Per layer (b, a, w*n, d): w - 1 past frames, then the current one."""
+    values: list[Tensor]
+    valid: Tensor
+    """(b, w-1) bool: does the slot hold a frame of this lane?"""
+    last: Tensor
+    """(b, code_dim) vector of the last code of the last frame."""
+    codes: Tensor
+    """(b, n) codes of the current frame so far."""
+    time: int = 0
+    """Index of the frame in the making, the same for all lanes."""
+    done: int = 0
+    """Codes of the current frame that are already cached."""
+
+    @property
+    def frame(self) -> int:
+        """n, the codes of a frame."""
+        return self.codes.shape[1]
+
+    def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Put the keys and values (b, a, m, d) of a pass after what is there; returns all that the pass may see."""
+        start = self.keys[layer].shape[2] - self.frame + self.done
+        stop = start + key.shape[2]
+        self.keys[layer][:, :, start:stop] = key
+        self.values[layer][:, :, start:stop] = value
+        return self.keys[layer][:, :, :stop], self.values[layer][:, :, :stop]
+
+    def mask(self, keys: int) -> Tensor | None:
+        """(b, 1, 1, keys) of what is there, or None when every lane's ring is full: the fast way."""
+        if bool(self.valid.all()):
+            return None
+        past = self.valid.repeat_interleave(self.frame, 1)
+        return F.pad(past, (0, keys - past.shape[1]), value=True)[:, None, None]
+
+    def finish(self, last: Tensor) -> None:
+        """The current frame is complete: it takes the oldest slot, and the next one begins."""
+        slots, n = self.valid.shape[1], self.frame
+        if slots:
+            at = self.time % slots
+            for tensor in (*self.keys, *self.values):
+                tensor[:, :, at * n : (at + 1) * n] = tensor[:, :, slots * n :]
+            self.valid[:, at] = True
+        self.last, self.time, self.done = last, self.time + 1, 0
+
+    def put(self, lanes: Tensor, other: Cache) -> None:
+        """Overwrite some lanes by those of another cache at the same time."""
+        for mine, theirs in zip(self.tensors(), other.tensors(), strict=True):
+            mine[lanes] = theirs
+
+    def tensors(self) -> list[Tensor]:
+        return [*self.keys, *self.values, self.valid, self.last, self.codes]
+
+    def clone(self) -> Cache:
+        """A copy that shares nothing with this one."""
+        copies: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, value in copies.items():
+            if isinstance(value, list):
+                copies[name] = [t.clone() for t in value]
+            elif isinstance(value, Tensor):
+                copies[name] = value.clone()
+        return replace(self, **copies)
+
+
+def rotation(times: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
+    """(2, t, dim/2) cosine and sine of each frame's angles, from 1 to 1/100 radians a frame.
+
+    The angles are taken in float64, so that frame 1,000,000 is as exact as frame 1.
+    """
+    frequencies = 100.0 ** -torch.linspace(0, 1, dim // 2, dtype=torch.float64, device=times.device)
+    angles = times.double()[:, None] * frequencies
+    return torch.stack([angles.cos(), angles.sin()]).to(dtype)
+
+
+def rotate(x: Tensor, turn: Tensor) -> Tensor:
+    """Rotate (b, a, t, n, d) by its frame's angles."""
+    cos, sin = turn[0, :, None], turn[1, :, None]
+    even, odd = x.chunk(2, dim=-1)
+    return torch.cat([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over (b, t, n, width)."""
+
+    def __init__(self, width: int, heads: int, layers: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width)
+        nn.init.normal_(self.qkv.weight, std=width**-0.5)
+        nn.init.normal_(self.out.weight, std=(width * layers) ** -0.5)
+        nn.init.zeros_(self.out.bias)
+
+    def project(self, x: Tensor, turn: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (b, a, t*n, d), with the time turned into the first two."""
+        q, k, v = rearrange(self.qkv(x), "b t n (three a d) -> three b a t n d", three=3, a=self.heads)
+        if turn is not None:
+            q, k = rotate(q, turn), rotate(k, turn)
+        return q.flatten(2, 3), k.flatten(2, 3), v.flatten(2, 3)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, like: Tensor) -> Tensor:
+        """The attended values, back in the shape of `like` (b, t, n, width). Without a mask everything is seen."""
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.out(rearrange(y, "b a (t n) d -> b t n (a d)", t=like.shape[1]))

@@ -1,0 +1,137 @@
+"""Clips: the same number of consecutive rows, from anywhere in a split's episodes, as training wants them.
+
+Decoding a clip of 16 frames takes a millisecond, copying it a twentieth of one. So the arrays that are asked for
+are decoded once: into `<store>/cache/<name>-<rows>.npy`, mapped into memory and shared by all processes of the
+machine, or into RAM for a store that cannot be written beside (a URL, a read-only folder). Committed rows never
+change, so the number of rows says which cache is current.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from worldmodel.errors import UserError
+from worldmodel.layout import SHARD
+from worldmodel.store import Store
+
+Cache = Literal["disk", "memory", "off"]
+
+
+class Clips:
+    """Clips of `length` rows that lie wholly inside episodes of a split.
+
+    They begin at rows of their episode that are multiples of `align`. `names` are the arrays of a clip, by default
+    all. `cache` is "disk" where the store's folder can be written and else "memory", unless it is given; "off"
+    decodes each clip anew, for a store larger than both.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        split: str,
+        length: int,
+        names: Sequence[str] = (),
+        cache: Cache | None = None,
+        align: int = 1,
+    ) -> None:
+        self.store, self.split, self.length, self.align = store, split, length, align
+        self.names = tuple(names) or store.names
+        self.cache: Cache = cache or ("disk" if os.access(store.path, os.W_OK) else "memory")
+        episodes = store.episodes(split)
+        bounds = np.array([store.bounds(i) for i in episodes])
+        self._starts = (bounds[:, 1] - bounds[:, 0] - length) // align + 1  # number of starts in each episode
+        if length < 1 or self._starts.max() < 1:
+            longest = (bounds[:, 1] - bounds[:, 0]).max()
+            raise UserError(
+                f"no {split} episode of {store.path} has {length} rows, but at most {longest}; ask for shorter clips"
+            )
+        keep = self._starts > 0
+        self._episodes, self._first, self._starts = episodes[keep], bounds[keep, 0], self._starts[keep]
+        self._ends = self._starts.cumsum()
+
+    def __len__(self) -> int:
+        """The number of different clips."""
+        return int(self._ends[-1])
+
+    def sample(self, rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
+        """n clips, each start as likely as any other: arrays (n, length, ...).
+
+        "episode" (n) says which episode of the store a clip is from, "start" (n) at which of its rows it begins.
+        """
+        return self._read(rng.integers(len(self), size=n))
+
+    def fixed(self, n: int, seed: int = 0) -> dict[str, np.ndarray]:
+        """The same n clips every time, spread over the split; they overlap only where n do not fit side by side."""
+        if n > len(self):
+            raise UserError(
+                f"the {self.split} split of {self.store.path} has {len(self)} clips of {self.length} rows, not {n}"
+            )
+        rng, spacing = np.random.default_rng(seed), -(-self.length // self.align)
+        slack = rng.integers((self._starts - 1) % spacing + 1)  # of the rows left over by clips side by side
+        start = np.arange(len(self)) - np.repeat(self._ends - self._starts + slack, self._starts)
+        apart = (start >= 0) & (start % spacing == 0)
+        chosen = _spread(np.flatnonzero(apart), n, rng)
+        chosen = np.concatenate([chosen, _spread(np.flatnonzero(~apart), n - len(chosen), rng)])
+        return self._read(np.sort(chosen))
+
+    def _read(self, clips: np.ndarray) -> dict[str, np.ndarray]:
+        at = np.searchsorted(self._ends, clips, side="right")
+        start = (clips - (self._ends - self._starts)[at]) * self.align
+        rows = self._first[at] + start
+        batch = {name: self._rows(name, rows) for name in self.names}
+        return batch | {"episode": self._episodes[at], "start": start}
+
+    def _rows(self, name: str, starts: np.ndarray) -> np.ndarray:
+        if self.cache == "off":
+            return np.stack([self.store.read(name, s, s + self.length) for s in starts.tolist()])
+        decoded = self.store.decoded
+        if name not in decoded:
+            decoded[name] = (map_array if self.cache == "disk" else decode)(self.store, name)
+        return np.stack([decoded[name][s : s + self.length] for s in starts.tolist()])
+
+
+def _spread(candidates: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """At most n of the candidates, at even distances from a random first."""
+    n = min(n, len(candidates))
+    return candidates[((np.arange(n) + rng.random()) * len(candidates) / max(n, 1)).astype(int)]
+
+
+def decode(store: Store, name: str, out: np.ndarray | None = None) -> np.ndarray:
+    """A whole array, shard by shard."""
+    for start in tqdm(range(0, store.rows, SHARD), desc=f"decoding {name}", unit="shard", delay=2, leave=False):
+        part = store.read(name, start, start + SHARD)
+        out = np.empty((store.rows, *part.shape[1:]), part.dtype) if out is None else out
+        out[start : start + SHARD] = part
+    assert out is not None
+    return out
+
+
+def map_array(store: Store, name: str) -> np.ndarray:
+    """A whole array, mapped from the store's cache, which is filled first if need be."""
+    path = Path(store.path) / "cache" / f"{name}-{store.rows}.npy"
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        with open(path.parent / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # of the ranks that start together, one decodes
+            if not path.exists():
+                _fill(store, name, path)
+    return np.load(path, mmap_mode="r").view(np.ndarray)
+
+
+def _fill(store: Store, name: str, path: Path) -> None:
+    part = path.with_suffix(".part")
+    like = store.read(name, 0, 1)
+    out = np.lib.format.open_memmap(part, "w+", like.dtype, (store.rows, *like.shape[1:]))
+    decode(store, name, out)
+    out.flush()
+    part.replace(path)
+    for old in path.parent.glob(f"{name}-*"):
+        if old != path:
+            old.unlink()

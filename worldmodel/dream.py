@@ -1,0 +1,231 @@
+"""A dream: VQ-VAE, prior and outcome model stepped together, many lanes at a time.
+
+A lane is one dreamed episode. `reset` starts lanes from contexts, a few latent frames of something real; `step`
+takes one action a lane and draws the next latent frame, its picture, reward and end. Everything a lane knows is
+in the `Lanes`: the prior's ring of cached frames, what the decoder's causal layers remember, the outcome
+model's state and a random generator of the lane's own. So a lane does not depend on its neighbours, and a
+`snapshot` is a copy.
+
+With a time stride above 1 a step is that many environment steps with the action held, and all their frames come
+out.
+
+Dimensions: b lanes, t latent frames, s frames of a latent frame, h w g codes, c condition, v variables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from worldmodel.attention import Cache
+from worldmodel.checkpoint import check_made_with, load_weights, read_header, write_atomic
+from worldmodel.errors import UserError
+from worldmodel.layers import Memory
+from worldmodel.outcome import OutcomeConfig, OutcomeModel
+from worldmodel.prior import Prior, PriorConfig
+from worldmodel.sampling import Sampling, next_frame
+from worldmodel.vqvae import VQVAE, VQVAEConfig, to_uint8
+from worldmodel.world import World, tuples
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where dreams start: latent frames of something real."""
+
+    codes: Tensor
+    """(b, t, h, w, g)."""
+    condition: Tensor
+    """(b, t, c): the actions that led into each."""
+    variables: Tensor
+    """(b, v): the game variables at the first of them."""
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, index: Tensor | slice) -> Context:
+        return Context(self.codes[index], self.condition[index], self.variables[index])
+
+    def save(self, path: Path, vqvae: str) -> None:
+        """Write contexts whose codes were made by the VQ-VAE of that digest."""
+        write_atomic(path, save({k: v.contiguous() for k, v in vars(self).items()}, {"vqvae": vqvae}))
+
+    @staticmethod
+    def load(run: Path) -> Context:
+        """The contexts of a run folder."""
+        path = run / "contexts.safetensors"
+        if not path.exists():
+            raise UserError(f"{path} does not exist; train/tokens.py writes the contexts that dreams start from")
+        try:
+            with safe_open(path, "pt") as file:
+                made_with = (file.metadata() or {}).get("vqvae")
+                codes, condition, variables = map(file.get_tensor, ("codes", "condition", "variables"))
+        except SafetensorError as error:
+            raise UserError(f"{path} is damaged ({error}); run train/tokens.py again") from None
+        check_made_with(str(path), made_with, run / "vqvae")
+        return Context(codes.long(), condition, variables)
+
+    def to(self, device: torch.device) -> Context:
+        return Context(*(tensor.to(device) for tensor in vars(self).values()))
+
+
+@dataclass
+class Lanes:
+    """The state of a batch of dreams."""
+
+    cache: Cache
+    memory: Memory
+    hidden: Tensor
+    """(1, b, width) of the outcome model."""
+    generators: list[torch.Generator]
+
+    def clone(self) -> Lanes:
+        """A copy that shares nothing with this one."""
+        generators = [g.clone_state() for g in self.generators]
+        memory = {layer: past.clone() for layer, past in self.memory.items()}
+        return Lanes(self.cache.clone(), memory, self.hidden.clone(), generators)
+
+    def put(self, index: Tensor, other: Lanes) -> None:
+        """Overwrite some lanes by those of another batch at the same time."""
+        self.cache.put(index, other.cache)
+        for layer, past in self.memory.items():
+            past[index] = other.memory[layer]
+        self.hidden[:, index] = other.hidden
+        for lane, generator in zip(index.tolist(), other.generators, strict=True):
+            self.generators[lane] = generator
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step of every lane gives."""
+
+    frames: Tensor
+    """(b, s, H, W, channels) uint8; the last one is the observation."""
+    codes: Tensor
+    """(b, 1, h, w, g)."""
+    reward: Tensor
+    """(b,)."""
+    terminated: Tensor
+    """(b,) bool, drawn from the model's probability of an end."""
+    variables: Tensor
+    """(b, v)."""
+    log_likelihood: Tensor
+    """(b,) nats, of the codes that were drawn."""
+    entropy: Tensor
+    """(b,) nats, of what could have been drawn."""
+
+
+class Dream:
+    """Batched imagination in a world."""
+
+    def __init__(
+        self, vqvae: VQVAE, prior: Prior, outcome: OutcomeModel, world: World, sampling: Sampling | None = None
+    ) -> None:
+        if prior.config.mode != "stream" or vqvae.config.mode != "stream":
+            raise UserError("a dream needs a stream-mode VQ-VAE and prior; a paper-mode model sees the future and ends")
+        if prior.config.condition != "frame":
+            raise UserError("this prior knows no actions; train one with train/prior.py --actions")
+        self.vqvae, self.prior, self.outcome = vqvae.eval(), prior.eval(), outcome.eval()
+        self.world, self.sampling = world, sampling or Sampling()
+        self.stride = vqvae.config.stride[0]
+        self.device = prior.start.device
+
+    @staticmethod
+    def load(run: Path, sampling: Sampling | None = None, device: str = "cpu") -> Dream:
+        """The dream of a run folder, with its `vqvae`, `prior` and `outcome`."""
+        vqvae, prior, outcome = load_vqvae(run / "vqvae"), load_prior(run / "prior"), load_outcome(run / "outcome")
+        for part in ("prior", "outcome"):
+            check_made_with(str(run / part), read_header(run / part)[0].get("vqvae"), run / "vqvae")
+        world = World.from_json(read_header(run / "prior")[0]["world"])
+        return Dream(vqvae.to(device), prior.to(device), outcome.to(device), world, sampling)
+
+    @torch.no_grad()
+    def context(self, frames: np.ndarray, actions: np.ndarray, variables: np.ndarray | None = None) -> Context:
+        """A context from frames (b, t*s, H, W, channels), the t*s - 1 actions between them, variables (b, v)."""
+        t, v = frames.shape[1], len(self.world.variables)
+        if frames.dtype != np.uint8 or t < 1:
+            raise UserError(f"a context needs at least one frame of uint8, not {frames.dtype} {frames.shape}")
+        if actions.shape[1:2] != (t - 1,):
+            raise UserError(f"between {t} frames lie {t - 1} actions, but {actions.shape[1]} are given")
+        if variables is not None and variables.shape != (len(frames), v):
+            raise UserError(f"{self.world.name} has {v} game variables, but {variables.shape[1:]} are given")
+        codes = self.vqvae.encode(torch.as_tensor(frames, device=self.device))
+        encoded = self.world.action.encode(actions)
+        none = (
+            np.zeros_like(encoded[:, :1])
+            if encoded.shape[1]
+            else np.zeros((len(frames), 1, self.world.action.width), "f4")
+        )
+        condition = np.concatenate([none, encoded], axis=1).reshape(*codes.shape[:2], -1)
+        if variables is None:
+            variables = np.zeros((len(frames), len(self.world.variables)), np.float32)
+        return Context(
+            codes, torch.from_numpy(condition).to(self.device), torch.as_tensor(variables, device=self.device)
+        )
+
+    @torch.no_grad()
+    def reset(self, context: Context, seeds: list[int], time: int | None = None) -> tuple[Lanes, Tensor, Tensor]:
+        """Fresh lanes after their contexts, the pictures (b, H, W, channels) they stand before, the variables (b, v).
+
+        `time` is that of the lanes they will join with `Lanes.put`; on their own they start after the context.
+        """
+        context, t = context.to(self.device), context.codes.shape[1]
+        start = 0 if time is None else time - t
+        memory: Memory = {}
+        frames = self.vqvae.decode(context.codes, memory)
+        out, hidden = self.outcome(context.codes, context.condition, self.outcome.first(context.variables))
+        cache = self.prior.prefill(context.codes, context.condition, start)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return Lanes(cache, memory, hidden, generators), to_uint8(frames[:, -1]), out.variables[:, -1]
+
+    @torch.no_grad()
+    def step(self, lanes: Lanes, actions: np.ndarray) -> Step:
+        """Move every lane on by one latent frame under its action (b, *shape), or raise a `UserError`."""
+        if len(actions) != len(lanes.generators):
+            raise UserError(f"{len(lanes.generators)} lanes need as many actions, not {len(actions)}")
+        encoded = np.repeat(self.world.action.encode(actions)[:, None], self.stride, 1).reshape(len(actions), -1)
+        condition = torch.from_numpy(encoded).to(self.prior.start)
+        n = len(self.prior.order)
+        noise = torch.stack([torch.rand(n + 1, generator=g, dtype=torch.float64) for g in lanes.generators])
+        noise = noise.to(self.device)
+        codes, likelihood, entropy = next_frame(self.prior, lanes.cache, condition, noise[:, :n], self.sampling)
+        frames = to_uint8(self.vqvae.decode(codes, lanes.memory))
+        out, lanes.hidden = self.outcome(codes, condition[:, None], lanes.hidden)
+        terminated = noise[:, n] < out.end[:, 0].sigmoid()
+        reward = out.reward[:, 0].gather(1, terminated.long()[:, None])[:, 0]
+        return Step(frames, codes, reward, terminated, out.variables[:, 0], likelihood, entropy)
+
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def load_vqvae(folder: Path) -> VQVAE:
+    return _load(folder, "vqvae", lambda settings: VQVAE(VQVAEConfig(**settings)))
+
+
+def load_prior(folder: Path) -> Prior:
+    return _load(folder, "prior", lambda settings: Prior(PriorConfig(**settings)))
+
+
+def load_outcome(folder: Path) -> OutcomeModel:
+    return _load(folder, "outcome", lambda settings: OutcomeModel(OutcomeConfig(**settings)))
+
+
+def _load(folder: Path, kind: str, build: Callable[[dict[str, Any]], Model]) -> Model:
+    """Build a model from its checkpoint's config and fill it."""
+    config, _ = read_header(folder)
+    if config.get("kind") != kind:
+        raise UserError(f"{folder} holds a {config.get('kind')}, not a {kind}; give what train/{kind}.py wrote")
+    try:
+        model = build(tuples(config["model"]))
+    except (TypeError, KeyError) as error:
+        raise UserError(f"{folder} was written by another version ({error}); train it again") from None
+    load_weights(folder, model)
+    return model.eval()

@@ -1,0 +1,22 @@
+"""The one error a person is meant to read.
+
+Everything that can go wrong through no fault of the code (a torn store, a wrong shape, an unknown
+key) raises `UserError` with one sentence that names the thing and the cure. Commands print it and
+exit with status 2; library users catch it as a `ValueError`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+class UserError(ValueError):
+    """A mistake in what was asked, told in one sentence with its cure."""
+
+
+def at_least(config: object, least: int, *names: str) -> None:
+    """`UserError` for the first of some settings that is below a bound."""
+    for name in names:
+        value = getattr(config, name)
+        if np.min(value) < least:
+            raise UserError(f"{name} must be at least {least}, not {value}")

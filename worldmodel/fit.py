@@ -1,0 +1,274 @@
+"""The one training loop.
+
+Everything random in step s (the batch, dropout, codebook restarts) is drawn from generators seeded by (seed,
+s). There is no random state to save, so a resumed run is the uninterrupted one, bit for bit on a CPU; nor can
+an evaluation in between change anything.
+
+Ctrl-C and SIGTERM finish the step, write a checkpoint and stop; a second one stops at once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from worldmodel.checkpoint import FILE, load_optimizer, load_weights, read_header, same_config, save_checkpoint
+from worldmodel.errors import UserError, at_least
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """How a model is trained: Adam with betas 0.9 and 0.999."""
+
+    steps: int = 100_000
+    batch_size: int = 32
+    """Clips of a step."""
+    learning_rate: float = 3e-4
+    schedule: Literal["constant", "cosine"] = "constant"
+    """After the warm-up: as it is, or down to zero at the last step."""
+    warmup: int = 0
+    """Steps of a linear rise at the start."""
+    clip_gradient: float = 1.0
+    """Largest norm of the gradient."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 autocast where the processor multiplies it in hardware, float32 elsewhere."""
+    seed: int = 0
+    minutes: float = 0
+    """Stop after so long, with a checkpoint; 0 for no limit."""
+    log_every: int = 20
+    evaluate_every: int = 500
+    save_every: int = 500
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "steps", "batch_size", "log_every", "evaluate_every", "save_every")
+        at_least(self, 0, "learning_rate", "warmup", "clip_gradient", "seed", "minutes")
+
+    def settings(self) -> dict[str, Any]:
+        """What makes two runs the same run: all but how often it is looked at."""
+        return {
+            k: v for k, v in asdict(self).items() if k not in ("minutes", "log_every", "evaluate_every", "save_every")
+        }
+
+
+def keep_memory() -> None:
+    """Tell glibc to keep what it has freed.
+
+    By default it returns big blocks to the system and faults every page in again at the next step, which costs up to
+    40% of training on a CPU.
+    """
+    with suppress(OSError, AttributeError):  # another C library
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no separate mappings
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: never trim the heap
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The autocast of a precision. Processors without bfloat16 units emulate it a hundred times slower."""
+    hardware = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.autocast(
+        device.type, torch.bfloat16, enabled=precision == "bfloat16" or (precision == "auto" and hardware)
+    )
+
+
+def learning_rate(config: FitConfig, step: int) -> float:
+    """The rate of step `step`, counted from 0."""
+    if step < config.warmup:
+        return config.learning_rate * (step + 1) / config.warmup
+    if config.schedule == "constant":
+        return config.learning_rate
+    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def fit(
+    model: nn.Module,
+    loss: Callable[[Batch], dict[str, Tensor]],
+    sample: Callable[[np.random.Generator], dict[str, np.ndarray]],
+    config: FitConfig,
+    out: Path,
+    settings: dict[str, Any],
+    evaluate: Callable[[SummaryWriter, int], None] | None = None,
+    restart: bool = False,
+) -> None:
+    """Train to the last step, or from where the run in `out` stopped.
+
+    `sample` draws a batch of arrays, `loss` turns it into scalars with "loss" among them, `settings` are what the
+    checkpoint carries as its config (with the model's under "model"), `evaluate` writes what it likes now and then.
+    """
+    keep_memory()
+    device = next(model.parameters()).device
+    settings = settings | {"fit": config.settings()}
+    optimizer = torch.optim.Adam(model.parameters(), config.learning_rate)
+    step = 0 if restart else resume(model, optimizer, out, settings)
+    if step >= config.steps:
+        print(f"{out}: already trained for {step:,} steps")
+        return
+
+    def save() -> None:
+        save_checkpoint(out, model, settings, {"step": step}, optimizer)
+
+    started, meter = time.monotonic(), Meter()
+    with (
+        Stop() as stop,
+        SummaryWriter(str(out / "log"), purge_step=step + 1 if step else None) as writer,
+        tqdm(total=config.steps, initial=step, unit=" clips", unit_scale=config.batch_size, desc=out.name) as bar,
+    ):
+        if step == 0:
+            writer.add_text("config", "```\n" + "\n".join(f"{k}: {v}" for k, v in settings.items()) + "\n```")
+        for batch in batches(sample, config, step):
+            values = train_step(model, loss, {k: v.to(device) for k, v in batch.items()}, optimizer, config, step)
+            step += 1
+            bar.update()
+            meter.add(values, config.batch_size)
+            if step % config.log_every == 0 or step == config.steps:
+                bar.set_postfix({"loss": f"{meter.log(writer, step, learning_rate(config, step - 1)):.4f}"})
+            if evaluate is not None and (step % config.evaluate_every == 0 or step == config.steps):
+                with meter.paused():
+                    model.eval()
+                    evaluate(writer, step)
+            late = config.minutes and time.monotonic() - started > 60 * config.minutes
+            if stop.asked or late or step % config.save_every == 0 or step == config.steps:
+                save()
+            if stop.asked:
+                raise KeyboardInterrupt
+            if late and step < config.steps:
+                raise UserError(
+                    f"{out}: time is up after step {step:,} of {config.steps:,}; "
+                    "run it again, without --restart, to go on"
+                )
+
+
+def resume(model: nn.Module, optimizer: torch.optim.Optimizer, out: Path, settings: dict[str, Any]) -> int:
+    """Load what is there, if it is the same run; returns the number of steps done."""
+    if not (out / FILE).exists():
+        return 0
+    same_config(out, settings)
+    load_weights(out, model)
+    load_optimizer(out, optimizer)
+    return read_header(out)[1]["step"]
+
+
+def train_step(
+    model: nn.Module,
+    loss: Callable[[Batch], dict[str, Tensor]],
+    batch: Batch,
+    optimizer: torch.optim.Optimizer,
+    config: FitConfig,
+    step: int,
+) -> dict[str, Tensor]:
+    """One step of Adam; returns the loss, its parts and the gradient's norm."""
+    model.train()
+    torch.manual_seed(int(np.random.SeedSequence([config.seed, step, 1]).generate_state(1)[0]))
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(config, step)
+    with autocast(next(model.parameters()).device, config.precision):
+        values = loss(batch)
+    if not values["loss"].isfinite():
+        raise UserError(
+            f"the loss is {values['loss'].item()} at step {step}; lower the learning rate and run again: "
+            "the last checkpoint is from before"
+        )
+    optimizer.zero_grad()
+    values["loss"].backward()
+    norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_gradient)
+    optimizer.step()
+    return {k: v.detach() for k, v in values.items()} | {"gradient_norm": norm}
+
+
+def batches(
+    sample: Callable[[np.random.Generator], dict[str, np.ndarray]], config: FitConfig, first: int
+) -> Iterator[Batch]:
+    """The batches of the steps from `first` on; the next one is read while the current one is used."""
+
+    def read(step: int) -> Batch:
+        arrays = sample(np.random.default_rng([config.seed, step]))
+        return {k: torch.from_numpy(v) for k, v in arrays.items()}
+
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(read, first)
+        for step in range(first, config.steps):
+            batch = ahead.result()
+            if step + 1 < config.steps:
+                ahead = pool.submit(read, step + 1)
+            yield batch
+
+
+class Meter:
+    """Means of the scalars since the last log, and clips a second."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.steps, self.clips, self.since = 0, 0, time.monotonic()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time that does not count."""
+        begin = time.monotonic()
+        yield
+        self.since += time.monotonic() - begin
+
+    def add(self, values: dict[str, Tensor], clips: int) -> None:
+        self.sums = {k: v + self.sums.get(k, 0) for k, v in values.items()}
+        self.steps, self.clips = self.steps + 1, self.clips + clips
+
+    def log(self, writer: SummaryWriter, step: int, rate: float) -> float:
+        """Write the means; returns the mean loss."""
+        means = {k: float(v) / self.steps for k, v in self.sums.items()}
+        for name, value in means.items():
+            writer.add_scalar(f"train/{name}", value, step)
+        writer.add_scalar("train/learning_rate", rate, step)
+        writer.add_scalar("train/clips_per_second", self.clips / (time.monotonic() - self.since), step)
+        self.restart()
+        return means["loss"]
+
+
+class Stop:
+    """Turns SIGINT and SIGTERM into a flag, so that a step is never cut in two; the second one raises."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> Stop:
+        self.before = {}
+        if threading.current_thread() is threading.main_thread():
+            self.before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _ask(self, *_: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """No gradients, no dropout; the mode is put back afterwards."""
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        yield
+    model.train(training)

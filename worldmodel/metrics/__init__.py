@@ -1,0 +1,1 @@
+"""Figures of merit: `frames` compares pictures, `interval` says how sure a mean is."""

@@ -1,0 +1,83 @@
+"""The order in which the codes of one latent frame are predicted, and what each prediction is told.
+
+Raster order predicts one code a pass. In anti-diagonal order all codes with the same row + column (times the
+books) are predicted in one pass: h + w - 1 passes instead of h * w. Both are exact factorisations. The position
+that predicts a code is given the codes of its parents:
+
+    raster     the code before it
+    diagonal   the codes above it and to its left
+
+and may attend to every position of its own pass and of earlier ones. In a diagonal each code of the diagonal
+before is the parent of someone, so a pass knows all codes of all earlier passes and none of its own. The first
+position of a frame is told the last code of the frame before.
+
+Dimensions: positions are numbered in raster order over (h, w, g), g the codebooks; n = h*w*g.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Name = Literal["raster", "diagonal"]
+NONE = -1
+
+
+@dataclass(frozen=True)
+class Order:
+    """The order of a frame of h x w positions with g codebooks."""
+
+    name: Name
+    h: int
+    w: int
+    g: int = 1
+
+    def __len__(self) -> int:
+        return self.h * self.w * self.g
+
+    @cached_property
+    def passes(self) -> list[Tensor]:
+        """Positions predicted together, in the order of prediction."""
+        rank = self.rank
+        return [torch.nonzero(rank == p).flatten() for p in range(int(rank.max()) + 1)]
+
+    @cached_property
+    def rank(self) -> Tensor:
+        """(n,) the pass of each position."""
+        if self.name == "raster":
+            return torch.arange(len(self))
+        return torch.tensor([(i + j) * self.g + c for i, j, c in product(range(self.h), range(self.w), range(self.g))])
+
+    @cached_property
+    def parents(self) -> Tensor:
+        """(n, 2) the positions whose codes a position is told, `NONE` where there is none."""
+        return torch.tensor([self._parents(*p) for p in product(range(self.h), range(self.w), range(self.g))])
+
+    def _parents(self, i: int, j: int, c: int) -> list[int]:
+        at = (i * self.w + j) * self.g + c
+        if self.name == "raster" or c > 0:
+            return [at - 1 if at else NONE, NONE]
+        last = self.g - 1
+        above = at - self.w * self.g + last if i else NONE
+        left = at - self.g + last if j else NONE
+        return [above, left]
+
+    def frame_mask(self) -> Tensor:
+        """(n, n) bool: may the row's position attend to the column's, within a frame?"""
+        return self.rank[:, None] >= self.rank[None, :]
+
+
+def clip_mask(order: Order, frames: int, window: int) -> Tensor:
+    """(frames*n, frames*n) bool: own frame by the order, and whole frames at most window - 1 before it."""
+    ago = torch.arange(frames)[:, None] - torch.arange(frames)
+    whole = (ago > 0) & (ago < window)
+    n = len(order)
+    mask = whole.repeat_interleave(n, 0).repeat_interleave(n, 1).view(frames, n, frames, n)
+    diagonal = torch.arange(frames)
+    mask[diagonal, :, diagonal] = order.frame_mask()
+    return mask.view(frames * n, frames * n)

@@ -1,0 +1,265 @@
+"""GPT over the codes of a video (section 3, Table 9).
+
+Pre-norm blocks of self-attention and feed-forward, dropout after each, input from the codebook's own vectors, a
+learned start token, an output head that starts at zero: the official code's choices. Two configs, one model:
+
+* `mode="paper"`: learned absolute positions in time and space, attention over the whole clip, raster order, and one
+  condition for the clip (all its actions in a row: 15 transitions x 4 = 60 for HGS, Table 9). It ends after a clip,
+  and every code knows the future actions.
+* `mode="stream"`: a condition for each latent frame (the actions that led into it), attention over the last `window`
+  frames with relative time, anti-diagonal order. It has no end, and nothing knows the future: what a simulator needs.
+
+Dimensions: b batch, t latent frames, h w g rows, columns and codebooks, n = h*w*g codes of a frame, k code
+values, c condition. Codes are (b, t, h, w, g); a frame's positions are numbered in raster order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from worldmodel.attention import Attention, Cache, rotation
+from worldmodel.conditioning import ConditionalNorm
+from worldmodel.errors import UserError, at_least
+from worldmodel.layers import AxisPositions
+from worldmodel.order import NONE, Order, clip_mask
+
+Condition = Literal["none", "frame", "clip"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorConfig:
+    """Table 9; the defaults are its ViZDoom column."""
+
+    latent: tuple[int, int, int] = (8, 32, 32)
+    """Latent frames of a training clip, rows, columns."""
+    books: int = 1
+    codes: int = 1024
+    """Vocabulary."""
+    code_dim: int = 256
+    """Channels of a code's vector."""
+    mode: Literal["paper", "stream"] = "paper"
+    order: Literal["raster", "diagonal"] = "raster"
+    """Order of the codes of a frame."""
+    window: int = 8
+    """stream: latent frames that attention reaches, the current one included."""
+    condition: Condition = "none"
+    condition_dim: int = 0
+    width: int = 512
+    """Embedding size."""
+    heads: int = 4
+    layers: int = 16
+    feedforward: int = 2048
+    dropout: float = 0.2
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "latent", "books", "codes", "code_dim", "window", "width", "heads", "feedforward")
+        if self.width % (2 * self.heads):
+            raise UserError(
+                f"width = {self.width} cannot be divided into {self.heads} heads of even size; choose another"
+            )
+        if (self.condition == "none") != (self.condition_dim == 0):
+            raise UserError(f"condition = {self.condition} does not go with condition_dim = {self.condition_dim}")
+        if self.mode == "stream" and self.condition == "clip":
+            raise UserError("a stream is conditioned frame by frame; choose condition = frame, or mode = paper")
+
+    @property
+    def reach(self) -> int:
+        """Latent frames that attention covers."""
+        return self.window if self.mode == "stream" else self.latent[0]
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each after a conditional norm and before dropout."""
+
+    def __init__(self, config: PriorConfig) -> None:
+        super().__init__()
+        width, hidden = config.width, config.feedforward
+        self.norm1 = ConditionalNorm(width, config.condition_dim)
+        self.attention = Attention(width, config.heads, config.layers)
+        self.norm2 = ConditionalNorm(width, config.condition_dim)
+        self.widen, self.narrow = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def feed(self, x: Tensor, condition: Tensor | None) -> Tensor:
+        y = self.widen(self.norm2(x, condition))
+        return x + self.dropout(self.narrow(y * torch.sigmoid(1.702 * y)))  # GELU as the official code has it
+
+    def forward(
+        self, x: Tensor, condition: Tensor | None, turn: Tensor | None, mask: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """A whole clip; also its keys and values, for a cache."""
+        q, k, v = self.attention.project(self.norm1(x, condition), turn)
+        x = x + self.dropout(self.attention.attend(q, k, v, mask, x))
+        return self.feed(x, condition), (k, v)
+
+    def step(self, x: Tensor, condition: Tensor | None, turn: Tensor | None, cache: Cache, layer: int) -> Tensor:
+        """One pass over some codes of the current frame, (b, 1, m, width)."""
+        q, k, v = self.attention.project(self.norm1(x, condition), turn)
+        keys, values = cache.write(layer, k, v)
+        x = x + self.attention.attend(q, keys, values, cache.mask(keys.shape[2]), x)
+        return self.feed(x, condition)
+
+
+class Prior(nn.Module):
+    """p(codes | condition), one latent frame after the other."""
+
+    codebook: Tensor
+    mask: Tensor
+    parents: Tensor
+
+    def __init__(self, config: PriorConfig, codebook: Tensor | None = None) -> None:
+        """`codebook` (books, codes, code_dim) are the VQ-VAE's code vectors; they stay as they are."""
+        super().__init__()
+        self.config = config
+        t, h, w = config.latent
+        self.order = Order(config.order, h, w, config.books)
+        shape = (config.books, config.codes, config.code_dim)
+        if codebook is not None and tuple(codebook.shape) != shape:
+            raise UserError(
+                f"the prior's config asks for a codebook of {shape}, the VQ-VAE has {tuple(codebook.shape)}"
+            )
+        self.register_buffer("codebook", torch.zeros(shape) if codebook is None else codebook.clone())
+        self.register_buffer("mask", clip_mask(self.order, t, config.reach), persistent=False)
+        self.register_buffer("parents", self.order.parents, persistent=False)
+        self.inputs = nn.ModuleList(
+            nn.Linear(config.code_dim, config.width, bias=False) for _ in range(1 if config.order == "raster" else 2)
+        )
+        self.start = nn.Parameter(torch.randn(config.width) * 0.02)
+        place = (h, w, config.books) if config.books > 1 else (h, w)
+        self.positions = AxisPositions(place if config.mode == "stream" else (t, *place), config.width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = ConditionalNorm(config.width, config.condition_dim)
+        self.head = nn.Linear(config.width, config.codes)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, codes: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Logits (b, t, h, w, g, k) of every code given the codes before it. Condition (b, t, c) or (b, c)."""
+        return self.clip(codes, condition)[0].view(*codes.shape, -1)
+
+    def loss(self, codes: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Cross entropy of each latent frame, in nats per code: (b, t). Over ln 2 it is the paper's bits/dim."""
+        logits = self(codes, condition).float()
+        return (
+            F.cross_entropy(logits.flatten(0, -2), codes.flatten(), reduction="none").view(*codes.shape).mean((2, 3, 4))
+        )
+
+    def clip(
+        self, codes: Tensor, condition: Tensor | None, start: int = 0
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """Logits (b, t, n, k) and each layer's keys and values, for a clip whose first frame has index `start`."""
+        t = codes.shape[1]
+        condition = self.check(codes, condition)
+        vectors = self.vectors(codes.flatten(2))
+        last = torch.cat([torch.zeros_like(vectors[:, :1, -1]), vectors[:, :-1, -1]], dim=1)
+        x = self._tell(vectors, last, torch.arange(len(self.order), device=codes.device))
+        x[:, 0, 0] = self.start.to(x.dtype)
+        x = x + self._places(start, t)
+        turn = self._turn(torch.arange(start, start + t, device=codes.device), x.dtype)
+        n = t * len(self.order)
+        mask = self.mask[:n, :n] if t <= self.config.latent[0] else clip_mask(self.order, t, self.config.reach)
+        memory = []
+        for block in self.blocks:
+            x, pair = block(x, condition, turn, mask)
+            memory.append(pair)
+        return self.head(self.norm(x, condition)), memory
+
+    def empty(self, batch: int) -> Cache:
+        """A cache with nothing in it: the next frame is a video's first."""
+        c, like = self.config, self.start
+        size = (batch, c.heads, c.reach * len(self.order), c.width // c.heads)
+        keys, values = ([like.new_zeros(size) for _ in range(c.layers)] for _ in range(2))
+        valid = torch.zeros(batch, c.reach - 1, dtype=torch.bool, device=like.device)
+        codes = torch.zeros(batch, len(self.order), dtype=torch.long, device=like.device)
+        return Cache(keys, values, valid, like.new_zeros(batch, c.code_dim), codes)
+
+    def prefill(self, codes: Tensor, condition: Tensor | None = None, start: int = 0) -> Cache:
+        """The cache after the frames of a context (b, t, h, w, g), the first of which has index `start`."""
+        b, t = codes.shape[:2]
+        cache, n = self.empty(b), len(self.order)
+        slots = cache.valid.shape[1]
+        memory = self.clip(codes, condition, start)[1]
+        for frame in range(max(0, t - slots), t):
+            at, source = (start + frame) % slots, slice(frame * n, (frame + 1) * n)
+            for layer, (k, v) in enumerate(memory):
+                cache.keys[layer][:, :, at * n : (at + 1) * n] = k[:, :, source]
+                cache.values[layer][:, :, at * n : (at + 1) * n] = v[:, :, source]
+            cache.valid[:, at] = True
+        cache.last, cache.time = self.vectors(codes[:, -1].flatten(1)[:, None])[:, 0, -1], start + t
+        return cache
+
+    def step(self, cache: Cache, positions: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Logits (b, m, k) of one pass: the codes of its parents must be in `cache.codes`. Condition (b, c)."""
+        b = len(cache.codes)
+        vectors = self.vectors(cache.codes[:, None])
+        x = self._tell(vectors, cache.last[:, None], positions)
+        if cache.time == 0 and cache.done == 0:
+            x[:, 0, 0] = self.start.to(x.dtype)
+        x = x + self._places(cache.time, 1)[..., positions, :]
+        condition = None if condition is None else condition.view(b, 1, -1)
+        turn = self._turn(torch.tensor([cache.time], device=x.device), x.dtype)
+        for layer, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            x = block.step(x, condition, turn, cache, layer)
+        cache.done += len(positions)
+        return self.head(self.norm(x, condition))[:, 0]
+
+    def finish(self, cache: Cache) -> None:
+        """All codes of the frame are in `cache.codes`: begin the next one."""
+        cache.finish(self.vectors(cache.codes[:, None])[:, 0, -1])
+
+    def check(self, codes: Tensor, condition: Tensor | None) -> Tensor | None:
+        """The condition as (b, t or 1, c); one sentence if codes or condition do not fit the model."""
+        c, (_, h, w) = self.config, self.config.latent
+        if tuple(codes.shape[2:]) != (h, w, c.books):
+            raise UserError(f"this prior takes codes of (batch, time, {h}, {w}, {c.books}), not {tuple(codes.shape)}")
+        if c.mode == "paper" and codes.shape[1] > c.latent[0]:
+            raise UserError(
+                f"a paper-mode prior ends after {c.latent[0]} latent frames; use mode = stream for longer ones"
+            )
+        if c.condition == "none":
+            return None
+        wanted = (len(codes), c.condition_dim) if c.condition == "clip" else (*codes.shape[:2], c.condition_dim)
+        if condition is None or tuple(condition.shape) != wanted:
+            have = None if condition is None else tuple(condition.shape)
+            raise UserError(
+                f"this prior is conditioned on {wanted} per {c.condition}, not {have}; train one for these actions"
+            )
+        return condition[:, None] if c.condition == "clip" else condition
+
+    def vectors(self, codes: Tensor) -> Tensor:
+        """(b, t, n) -> (b, t, n, code_dim), each position from its own codebook."""
+        book = torch.arange(codes.shape[-1], device=codes.device) % self.config.books
+        return self.codebook[book, codes]
+
+    def _tell(self, vectors: Tensor, last: Tensor, positions: Tensor) -> Tensor:
+        """What positions are told (b, t, m, width): their parents' codes, the first one the last of the past frame."""
+        told = 0
+        for slot, layer in enumerate(self.inputs):
+            parent = self.parents[positions, slot]
+            given = vectors[:, :, parent.clamp(min=0)] * (parent != NONE)[:, None]
+            if slot == 0:
+                given = torch.where((positions == 0)[:, None], last[:, :, None], given)
+            told = told + layer(given)
+        return told  # type: ignore[return-value]
+
+    def _places(self, start: int, t: int) -> Tensor:
+        """Position embeddings (t or 1, n, width) of frames from index `start` on."""
+        places = self.positions()
+        if self.config.mode == "stream":
+            return places.reshape(1, len(self.order), -1)
+        if start + t > len(places):
+            raise UserError(
+                f"a paper-mode prior ends after {len(places)} latent frames; use mode = stream for longer ones"
+            )
+        return places[start : start + t].reshape(t, len(self.order), -1)
+
+    def _turn(self, times: Tensor, dtype: torch.dtype) -> Tensor | None:
+        if self.config.mode == "paper":
+            return None
+        return rotation(times, self.config.width // self.config.heads, dtype)

@@ -1,0 +1,77 @@
+"""Sampling the next latent frame from the prior, pass by pass, with its likelihood.
+
+Randomness comes in as uniform numbers, one for each code, and a code is drawn by inverting the distribution at
+its number, codes being in the order of their numbers. A lane's codes thus depend on the lane's own numbers only,
+whatever else is in the batch: codes that were never seen have equal logits up to rounding, and an order by
+probability would differ from batch to batch.
+
+Dimensions: b lanes, n codes of a frame, m codes of a pass, k code values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from worldmodel.attention import Cache
+from worldmodel.errors import UserError
+from worldmodel.prior import Prior
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How codes are drawn. The likelihood that is reported is the model's own, before any of these."""
+
+    temperature: float = 1.0
+    """0 takes the most likely code."""
+    top_k: int = 0
+    """Keep the k most likely codes; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the most likely codes that together reach this probability."""
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise UserError(f"{self}: temperature and top_k must not be negative, and top_p must lie in (0, 1]")
+
+    def draw(self, logits: Tensor, noise: Tensor) -> Tensor:
+        """Codes (b, m) from logits (b, m, k) and uniform numbers (b, m)."""
+        if self.temperature == 0:
+            return logits.argmax(-1)
+        share = (logits / self.temperature).softmax(-1)
+        if self.top_k or self.top_p < 1:
+            share = share.masked_fill(share < self._least(share), 0)
+        total = share.cumsum(-1)
+        chosen = torch.searchsorted(total, noise[..., None].to(total.dtype) * total[..., -1:], right=True)
+        return chosen.squeeze(-1).clamp(max=total.shape[-1] - 1)
+
+    def _least(self, share: Tensor) -> Tensor:
+        """(b, m, 1) the smallest probability that is kept; codes of equal probability stay or go together."""
+        best = share.sort(-1, descending=True).values
+        keep = best.cumsum(-1) - best < self.top_p
+        if self.top_k:
+            keep[..., self.top_k :] = False
+        return best.masked_fill(~keep, 1).amin(-1, keepdim=True)
+
+
+@torch.no_grad()
+def next_frame(
+    prior: Prior, cache: Cache, condition: Tensor | None, noise: Tensor, sampling: Sampling
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw one latent frame and move the cache on.
+
+    Condition (b, c) and noise (b, n) -> codes (b, 1, h, w, g), and (b,) log-likelihood and entropy in nats.
+    """
+    b, config = len(noise), prior.config
+    likelihood, entropy = noise.new_zeros(b), noise.new_zeros(b)
+    for positions in prior.order.passes:
+        positions = positions.to(noise.device)
+        log = prior.step(cache, positions, condition).to(noise.dtype).log_softmax(-1)
+        codes = sampling.draw(log, noise[:, positions])
+        cache.codes[:, positions] = codes
+        likelihood += log.gather(-1, codes[..., None]).sum((1, 2))
+        entropy += torch.special.entr(log.exp()).sum((1, 2))
+    frame = cache.codes.clone().view(b, 1, *config.latent[1:], config.books)
+    prior.finish(cache)
+    return frame, likelihood, entropy

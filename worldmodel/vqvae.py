@@ -1,0 +1,245 @@
+"""VQ-VAE: video to discrete codes and back (section 3, Table 8).
+
+Encoder: strided 3D convolutions, one more at the latent size, attention residual blocks, a projection to the
+codes. Decoder: the reverse, with transposed convolutions. Where the sources differ:
+
+* Norm. The paper says LayerNorm, the official code has BatchNorm: `norm="layer"` or `"batch"`.
+* Encoder kernel. Table 8 prints 3, the official code has 4: `kernel`.
+* Reconstruction loss. The mean squared error is divided by the variance of the data (section 4.1); the official code
+  divides by 0.06 whatever the data. Here `variance` is measured on the training split.
+* Strides. The official code fails where axes need unequal numbers of convolutions, such as (1, 2, 2); here each axis is
+  factored on its own, and any whole stride will do.
+
+`mode="paper"` sees a whole clip. `mode="stream"` is causal with finite memory: frame t of the output needs
+codes up to its own, codes at t need frames up to theirs, so that an endless video can be encoded and decoded as
+it comes.
+
+Dimensions: b batch, t h w time and space (T H W for codes), c channels, g codebooks.
+Frames are uint8 (b, t, h, w, c); codes are int64 (b, T, H, W, g).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from worldmodel.codebook import Codebook, usage
+from worldmodel.errors import UserError, at_least
+from worldmodel.layers import AxialAttention, AxisPositions, ChannelNorm, Conv, ConvTranspose, Memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQVAEConfig:
+    """Table 8; the defaults are its BAIR / RoboNet / ViZDoom column."""
+
+    frames: int = 16
+    """Frames of a training clip."""
+    size: tuple[int, int] = (64, 64)
+    """Height and width of a frame."""
+    channels: int = 3
+    stride: tuple[int, int, int] = (2, 2, 2)
+    """Downsampling of time, height and width."""
+    mode: Literal["paper", "stream"] = "paper"
+    """paper: sees the whole clip; stream: causal in time, finite memory."""
+    window: int = 4
+    """stream: latent frames that temporal attention reaches, the current one included."""
+    hidden: int = 240
+    """Channels of the convolutions."""
+    widths: tuple[int, ...] = ()
+    """Channels after each strided convolution but the last, finest first, if not `hidden`: most of the work of a small
+    model is done there."""
+    residual: int = 128
+    """Channels inside a residual block."""
+    layers: int = 4
+    """Residual blocks, in the encoder and again in the decoder."""
+    attention: bool = True
+    """Axial attention at the end of each residual block."""
+    heads: int = 2
+    norm: Literal["layer", "batch"] = "layer"
+    kernel: int = 3
+    """Encoder filter size."""
+    time_kernel: int = 3
+    """Filter size in time of those strided and transposed convolutions that do not stride in time. With 1 they treat
+    each frame alone, at a third of the work, and time is left to the residual blocks."""
+    codes: int = 1024
+    """Codes of a codebook."""
+    dim: int = 256
+    """Channels of a code."""
+    books: int = 1
+    """Codebooks (Table 7)."""
+    restart: float = 1.0
+    """Codes that a batch uses less often than this, on average, restart; lower it with the batch."""
+    commitment: float = 0.25
+    variance: float = 0.06
+    """Variance of the data at [-0.5, 0.5]; train/vqvae.py measures it."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "frames", "size", "channels", "stride", "window", "hidden", "residual", "heads", "kernel")
+        at_least(self, 1, "time_kernel", "codes", "dim", "books")
+        if self.codes > 65536:
+            raise UserError(
+                f"codes = {self.codes} do not fit into the 16 bits in which they are stored; use 65536 at most"
+            )
+        for name, n, s in zip(("frames", "height", "width"), (self.frames, *self.size), self.stride, strict=True):
+            if n % s:
+                raise UserError(f"{n} {name} cannot be divided by a stride of {s}; choose a stride that divides it")
+        depth = len(layer_strides(self.stride))
+        if self.widths and len(self.widths) != depth - 1:
+            raise UserError(f"widths = {self.widths} must have an entry for each of the first {depth - 1} convolutions")
+        if self.attention and self.hidden % self.heads:
+            raise UserError(f"hidden = {self.hidden} cannot be divided among {self.heads} heads; choose a multiple")
+
+    @property
+    def latent(self) -> tuple[int, int, int]:
+        """T, H, W of a clip's codes."""
+        t, h, w = (n // s for n, s in zip((self.frames, *self.size), self.stride, strict=True))
+        return t, h, w
+
+    @property
+    def causal(self) -> bool:
+        return self.mode == "stream"
+
+
+class ResidualBlock(nn.Module):
+    """x + attention(conv1(conv3(x))), each after norm and ReLU (Figure 3)."""
+
+    def __init__(self, config: VQVAEConfig) -> None:
+        super().__init__()
+        norm = ChannelNorm if config.norm == "layer" else nn.BatchNorm3d
+        hidden, residual = config.hidden, config.residual
+        self.norm1, self.conv1 = norm(hidden), Conv(hidden, residual, (3, 3, 3), causal=config.causal)
+        self.norm2, self.conv2 = norm(residual), Conv(residual, hidden, (1, 1, 1))
+        if config.attention:
+            self.norm3 = norm(hidden)
+            self.attention = AxialAttention(hidden, config.heads, config.window if config.causal else 0)
+
+    def forward(self, x: Tensor, positions: Tensor | None, memory: Memory | None) -> Tensor:
+        y = self.conv1(F.relu(self.norm1(x)), memory)
+        y = self.conv2(F.relu(self.norm2(y)))
+        if positions is not None:
+            y = self.attention(F.relu(self.norm3(y)), positions, memory)
+        return x + y
+
+
+class Stack(nn.Module):
+    """Residual blocks, then norm and ReLU."""
+
+    def __init__(self, config: VQVAEConfig) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(ResidualBlock(config) for _ in range(config.layers))
+        self.norm = ChannelNorm(config.hidden) if config.norm == "layer" else nn.BatchNorm3d(config.hidden)
+
+    def forward(self, x: Tensor, positions: Tensor | None, memory: Memory | None) -> Tensor:
+        for block in self.blocks:
+            x = block(x, positions, memory)
+        return F.relu(self.norm(x))
+
+
+class VQVAE(nn.Module):
+    """Video <-> codes."""
+
+    def __init__(self, config: VQVAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        hidden, features, causal = config.hidden, config.dim * config.books, config.causal
+        strides = layer_strides(config.stride)
+        widths = [config.channels, *(config.widths or [hidden] * (len(strides) - 1)), hidden]
+        self.down = nn.ModuleList(
+            Conv(a, b, (config.kernel if s[0] > 1 else config.time_kernel, config.kernel, config.kernel), s, causal)
+            for a, b, s in zip(widths, widths[1:], strides, strict=False)
+        )
+        self.last = Conv(hidden, hidden, (3, 3, 3), causal=causal)
+        self.encoder = Stack(config)
+        self.to_code = nn.Conv3d(hidden, features, 1)
+        self.codebook = Codebook(config.codes, config.dim, config.books, restart=config.restart)
+        self.from_code = nn.Conv3d(features, hidden, 1)
+        self.decoder = Stack(config)
+        self.up = nn.ModuleList(
+            ConvTranspose(b, a, s, causal, (config.time_kernel, 3, 3))
+            for a, b, s in reversed(list(zip(widths, widths[1:], strides, strict=False)))
+        )
+        with torch.no_grad():  # the first guess has the spread of the data, not of the weights
+            for parameter in self.up[-1].parameters():
+                parameter.mul_(config.variance**0.5)
+        if config.attention:  # shared by every axial attention of both halves; in a stream time is relative
+            self.positions = AxisPositions(config.latent[1:] if causal else config.latent, hidden)
+
+    def encode(self, frames: Tensor, memory: Memory | None = None) -> Tensor:
+        """Frames (b, t, h, w, c) -> codes (b, T, H, W, g). With a memory, the frames that follow its last ones."""
+        return self.codebook(self._features(frames, memory)).codes
+
+    def decode(self, codes: Tensor, memory: Memory | None = None) -> Tensor:
+        """Codes (b, T, H, W, g) -> frames (b, t, h, w, c), float in [-0.5, 0.5] but for overshoot."""
+        return self._frames(self.codebook.embed(codes), memory)
+
+    def forward(self, frames: Tensor) -> dict[str, Tensor]:
+        """The training loss of a batch of clips, and what it is made of."""
+        quantised = self.codebook(self._features(frames))
+        error = F.mse_loss(self._frames(quantised.features).float(), to_float(frames))
+        loss = error / self.config.variance + self.config.commitment * quantised.commitment
+        return {
+            "loss": loss,
+            "nmse": error.detach() / self.config.variance,
+            "commitment": quantised.commitment.detach(),
+            **usage(quantised.codes, self.config.codes),
+        }
+
+    def _features(self, frames: Tensor, memory: Memory | None = None) -> Tensor:
+        self._check(frames)
+        x = to_float(frames, self.to_code.weight.dtype).movedim(-1, 1)
+        for conv in self.down:
+            x = F.relu(conv(x, memory))
+        x = self.encoder(self.last(x, memory), self._positions(), memory)
+        return self.to_code(x).movedim(1, -1)
+
+    def _frames(self, features: Tensor, memory: Memory | None = None) -> Tensor:
+        x = self.decoder(self.from_code(features.movedim(-1, 1)), self._positions(), memory)
+        for i, conv in enumerate(self.up):
+            x = conv(F.relu(x) if i else x, memory)
+        return x.movedim(1, -1)
+
+    def _positions(self) -> Tensor | None:
+        return self.positions() if self.config.attention else None
+
+    def _check(self, frames: Tensor) -> None:
+        """Sizes are checked here, in one sentence, and not by a convolution in the depths."""
+        wanted = (*self.config.size, self.config.channels)
+        lengths = (
+            frames.shape[1] % self.config.stride[0] == 0
+            if self.config.causal
+            else frames.shape[1] == self.config.frames
+        )
+        if frames.dim() != 5 or tuple(frames.shape[2:]) != wanted or not lengths:
+            time = f"a multiple of {self.config.stride[0]}" if self.config.causal else self.config.frames
+            raise UserError(
+                f"this VQ-VAE takes clips of (batch, {time}, {', '.join(map(str, wanted))}), not {tuple(frames.shape)};"
+                " record or resize the data to that, or train one for it"
+            )
+
+
+def layer_strides(stride: tuple[int, int, int]) -> list[tuple[int, int, int]]:
+    """One stride for each convolution: (2, 4, 4) -> [(2, 2, 2), (1, 2, 2)]; primes, the spare axes at 1."""
+    factors = [_primes(s) for s in stride]
+    depth = max(1, *map(len, factors))
+    return [tuple(f[i] if i < len(f) else 1 for f in factors) for i in range(depth)]  # type: ignore[misc]
+
+
+def _primes(n: int) -> list[int]:
+    for p in range(2, n + 1):
+        if n % p == 0:
+            return [p, *_primes(n // p)]
+    return []
+
+
+def to_float(frames: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """uint8 -> [-0.5, 0.5] (section 4.1)."""
+    return frames.to(dtype) / 255 - 0.5
+
+
+def to_uint8(frames: Tensor) -> Tensor:
+    """[-0.5, 0.5] -> uint8, rounded; what overshoots is cut."""
+    return ((frames.float() + 0.5) * 255).round().clamp(0, 255).to(torch.uint8)

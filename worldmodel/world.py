@@ -1,0 +1,109 @@
+"""What was recorded, in a form that needs no engine: shapes, action space, variables, clock.
+
+A `World` travels as JSON from the environment into the store, from there into the codes, the models
+and the dream. The dream therefore has the spaces of the environment it learned from, and this
+package never has to import Gymnasium to say what they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from worldmodel.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActionSpec:
+    """An action space as plain data.
+
+    `Discrete`: `nvec` has one entry, actions are integers (). `MultiDiscrete`: integers (len(nvec),).
+    `Box`: floats (len(low),) between `low` and `high`.
+    """
+
+    kind: Literal["Discrete", "MultiDiscrete", "Box"]
+    nvec: tuple[int, ...] = ()
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one action."""
+        return {"Discrete": (), "MultiDiscrete": (len(self.nvec),), "Box": (len(self.low),)}[self.kind]
+
+    @property
+    def dtype(self) -> str:
+        return "float32" if self.kind == "Box" else "int64"
+
+    @property
+    def width(self) -> int:
+        """The length of an encoded action: 4 for HGS, 3+3+2+2+11 = 21 for Battle2, 4 for BAIR."""
+        return len(self.low) if self.kind == "Box" else sum(self.nvec)
+
+    def check(self, actions: np.ndarray) -> np.ndarray:
+        """The actions as an array (..., *shape), or a `UserError` naming the first one outside the space."""
+        array = np.asarray(actions)
+        if array.shape[array.ndim - len(self.shape) :] != self.shape:
+            raise UserError(f"an action of {self} has shape {self.shape}, but these have shape {array.shape}")
+        if self.kind == "Box":
+            outside = ~((array >= np.array(self.low)) & (array <= np.array(self.high)))
+        else:
+            whole = np.issubdtype(array.dtype, np.integer) or np.issubdtype(array.dtype, np.bool_)
+            bound = np.array(self.nvec if self.kind == "MultiDiscrete" else self.nvec[0])
+            outside = (array < 0) | (array >= bound) if whole else np.ones_like(array, bool)
+        if outside.any():
+            raise UserError(f"action {array[outside].flat[0]} is outside {self}")
+        return array.astype(self.dtype)
+
+    def encode(self, actions: np.ndarray) -> np.ndarray:
+        """(..., *shape) -> (..., width) float32: one-hot for integers, as they are for a Box."""
+        array = self.check(actions)
+        if self.kind == "Box":
+            return array
+        if self.kind == "Discrete":
+            array = array[..., None]
+        parts = [np.eye(n, dtype=np.float32)[array[..., i]] for i, n in enumerate(self.nvec)]
+        return np.concatenate(parts, axis=-1)
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> ActionSpec:
+        return ActionSpec(**tuples(data))
+
+    def __str__(self) -> str:
+        inside = f"{self.low}..{self.high}" if self.kind == "Box" else ", ".join(map(str, self.nvec))
+        return f"{self.kind}({inside})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """The environment a store was recorded from, as plain data."""
+
+    name: str
+    """Short name, e.g. health_gathering_supreme."""
+    env_id: str = ""
+    """Gymnasium id that makes the real environment again, or empty where there is none."""
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    frame_shape: tuple[int, int, int] = (64, 64, 3)
+    """Height, width, channels of a frame of uint8."""
+    action: ActionSpec
+    variables: tuple[str, ...] = ()
+    """Names of the recorded game variables, e.g. HEALTH."""
+    fps: float = 10.0
+    """Environment steps per second of the world's own time (35 / frame_skip for Doom)."""
+    max_episode_steps: int = 0
+    """The recorded environment's time limit in steps; 0 means none."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> World:
+        fields = tuples(data)
+        return World(**(fields | {"action": ActionSpec.from_json(data["action"])}))
+
+
+def tuples(data: dict[str, Any]) -> dict[str, Any]:
+    """JSON has lists where a dataclass has tuples."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}

@@ -1,0 +1,233 @@
+"""Appending episodes to a store so that each is on disk wholly or not at all; see `layout` for the commit mark.
+
+An append rewrites the last shard of each array, so episodes wait in memory until they fill about two. One process
+writes a store at a time; many stores make one data set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import zarr
+
+from worldmodel.checkpoint import flat, write_json
+from worldmodel.errors import UserError
+from worldmodel.layout import ENDS, FORMAT, SHARD, create_array, line, open_array, open_root, read_rows
+from worldmodel.world import World
+
+
+class StoreWriter:
+    """A store to append to, new or begun, in a local folder.
+
+    Episodes are safe once committed: whenever two shards are full, by `commit`, and by leaving the `with` block.
+    """
+
+    def __init__(self, path: str | Path, world: World, settings: dict[str, Any], split_seed: int = 0) -> None:
+        if "://" in str(path):
+            raise UserError(f"{path} is not a local folder; write into one and copy the finished store there")
+        self.path, self.world = Path(path), world
+        self._buffer: list[dict[str, np.ndarray]] = []
+        self._progress: Any = None
+        self._arrays: dict[str, zarr.Array[Any]] = {}
+        self._layout: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
+        self._lock = _lock(self.path)
+        wanted = {"format": FORMAT, "world": world.to_json(), "settings": settings, "split_seed": split_seed}
+        try:
+            self._open(json.loads(json.dumps(wanted)))
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _open(self, wanted: dict[str, Any]) -> None:
+        if not (self.path / "zarr.json").exists():
+            self._write_mark(wanted | {"commit": {"episodes": 0, "rows": 0, "arrays": [], "progress": None}})
+        self._root, self._mark = open_root(str(self.path), write=True)
+        saved, asked = flat({k: v for k, v in self._mark.items() if k != "commit"}), flat(wanted)
+        for key in sorted(saved.keys() | asked.keys()):
+            if saved.get(key) != asked.get(key):
+                raise UserError(
+                    f"{self.path} was recorded with {key} = {saved.get(key)}, but {asked.get(key)} was asked for; "
+                    "give another folder, or the same settings"
+                )
+        for leftover in (*self.path.glob("data/**/*.part"), *self.path.glob("meta/**/*.part")):
+            leftover.unlink()
+        self._roll_back()
+
+    def _roll_back(self) -> None:
+        """Cut off what the mark does not cover."""
+        commit = self._mark["commit"]
+        if not commit["episodes"]:  # arrays of a first commit that never was
+            self._arrays = {}
+            for folder in ("data", "meta"):
+                shutil.rmtree(self.path / folder, ignore_errors=True)
+            return
+        for name in (*(f"data/{name}" for name in commit["arrays"]), ENDS):
+            rows = commit["episodes" if name == ENDS else "rows"]
+            array = self._arrays[name] = open_array(self._root, str(self.path), name, rows)
+            read_rows(array, str(self.path), name, rows - 1, rows)  # appending rewrites what holds the last row
+            if array.shape[0] > rows:
+                array.resize((rows, *array.shape[1:]))
+            if name != ENDS:
+                self._layout[name.removeprefix("data/")] = array.shape[1:], array.dtype
+
+    @property
+    def episodes(self) -> int:
+        """Committed and waiting."""
+        return self._mark["commit"]["episodes"] + len(self._buffer)
+
+    @property
+    def rows(self) -> int:
+        """Committed and waiting."""
+        return self._mark["commit"]["rows"] + self._waiting()
+
+    @property
+    def progress(self) -> Any:
+        """What came with the last committed episode."""
+        return self._mark["commit"]["progress"]
+
+    def _waiting(self) -> int:
+        return sum(len(next(iter(episode.values()))) for episode in self._buffer)
+
+    def append(self, episode: Mapping[str, np.ndarray], progress: Any = None) -> None:
+        """Add an episode; `progress` (JSON) is committed with it, for the writer's owner to go on from."""
+        self._check(episode)
+        self._buffer.append({name: np.array(array) for name, array in episode.items()})
+        self._progress = progress
+        if self._waiting() >= 2 * SHARD:
+            self.commit()
+
+    def _check(self, episode: Mapping[str, np.ndarray]) -> None:
+        layout = {name: (array.shape[1:], array.dtype) for name, array in episode.items()}
+        lengths = {name: len(array) for name, array in episode.items()}
+        if not episode or len(set(lengths.values())) > 1 or 0 in lengths.values():
+            raise UserError(f"the arrays of an episode need one length of at least 1, but have {lengths}")
+        if "frames" in layout and layout["frames"] != (self.world.frame_shape, np.uint8):
+            shape, dtype = layout["frames"]
+            raise UserError(
+                f"frames of {self.world.name} are uint8 {self.world.frame_shape}, but these are {dtype} {shape}"
+            )
+        self._layout = self._layout or layout
+        for name in sorted(layout.keys() | self._layout.keys()):
+            if layout.get(name) != self._layout.get(name):
+                raise UserError(
+                    f"{self.path} holds {_tell(name, self._layout)}, but this episode has {_tell(name, layout)}; "
+                    "give every episode the same arrays, or another folder"
+                )
+
+    def commit(self) -> None:
+        """Write what waits, then the mark; Ctrl-C waits for both."""
+        if not self._buffer:
+            return
+        try:
+            with _uninterrupted():
+                self._roll_back()  # of a commit that failed before
+                self._write()
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"{self.path} could not be written ({line(error)}); what was committed is safe: "
+                "make room or repair it, and run the same command again"
+            ) from error
+
+    def _write(self) -> None:
+        commit = self._mark["commit"]
+        for name, (shape, dtype) in self._layout.items():
+            if f"data/{name}" not in self._arrays:
+                self._arrays[f"data/{name}"] = create_array(self._root, f"data/{name}", shape, dtype)
+        if ENDS not in self._arrays:
+            self._arrays[ENDS] = create_array(self._root, ENDS, (), np.dtype(np.int64))
+        lengths = [len(next(iter(episode.values()))) for episode in self._buffer]
+        new = {f"data/{name}": np.concatenate([e[name] for e in self._buffer]) for name in self._layout}
+        new[ENDS] = commit["rows"] + np.cumsum(lengths, dtype=np.int64)
+        for name, values in new.items():
+            self._arrays[name].append(values)
+        for name in ("data", "meta", *new):
+            _sync(self.path / name)
+        done = {
+            "episodes": self.episodes,
+            "rows": self.rows,
+            "arrays": sorted(self._layout),
+            "progress": self._progress,
+        }
+        self._write_mark(self._mark | {"commit": done})
+        self._mark["commit"] = done
+        self._buffer.clear()
+
+    def _write_mark(self, mark: dict[str, Any]) -> None:
+        write_json(self.path / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": mark})
+        _sync(self.path)
+
+    def close(self) -> None:
+        """Commit what waits and let go of the store."""
+        try:
+            self.commit()
+        finally:
+            self._lock.close()
+
+    def __enter__(self) -> StoreWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _tell(name: str, layout: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]) -> str:
+    shape, dtype = layout.get(name, (None, "no"))
+    return f"{dtype} {name}" + (f" {shape}" if shape is not None else "")
+
+
+def _sync(folder: Path) -> None:
+    """Wait until the names in a folder have reached the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _lock(path: Path) -> TextIO:
+    """A lock on a store that ends with this process, however it ends."""
+    if path.is_file() or (path.is_dir() and not (path / "zarr.json").exists() and _foreign(path)):
+        raise UserError(f"{path} holds something else than a store; give another folder")
+    path.mkdir(parents=True, exist_ok=True)
+    file = open(path / "writer.lock", "a+")  # noqa: SIM115 - held until close
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise UserError(f"{path} is being written by process {file.read() or '?'}; wait for it, or stop it") from None
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
+
+
+def _foreign(path: Path) -> bool:
+    return any(entry.name not in ("writer.lock", "zarr.json.part") for entry in path.iterdir())
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits: Zarr writes in another thread, which it would not stop."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pending: list[object] = []
+    usual = signal.signal(signal.SIGINT, lambda *received: pending.append(received))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+        if pending:
+            signal.raise_signal(signal.SIGINT)
