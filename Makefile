@@ -1,4 +1,4 @@
-# make demo   sets up everything and runs the main job: data, VQ-VAE, prior, dream, figures (about 15 minutes on 2 cores)
+# make demo   sets up everything and runs the main job: data, VQ-VAE, prior, dream, figures (README has the minutes)
 # make test   sets up everything and runs the linter, the type checker and the tests
 # Both go on where they were interrupted. PYTHON=python3.12 make ... takes another interpreter.
 

@@ -122,7 +122,7 @@ def main(args: Args) -> None:
         if first > len(store.ends):
             raise UserError(f"{writer.path} has {first} episodes, {store.path} only {len(store.ends)}; use --restart")
         rows = store.rows - (int(store.ends[first - 1]) if first else 0)
-        with tqdm(total=rows, unit=" frames", desc="tokens") as bar:
+        with tqdm(total=rows, unit=" frames", desc="tokens", disable=rows == 0) as bar:
             for i in range(first, len(store.ends)):
                 episode = store.episode(i)
                 parts = list(pieces(model, store.world, episode, args.every))

@@ -127,7 +127,7 @@ def fit(
     started, meter = time.monotonic(), Meter()
     with (
         Stop() as stop,
-        SummaryWriter(str(out / "log"), purge_step=step + 1 if step else None) as writer,
+        SummaryWriter(str(out / "log"), purge_step=step + 1 if step else 0) as writer,
         tqdm(total=config.steps, initial=step, unit=" clips", unit_scale=config.batch_size, desc=out.name) as bar,
     ):
         if step == 0:

@@ -59,7 +59,7 @@ def save_gif(path: Path, film: np.ndarray, fps: float) -> None:
 
 def save_png(path: Path, picture: np.ndarray) -> None:
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG")
+    Image.fromarray(picture).save(file, "PNG", optimize=True)
     write_atomic(path, file.getvalue())
 
 

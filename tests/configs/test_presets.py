@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
-from configs import FOLDER, SECTIONS, overlay, parse, read_preset
+from configs import FOLDER, SECTIONS, command, overlay, parse, read_preset
 from train import outcome, policy, prior, tokens, vqvae
 from worldmodel.errors import UserError
 
@@ -96,3 +97,52 @@ def test_a_mistake_on_the_command_line_is_one_line_and_status_2(script: str, tmp
     assert done.stderr.count("\n") == 1
     assert "nothing" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--preset", "dmeo"], "there is no preset 'dmeo'; did you mean 'demo'"),
+        (["--preset", "bad.yaml"], "has no setting 'modle'; did you mean 'model'"),
+        (["--model.size", "32", "32"], "has frames of (16, 16, 3), but the VQ-VAE is set to (32, 32, 3)"),
+        (["--model.frames", "64"], "ask for shorter clips"),
+        (["--data", "few.zarr"], "has no episodes in split 'valid'"),
+        (["--data", "torn.zarr"], "is damaged"),
+        (["--model.hidden", "16"], "holds a run with model.hidden = 8, but 16 was asked for"),
+    ],
+)
+def test_every_mistake_of_a_command_is_one_line_and_status_2(
+    flags: list[str],
+    sentence: str,
+    tmp_path: Path,
+    toy_fill: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    toy_fill(tmp_path / "data.zarr", 10)
+    small = (
+        "--model.size 16 16 --model.stride 1 4 4 --model.frames 4 --model.hidden 8 --model.residual 8 --model.layers 1"
+    )
+    fast = "--model.codes 8 --model.dim 4 --fit.steps 1 --fit.batch-size 2 --run"
+    usual = [*small.split(), *fast.split(), str(tmp_path)]
+    if "few.zarr" in flags:
+        toy_fill(tmp_path / "few.zarr", 1)
+    if "torn.zarr" in flags:
+        (victim,) = (toy_fill(tmp_path / "torn.zarr", 10) / "data" / "frames").glob("c*")
+        victim.write_bytes(victim.read_bytes()[:-5000])
+    write(tmp_path / "bad.yaml", "vqvae: {modle: 1}")
+    if sentence.startswith("holds"):
+        monkeypatch.setattr(sys, "argv", ["vqvae.py", *usual])
+        command(vqvae.main, "vqvae")
+        capsys.readouterr()
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and "cache" not in p.parts}
+    monkeypatch.setattr(sys, "argv", ["vqvae.py", *usual, *flags])
+    with pytest.raises(SystemExit) as stopped:
+        command(vqvae.main, "vqvae")
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert all(p.read_bytes() == data for p, data in before.items())

@@ -132,7 +132,7 @@ def test_a_window_for_people(toy_run: Path, monkeypatch: pytest.MonkeyPatch) -> 
     env.close()
 
 
-def test_ppo_learns_in_it(env: gym.Env) -> None:
+def test_ppo_trains_in_it_without_a_special_case(env: gym.Env) -> None:
     ppo = PPO("MlpPolicy", env, n_steps=250, batch_size=125, n_epochs=1, seed=0)
     before = [p.clone() for p in ppo.policy.parameters()]
     ppo.learn(2000)

@@ -79,6 +79,19 @@ def test_a_timeout_is_truncated_and_shows_the_last_frame() -> None:
     longer.close()
 
 
+def test_the_engines_own_timeout_is_never_met() -> None:
+    """`basic` stops after 300 tics by itself; here 75 steps of 4 tics are truncated, and could go on."""
+    env, longer = VizdoomFrames("basic"), VizdoomFrames("basic", horizon=0)
+    for instance, limit in ((env, 75), (longer, 80)):
+        instance.reset(seed=0)
+        for step in range(1, limit + 1):
+            frame, _, terminated, truncated, _ = instance.step(0)
+            assert not terminated
+            assert truncated == (instance is env and step == 75)
+            assert frame.std() > 10
+        instance.close()
+
+
 def test_death_is_terminated_and_shows_no_black_frame(env: VizdoomFrames) -> None:
     env.reset(seed=0)
     rewards, terminated, frame = [], False, np.zeros(0)

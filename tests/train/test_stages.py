@@ -8,12 +8,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 
+import envs  # noqa: F401 - registers
 from train import outcome, prior, tokens, vqvae
-from worldmodel.checkpoint import FILE, read_header
+from worldmodel.checkpoint import FILE, read_header, read_tensors
 from worldmodel.dream import Context, Dream, load_prior, load_vqvae
 from worldmodel.errors import UserError
 from worldmodel.prior import PriorConfig
@@ -166,6 +168,60 @@ def test_sequences_meet_ends_wherever_they_come(toy_run: Path) -> None:
     rows = np.flatnonzero(ended.any(1))
     after = [drawn["known"][i, ended[i].argmax() + 1 :].any() for i in rows]
     assert not any(after), "nothing is known after an end"
+
+
+def test_stages_resume_on_a_store_as_if_nothing_had_happened(toy_store: Path, toy_stages: Stages) -> None:
+    """Stopped after each step of both models, and run in one go."""
+    run = toy_store.parent
+    v, t, p, _ = toy_stages(run, steps=3)
+    vqvae.main(v)
+    tokens.main(t)
+    prior.main(p)
+    for part, stage, args in (("vqvae", vqvae, v), ("prior", prior, p)):
+        whole = read_tensors(run / part)
+        one_step = replace(args, fit=replace(args.fit, minutes=1e-9))
+        with pytest.raises(UserError, match="time is up after step 1 of"):
+            stage.main(replace(one_step, restart=True))
+        for step in range(2, args.fit.steps):
+            with pytest.raises(UserError, match=f"time is up after step {step} of"):
+                stage.main(one_step)
+        stage.main(one_step)
+        resumed = read_tensors(run / part)
+        assert whole[0].keys() == resumed[0].keys()
+        assert all(torch.equal(whole[0][k], resumed[0][k]) for k in whole[0])
+        assert all(torch.equal(v, resumed[1][i][k]) for i, state in whole[1].items() for k, v in state.items())
+
+
+def test_a_time_stride_holds_the_action(toy_store: Path, toy_stages: Stages) -> None:
+    """Two frames to a latent frame: a step of the dream is two of the world."""
+    run = toy_store.parent
+    v, t, p, o = toy_stages(run, steps=5)
+    vqvae.main(replace(v, model=replace(v.model, stride=(2, 4, 4))))
+    tokens.main(t)
+    store = Store(run / "tokens.zarr")
+    assert store.rows == 20 * 16, "31 frames make 16 latent frames, the last frame held"
+    assert store.episode(0)["ended"].sum() == Store(run / "data.zarr").episode(0)["terminated"].sum()
+    prior.main(replace(p, frames=6))
+    outcome.main(replace(o, frames=8))
+    env = gym.make("VideoGPTDream-v0", model=run).unwrapped
+    assert (env.limit, env.metadata["render_fps"]) == (20, 2.5)
+    env.reset(seed=0)
+    given = []
+    env.dream.prior.step = spy(env.dream.prior.step, given)
+    frame, _, _, _, info = env.step(2)
+    assert info["frames"].shape == (2, 16, 16, 3)
+    assert np.array_equal(info["frames"][-1], frame)
+    assert given[0].tolist() == [[0, 0, 1, 0, 0, 1]]
+
+
+def spy(function: Callable, given: list) -> Callable:
+    """A function that notes its third argument."""
+
+    def noting(cache: object, positions: object, condition: torch.Tensor) -> torch.Tensor:
+        given.append(condition)
+        return function(cache, positions, condition)
+
+    return noting
 
 
 def test_bits_are_logarithms_to_two(toy_run: Path) -> None:
