@@ -8,7 +8,7 @@ The rooms, in the order in which data walks through them:
     order      the order of a frame's codes     prior      GPT over codes
     outcome    reward, end, game variables      dream      all three, stepped
     fit        the one training loop            checkpoint weights and config on disk
-    progress   means, throughput, stopping     pictures   frames as GIF and PNG
+    progress   means, throughput, stopping      pictures   frames as GIF and PNG
 
 Nothing here imports from `envs`, `collect`, `train`, `rollout` or `configs`; they import from here.
 """

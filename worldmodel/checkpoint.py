@@ -130,16 +130,23 @@ def same_config(folder: Path, config: dict[str, Any]) -> None:
     """`UserError` naming the first difference if the folder holds a run of another config."""
     if not (Path(folder) / FILE).exists():
         return
-    saved, wanted = flat(read_header(folder)[0]), flat(json.loads(json.dumps(config)))
-    for key in sorted(saved.keys() | wanted.keys()):
-        if saved.get(key) != wanted.get(key):
-            raise UserError(
-                f"{folder} holds a run with {key} = {saved.get(key)}, but {wanted.get(key)} was asked for; "
-                "give another folder, the same settings, or --restart to overwrite it"
-            )
+    differs = difference(read_header(folder)[0], json.loads(json.dumps(config)))
+    if differs:
+        raise UserError(
+            f"{folder} holds a run with {differs}; give another folder, the same settings, or --restart to overwrite it"
+        )
 
 
-def flat(data: Any, path: str = "") -> dict[str, Any]:
+def difference(saved: dict[str, Any], asked: dict[str, Any]) -> str:
+    """The first setting in which two JSON configs differ, in words; empty if there is none."""
+    a, b = _flat(saved), _flat(asked)
+    for key in sorted(a.keys() | b.keys()):
+        if a.get(key) != b.get(key):
+            return f"{key} = {a.get(key)}, but {b.get(key)} was asked for"
+    return ""
+
+
+def _flat(data: Any, path: str = "") -> dict[str, Any]:
     if isinstance(data, dict):
-        return {k: v for name, item in data.items() for k, v in flat(item, f"{path}.{name}".strip(".")).items()}
+        return {k: v for name, item in data.items() for k, v in _flat(item, f"{path}.{name}".strip(".")).items()}
     return {path: data}

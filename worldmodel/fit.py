@@ -79,7 +79,7 @@ def keep_memory() -> None:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The autocast of a precision. Processors without bfloat16 units emulate it a hundred times slower."""
+    """The autocast of a precision. Processors without bfloat16 units emulate it, far slower."""
     hardware = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.autocast(
         device.type, torch.bfloat16, enabled=precision == "bfloat16" or (precision == "auto" and hardware)

@@ -20,7 +20,7 @@ from typing import Any, TextIO
 import numpy as np
 import zarr
 
-from worldmodel.checkpoint import flat, write_json
+from worldmodel.checkpoint import difference, write_json
 from worldmodel.errors import UserError
 from worldmodel.layout import ENDS, FORMAT, SHARD, create_array, line, open_array, open_root, read_rows
 from worldmodel.world import World
@@ -52,13 +52,9 @@ class StoreWriter:
         if not (self.path / "zarr.json").exists():
             self._write_mark(wanted | {"commit": {"episodes": 0, "rows": 0, "arrays": [], "progress": None}})
         self._root, self._mark = open_root(str(self.path), write=True)
-        saved, asked = flat({k: v for k, v in self._mark.items() if k != "commit"}), flat(wanted)
-        for key in sorted(saved.keys() | asked.keys()):
-            if saved.get(key) != asked.get(key):
-                raise UserError(
-                    f"{self.path} was recorded with {key} = {saved.get(key)}, but {asked.get(key)} was asked for; "
-                    "give another folder, or the same settings"
-                )
+        differs = difference({k: v for k, v in self._mark.items() if k != "commit"}, wanted)
+        if differs:
+            raise UserError(f"{self.path} was recorded with {differs}; give another folder, or the same settings")
         for leftover in (*self.path.glob("data/**/*.part"), *self.path.glob("meta/**/*.part")):
             leftover.unlink()
         self._roll_back()
