@@ -11,4 +11,8 @@ does both at once.
 from gymnasium.envs.registration import register
 
 register(id="VizdoomFrames-v0", entry_point=f"{__name__}.vizdoom:VizdoomFrames")
-register(id="VideoGPTDream-v0", entry_point=f"{__name__}.dream:DreamEnv")
+register(
+    id="VideoGPTDream-v0",
+    entry_point=f"{__name__}.dream:DreamEnv",
+    vector_entry_point=f"{__name__}.vector:DreamVectorEnv",
+)

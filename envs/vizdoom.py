@@ -35,6 +35,9 @@ from worldmodel.world import World
 from .render import Viewer
 from .spaces import to_spec
 
+TIME_LIMIT = {"take_cover": 2100}
+"""Tics, for scenarios that set no limit themselves: that of Gym's DoomTakeCover, by which its scores are known."""
+
 
 def scenario_config(scenario: str) -> Path:
     """The .cfg of a scenario that ships with ViZDoom; `UserError` listing them for an unknown name."""
@@ -64,7 +67,7 @@ class VizdoomFrames(gym.Env[np.ndarray, Any]):
         horizon: int | None = None,
         render_mode: str | None = None,
     ) -> None:
-        """`horizon`, in steps, defaults to the scenario's own limit in tics over `frame_skip`; 0 means none."""
+        """`horizon`, in steps, defaults to the scenario's limit in tics over `frame_skip`; 0 means none."""
         if frame_skip < 1 or size < 1:
             raise UserError(f"frame_skip and size must be at least 1, not {frame_skip} and {size}")
         config = scenario_config(scenario)
@@ -79,7 +82,8 @@ class VizdoomFrames(gym.Env[np.ndarray, Any]):
         )
         game = self.engine.game
         game.set_doom_config_path(f"{self.folder}/vizdoom.ini")
-        limit = game.get_episode_timeout() // frame_skip if horizon is None else horizon
+        tics = game.get_episode_timeout() or TIME_LIMIT.get(scenario, 0)
+        limit = tics // frame_skip if horizon is None else horizon
         game.set_episode_timeout(0)
         self.action_space = self.engine.action_space
         self.observation_space = spaces.Box(0, 255, (size, size, 3), np.uint8)

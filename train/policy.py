@@ -1,6 +1,7 @@
 """Train a policy with Stable-Baselines3's PPO, in an engine or in a dream of it.
 
     python train/policy.py                                   # Health Gathering Supreme
+    python train/policy.py --env VideoGPTDream-v0            # the dream of it that ships
     python train/policy.py --env VideoGPTDream-v0 --env-model runs/demo
 
 The engine's reward (one a tic, -100 at death) says little about what to do, so training adds potential-based
@@ -14,6 +15,7 @@ the environments begin again with other seeds.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +24,14 @@ if not __package__:  # run as a file: `import vizdoom` must not find a script be
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import gymnasium as gym
+import numpy as np
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecMonitor
 
 from configs import command
 from envs.policies import load_policy, save_policy
+from envs.sb3 import SB3VecEnv
 from worldmodel.checkpoint import FILE, load_optimizer, read_header, same_config
 from worldmodel.errors import UserError
 
@@ -42,15 +45,17 @@ class Args:
     env: str = "VizdoomFrames-v0"
     """Gymnasium id."""
     scenario: str = "health_gathering_supreme"
-    """ViZDoom scenario, for the engine."""
+    """ViZDoom scenario, or the world of a dream that ships."""
     env_model: str = ""
-    """Run folder of a world model, for the dream."""
+    """Run folder of a world model, for a dream of one's own."""
+    temperature: float = 1.0
+    """Of the dream; above 1 it is less sure of itself, and harder to exploit (Ha and Schmidhuber, 2018)."""
     steps: int = 1_500_000
     """Environment steps over which the learning rate falls to zero."""
     until: int = 0
     """Stop after so many of them; 0 for all."""
     n_envs: int = 8
-    """Environments stepped in one process."""
+    """Environments stepped in one process, or lanes of the dream."""
     n_steps: int = 128
     """Steps of each environment between two updates."""
     epochs: int = 3
@@ -73,26 +78,28 @@ class Args:
     """Of the environments, the weights and the actions."""
 
 
-class Shaped(gym.Wrapper):
+class Shaped(VecEnvWrapper):
     """reward -> scale * reward + gamma * phi(s') - phi(s), where phi = weight * HEALTH, and 0 after the end."""
 
-    def __init__(self, env: gym.Env, args: Args) -> None:
+    def __init__(self, env: VecEnv, args: Args) -> None:
         super().__init__(env)
         self.args = args
 
-    def _potential(self, info: dict[str, Any]) -> float:
-        return self.args.shaping * info["HEALTH"] if self.args.shaping else 0.0
+    def _potential(self, infos: Sequence[dict[str, Any]]) -> np.ndarray:
+        return np.array([self.args.shaping * info["HEALTH"] if self.args.shaping else 0.0 for info in infos])
 
-    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        frame, info = self.env.reset(**kwargs)
-        self.potential = self._potential(info)
-        return frame, info
+    def reset(self) -> Any:
+        frames = self.venv.reset()
+        self.potential = self._potential(self.unwrapped.reset_infos)
+        return frames
 
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        frame, reward, terminated, truncated, info = self.env.step(action)
-        before, self.potential = self.potential, 0.0 if terminated else self._potential(info)
-        shaped = self.args.reward_scale * float(reward) + self.args.gamma * self.potential - before
-        return frame, shaped, terminated, truncated, info
+    def step_wait(self) -> Any:
+        frames, rewards, done, infos = self.venv.step_wait()
+        after = self._potential(infos)
+        after[[d and not info["TimeLimit.truncated"] for d, info in zip(done, infos, strict=True)]] = 0.0
+        shaped = self.args.reward_scale * rewards + self.args.gamma * after - self.potential
+        self.potential = np.where(done, self._potential(self.unwrapped.reset_infos), after)
+        return frames, shaped, done, infos
 
 
 class Saver(BaseCallback):
@@ -119,18 +126,21 @@ def settings(args: Args) -> dict[str, Any]:
     return {k: v for k, v in asdict(args).items() if k not in ("out", "until", "save_every", "export")}
 
 
-def make_env(args: Args) -> gym.Env:
-    kwargs: dict[str, Any] = (
-        {"scenario": args.scenario} if args.env == "VizdoomFrames-v0" else {"model": args.env_model}
-    )
+def make_envs(args: Args) -> VecEnv:
+    """All environments: engines one after the other, or one forward pass for all lanes of a dream."""
     try:
-        return Shaped(Monitor(gym.make(args.env, **kwargs)), args)
+        if gym.spec(args.env).vector_entry_point is None:
+            envs: VecEnv = DummyVecEnv([lambda: gym.make(args.env, scenario=args.scenario)] * args.n_envs)
+        else:
+            dream: dict[str, Any] = {"model": args.env_model, "world": args.scenario, "temperature": args.temperature}
+            envs = SB3VecEnv(gym.make_vec(args.env, num_envs=args.n_envs, autoreset_mode="SameStep", **dream))
     except gym.error.Error as error:
         raise UserError(str(error)) from None
+    return Shaped(VecMonitor(envs), args)
 
 
 def main(args: Args) -> None:
-    environments = DummyVecEnv([lambda: make_env(args)] * args.n_envs)
+    environments = make_envs(args)
     ppo = PPO(
         "CnnPolicy",
         environments,

@@ -94,7 +94,7 @@ def continuation(prior: Prior, codes: Tensor, condition: Tensor | None, given: i
         cache = prior.prefill(codes[:, :given], context)
     generator, frames = torch.Generator().manual_seed(seed), [codes[:, :given]]
     for t in range(given, codes.shape[1]):
-        noise = torch.rand(len(codes), len(prior.order), generator=generator).to(codes.device)
+        noise = torch.rand(len(codes), prior.config.frame, generator=generator).to(codes.device)
         now = condition[:, t] if per_frame and condition is not None else condition
         frames.append(next_frame(prior, cache, now, noise, Sampling())[0])
     return torch.cat(frames, dim=1)

@@ -9,7 +9,8 @@ frame in the making. Codes of a frame are written as they are predicted, so what
 one contiguous slice: all past frames, then what the frame has so far. When a frame is finished it takes the
 oldest slot. Which slot is which does not matter to attention, since the time is in the keys.
 
-Dimensions: b batch (lane), t frames, n codes of a frame, a heads, d channels of a head, w window in frames.
+Dimensions: b batch (lane), t frames, n positions of a frame with m codes each, a heads, d channels of a head, w window
+in frames.
 """
 
 from __future__ import annotations
@@ -33,17 +34,17 @@ class Cache:
     valid: Tensor
     """(b, w-1) bool: does the slot hold a frame of this lane?"""
     last: Tensor
-    """(b, code_dim) vector of the last code of the last frame."""
+    """(b, m*code_dim) vectors of the codes at the last position of the last frame."""
     codes: Tensor
-    """(b, n) codes of the current frame so far."""
+    """(b, n, m) codes of the current frame so far."""
     time: int = 0
     """Index of the frame in the making, the same for all lanes."""
     done: int = 0
-    """Codes of the current frame that are already cached."""
+    """Positions of the current frame that are already cached."""
 
     @property
     def frame(self) -> int:
-        """n, the codes of a frame."""
+        """n, the positions of a frame."""
         return self.codes.shape[1]
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,6 +76,13 @@ class Cache:
         """Overwrite some lanes by those of another cache at the same time."""
         for mine, theirs in zip(self.tensors(), other.tensors(), strict=True):
             mine[lanes] = theirs
+
+    def take(self, lanes: Tensor) -> Cache:
+        """A cache of some of the lanes, which may repeat."""
+        keys, values = ([t[lanes] for t in tensors] for tensors in (self.keys, self.values))
+        return replace(
+            self, keys=keys, values=values, valid=self.valid[lanes], last=self.last[lanes], codes=self.codes[lanes]
+        )
 
     def tensors(self) -> list[Tensor]:
         return [*self.keys, *self.values, self.valid, self.last, self.codes]

@@ -92,6 +92,16 @@ class Lanes:
         memory = {layer: past.clone() for layer, past in self.memory.items()}
         return Lanes(self.cache.clone(), memory, self.hidden.clone(), generators)
 
+    def take(self, index: Tensor) -> Lanes:
+        """The lanes of an index, which may repeat them, as copies."""
+        generators = [self.generators[i].clone_state() for i in index.tolist()]
+        memory = {layer: past[index] for layer, past in self.memory.items()}
+        return Lanes(self.cache.take(index), memory, self.hidden[:, index], generators)
+
+    def seed(self, seeds: list[int]) -> None:
+        """Give every lane other luck from here on."""
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
     def put(self, index: Tensor, other: Lanes) -> None:
         """Overwrite some lanes by those of another batch at the same time."""
         self.cache.put(index, other.cache)
@@ -192,8 +202,8 @@ class Dream:
             raise UserError(f"{len(lanes.generators)} lanes need as many actions, not {len(actions)}")
         encoded = np.repeat(self.world.action.encode(actions)[:, None], self.stride, 1).reshape(len(actions), -1)
         condition = torch.from_numpy(encoded).to(self.prior.start)
-        n = len(self.prior.order)
-        noise = torch.stack([torch.rand(n + 1, generator=g, dtype=torch.float64) for g in lanes.generators])
+        n = self.prior.config.frame
+        noise = torch.stack([torch.rand(n + 1, generator=g) for g in lanes.generators])
         noise = noise.to(self.device)
         codes, likelihood, entropy = next_frame(self.prior, lanes.cache, condition, noise[:, :n], self.sampling)
         frames = to_uint8(self.vqvae.decode(codes, lanes.memory))
@@ -201,6 +211,17 @@ class Dream:
         terminated = noise[:, n] < out.end[:, 0].sigmoid()
         reward = out.reward[:, 0].gather(1, terminated.long()[:, None])[:, 0]
         return Step(frames, codes, reward, terminated, out.variables[:, 0], likelihood, entropy)
+
+
+PRETRAINED = Path(__file__).parent / "pretrained"
+
+
+def shipped(world: str) -> Path:
+    """The run folder of the model that ships for a world, or a `UserError` that lists them."""
+    if (PRETRAINED / world / "prior").is_dir():
+        return PRETRAINED / world
+    known = ", ".join(sorted(p.parent.name for p in PRETRAINED.glob("*/prior")))
+    raise UserError(f"no model ships for the world {world!r}, only for {known}; give model=, a run folder of your own")
 
 
 Model = TypeVar("Model", bound=nn.Module)

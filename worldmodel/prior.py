@@ -9,8 +9,16 @@ learned start token, an output head that starts at zero: the official code's cho
 * `mode="stream"`: a condition for each latent frame (the actions that led into it), attention over the last `window`
   frames with relative time, anti-diagonal order. It has no end, and nothing knows the future: what a simulator needs.
 
-Dimensions: b batch, t latent frames, h w g rows, columns and codebooks, n = h*w*g codes of a frame, k code
-values, c condition. Codes are (b, t, h, w, g); a frame's positions are numbered in raster order.
+Two options of ours, for speed and for endless dreams:
+
+* `patch`: the transformer sees patches of patch x patch codes as one position, and a small head predicts the codes of
+  a patch one after the other, each given those before it. With patches of 2 the same picture costs a quarter of the
+  transformer's work, in training and in dreams, and the factorisation is as exact as before.
+* `noise`: in training some of the codes that the model is given, never those it must predict, are replaced by random
+  ones, so that it learns to go on from the slips of its own dreams.
+
+Dimensions: b batch, t latent frames, h w g rows, columns and codebooks, n positions of a frame with m codes each, k
+code values, c condition. Codes are (b, t, h, w, g), or (b, t, n, m) by position; positions count in raster order.
 """
 
 from __future__ import annotations
@@ -20,6 +28,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from worldmodel.attention import Attention, Cache, rotation
@@ -44,7 +53,9 @@ class PriorConfig:
     """Channels of a code's vector."""
     mode: Literal["paper", "stream"] = "paper"
     order: Literal["raster", "diagonal"] = "raster"
-    """Order of the codes of a frame."""
+    """Order of the positions of a frame."""
+    patch: int = 1
+    """Rows and columns of codes that make one position of the transformer; all books are inside it if above 1."""
     window: int = 8
     """stream: latent frames that attention reaches, the current one included."""
     condition: Condition = "none"
@@ -55,9 +66,16 @@ class PriorConfig:
     layers: int = 16
     feedforward: int = 2048
     dropout: float = 0.2
+    noise: float = 0.0
+    """In training, up to this share of a clip's given codes are random."""
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "latent", "books", "codes", "code_dim", "window", "width", "heads", "feedforward")
+        at_least(self, 1, "latent", "books", "codes", "code_dim", "patch", "window", "width", "heads", "feedforward")
+        at_least(self, 0, "dropout", "noise")
+        if self.latent[1] % self.patch or self.latent[2] % self.patch:
+            raise UserError(
+                f"{self.latent[1]} x {self.latent[2]} codes have no patches of {self.patch}; set --model.patch"
+            )
         if self.width % (2 * self.heads):
             raise UserError(
                 f"width = {self.width} cannot be divided into {self.heads} heads of even size; choose another"
@@ -66,6 +84,22 @@ class PriorConfig:
             raise UserError(f"condition = {self.condition} does not go with condition_dim = {self.condition_dim}")
         if self.mode == "stream" and self.condition == "clip":
             raise UserError("a stream is conditioned frame by frame; choose condition = frame, or mode = paper")
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Rows, columns and books of a frame's positions."""
+        _, h, w = self.latent
+        return (h, w, self.books) if self.patch == 1 else (h // self.patch, w // self.patch, 1)
+
+    @property
+    def group(self) -> int:
+        """m, the codes of a position."""
+        return 1 if self.patch == 1 else self.patch**2 * self.books
+
+    @property
+    def frame(self) -> int:
+        """Codes of a latent frame."""
+        return self.latent[1] * self.latent[2] * self.books
 
     @property
     def reach(self) -> int:
@@ -105,6 +139,48 @@ class Block(nn.Module):
         return self.feed(x, condition)
 
 
+class Head(nn.Module):
+    """Logits of the codes of a position, each given the position's features and the codes before it.
+
+    A position of one code has the official code's linear layer. With m codes it is a perceptron for each, to whose
+    hidden layer the codes before are added (after MADE, Germain et al., 2015). The outputs start at zero.
+    """
+
+    def __init__(self, config: PriorConfig) -> None:
+        super().__init__()
+        m, width = config.group, config.width
+        self.group = m
+        self.look = nn.Linear(width, m * width) if m > 1 else nn.Identity()
+        self.told = nn.ModuleList(nn.Linear(config.code_dim, k * width, bias=False) for k in range(m - 1, 0, -1))
+        self.out = nn.ModuleList(nn.Linear(width, config.codes) for _ in range(m))
+        for parameter in self.out.parameters():
+            nn.init.zeros_(parameter)
+
+    def begin(self, x: Tensor) -> list[Tensor]:
+        """Features (..., width) -> the hidden layer of each code to come."""
+        return list(self.look(x).chunk(self.group, dim=-1))
+
+    def logits(self, hidden: list[Tensor]) -> Tensor:
+        """(..., k) of the next code."""
+        x = F.gelu(hidden[0]) if self.group > 1 else hidden[0]
+        return self.out[self.group - len(hidden)](x)
+
+    def tell(self, hidden: list[Tensor], vector: Tensor) -> list[Tensor]:
+        """What is left after the next code turned out to be the one of `vector` (..., code_dim)."""
+        if len(hidden) == 1:
+            return []
+        news = self.told[self.group - len(hidden)](vector).chunk(len(hidden) - 1, dim=-1)
+        return [x + y for x, y in zip(hidden[1:], news, strict=True)]
+
+    def forward(self, x: Tensor, vectors: Tensor) -> Tensor:
+        """Features (..., width) and all codes' vectors (..., m, code_dim) -> logits (..., m, k)."""
+        hidden, logits = self.begin(x), []
+        for k in range(self.group):
+            logits.append(self.logits(hidden))
+            hidden = self.tell(hidden, vectors[..., k, :])
+        return torch.stack(logits, dim=-2)
+
+
 class Prior(nn.Module):
     """p(codes | condition), one latent frame after the other."""
 
@@ -116,8 +192,8 @@ class Prior(nn.Module):
         """`codebook` (books, codes, code_dim) are the VQ-VAE's code vectors; they stay as they are."""
         super().__init__()
         self.config = config
-        t, h, w = config.latent
-        self.order = Order(config.order, h, w, config.books)
+        t = config.latent[0]
+        self.order = Order(config.order, *config.grid)
         shape = (config.books, config.codes, config.code_dim)
         if codebook is not None and tuple(codebook.shape) != shape:
             raise UserError(
@@ -127,37 +203,43 @@ class Prior(nn.Module):
         self.register_buffer("mask", clip_mask(self.order, t, config.reach), persistent=False)
         self.register_buffer("parents", self.order.parents, persistent=False)
         self.inputs = nn.ModuleList(
-            nn.Linear(config.code_dim, config.width, bias=False) for _ in range(1 if config.order == "raster" else 2)
+            nn.Linear(config.group * config.code_dim, config.width, bias=False)
+            for _ in range(1 if config.order == "raster" else 2)
         )
         self.start = nn.Parameter(torch.randn(config.width) * 0.02)
-        place = (h, w, config.books) if config.books > 1 else (h, w)
+        place = config.grid if config.grid[2] > 1 else config.grid[:2]
         self.positions = AxisPositions(place if config.mode == "stream" else (t, *place), config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = ConditionalNorm(config.width, config.condition_dim)
-        self.head = nn.Linear(config.width, config.codes)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        self.head = Head(config)
 
     def forward(self, codes: Tensor, condition: Tensor | None = None) -> Tensor:
         """Logits (b, t, h, w, g, k) of every code given the codes before it. Condition (b, t, c) or (b, c)."""
-        return self.clip(codes, condition)[0].view(*codes.shape, -1)
+        return self.ungroup(self.clip(codes, condition)[0])
 
     def loss(self, codes: Tensor, condition: Tensor | None = None) -> Tensor:
         """Cross entropy of each latent frame, in nats per code: (b, t). Over ln 2 it is the paper's bits/dim."""
-        logits = self(codes, condition).float()
-        return (
-            F.cross_entropy(logits.flatten(0, -2), codes.flatten(), reduction="none").view(*codes.shape).mean((2, 3, 4))
-        )
+        given = self.corrupt(codes) if self.training and self.config.noise else codes
+        logits, target = self.clip(given, condition)[0].float(), self.by_position(codes)
+        loss = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none")
+        return loss.view(*target.shape).mean((2, 3))
+
+    def corrupt(self, codes: Tensor) -> Tensor:
+        """Codes of which a share is random; the share is uniform up to `noise`, another one for each clip."""
+        share = torch.rand(len(codes), 1, 1, 1, 1, device=codes.device) * self.config.noise
+        random = torch.randint_like(codes, self.config.codes)
+        return torch.where(torch.rand(codes.shape, device=codes.device) < share, random, codes)
 
     def clip(
         self, codes: Tensor, condition: Tensor | None, start: int = 0
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """Logits (b, t, n, k) and each layer's keys and values, for a clip whose first frame has index `start`."""
+        """Logits (b, t, n, m, k) and each layer's keys and values, for a clip whose first frame has index `start`."""
         t = codes.shape[1]
         condition = self.check(codes, condition)
-        vectors = self.vectors(codes.flatten(2))
-        last = torch.cat([torch.zeros_like(vectors[:, :1, -1]), vectors[:, :-1, -1]], dim=1)
-        x = self._tell(vectors, last, torch.arange(len(self.order), device=codes.device))
+        vectors = self.vectors(self.by_position(codes))
+        told = vectors.flatten(3)
+        last = torch.cat([torch.zeros_like(told[:, :1, -1]), told[:, :-1, -1]], dim=1)
+        x = self._tell(told, last, torch.arange(len(self.order), device=codes.device))
         x[:, 0, 0] = self.start.to(x.dtype)
         x = x + self._places(start, t)
         turn = self._turn(torch.arange(start, start + t, device=codes.device), x.dtype)
@@ -167,7 +249,7 @@ class Prior(nn.Module):
         for block in self.blocks:
             x, pair = block(x, condition, turn, mask)
             memory.append(pair)
-        return self.head(self.norm(x, condition)), memory
+        return self.head(self.norm(x, condition), vectors), memory
 
     def empty(self, batch: int) -> Cache:
         """A cache with nothing in it: the next frame is a video's first."""
@@ -175,8 +257,8 @@ class Prior(nn.Module):
         size = (batch, c.heads, c.reach * len(self.order), c.width // c.heads)
         keys, values = ([like.new_zeros(size) for _ in range(c.layers)] for _ in range(2))
         valid = torch.zeros(batch, c.reach - 1, dtype=torch.bool, device=like.device)
-        codes = torch.zeros(batch, len(self.order), dtype=torch.long, device=like.device)
-        return Cache(keys, values, valid, like.new_zeros(batch, c.code_dim), codes)
+        codes = torch.zeros(batch, len(self.order), c.group, dtype=torch.long, device=like.device)
+        return Cache(keys, values, valid, like.new_zeros(batch, c.group * c.code_dim), codes)
 
     def prefill(self, codes: Tensor, condition: Tensor | None = None, start: int = 0) -> Cache:
         """The cache after the frames of a context (b, t, h, w, g), the first of which has index `start`."""
@@ -190,13 +272,16 @@ class Prior(nn.Module):
                 cache.keys[layer][:, :, at * n : (at + 1) * n] = k[:, :, source]
                 cache.values[layer][:, :, at * n : (at + 1) * n] = v[:, :, source]
             cache.valid[:, at] = True
-        cache.last, cache.time = self.vectors(codes[:, -1].flatten(1)[:, None])[:, 0, -1], start + t
+        cache.last, cache.time = self.vectors(self.by_position(codes[:, -1:]))[:, 0, -1].flatten(1), start + t
         return cache
 
     def step(self, cache: Cache, positions: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Logits (b, m, k) of one pass: the codes of its parents must be in `cache.codes`. Condition (b, c)."""
+        """Features (b, positions, width) of one pass, for the head: the codes of its parents must be in `cache.codes`.
+
+        Condition (b, c).
+        """
         b = len(cache.codes)
-        vectors = self.vectors(cache.codes[:, None])
+        vectors = self.vectors(cache.codes[:, None]).flatten(3)
         x = self._tell(vectors, cache.last[:, None], positions)
         if cache.time == 0 and cache.done == 0:
             x[:, 0, 0] = self.start.to(x.dtype)
@@ -207,11 +292,11 @@ class Prior(nn.Module):
             assert isinstance(block, Block)
             x = block.step(x, condition, turn, cache, layer)
         cache.done += len(positions)
-        return self.head(self.norm(x, condition))[:, 0]
+        return self.norm(x, condition)[:, 0]
 
     def finish(self, cache: Cache) -> None:
         """All codes of the frame are in `cache.codes`: begin the next one."""
-        cache.finish(self.vectors(cache.codes[:, None])[:, 0, -1])
+        cache.finish(self.vectors(cache.codes[:, None])[:, 0, -1].flatten(1))
 
     def check(self, codes: Tensor, condition: Tensor | None) -> Tensor | None:
         """The condition as (b, t or 1, c); one sentence if codes or condition do not fit the model."""
@@ -233,12 +318,31 @@ class Prior(nn.Module):
         return condition[:, None] if c.condition == "clip" else condition
 
     def vectors(self, codes: Tensor) -> Tensor:
-        """(b, t, n) -> (b, t, n, code_dim), each position from its own codebook."""
-        book = torch.arange(codes.shape[-1], device=codes.device) % self.config.books
-        return self.codebook[book, codes]
+        """(b, t, n, m) -> (b, t, n, m, code_dim), each code from its own codebook."""
+        book = torch.arange(codes.shape[2] * codes.shape[3], device=codes.device).view(codes.shape[2:])
+        return self.codebook[book % self.config.books, codes]
+
+    def by_position(self, codes: Tensor) -> Tensor:
+        """(b, t, h, w, g) -> (b, t, n, m)."""
+        p = self.config.patch
+        if p == 1:
+            return codes.flatten(2)[..., None]
+        return rearrange(codes, "b t (h p) (w q) g -> b t (h w) (p q g)", p=p, q=p)
+
+    def ungroup(self, grouped: Tensor) -> Tensor:
+        """(b, t, n, m, ...) -> (b, t, h, w, g, ...), the reverse."""
+        c, p = self.config, self.config.patch
+        h, w, _ = c.grid
+        rest = grouped.shape[4:]
+        if p > 1:
+            grouped = rearrange(
+                grouped.flatten(4) if rest else grouped[..., None],
+                "b t (h w) (p q g) k -> b t (h p) (w q) g k", h=h, w=w, p=p, q=p,
+            )  # fmt: skip
+        return grouped.reshape(*grouped.shape[:2], *c.latent[1:], c.books, *rest)
 
     def _tell(self, vectors: Tensor, last: Tensor, positions: Tensor) -> Tensor:
-        """What positions are told (b, t, m, width): their parents' codes, the first one the last of the past frame."""
+        """What positions are told (b, t, ., width): their parents' codes, the first one the last of the past frame."""
         told = 0
         for slot, layer in enumerate(self.inputs):
             parent = self.parents[positions, slot]

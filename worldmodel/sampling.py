@@ -5,7 +5,7 @@ its number, codes being in the order of their numbers. A lane's codes thus depen
 whatever else is in the batch: codes that were never seen have equal logits up to rounding, and an order by
 probability would differ from batch to batch.
 
-Dimensions: b lanes, n codes of a frame, m codes of a pass, k code values.
+Dimensions: b lanes, n positions of a frame with m codes each, k code values.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class Sampling:
             raise UserError(f"{self}: temperature and top_k must not be negative, and top_p must lie in (0, 1]")
 
     def draw(self, logits: Tensor, noise: Tensor) -> Tensor:
-        """Codes (b, m) from logits (b, m, k) and uniform numbers (b, m)."""
+        """Codes (b, positions) from logits (b, positions, k) and uniform numbers (b, positions)."""
         if self.temperature == 0:
             return logits.argmax(-1)
-        share = (logits / self.temperature).softmax(-1)
+        share = (logits / self.temperature).softmax(-1) if self.temperature != 1 else logits.softmax(-1)
         if self.top_k or self.top_p < 1:
             share = share.masked_fill(share < self._least(share), 0)
         total = share.cumsum(-1)
@@ -47,7 +47,7 @@ class Sampling:
         return chosen.squeeze(-1).clamp(max=total.shape[-1] - 1)
 
     def _least(self, share: Tensor) -> Tensor:
-        """(b, m, 1) the smallest probability that is kept; codes of equal probability stay or go together."""
+        """(b, positions, 1) the smallest probability that is kept; codes of equal probability stay or go together."""
         best = share.sort(-1, descending=True).values
         keep = best.cumsum(-1) - best < self.top_p
         if self.top_k:
@@ -61,17 +61,22 @@ def next_frame(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draw one latent frame and move the cache on.
 
-    Condition (b, c) and noise (b, n) -> codes (b, 1, h, w, g), and (b,) log-likelihood and entropy in nats.
+    Condition (b, c) and noise (b, n*m) in [0, 1) -> codes (b, 1, h, w, g), and (b,) log-likelihood and entropy in nats.
     """
-    b, config = len(noise), prior.config
-    likelihood, entropy = noise.new_zeros(b), noise.new_zeros(b)
+    n, m = len(prior.order), prior.config.group
+    noise = noise.view(-1, n, m).to(prior.start.dtype)
+    likelihood, entropy = noise.new_zeros(len(noise)), noise.new_zeros(len(noise))
     for positions in prior.order.passes:
         positions = positions.to(noise.device)
-        log = prior.step(cache, positions, condition).to(noise.dtype).log_softmax(-1)
-        codes = sampling.draw(log, noise[:, positions])
-        cache.codes[:, positions] = codes
-        likelihood += log.gather(-1, codes[..., None]).sum((1, 2))
-        entropy += torch.special.entr(log.exp()).sum((1, 2))
-    frame = cache.codes.clone().view(b, 1, *config.latent[1:], config.books)
+        hidden = prior.head.begin(prior.step(cache, positions, condition))
+        for k in range(m):
+            log = prior.head.logits(hidden).log_softmax(-1)
+            codes = sampling.draw(log, noise[:, positions, k])
+            cache.codes[:, positions, k] = codes
+            likelihood += log.gather(-1, codes[..., None]).sum((1, 2))
+            entropy -= (log.exp() * log).sum((1, 2))
+            if k + 1 < m:
+                hidden = prior.head.tell(hidden, prior.codebook[k % prior.config.books, codes])
+    frame = prior.ungroup(cache.codes.clone()[:, None])
     prior.finish(cache)
     return frame, likelihood, entropy

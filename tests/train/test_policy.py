@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Scripted(gym.Env):
-    """Health 50, 40, 65, then death."""
+    """Health 50, 40, 65, then death, and again."""
 
     observation_space = gym.spaces.Box(0, 255, (2,), np.uint8)
     action_space = gym.spaces.Discrete(2)
@@ -37,9 +37,10 @@ class Scripted(gym.Env):
 
 def test_shaping_is_a_difference_of_potentials() -> None:
     args = policy.Args(reward_scale=0.01, shaping=0.02, gamma=0.9)
-    env = policy.Shaped(Scripted(), args)
+    env = policy.Shaped(policy.DummyVecEnv([Scripted]), args)
     env.reset()
-    rewards = [env.step(0)[1] for _ in range(3)]
+    rewards = [env.step(np.zeros(1, int))[1][0] for _ in range(4)]
+    assert rewards.pop() == pytest.approx(0.04 + 0.9 * 0.8 - 1.0), "the next episode starts from its own health"
     assert rewards == pytest.approx([0.04 + 0.9 * 0.8 - 1.0, 0.04 + 0.9 * 1.3 - 0.8, -0.96 + 0 - 1.3])
     discounted = sum(0.9**t * r for t, r in enumerate(rewards))
     plain = sum(0.9**t * r for t, r in enumerate((0.04, 0.04, -0.96)))
@@ -63,7 +64,7 @@ def test_a_run_goes_on_exports_and_refuses_other_settings(tmp_path: Path) -> Non
 def test_mistakes_are_told_in_a_sentence(tmp_path: Path) -> None:
     for change, sentence in (
         ({"env": "VizdoomFrame-v0"}, "VizdoomFrame"),
-        ({"env": "VideoGPTDream-v0"}, "give a run folder"),
+        ({"env": "VideoGPTDream-v0", "scenario": "nowhere"}, "no model ships for the world"),
         ({"scenario": "basik"}, "there is no scenario 'basik'"),
     ):
         with pytest.raises(UserError, match=sentence):

@@ -19,14 +19,18 @@ KINDS = [
     ("paper", "raster", 1, "clip"),
     ("paper", "raster", 2, "frame"),
     ("paper", "diagonal", 3, "none"),
+    ("stream", "diagonal", 1, "frame", 2),
+    ("stream", "raster", 2, "frame", 2),
 ]
+"""Mode, order, codebooks, condition, and the patch where it is not 1."""
 
 
-def build(mode: str, order: str, books: int, condition: str, **changes: object) -> Prior:
+def build(mode: str, order: str, books: int, condition: str, patch: int = 1, **changes: object) -> Prior:
     """A float64 prior with random weights everywhere, the head and the conditional norms included."""
     torch.manual_seed(0)
     settings: dict = {
-        "latent": (6, 3, 4), "books": books, "codes": 11, "code_dim": 5, "mode": mode, "order": order, "window": 3,
+        "latent": (6, 4 if patch == 2 else 3, 4), "books": books, "codes": 11, "code_dim": 5, "mode": mode,
+        "order": order, "patch": patch, "window": 3,
         "condition": condition, "condition_dim": 0 if condition == "none" else 7, "width": 32, "heads": 2, "layers": 2,
         "feedforward": 64,
     }  # fmt: skip
@@ -52,13 +56,15 @@ def at(prior: Prior, condition: torch.Tensor | None, t: int | slice) -> torch.Te
 
 def step_frame(prior: Prior, cache: Cache, codes: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
     """Logits (b, n, k) of a frame whose codes (b, h, w, g) are then taken as drawn."""
-    flat = codes.flatten(1)
-    logits = torch.zeros(*flat.shape, prior.config.codes, dtype=torch.float64)
+    truth = prior.by_position(codes[:, None])[:, 0]
+    vectors = prior.vectors(truth[:, None])[:, 0]
+    logits = torch.zeros(*truth.shape, prior.config.codes, dtype=torch.float64)
     for positions in prior.order.passes:
-        logits[:, positions] = prior.step(cache, positions, condition).detach()
-        cache.codes[:, positions] = flat[:, positions]
+        features = prior.step(cache, positions, condition)
+        logits[:, positions] = prior.head(features, vectors[:, positions]).detach()
+        cache.codes[:, positions] = truth[:, positions]
     prior.finish(cache)
-    return logits
+    return prior.ungroup(logits[:, None])[:, 0].flatten(1, 3)
 
 
 @pytest.mark.parametrize("given", [0, 1, 2, 5])
@@ -100,10 +106,10 @@ def test_lanes_may_have_contexts_of_different_lengths() -> None:
         assert not torch.allclose(alone[0], alone[1]), "the context matters"
 
 
-@pytest.mark.parametrize("order", ["raster", "diagonal"])
-def test_probabilities_of_all_frames_sum_to_one(order: str) -> None:
+@pytest.mark.parametrize(("order", "patch"), [("raster", 1), ("diagonal", 1), ("diagonal", 2)])
+def test_probabilities_of_all_frames_sum_to_one(order: str, patch: int) -> None:
     """An independent check of the factorisation: add up every possible 2x2 frame of 3 codes."""
-    prior = build("stream", order, 1, "none", latent=(2, 2, 2), codes=3)
+    prior = build("stream", order, 1, "none", patch, latent=(2, 2, 2), codes=3)
     first = torch.tensor([0, 2, 1, 1]).view(1, 1, 2, 2, 1)
     every = torch.tensor(list(product(range(3), repeat=4))).view(-1, 1, 2, 2, 1)
     codes = torch.cat([first.expand(len(every), -1, -1, -1, -1), every], dim=1)
@@ -113,23 +119,24 @@ def test_probabilities_of_all_frames_sum_to_one(order: str) -> None:
     torch.testing.assert_close(likelihood[:, 1].double().exp().sum().item(), 1.0, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS[:4], ids=lambda k: "-".join(map(str, k)))
+@pytest.mark.parametrize("kind", [*KINDS[:4], *KINDS[7:]], ids=lambda k: "-".join(map(str, k)))
 def test_a_stream_has_no_gradient_from_later_codes_or_later_actions(kind: tuple) -> None:
     prior = build(*kind)
     codes, condition = clip(prior, 6, batch=1)
     n = len(prior.order)
-    soft = prior.vectors(codes.flatten(2)).clone().requires_grad_()
+    soft = prior.vectors(prior.by_position(codes)).clone().requires_grad_()
     prior.vectors = lambda _: soft  # type: ignore[method-assign, assignment]
     if condition is not None:
         condition.requires_grad_()
     logits = prior.clip(codes, condition)[0]
     sources = [soft] if condition is None else [soft, condition]
-    for t, i in product((1, 3), range(n)):
-        gradients = torch.autograd.grad(logits[:, t, i].sum(), sources, retain_graph=True)
-        later = prior.order.rank >= prior.order.rank[i]
+    for t, i, k in product((1, 3), range(n), range(prior.config.group)):
+        gradients = torch.autograd.grad(logits[:, t, i, k].sum(), sources, retain_graph=True)
+        told = prior.order.rank[:, None].repeat(1, prior.config.group) < prior.order.rank[i]
+        told[i, :k] = True  # within a patch, the codes before it
         assert gradients[0][:, t + 1 :].abs().sum() == 0
-        assert gradients[0][:, t, later].abs().sum() == 0, "neither its own pass nor a later one"
-        assert (gradients[0][:, t, ~later].abs().amax(-1) > 0).all(), "but every earlier one"
+        assert gradients[0][:, t, ~told].abs().sum() == 0, "neither its own pass nor a later one"
+        assert (gradients[0][:, t, told].abs().amax(-1) > 0).all(), "but every earlier one"
         assert (gradients[0][:, t - 1].abs().amax(-1) > 0).all()
         if condition is not None:
             assert gradients[1][:, t + 1 :].abs().sum() == 0
@@ -166,6 +173,32 @@ def test_parameters_of_the_papers_prior_by_hand() -> None:
     axes = 8 * 171 + 32 * 171 + 32 * 170
     expected = layers * block + norm + dim * d + d + axes + d * codes + codes
     assert sum(p.numel() for p in prior.parameters()) == expected
+
+
+def test_positions_of_patches_are_blocks_of_codes_and_back() -> None:
+    prior = build(*KINDS[7])
+    codes = torch.arange(16).view(1, 1, 4, 4, 1)
+    assert prior.by_position(codes)[0, 0].tolist() == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
+    assert torch.equal(prior.ungroup(prior.by_position(codes)), codes)
+    with pytest.raises(UserError, match="3 x 4 codes have no patches of 2"):
+        PriorConfig(latent=(1, 3, 4), patch=2)
+
+
+def test_noise_replaces_what_is_given_and_never_what_is_predicted() -> None:
+    prior = build(*KINDS[7], noise=0.5, dropout=0.0)
+    codes, condition = clip(prior, 6, batch=64)
+    torch.manual_seed(1)
+    given = prior.corrupt(codes)
+    changed = (given != codes).double().flatten(1).mean(1)
+    assert 0.15 < changed.mean() < 0.3, "a quarter of the codes on average, of which 1 in 11 stays by chance"
+    assert changed.max() < 0.65
+    assert changed.min() < 0.05
+    torch.manual_seed(1)
+    noisy = prior.train().loss(codes, condition)
+    log = prior.eval()(given, condition).log_softmax(-1)
+    expected = -log.gather(-1, codes[..., None]).mean((2, 3, 4, 5))
+    torch.testing.assert_close(noisy, expected.float())
+    assert not torch.allclose(prior.loss(codes, condition), noisy), "evaluation is without noise"
 
 
 def test_untrained_it_knows_nothing() -> None:

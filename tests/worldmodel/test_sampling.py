@@ -41,19 +41,21 @@ def test_nonsense_is_refused() -> None:
             Sampling(**settings)
 
 
-def small_prior() -> Prior:
+def small_prior(patch: int) -> Prior:
     torch.manual_seed(0)
     config = PriorConfig(
-        latent=(4, 2, 3), codes=7, code_dim=4, mode="stream", order="diagonal", window=3, width=16, heads=2, layers=2,
-        feedforward=32,
+        latent=(4, 2, 4), patch=patch, codes=7, code_dim=4, mode="stream", order="diagonal", window=3, width=16,
+        heads=2, layers=2, feedforward=32,
     )  # fmt: skip
     prior = Prior(config, torch.randn(1, 7, 4)).double().eval()
-    torch.nn.init.normal_(prior.head.weight, std=1.0)
+    for parameter in prior.head.out.parameters():
+        torch.nn.init.normal_(parameter, std=1.0)
     return prior
 
 
-def test_likelihood_and_entropy_are_the_models_own() -> None:
-    prior, noise = small_prior(), torch.rand(5, 6, dtype=torch.float64)
+@pytest.mark.parametrize("patch", [1, 2])
+def test_likelihood_and_entropy_are_the_models_own(patch: int) -> None:
+    prior, noise = small_prior(patch), torch.rand(5, 8, dtype=torch.float64)
     frame, likelihood, entropy = next_frame(prior, prior.empty(5), None, noise, Sampling(temperature=0.7, top_k=3))
     log = prior(frame).log_softmax(-1).flatten(1, 4)
     expected = log.gather(-1, frame.flatten(1)[..., None]).sum((1, 2))
@@ -61,8 +63,9 @@ def test_likelihood_and_entropy_are_the_models_own() -> None:
     torch.testing.assert_close(entropy, -(log.exp() * log).sum((1, 2)))
 
 
-def test_a_lane_of_a_batch_is_the_same_lane_alone() -> None:
-    prior, noise = small_prior(), torch.rand(6, 4, 6, dtype=torch.float64)
+@pytest.mark.parametrize("patch", [1, 2])
+def test_a_lane_of_a_batch_is_the_same_lane_alone(patch: int) -> None:
+    prior, noise = small_prior(patch), torch.rand(6, 4, 8, dtype=torch.float64)
     together, caches = prior.empty(4), [prior.empty(1) for _ in range(4)]
     for t in range(6):
         codes = next_frame(prior, together, None, noise[t], Sampling())[0]

@@ -1,0 +1,81 @@
+"""A Gymnasium vector environment as Stable-Baselines3 wants it, one forward pass for all lanes.
+
+    PPO("CnnPolicy", SB3VecEnv(gym.make_vec("VideoGPTDream-v0", num_envs=64, autoreset_mode="SameStep")))
+
+SB3 does not take a Gymnasium `VectorEnv`. Its convention is Gymnasium's SAME_STEP under other names: the last frame
+of an episode is `terminal_observation`, the infos of its last step stay where they are, and those of the reset are in
+`reset_infos`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
+
+from worldmodel.errors import UserError
+
+
+class SB3VecEnv(VecEnv):
+    """Any Gymnasium vector environment in SAME_STEP mode as an SB3 `VecEnv`."""
+
+    def __init__(self, env: VectorEnv) -> None:
+        if env.metadata.get("autoreset_mode") != AutoresetMode.SAME_STEP:
+            raise UserError('Stable-Baselines3 resets lanes at once; make the envs with autoreset_mode="SameStep"')
+        self.env = env
+        self.render_mode = env.render_mode
+        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+
+    def reset(self) -> np.ndarray:
+        seeds = None if all(s is None for s in self._seeds) else list(self._seeds)
+        frames, infos = self.env.reset(seed=seeds, options=self._options[0] or None)  # type: ignore[arg-type]
+        self.reset_infos = split(infos, self.num_envs)
+        self._reset_seeds()
+        self._reset_options()
+        return frames
+
+    def step_async(self, actions: np.ndarray) -> None:
+        self.actions = actions
+
+    def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        frames, rewards, terminated, truncated, infos = self.env.step(self.actions)
+        final_obs, final_info = infos.pop("final_obs", None), infos.pop("final_info", {})
+        told, last = split(infos, self.num_envs), split(final_info, self.num_envs)
+        done = terminated | truncated
+        for i in np.flatnonzero(done).tolist():
+            self.reset_infos[i], told[i] = told[i], last[i] | {"terminal_observation": final_obs[i]}
+        for i, info in enumerate(told):
+            info["TimeLimit.truncated"] = bool(truncated[i] and not terminated[i])
+        return frames, rewards.astype(np.float32), done, told
+
+    def close(self) -> None:
+        self.env.close()
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        return [getattr(self.env, attr_name)] * len(self._lanes(indices))
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        setattr(self.env, attr_name, value)
+
+    def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
+        return [getattr(self.env, method_name)(*args, **kwargs)] * len(self._lanes(indices))
+
+    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
+        return [False] * len(self._lanes(indices))
+
+    def _lanes(self, indices: VecEnvIndices) -> Sequence[int]:
+        return list(self._get_indices(indices))
+
+
+def split(infos: dict[str, Any], n: int) -> list[dict[str, Any]]:
+    """Gymnasium's one dict of arrays as one dict a lane, with what the lane has."""
+    lanes: list[dict[str, Any]] = [{} for _ in range(n)]
+    for name, values in infos.items():
+        for i in np.flatnonzero(infos.get(f"_{name}", np.zeros(n, bool))):
+            lanes[i][name] = values[i].item() if values[i].ndim == 0 else values[i]
+    return lanes

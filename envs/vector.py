@@ -1,0 +1,232 @@
+"""Many lanes of a dream as one Gymnasium vector environment: `gym.make_vec("VideoGPTDream-v0", num_envs=64)`.
+
+All lanes take one forward pass together. Lane i, seeded with s, is the single environment seeded with s + i. A lane
+that ends starts again by the autoreset mode:
+
+* `NEXT_STEP` (Gymnasium's default): the step after the end ignores the lane's action and begins a new episode.
+* `SAME_STEP`: the new episode begins at once; the last frame and its info are in `final_obs` and `final_info`.
+* `DISABLED`: nothing happens by itself; `reset(options={"reset_mask": mask})` starts the lanes of the mask again.
+
+Dimensions: n lanes, t frames of a context.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from worldmodel.dream import Context, Dream, Lanes, shipped
+from worldmodel.errors import UserError
+from worldmodel.sampling import Sampling
+
+from .spaces import to_space
+
+STATE = ("frames", "variables", "elapsed", "ended", "rngs")
+"""What an environment knows beside its lanes."""
+Outcome = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
+"""Frames (n, h, w, 3), rewards, terminations, truncations (n,), and infos by name."""
+
+
+class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
+    """`num_envs` lanes of the dream of a run folder `model`, or of the model that ships for `world`.
+
+    `horizon` (or `max_episode_steps`): steps until `truncated`, the recorded limit if None, 0 for none. `temperature`,
+    `top_k`, `top_p`: how codes are drawn.
+
+    `reset(options=...)` takes `{"context": i}`, or one number a lane: starting contexts beside the model;
+    or `{"frames": (t, h, w, 3), "actions": (t - 1, ...), "variables": (v,)}` of one's own for all lanes, uint8 and a
+    multiple of the time stride. Without options each lane draws a starting context.
+    """
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        model: str | Path = "",
+        world: str = "health_gathering_supreme",
+        horizon: int | None = None,
+        max_episode_steps: int | None = None,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        device: str = "cpu",
+    ) -> None:
+        if num_envs < 1:
+            raise UserError(f"num_envs must be at least 1, not {num_envs}")
+        folder = Path(model) if str(model) else shipped(world)
+        self.dream = Dream.load(folder, Sampling(temperature=temperature, top_k=top_k, top_p=top_p), device)
+        self.contexts = Context.load(folder)
+        self.world, self.mode = self.dream.world, AutoresetMode(autoreset_mode)
+        horizon = max_episode_steps if horizon is None else horizon
+        self.limit = -(-self.world.max_episode_steps // self.dream.stride) if horizon is None else horizon
+        self.metadata = {"autoreset_mode": self.mode, "render_fps": self.world.fps / self.dream.stride}
+        self.single_observation_space = spaces.Box(0, 255, self.world.frame_shape, np.uint8)
+        self.single_action_space = to_space(self.world.action)
+        self.rngs = [seeding.np_random()[0] for _ in range(num_envs)]
+        self.lanes: Lanes | None = None
+        self.elapsed, self.ended = np.zeros(num_envs, int), np.zeros(num_envs, bool)
+        self._size(num_envs)
+
+    def _size(self, n: int) -> None:
+        self.num_envs = n
+        self.observation_space = batch_space(self.single_observation_space, n)
+        self.action_space = batch_space(self.single_action_space, n)
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        options = dict(options or {})
+        mask = np.asarray(options.pop("reset_mask", np.ones(self.num_envs, bool)))
+        if mask.dtype != bool or mask.shape != (self.num_envs,) or not mask.any():
+            raise UserError(f"reset_mask must be {self.num_envs} booleans, at least one of them true")
+        if self.lanes is None and not mask.all():
+            raise UserError("the first reset must be of all lanes; leave reset_mask out")
+        if seed is not None:
+            seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else list(seed)
+            if len(seeds) != self.num_envs:
+                raise UserError(f"{self.num_envs} lanes need as many seeds, not {len(seeds)}")
+            for i in np.flatnonzero(mask):
+                if seeds[i] is not None:
+                    self.rngs[i] = seeding.np_random(seeds[i])[0]
+        self._begin(mask, options)
+        return self.frames.copy(), self._info(mask)
+
+    def step(self, actions: np.ndarray) -> Outcome:
+        over = self.ended
+        if self.mode == AutoresetMode.DISABLED and over.any():
+            lanes = np.flatnonzero(over).tolist()
+            raise UserError(f"lanes {lanes} have ended; reset them with options={{'reset_mask': mask}}")
+        rewards, terminated, truncated, told = self.advance(actions)
+        every, final = np.ones(self.num_envs, bool), {}
+        if self.mode == AutoresetMode.SAME_STEP:
+            over = self.ended
+            if over.any():
+                last = np.full(self.num_envs, None, object)
+                for i in np.flatnonzero(over):
+                    last[i] = self.frames[i].copy()
+                final = {"final_obs": last, "_final_obs": over, "final_info": self._info(over, told, over)}
+                final["_final_info"] = over.copy()
+        else:  # what NEXT_STEP dreamed after a lane's end is thrown away
+            rewards[over], terminated[over], truncated[over] = 0, False, False
+        if over.any():
+            self._begin(over, {})
+        return self.frames.copy(), rewards, terminated, truncated, self._info(every, told, ~over) | final
+
+    def advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        """Step every lane, whether it has ended or not: rewards, terminations, truncations, and the step's figures.
+
+        The frames are in `self.frames`, the game variables in `self.variables`.
+        """
+        if self.lanes is None:
+            raise UserError("reset the dream before stepping it")
+        step = self.dream.step(self.lanes, np.asarray(actions))
+        self.elapsed += 1
+        self.frames, self.variables = step.frames[:, -1].cpu().numpy(), step.variables.cpu().numpy()
+        terminated = step.terminated.cpu().numpy()
+        truncated = ~terminated & (0 < self.limit <= self.elapsed)
+        self.ended = terminated | truncated
+        told = {"log_likelihood": step.log_likelihood.cpu().numpy(), "entropy": step.entropy.cpu().numpy()}
+        if self.dream.stride > 1:
+            told["frames"] = step.frames.cpu().numpy()
+        return step.reward.double().cpu().numpy(), terminated.copy(), truncated, told
+
+    def snapshot(self) -> dict[str, Any]:
+        """Everything the dream knows now; `restore` takes any number of futures from it."""
+        if self.lanes is None:
+            raise UserError("reset the dream before taking a snapshot of it")
+        return copy.deepcopy({name: getattr(self, name) for name in STATE}) | {"lanes": self.lanes.clone()}
+
+    def restore(self, snapshot: dict[str, Any]) -> None:
+        """Go back to a snapshot: the same actions from here give the same dream."""
+        if len(snapshot["frames"]) != self.num_envs:
+            raise UserError(f"this snapshot is of {len(snapshot['frames'])} lanes, not of {self.num_envs}")
+        state = {name: snapshot[name] for name in STATE}
+        vars(self).update(copy.deepcopy(state) | {"lanes": snapshot["lanes"].clone()})
+
+    def fork(self, n: int, seed: int | None = None) -> DreamVectorEnv:
+        """n copies of each lane, side by side, as an environment of its own without autoreset.
+
+        Under the same actions all copies of a lane dream what it would have dreamed. With a seed each copy has other
+        luck from here on.
+        """
+        if n < 1:
+            raise UserError(f"a lane can be forked into 1 copy or more, not {n}")
+        index = np.repeat(np.arange(self.num_envs), n)
+        other = copy.copy(self)
+        state = self.snapshot()
+        other.mode = AutoresetMode.DISABLED
+        other.metadata = self.metadata | {"autoreset_mode": other.mode}
+        other._size(len(index))
+        vars(other).update({name: state[name][index] for name in STATE if name != "rngs"})
+        other.rngs = [copy.deepcopy(state["rngs"][i]) for i in index]
+        other.lanes = state["lanes"].take(torch.from_numpy(index))
+        if seed is not None:
+            other.lanes.seed([int(s) for s in np.random.SeedSequence(seed).generate_state(len(index), np.uint64)])
+        return other
+
+    def _begin(self, mask: np.ndarray, options: dict[str, Any]) -> None:
+        """Start the lanes of the mask anew."""
+        index = np.flatnonzero(mask)
+        context = self._context(index, options)
+        seeds = [int(self.rngs[i].integers(2**63)) for i in index]
+        time = None if mask.all() or self.lanes is None else self.lanes.cache.time
+        lanes, frames, variables = self.dream.reset(context, seeds, time)
+        if time is None:
+            shape = (self.num_envs, *self.world.frame_shape)
+            self.lanes, self.frames = lanes, np.zeros(shape, np.uint8)
+            self.variables = np.zeros((self.num_envs, len(self.world.variables)), np.float32)
+            self.elapsed, self.ended = np.zeros(self.num_envs, int), np.zeros(self.num_envs, bool)
+        else:
+            assert self.lanes is not None
+            self.lanes.put(torch.from_numpy(index), lanes)
+            self.frames, self.variables, self.ended = self.frames.copy(), self.variables.copy(), self.ended.copy()
+        self.frames[index], self.variables[index] = frames.cpu().numpy(), variables.cpu().numpy()
+        self.elapsed[index], self.ended[index] = 0, False
+
+    def _context(self, index: np.ndarray, options: dict[str, Any]) -> Context:
+        unknown = options.keys() - {"context", "frames", "actions", "variables"}
+        if unknown:
+            raise UserError(
+                f"reset takes no option {sorted(unknown)[0]!r}; it takes context, or frames with actions and variables"
+            )
+        if "frames" in options or "actions" in options:
+            if not {"frames", "actions"} <= options.keys():
+                raise UserError("a context of one's own has both frames and the actions between them")
+            variables = options.get("variables")
+            variables = None if variables is None else np.asarray(variables, np.float32)[None]
+            one = self.dream.context(
+                np.asarray(options["frames"])[None], np.asarray(options["actions"])[None], variables
+            )
+            return one[torch.zeros(len(index), dtype=torch.long)]
+        if "context" in options:
+            chosen = np.broadcast_to(np.asarray(options["context"]), (self.num_envs,))[index]
+        else:
+            chosen = np.array([self.rngs[i].integers(len(self.contexts)) for i in index])
+        if not np.issubdtype(chosen.dtype, np.integer) or chosen.min() < 0 or chosen.max() >= len(self.contexts):
+            raise UserError(
+                f"there are starting contexts 0 to {len(self.contexts) - 1}, but {options['context']} was asked for"
+            )
+        return self.contexts[torch.from_numpy(chosen.astype(np.int64))]
+
+    def _info(
+        self, mask: np.ndarray, told: dict[str, np.ndarray] | None = None, stepped: np.ndarray | None = None
+    ) -> dict[str, Any]:
+        """Game variables of the lanes of the mask and figures of those that were stepped, in Gymnasium's form."""
+        variables = dict(zip(self.world.variables, self.variables.T.astype(float), strict=True))
+        info: dict[str, Any] = {}
+        for values, lanes in ((variables, mask), (told, stepped)):
+            if values is None or lanes is None or not lanes.any():
+                continue
+            for name, value in values.items():
+                keep = lanes.reshape(-1, *[1] * (value.ndim - 1))
+                info |= {name: np.where(keep, value, 0).astype(value.dtype), f"_{name}": lanes.copy()}
+        return info

@@ -1,0 +1,178 @@
+"""Many lanes of the dream at once: each is the lane it would be alone, whenever it begins again."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from stable_baselines3 import PPO
+
+import envs  # noqa: F401 - registers
+from envs.sb3 import SB3VecEnv
+from envs.vector import DreamVectorEnv
+from worldmodel.errors import UserError
+
+LANES, STEPS = 5, 40
+
+
+def make(run: Path, mode: str = "NextStep", **kwargs: object) -> DreamVectorEnv:
+    return gym.make_vec("VideoGPTDream-v0", num_envs=LANES, model=run, autoreset_mode=mode, **kwargs)
+
+
+def actions() -> np.ndarray:
+    return np.random.default_rng(0).integers(3, size=(STEPS, LANES))
+
+
+def equal(a: object, b: object) -> bool:
+    """Same values, whatever of dicts and arrays they are in; floats, and so the last bit of a pixel, to rounding."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, np.ndarray) and a.dtype == object:
+        return isinstance(b, np.ndarray) and all(equal(x, y) for x, y in zip(a, b, strict=True))
+    if a is None or b is None:
+        return a is b
+    rounding = 1.0 if np.asarray(a).dtype == np.uint8 else 1e-3
+    return np.allclose(np.asarray(a, float), np.asarray(b, float), rtol=1e-3, atol=rounding)
+
+
+def test_it_is_made_without_warnings_and_has_gymnasiums_spaces(toy_run: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        env = make(toy_run)
+    assert env.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
+    assert env.action_space == gym.spaces.MultiDiscrete([3] * LANES)
+    frames, infos = env.reset(seed=0)
+    assert env.observation_space.contains(frames)
+    assert set(infos) == {"COLUMN", "_COLUMN"}
+    frames, rewards, terminated, truncated, infos = env.step(actions()[0])
+    assert env.observation_space.contains(frames)
+    assert rewards.shape == terminated.shape == truncated.shape == (LANES,)
+    assert (infos["log_likelihood"] < 0).all()
+    assert (infos["entropy"] > 0).all()
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+def test_lanes_are_single_environments_with_the_same_seeds(toy_run: Path, mode: AutoresetMode) -> None:
+    """Gymnasium's own way to put single environments together is the reference, through a dozen ends."""
+    single = [lambda: gym.make("VideoGPTDream-v0", model=toy_run, horizon=12)] * LANES
+    reference, env = SyncVectorEnv(single, autoreset_mode=mode), make(toy_run, mode, horizon=12)
+    trails = []
+    for e in (reference, env):
+        trail: list[tuple] = [e.reset(seed=3)]
+        trails.append([*trail, *(e.step(a) for a in actions())])
+    ends = 0
+    for t, (a, b) in enumerate(zip(*trails, strict=True)):
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert equal(x, y), f"step {t}, output {i}"
+        ends += int(a[2].sum() + a[3].sum()) if t else 0
+    assert ends >= 12
+
+
+def test_disabled_autoreset_waits_for_a_reset_by_mask(toy_run: Path) -> None:
+    env = make(toy_run, "Disabled", horizon=1)
+    env.reset(seed=1)
+    env.step(np.zeros(LANES, int))
+    with pytest.raises(UserError, match=r"lanes \[0, 1, 2, 3, 4\] have ended; reset them"):
+        env.step(np.zeros(LANES, int))
+    before = env.frames.copy()
+    frames, infos = env.reset(options={"reset_mask": np.array([True, False, True, False, False])})
+    assert infos["_COLUMN"].tolist() == [True, False, True, False, False]
+    assert np.array_equal(frames[[1, 3, 4]], before[[1, 3, 4]])
+    with pytest.raises(UserError, match=r"lanes \[1, 3, 4\] have ended"):
+        env.step(np.zeros(LANES, int))
+
+
+def test_a_fork_dreams_on_as_its_lane_would_and_with_a_seed_otherwise(toy_run: Path) -> None:
+    env = gym.make("VideoGPTDream-v0", model=toy_run, temperature=3.0, horizon=0).unwrapped
+    env.reset(seed=0)
+    for a in (0, 1, 2):
+        env.step(a)
+    exact, lucky = env.fork(4), env.fork(4, seed=1)
+    column = np.array([1, 1, 2, 2])
+    futures = np.stack([exact.advance(column) and exact.frames for _ in range(6)])
+    others = np.stack([lucky.advance(column) and lucky.frames for _ in range(6)])
+    mine = np.stack([env.step(1)[0] for _ in range(6)])
+    assert np.array_equal(futures[:, 0], mine)
+    assert np.array_equal(futures[:, 1], mine), "a fork leaves its origin alone"
+    assert not np.array_equal(futures[:, 2], mine), "under other actions"
+    assert not np.array_equal(others[:, 0], others[:, 1]), "with other luck"
+    pairs = make(toy_run)
+    pairs.reset(seed=0)
+    assert np.array_equal(pairs.fork(2).frames, pairs.frames.repeat(2, 0))
+
+
+def test_a_snapshot_brings_every_lane_back(toy_run: Path) -> None:
+    env = make(toy_run, temperature=3.0, horizon=7)
+    env.reset(seed=0)
+    for a in actions()[:5]:
+        env.step(a)
+    snapshot = env.snapshot()
+    futures = []
+    for _ in range(2):
+        env.restore(snapshot)
+        futures.append([env.step(a) for a in actions()[5:20]])
+    for a, b in zip(*futures, strict=True):
+        for x, y in zip(a, b, strict=True):
+            np.testing.assert_equal(x, y)
+
+
+def test_contexts_for_each_lane(toy_run: Path) -> None:
+    env = make(toy_run)
+    frames, _ = env.reset(seed=0, options={"context": np.array([0, 1, 2, 3, 0])})
+    assert np.array_equal(frames[0], frames[4])
+    assert len(np.unique(frames.reshape(LANES, -1), axis=0)) > 1
+    own = {"frames": np.full((4, 16, 16, 3), 40, np.uint8), "actions": [0, 0, 0], "variables": [2.0]}
+    frames, _ = env.reset(options=own)
+    assert (frames == frames[0]).all()
+
+
+def test_stable_baselines_gets_what_it_expects(toy_run: Path) -> None:
+    env = SB3VecEnv(make(toy_run, "SameStep", horizon=6))
+    env.seed(3)
+    env.reset()
+    reference = make(toy_run, "SameStep", horizon=6)
+    reference.reset(seed=3)
+    ended = 0
+    for a in actions():
+        frames, rewards, done, infos = env.step(a)
+        expected, r, terminated, truncated, told = reference.step(a)
+        assert np.array_equal(frames, expected)
+        assert np.allclose(rewards, r)
+        assert np.array_equal(done, terminated | truncated)
+        for i in np.flatnonzero(done):
+            ended += 1
+            assert infos[i]["TimeLimit.truncated"] == truncated[i]
+            assert np.array_equal(infos[i]["terminal_observation"], told["final_obs"][i])
+            assert infos[i]["COLUMN"] == told["final_info"]["COLUMN"][i]
+            assert env.reset_infos[i]["COLUMN"] == told["COLUMN"][i]
+    assert ended > 20
+    ppo = PPO("MlpPolicy", env, n_steps=20, batch_size=50, n_epochs=1, seed=0)
+    ppo.learn(200)
+    assert ppo.num_timesteps == 200
+
+
+def test_mistakes_are_told_in_a_sentence(toy_run: Path) -> None:
+    env = make(toy_run)
+    with pytest.raises(UserError, match="reset the dream before stepping it"):
+        env.advance(np.zeros(LANES, int))
+    with pytest.raises(UserError, match="the first reset must be of all lanes"):
+        env.reset(options={"reset_mask": np.array([True, False, True, False, False])})
+    env.reset(seed=0)
+    with pytest.raises(UserError, match="reset_mask must be 5 booleans"):
+        env.reset(options={"reset_mask": [True]})
+    with pytest.raises(UserError, match="5 lanes need as many seeds, not 2"):
+        env.reset(seed=[1, 2])
+    with pytest.raises(UserError, match="5 lanes need as many actions, not 2"):
+        env.step(np.zeros(2, int))
+    with pytest.raises(UserError, match="snapshot is of 10 lanes, not of 5"):
+        env.restore(env.fork(2).snapshot())
+    with pytest.raises(UserError, match="forked into 1 copy or more, not 0"):
+        env.fork(0)
+    with pytest.raises(UserError, match="num_envs must be at least 1"):
+        DreamVectorEnv(0, toy_run)
+    with pytest.raises(UserError, match='autoreset_mode="SameStep"'):
+        SB3VecEnv(env)
