@@ -22,7 +22,10 @@ import yaml
 from worldmodel.errors import UserError
 
 FOLDER = Path(__file__).parent
-SECTIONS = ("policy", "score", "collect", "vqvae", "tokens", "prior", "outcome", "dream", "evaluate")
+SECTIONS = (
+    *("policy", "score", "collect", "vqvae", "tokens", "prior", "outcome", "export", "dream", "evaluate"),
+    *("outcome_scores", "endless", "control", "benchmark"),
+)
 """The stages, each a section of a preset."""
 T = TypeVar("T")
 

@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 
@@ -34,7 +33,7 @@ class Cache:
     valid: Tensor
     """(b, w-1) bool: does the slot hold a frame of this lane?"""
     last: Tensor
-    """(b, m*code_dim) vectors of the codes at the last position of the last frame."""
+    """(b, f, m*code_dim) vectors of the codes at the last positions of the last frame."""
     codes: Tensor
     """(b, n, m) codes of the current frame so far."""
     time: int = 0
@@ -55,12 +54,12 @@ class Cache:
         self.values[layer][:, :, start:stop] = value
         return self.keys[layer][:, :, :stop], self.values[layer][:, :, :stop]
 
-    def mask(self, keys: int) -> Tensor | None:
-        """(b, 1, 1, keys) of what is there, or None when every lane's ring is full: the fast way."""
+    def mask(self, positions: int) -> Tensor | None:
+        """(b, 1, 1, keys) of what the next pass may see, or None when every lane's ring is full: the fast way."""
         if bool(self.valid.all()):
             return None
         past = self.valid.repeat_interleave(self.frame, 1)
-        return F.pad(past, (0, keys - past.shape[1]), value=True)[:, None, None]
+        return F.pad(past, (0, self.done + positions), value=True)[:, None, None]
 
     def finish(self, last: Tensor) -> None:
         """The current frame is complete: it takes the oldest slot, and the next one begins."""
@@ -109,19 +108,33 @@ def rotation(times: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
 
 
 def rotate(x: Tensor, turn: Tensor) -> Tensor:
-    """Rotate (b, a, t, n, d) by its frame's angles."""
+    """Rotate (..., t, n, d) by its frame's angles."""
     cos, sin = turn[0, :, None], turn[1, :, None]
     even, odd = x.chunk(2, dim=-1)
     return torch.cat([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Softmax attention of (..., queries, d) over (..., keys, d).
+
+    Many small problems on a CPU, as in a step of many dreams, are done by two plain products: the fused kernel takes
+    up to five times as long for them.
+    """
+    if q.device.type != "cpu" or q.requires_grad or q.shape[-2] > 16 or len(q) < 16:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2))
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    return torch.matmul(scores.softmax(-1), v)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention over (b, t, n, width)."""
 
-    def __init__(self, width: int, heads: int, layers: int) -> None:
+    def __init__(self, width: int, heads: int, layers: int, kv_heads: int) -> None:
         super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.heads, self.kv_heads = heads, kv_heads
+        self.qkv = nn.Linear(width, width // heads * (heads + 2 * kv_heads), bias=False)
         self.out = nn.Linear(width, width)
         nn.init.normal_(self.qkv.weight, std=width**-0.5)
         nn.init.normal_(self.out.weight, std=(width * layers) ** -0.5)
@@ -129,12 +142,21 @@ class Attention(nn.Module):
 
     def project(self, x: Tensor, turn: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (b, a, t*n, d), with the time turned into the first two."""
-        q, k, v = rearrange(self.qkv(x), "b t n (three a d) -> three b a t n d", three=3, a=self.heads)
-        if turn is not None:
-            q, k = rotate(q, turn), rotate(k, turn)
+        b, t, n, _ = x.shape
+        heads = self.heads + self.kv_heads
+        qkv = self.qkv(x).view(b, t, n, heads + self.kv_heads, -1).permute(0, 3, 1, 2, 4)  # (b, all heads, t, n, d)
+        qk = qkv[:, :heads] if turn is None else rotate(qkv[:, :heads], turn)
+        q, k, v = qk[:, : self.heads], qk[:, self.heads :], qkv[:, heads:]
         return q.flatten(2, 3), k.flatten(2, 3), v.flatten(2, 3)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, like: Tensor) -> Tensor:
         """The attended values, back in the shape of `like` (b, t, n, width). Without a mask everything is seen."""
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.out(rearrange(y, "b a (t n) d -> b t n (a d)", t=like.shape[1]))
+        share = self.heads // self.kv_heads
+        if share > 1 and (mask is None or mask.shape[-2] == 1):  # a pass: the queries of a key head side by side
+            b, _, m, d = q.shape
+            y = attend(q.view(b, self.kv_heads, share * m, d), k, v, mask).view(b, self.heads, m, d)
+        elif share > 1:
+            y = attend(q, k.repeat_interleave(share, 1), v.repeat_interleave(share, 1), mask)
+        else:
+            y = attend(q, k, v, mask)
+        return self.out(y.transpose(1, 2).reshape(like.shape))

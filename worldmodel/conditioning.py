@@ -7,11 +7,18 @@ the step on a CPU.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+
+Modulation = tuple[Tensor, Tensor]
+"""Bias and gain (b, t, 1, d) of a norm."""
 
 
 class ConditionalNorm(nn.Module):
-    """LayerNorm of (b, t, n, d) under a condition (b, t, c) or (b, 1, c); a plain LayerNorm where c is 0."""
+    """LayerNorm of (b, t, n, d) under a condition; a plain LayerNorm where there is none.
+
+    `modulation` turns the condition (b, t, c) or (b, 1, c) into bias and gain, once for all codes of a frame.
+    """
 
     def __init__(self, dim: int, condition_dim: int) -> None:
         super().__init__()
@@ -21,8 +28,11 @@ class ConditionalNorm(nn.Module):
             nn.init.normal_(self.affine.weight, std=0.02)
             nn.init.zeros_(self.affine.bias)
 
-    def forward(self, x: Tensor, condition: Tensor | None) -> Tensor:
+    def modulation(self, condition: Tensor | None) -> Modulation | None:
         if condition is None:
-            return self.norm(x)
+            return None
         gain, bias = self.affine(condition)[:, :, None].chunk(2, dim=-1)
-        return self.norm(x) * (1 + gain) + bias
+        return bias, 1 + gain
+
+    def forward(self, x: Tensor, modulation: Modulation | None) -> Tensor:
+        return self.norm(x) if modulation is None else torch.addcmul(modulation[0], self.norm(x), modulation[1])

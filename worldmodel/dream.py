@@ -195,13 +195,16 @@ class Dream:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         return Lanes(cache, memory, hidden, generators), to_uint8(frames[:, -1]), out.variables[:, -1]
 
-    @torch.no_grad()
     def step(self, lanes: Lanes, actions: np.ndarray) -> Step:
         """Move every lane on by one latent frame under its action (b, *shape), or raise a `UserError`."""
         if len(actions) != len(lanes.generators):
             raise UserError(f"{len(lanes.generators)} lanes need as many actions, not {len(actions)}")
         encoded = np.repeat(self.world.action.encode(actions)[:, None], self.stride, 1).reshape(len(actions), -1)
-        condition = torch.from_numpy(encoded).to(self.prior.start)
+        return self.advance(lanes, torch.from_numpy(encoded).to(self.prior.start))
+
+    @torch.no_grad()
+    def advance(self, lanes: Lanes, condition: Tensor) -> Step:
+        """`step` under actions that are encoded already, one row (b, c) for each latent frame."""
         n = self.prior.config.frame
         noise = torch.stack([torch.rand(n + 1, generator=g) for g in lanes.generators])
         noise = noise.to(self.device)

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from worldmodel.attention import attend
+
 Memory = dict[nn.Module, Tensor]
 """What causal layers remember, batch first. Empty at the start; without one (None) the past is zeros."""
 
@@ -151,9 +153,9 @@ class AxisAttention(nn.Module):
         q, k, v = rearrange(self.qkv(x), "b i j l (three n c) -> three (b i j) n l c", three=3, n=self.heads)
         if self.window:
             k, v, bias = self._remember(k, v, x.shape[0], memory)
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+            y = attend(q, k, v, bias)
         else:
-            y = F.scaled_dot_product_attention(q, k, v)
+            y = attend(q, k, v)
         b, i, j = x.shape[:3]
         return self.out(rearrange(y, "(b i j) n l c -> b i j l (n c)", b=b, i=i, j=j)).movedim(-2, self.axis)
 

@@ -1,15 +1,18 @@
 """The order in which the codes of one latent frame are predicted, and what each prediction is told.
 
 Raster order predicts one code a pass. In anti-diagonal order all codes with the same row + column (times the
-books) are predicted in one pass: h + w - 1 passes instead of h * w. Both are exact factorisations. The position
-that predicts a code is given the codes of its parents:
+books) are predicted in one pass: h + w - 1 passes instead of h * w. In block order the frame is cut into 2 x 2 blocks,
+and each pass predicts one code of every block: 4 passes (times the books), however large the frame. All are
+factorisations with an honest likelihood; the fewer the passes, the more codes are drawn without knowing of each other.
+The position that predicts a code is given the codes of its parents:
 
     raster     the code before it
     diagonal   the codes above it and to its left
+    block      the code before it in its block
 
-and may attend to every position of its own pass and of earlier ones. In a diagonal each code of the diagonal
-before is the parent of someone, so a pass knows all codes of all earlier passes and none of its own. The first
-position of a frame is told the last code of the frame before.
+and may attend to every position of its own pass and of earlier ones. Each code is the parent of someone in a later
+pass, so a pass knows all codes of all earlier passes and none of its own. The positions of the first pass are told what
+the last ones of the frame before became: the last code, or in block order the last code of the same block.
 
 Dimensions: positions are numbered in raster order over (h, w, g), g the codebooks; n = h*w*g.
 """
@@ -24,7 +27,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Name = Literal["raster", "diagonal"]
+from worldmodel.errors import UserError
+
+Name = Literal["raster", "diagonal", "block"]
 NONE = -1
 
 
@@ -36,6 +41,10 @@ class Order:
     h: int
     w: int
     g: int = 1
+
+    def __post_init__(self) -> None:
+        if self.name == "block" and (self.h % 2 or self.w % 2):
+            raise UserError(f"{self.h} x {self.w} positions have no 2 x 2 blocks; choose order = diagonal")
 
     def __len__(self) -> int:
         return self.h * self.w * self.g
@@ -51,7 +60,20 @@ class Order:
         """(n,) the pass of each position."""
         if self.name == "raster":
             return torch.arange(len(self))
+        if self.name == "block":
+            each = product(range(self.h), range(self.w), range(self.g))
+            return torch.tensor([(i % 2 * 2 + j % 2) * self.g + c for i, j, c in each])
         return torch.tensor([(i + j) * self.g + c for i, j, c in product(range(self.h), range(self.w), range(self.g))])
+
+    @property
+    def first(self) -> Tensor:
+        """(f,) the positions of the first pass, each told what became of ..."""
+        return self.passes[0]
+
+    @property
+    def last(self) -> Tensor:
+        """(f,) ... these positions in the frame before."""
+        return self.passes[-1]
 
     @cached_property
     def parents(self) -> Tensor:
@@ -62,6 +84,9 @@ class Order:
         at = (i * self.w + j) * self.g + c
         if self.name == "raster" or c > 0:
             return [at - 1 if at else NONE, NONE]
+        if self.name == "block":  # (0, 0), (0, 1), (1, 0), (1, 1)
+            before = {(0, 0): 0, (0, 1): 1, (1, 0): self.w - 1, (1, 1): 1}[i % 2, j % 2]
+            return [at - before * self.g + self.g - 1 if before else NONE, NONE]
         last = self.g - 1
         above = at - self.w * self.g + last if i else NONE
         left = at - self.g + last if j else NONE

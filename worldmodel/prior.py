@@ -24,7 +24,7 @@ code values, c condition. Codes are (b, t, h, w, g), or (b, t, n, m) by position
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,10 +32,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from worldmodel.attention import Attention, Cache, rotation
-from worldmodel.conditioning import ConditionalNorm
+from worldmodel.conditioning import ConditionalNorm, Modulation
 from worldmodel.errors import UserError, at_least
 from worldmodel.layers import AxisPositions
-from worldmodel.order import NONE, Order, clip_mask
+from worldmodel.order import NONE, Name, Order, clip_mask
 
 Condition = Literal["none", "frame", "clip"]
 
@@ -52,7 +52,7 @@ class PriorConfig:
     code_dim: int = 256
     """Channels of a code's vector."""
     mode: Literal["paper", "stream"] = "paper"
-    order: Literal["raster", "diagonal"] = "raster"
+    order: Name = "raster"
     """Order of the positions of a frame."""
     patch: int = 1
     """Rows and columns of codes that make one position of the transformer; all books are inside it if above 1."""
@@ -63,6 +63,8 @@ class PriorConfig:
     width: int = 512
     """Embedding size."""
     heads: int = 4
+    kv_heads: int = 0
+    """Heads of keys and values, each shared by several heads of queries; 0 for as many as those."""
     layers: int = 16
     feedforward: int = 2048
     dropout: float = 0.2
@@ -80,6 +82,8 @@ class PriorConfig:
             raise UserError(
                 f"width = {self.width} cannot be divided into {self.heads} heads of even size; choose another"
             )
+        if self.kv_heads < 0 or self.heads % (self.kv_heads or 1):
+            raise UserError(f"{self.heads} heads cannot share {self.kv_heads} of keys and values; choose a divisor")
         if (self.condition == "none") != (self.condition_dim == 0):
             raise UserError(f"condition = {self.condition} does not go with condition_dim = {self.condition_dim}")
         if self.mode == "stream" and self.condition == "clip":
@@ -107,6 +111,17 @@ class PriorConfig:
         return self.window if self.mode == "stream" else self.latent[0]
 
 
+class Shared(NamedTuple):
+    """What all positions of some frames share, worked out once for them and not once a pass."""
+
+    norms: list[Modulation | None]
+    """Of every conditional norm, two a block and the last one."""
+    places: Tensor
+    """(t or 1, n, width) position embeddings."""
+    turn: Tensor | None
+    """The rotation of each frame's time."""
+
+
 class Block(nn.Module):
     """Attention and feed-forward, each after a conditional norm and before dropout."""
 
@@ -114,29 +129,29 @@ class Block(nn.Module):
         super().__init__()
         width, hidden = config.width, config.feedforward
         self.norm1 = ConditionalNorm(width, config.condition_dim)
-        self.attention = Attention(width, config.heads, config.layers)
+        self.attention = Attention(width, config.heads, config.layers, config.kv_heads or config.heads)
         self.norm2 = ConditionalNorm(width, config.condition_dim)
         self.widen, self.narrow = nn.Linear(width, hidden), nn.Linear(hidden, width)
         self.dropout = nn.Dropout(config.dropout)
 
-    def feed(self, x: Tensor, condition: Tensor | None) -> Tensor:
-        y = self.widen(self.norm2(x, condition))
+    def feed(self, x: Tensor, modulation: Modulation | None) -> Tensor:
+        y = self.widen(self.norm2(x, modulation))
         return x + self.dropout(self.narrow(y * torch.sigmoid(1.702 * y)))  # GELU as the official code has it
 
     def forward(
-        self, x: Tensor, condition: Tensor | None, turn: Tensor | None, mask: Tensor | None
+        self, x: Tensor, shared: Shared, layer: int, mask: Tensor | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """A whole clip; also its keys and values, for a cache."""
-        q, k, v = self.attention.project(self.norm1(x, condition), turn)
+        q, k, v = self.attention.project(self.norm1(x, shared.norms[2 * layer]), shared.turn)
         x = x + self.dropout(self.attention.attend(q, k, v, mask, x))
-        return self.feed(x, condition), (k, v)
+        return self.feed(x, shared.norms[2 * layer + 1]), (k, v)
 
-    def step(self, x: Tensor, condition: Tensor | None, turn: Tensor | None, cache: Cache, layer: int) -> Tensor:
-        """One pass over some codes of the current frame, (b, 1, m, width)."""
-        q, k, v = self.attention.project(self.norm1(x, condition), turn)
+    def step(self, x: Tensor, shared: Shared, layer: int, cache: Cache, mask: Tensor | None) -> Tensor:
+        """One pass over some positions of the current frame, (b, 1, positions, width)."""
+        q, k, v = self.attention.project(self.norm1(x, shared.norms[2 * layer]), shared.turn)
         keys, values = cache.write(layer, k, v)
-        x = x + self.attention.attend(q, keys, values, cache.mask(keys.shape[2]), x)
-        return self.feed(x, condition)
+        x = x + self.attention.attend(q, keys, values, mask, x)
+        return self.feed(x, shared.norms[2 * layer + 1])
 
 
 class Head(nn.Module):
@@ -204,7 +219,7 @@ class Prior(nn.Module):
         self.register_buffer("parents", self.order.parents, persistent=False)
         self.inputs = nn.ModuleList(
             nn.Linear(config.group * config.code_dim, config.width, bias=False)
-            for _ in range(1 if config.order == "raster" else 2)
+            for _ in range(2 if config.order == "diagonal" else 1)
         )
         self.start = nn.Parameter(torch.randn(config.width) * 0.02)
         place = config.grid if config.grid[2] > 1 else config.grid[:2]
@@ -235,30 +250,41 @@ class Prior(nn.Module):
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """Logits (b, t, n, m, k) and each layer's keys and values, for a clip whose first frame has index `start`."""
         t = codes.shape[1]
-        condition = self.check(codes, condition)
-        vectors = self.vectors(self.by_position(codes))
-        told = vectors.flatten(3)
-        last = torch.cat([torch.zeros_like(told[:, :1, -1]), told[:, :-1, -1]], dim=1)
-        x = self._tell(told, last, torch.arange(len(self.order), device=codes.device))
-        x[:, 0, 0] = self.start.to(x.dtype)
-        x = x + self._places(start, t)
-        turn = self._turn(torch.arange(start, start + t, device=codes.device), x.dtype)
+        shared = self.shared(start, t, self.check(codes, condition))
+        grouped = self.by_position(codes)
+        vectors = self.vectors(grouped)
+        ends = vectors[:, :-1, self.order.last].flatten(3)
+        last = torch.cat([ends.new_zeros(len(codes), 1, *ends.shape[2:]), ends], dim=1)
+        x = self._tell(grouped, last, torch.arange(len(self.order), device=codes.device))
+        x[:, 0, self.order.first] = self.start.to(x.dtype)
+        x = x + shared.places
         n = t * len(self.order)
         mask = self.mask[:n, :n] if t <= self.config.latent[0] else clip_mask(self.order, t, self.config.reach)
         memory = []
-        for block in self.blocks:
-            x, pair = block(x, condition, turn, mask)
+        for layer, block in enumerate(self.blocks):
+            x, pair = block(x, shared, layer, mask)
             memory.append(pair)
-        return self.head(self.norm(x, condition), vectors), memory
+        return self.head(self.norm(x, shared.norms[-1]), vectors), memory
+
+    def shared(self, start: int, t: int, condition: Tensor | None) -> Shared:
+        """For t frames from index `start` on, under a condition (b, t or 1, c)."""
+        norms: list[ConditionalNorm] = [m for m in self.modules() if isinstance(m, ConditionalNorm)]
+        times = torch.arange(start, start + t, device=self.start.device)
+        return Shared(
+            [norm.modulation(condition) for norm in norms],
+            self._places(start, t),
+            self._turn(times, self.start.dtype),
+        )
 
     def empty(self, batch: int) -> Cache:
         """A cache with nothing in it: the next frame is a video's first."""
         c, like = self.config, self.start
-        size = (batch, c.heads, c.reach * len(self.order), c.width // c.heads)
+        size = (batch, c.kv_heads or c.heads, c.reach * len(self.order), c.width // c.heads)
         keys, values = ([like.new_zeros(size) for _ in range(c.layers)] for _ in range(2))
         valid = torch.zeros(batch, c.reach - 1, dtype=torch.bool, device=like.device)
         codes = torch.zeros(batch, len(self.order), c.group, dtype=torch.long, device=like.device)
-        return Cache(keys, values, valid, like.new_zeros(batch, c.group * c.code_dim), codes)
+        last = like.new_zeros(batch, len(self.order.last), c.group * c.code_dim)
+        return Cache(keys, values, valid, last, codes)
 
     def prefill(self, codes: Tensor, condition: Tensor | None = None, start: int = 0) -> Cache:
         """The cache after the frames of a context (b, t, h, w, g), the first of which has index `start`."""
@@ -272,31 +298,30 @@ class Prior(nn.Module):
                 cache.keys[layer][:, :, at * n : (at + 1) * n] = k[:, :, source]
                 cache.values[layer][:, :, at * n : (at + 1) * n] = v[:, :, source]
             cache.valid[:, at] = True
-        cache.last, cache.time = self.vectors(self.by_position(codes[:, -1:]))[:, 0, -1].flatten(1), start + t
+        vectors = self.vectors(self.by_position(codes[:, -1:]), self.order.last)
+        cache.last, cache.time = vectors[:, 0].flatten(2), start + t
         return cache
 
-    def step(self, cache: Cache, positions: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Features (b, positions, width) of one pass, for the head: the codes of its parents must be in `cache.codes`.
+    def begin(self, cache: Cache, condition: Tensor | None = None) -> Shared:
+        """What the passes over the next frame share, under its condition (b, c)."""
+        return self.shared(cache.time, 1, None if condition is None else condition[:, None])
 
-        Condition (b, c).
-        """
-        b = len(cache.codes)
-        vectors = self.vectors(cache.codes[:, None]).flatten(3)
-        x = self._tell(vectors, cache.last[:, None], positions)
+    def step(self, cache: Cache, positions: Tensor, shared: Shared) -> Tensor:
+        """Features (b, positions, width) of one pass: the codes of its parents must be in `cache.codes`."""
+        x = self._tell(cache.codes[:, None], None if cache.done else cache.last[:, None], positions)
         if cache.time == 0 and cache.done == 0:
-            x[:, 0, 0] = self.start.to(x.dtype)
-        x = x + self._places(cache.time, 1)[..., positions, :]
-        condition = None if condition is None else condition.view(b, 1, -1)
-        turn = self._turn(torch.tensor([cache.time], device=x.device), x.dtype)
+            x[:, 0] = self.start.to(x.dtype)
+        x = x + shared.places[..., positions, :]
+        mask = cache.mask(len(positions))
         for layer, block in enumerate(self.blocks):
             assert isinstance(block, Block)
-            x = block.step(x, condition, turn, cache, layer)
+            x = block.step(x, shared, layer, cache, mask)
         cache.done += len(positions)
-        return self.norm(x, condition)[:, 0]
+        return self.norm(x, shared.norms[-1])[:, 0]
 
     def finish(self, cache: Cache) -> None:
         """All codes of the frame are in `cache.codes`: begin the next one."""
-        cache.finish(self.vectors(cache.codes[:, None])[:, 0, -1].flatten(1))
+        cache.finish(self.vectors(cache.codes[:, None], self.order.last)[:, 0].flatten(2))
 
     def check(self, codes: Tensor, condition: Tensor | None) -> Tensor | None:
         """The condition as (b, t or 1, c); one sentence if codes or condition do not fit the model."""
@@ -317,10 +342,13 @@ class Prior(nn.Module):
             )
         return condition[:, None] if c.condition == "clip" else condition
 
-    def vectors(self, codes: Tensor) -> Tensor:
-        """(b, t, n, m) -> (b, t, n, m, code_dim), each code from its own codebook."""
+    def vectors(self, codes: Tensor, positions: Tensor | None = None) -> Tensor:
+        """(b, t, n, m) -> (b, t, n or positions, m, code_dim), each code from its own codebook."""
+        if self.config.books == 1:
+            return self.codebook[0][codes if positions is None else codes[:, :, positions]]
         book = torch.arange(codes.shape[2] * codes.shape[3], device=codes.device).view(codes.shape[2:])
-        return self.codebook[book % self.config.books, codes]
+        vectors = self.codebook[book % self.config.books, codes]
+        return vectors if positions is None else vectors[:, :, positions]
 
     def by_position(self, codes: Tensor) -> Tensor:
         """(b, t, h, w, g) -> (b, t, n, m)."""
@@ -341,14 +369,14 @@ class Prior(nn.Module):
             )  # fmt: skip
         return grouped.reshape(*grouped.shape[:2], *c.latent[1:], c.books, *rest)
 
-    def _tell(self, vectors: Tensor, last: Tensor, positions: Tensor) -> Tensor:
-        """What positions are told (b, t, ., width): their parents' codes, the first one the last of the past frame."""
+    def _tell(self, codes: Tensor, last: Tensor | None, positions: Tensor) -> Tensor:
+        """What positions are told (b, t, ., width): their parents; the first pass, the `last` of the past frame."""
         told = 0
         for slot, layer in enumerate(self.inputs):
             parent = self.parents[positions, slot]
-            given = vectors[:, :, parent.clamp(min=0)] * (parent != NONE)[:, None]
-            if slot == 0:
-                given = torch.where((positions == 0)[:, None], last[:, :, None], given)
+            given = self.vectors(codes, parent.clamp(min=0)).flatten(3) * (parent != NONE)[:, None]
+            if slot == 0 and last is not None:
+                given[:, :, self.order.first if len(positions) == len(self.order) else slice(None)] = last
             told = told + layer(given)
         return told  # type: ignore[return-value]
 

@@ -65,18 +65,19 @@ def next_frame(
     """
     n, m = len(prior.order), prior.config.group
     noise = noise.view(-1, n, m).to(prior.start.dtype)
-    likelihood, entropy = noise.new_zeros(len(noise)), noise.new_zeros(len(noise))
+    shared, logits, codes = prior.begin(cache, condition), [], []
     for positions in prior.order.passes:
         positions = positions.to(noise.device)
-        hidden = prior.head.begin(prior.step(cache, positions, condition))
+        hidden = prior.head.begin(prior.step(cache, positions, shared))
         for k in range(m):
-            log = prior.head.logits(hidden).log_softmax(-1)
-            codes = sampling.draw(log, noise[:, positions, k])
-            cache.codes[:, positions, k] = codes
-            likelihood += log.gather(-1, codes[..., None]).sum((1, 2))
-            entropy -= (log.exp() * log).sum((1, 2))
+            logits.append(prior.head.logits(hidden))
+            codes.append(sampling.draw(logits[-1], noise[:, positions, k]))
+            cache.codes[:, positions, k] = codes[-1]
             if k + 1 < m:
-                hidden = prior.head.tell(hidden, prior.codebook[k % prior.config.books, codes])
+                hidden = prior.head.tell(hidden, prior.codebook[k % prior.config.books, codes[-1]])
+    log = torch.cat(logits, dim=1).log_softmax(-1)  # (b, n*m, k), in the order of prediction
+    likelihood = log.gather(-1, torch.cat(codes, dim=1)[..., None]).sum((1, 2))
+    entropy = -(log.exp() * log).sum((1, 2))
     frame = prior.ungroup(cache.codes.clone()[:, None])
     prior.finish(cache)
     return frame, likelihood, entropy

@@ -73,13 +73,20 @@ def test_mistakes_are_told_in_a_sentence(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_preset_fits_the_scripts(path: Path) -> None:
     import collect.vizdoom
+    import rollout.benchmark
+    import rollout.control
     import rollout.dream
+    import rollout.endless
     import rollout.evaluate
+    import rollout.outcome
     import rollout.policy
+    import train.export
 
     sections = {
         "policy": policy, "collect": collect.vizdoom, "vqvae": vqvae, "tokens": tokens, "prior": prior,
         "outcome": outcome, "dream": rollout.dream, "evaluate": rollout.evaluate, "score": rollout.policy,
+        "export": train.export, "outcome_scores": rollout.outcome, "endless": rollout.endless,
+        "control": rollout.control, "benchmark": rollout.benchmark,
     }  # fmt: skip
     preset = read_preset(path.stem)
     assert sections.keys() == set(SECTIONS)

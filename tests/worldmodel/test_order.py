@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from worldmodel.errors import UserError
 from worldmodel.order import NONE, Order, clip_mask
 
 
@@ -52,3 +54,16 @@ def test_clip_mask_by_hand() -> None:
         [0, 0, 1, 1, 1, 1],
     ]
     assert torch.equal(mask, torch.tensor(expected, dtype=torch.int32))
+
+
+def test_blocks_are_walked_side_by_side() -> None:
+    order = Order("block", 2, 4)  # positions 0 1 2 3 / 4 5 6 7, blocks 0 1 4 5 and 2 3 6 7
+    assert [p.tolist() for p in order.passes] == [[0, 2], [1, 3], [4, 6], [5, 7]]
+    assert order.parents[:, 0].tolist() == [NONE, 0, NONE, 2, 1, 4, 3, 6]
+    assert order.first.tolist() == [0, 2]
+    assert order.last.tolist() == [5, 7], "of the same blocks"
+    books = Order("block", 2, 2, 2)
+    assert [p.tolist() for p in books.passes] == [[i] for i in range(8)]
+    assert books.parents[:, 0].tolist() == [NONE, *range(7)]
+    with pytest.raises(UserError, match="3 x 4 positions have no 2 x 2 blocks"):
+        Order("block", 3, 4)

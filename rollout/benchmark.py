@@ -1,0 +1,143 @@
+"""How fast a dream is: environment steps and codes a second, and the share of what the machine can do.
+
+    python rollout/benchmark.py                      # the dream that ships
+    python rollout/benchmark.py --run runs/demo --batch 1 256 1024 --device cuda
+
+Every batch size is timed on the same dream in one process, with autoreset through the vector environment, as a
+policy would step it. Between the batch sizes the machine's own rates are taken: a float32 matrix product of 2048 and a
+copy of 256 MB. From the models' sizes the multiplications of a step and the bytes that it must at least read (all
+weights once a pass, the keys and values of each lane once a pass) are worked out, and with them the share of those
+rates that the step reaches.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import envs  # noqa: F401 - registers
+from configs import command
+from envs.vector import DreamVectorEnv
+from worldmodel.checkpoint import write_json
+from worldmodel.errors import UserError
+from worldmodel.fit import keep_memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Time a dream."""
+
+    run: str = ""
+    """Run folder; by default the model that ships."""
+    world: str = "health_gathering_supreme"
+    """World of the model that ships."""
+    batch: tuple[int, ...] = (1, 16, 64)
+    """Numbers of lanes."""
+    seconds: float = 5.0
+    """Time of a measurement; the median of three counts."""
+    out: Path = Path("runs/benchmark/dream.json")
+    """Where the figures go."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def __post_init__(self) -> None:
+        if not self.batch or min(self.batch) < 1 or self.seconds <= 0:
+            raise UserError("batch sizes must be at least 1, and seconds above 0")
+
+
+def rate(work: Callable[[], object], seconds: float, device: str) -> float:
+    """Calls a second, the median of three measurements after a warm-up."""
+
+    def once() -> float:
+        begin, calls = time.perf_counter(), 0
+        while time.perf_counter() - begin < seconds / 3:
+            work()
+            calls += 1
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return calls / (time.perf_counter() - begin)
+
+    work()
+    return float(np.median([once() for _ in range(3)]))
+
+
+def machine(device: str, seconds: float = 1.0) -> dict[str, float]:
+    """FLOP/s of a float32 matrix product and bytes/s of a copy (read and written)."""
+    a, b = torch.randn(2048, 2048, device=device), torch.randn(2048, 2048, device=device)
+    source = torch.empty(2**26, device=device)
+    target = torch.empty_like(source)
+    return {
+        "matmul": 2 * 2048**3 * rate(lambda: torch.mm(a, b), seconds, device),
+        "copy": 2 * source.nbytes * rate(lambda: target.copy_(source), seconds, device),
+    }
+
+
+def needs(env: DreamVectorEnv) -> dict[str, float]:
+    """FLOPs and bytes of one step of all lanes: counted operations; weights and cache read once a pass."""
+    assert env.lanes is not None
+    lanes, dream = env.lanes.clone(), env.dream
+    with FlopCounterMode(display=False) as counter:
+        dream.step(lanes, np.zeros((env.num_envs, *dream.world.action.shape), dream.world.action.dtype))
+    passes = len(dream.prior.order.passes)
+    size = lambda model: sum(p.nbytes for p in model.parameters())  # noqa: E731
+    cache = sum(t.nbytes for t in (*lanes.cache.keys, *lanes.cache.values))
+    rest = [dream.vqvae.decoder, dream.vqvae.up, dream.vqvae.from_code, dream.outcome]
+    read = passes * (size(dream.prior) + cache) + sum(size(part) for part in rest if isinstance(part, nn.Module))
+    return {"flops": float(counter.get_total_flops()), "bytes": float(read)}
+
+
+def measure(args: Args, lanes: int) -> dict[str, Any]:
+    """The figures of one batch size."""
+    env = gym.make_vec("VideoGPTDream-v0", num_envs=lanes, model=args.run, world=args.world, device=args.device)
+    assert isinstance(env, DreamVectorEnv)
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    steps = rate(lambda: env.step(env.action_space.sample()), args.seconds, args.device)
+    work, can = needs(env), machine(args.device)
+    config = env.dream.prior.config
+    return {
+        "lanes": lanes,
+        "steps_per_second": steps * lanes,
+        "codes_per_second": steps * lanes * config.frame,
+        "passes": len(env.dream.prior.order.passes) * config.group,
+        "matmul_share": steps * work["flops"] / can["matmul"],
+        "copy_share": steps * work["bytes"] / can["copy"],
+        **{f"machine_{name}": value for name, value in can.items()},
+    }
+
+
+def main(args: Args) -> None:
+    keep_memory()
+    rows = []
+    print(f"{'lanes':>6}{'steps/s':>10}{'codes/s':>10}{'of matmul rate':>16}{'of copy rate':>14}")
+    for lanes in args.batch:
+        row = measure(args, lanes)
+        rows.append(row)
+        print(
+            f"{lanes:>6}{row['steps_per_second']:>10.1f}{row['codes_per_second']:>10,.0f}"
+            f"{row['matmul_share']:>15.0%} {row['copy_share']:>13.0%}",
+            flush=True,
+        )
+    threads, name = torch.get_num_threads(), args.device
+    write_json(args.out, {"device": name, "threads": threads, "model": args.run or args.world, "rows": rows})
+    last = rows[-1]
+    print(
+        f"machine: {last['machine_matmul'] / 1e9:.0f} GFLOP/s, {last['machine_copy'] / 1e9:.1f} GB/s, {threads} threads"
+    )
+    print(f"figures: {args.out}")
+
+
+if __name__ == "__main__":
+    command(main, "benchmark")

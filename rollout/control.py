@@ -1,0 +1,149 @@
+"""Does the dream obey? Controllability of a world model, by two measures.
+
+    python rollout/control.py --run runs/take_cover
+
+* Delta-PSNR (Bruce et al., 2024, Genie, section 3): PSNR of the frame dreamed under the true actions minus PSNR of the
+  one dreamed under random actions, both against the true frame, `ahead` steps on. Above zero: actions matter.
+* Inverse dynamics: a classifier learns, from real frames of the training split only, to read the action from two frames
+  in a row. Its accuracy on dreams of held-out starts under random actions, over its accuracy on real held-out frames,
+  says how much of an action's effect is dreamed. On reconstructions of the real frames it says what blur alone costs.
+
+Intervals are over episodes.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from configs import command
+from rollout.evaluate import Held, dreams, held_out, plain, reconstructions
+from worldmodel.checkpoint import digest, write_json
+from worldmodel.clips import Clips
+from worldmodel.dream import Dream
+from worldmodel.errors import UserError
+from worldmodel.metrics.frames import psnr
+from worldmodel.metrics.interval import bootstrap
+from worldmodel.sampling import Sampling
+from worldmodel.store import Store
+from worldmodel.vqvae import to_float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Measure the controllability of a dream."""
+
+    run: Path = Path("runs/health_gathering_supreme")
+    """Run folder."""
+    data: Path | None = None
+    """Store of frames; <run>/data.zarr if not given."""
+    split: str = "test"
+    clips: int = 128
+    """Starting points, spread over the split's episodes."""
+    context: int = 8
+    """Latent frames that are given."""
+    ahead: int = 4
+    """Steps on at which PSNR is taken: Genie's t = 4."""
+    steps: int = 8
+    """Dreamed steps from each starting point whose actions are read."""
+    train_steps: int = 600
+    """Of the classifier, on batches of 128 pairs of frames."""
+    sampling: Sampling = field(default_factory=Sampling)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.clips, self.context, self.ahead, self.steps, self.train_steps) < 1 or self.ahead > self.steps:
+            raise UserError("clips, context, ahead and train_steps must be at least 1, and steps at least ahead")
+
+
+def classifier(actions: int) -> nn.Module:
+    """Two frames and their difference (n, 9, h, w) -> logits of the action between them."""
+    return nn.Sequential(
+        nn.Conv2d(9, 32, 4, 2, 1), nn.ReLU(),
+        nn.Conv2d(32, 48, 4, 2, 1), nn.ReLU(),
+        nn.Conv2d(48, 64, 4, 2, 1), nn.ReLU(),
+        nn.Flatten(), nn.LazyLinear(128), nn.ReLU(), nn.Linear(128, actions),
+    )  # fmt: skip
+
+
+def pair(before: np.ndarray, after: np.ndarray) -> Tensor:
+    """uint8 frames (n, h, w, 3), twice -> (n, 9, h, w)."""
+    a, b = (to_float(torch.from_numpy(x)).movedim(-1, 1) for x in (before, after))
+    return torch.cat([a, b, b - a], dim=1)
+
+
+def learn(args: Args, store: Store, actions: int) -> nn.Module:
+    """A classifier of real pairs of the training split; every action is as frequent as any other."""
+    torch.manual_seed(args.seed)
+    clips, model = Clips(store, "train", 2, ["frames", "action"]), classifier(actions)
+    rng, optimizer = np.random.default_rng(args.seed), None
+    for _ in tqdm(range(args.train_steps), unit=" steps", desc="classifier"):
+        batch = clips.sample(rng, 128)
+        x, y = pair(batch["frames"][:, 0], batch["frames"][:, 1]), torch.from_numpy(batch["action"][:, 0].astype(int))
+        logits = model(x)
+        optimizer = optimizer or torch.optim.Adam(model.parameters(), 1e-3)
+        weight = (y.bincount(minlength=actions) + 1.0).reciprocal()
+        loss = F.cross_entropy(logits, y, weight=weight / weight.mean())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+@torch.no_grad()
+def hits(model: nn.Module, films: np.ndarray, actions: np.ndarray) -> np.ndarray:
+    """(n,) share of the actions (n, t) that are read rightly from films (n, t + 1, h, w, 3)."""
+    n, t = actions.shape
+    before, after = films[:, :-1].reshape(n * t, *films.shape[2:]), films[:, 1:].reshape(n * t, *films.shape[2:])
+    read = torch.cat([model(pair(before[i : i + 512], after[i : i + 512])).argmax(1) for i in range(0, n * t, 512)])
+    return (read.numpy().reshape(n, t) == actions).mean(1)
+
+
+def measure(args: Args, dream: Dream, held: Held, model: nn.Module) -> dict[str, Any]:
+    """Every figure."""
+    n, c, steps = len(held.codes), args.context, args.steps
+    true = held.actions[:, c - 1 : c - 1 + steps]
+    random = np.random.default_rng(args.seed).integers(dream.world.action.nvec[0], size=true.shape)
+    with tqdm(total=2 * n * steps, unit=" steps", desc="dreams") as bar:
+        obeyed, strayed = (dreams(dream, held, a, c, args.seed, 64, bar) for a in (true, random))
+    at, truth = args.ahead - 1, held.frames[:, c:]
+    gain = psnr(obeyed[:, at], truth[:, at]) - psnr(strayed[:, at], truth[:, at])
+    decoded = reconstructions(dream, held.codes)[:, c - 1 : c + steps]
+    films = {
+        "real frames": (held.frames[:, c - 1 : c + steps], true),
+        "their reconstructions": (decoded, true),
+        "dreams, true actions": (np.concatenate([decoded[:, :1], obeyed], 1), true),
+        "dreams, random actions": (np.concatenate([decoded[:, :1], strayed], 1), random),
+    }
+    accuracy = {k: bootstrap(hits(model, film, a), held.episode) for k, (film, a) in films.items()}
+    ratio = accuracy["dreams, random actions"].mean / accuracy["real frames"].mean
+    return {"delta_psnr": bootstrap(gain, held.episode), "inverse_dynamics": accuracy, "ratio": ratio}
+
+
+def main(args: Args) -> None:
+    dream, store = Dream.load(args.run, args.sampling), Store(args.data or args.run / "data.zarr")
+    if dream.world.action.kind != "Discrete" or dream.stride > 1:
+        raise UserError("actions are read as classes of single steps; this dream has other actions or a time stride")
+    held = held_out(dream, args.run, args.data, args.split, args.clips, args.context + args.steps)
+    result = measure(args, dream, held, learn(args, store, dream.world.action.nvec[0]))
+    print(f"delta-PSNR, {args.ahead} steps ahead: {result['delta_psnr']} dB (above 0: actions matter)")
+    for name, accuracy in result["inverse_dynamics"].items():
+        print(f"action read from {name:24}{accuracy!s:>26}")
+    print(f"dreamed under random actions over real: {result['ratio']:.3f}")
+    protocol = asdict(args) | {"run": str(args.run), "data": str(store.path), "prior": digest(args.run / "prior")}
+    write_json(args.run / "evaluation" / "control.json", {"protocol": protocol} | plain(result))
+
+
+if __name__ == "__main__":
+    command(main, "control")

@@ -1,0 +1,191 @@
+"""Do dreams keep their looks? A thousand steps and more, beside real episodes.
+
+    python rollout/endless.py --run runs/take_cover
+    python rollout/endless.py --run runs/take_cover --others runs/without_noise --temperature 0.8 1 1.2
+
+Ends are ignored: the dream goes on past them. Over windows of the horizon, for dreams under random actions, held for a
+few steps each as in collection:
+
+    sharpness   mean absolute difference of neighbouring pixels, grey levels
+    codes       perplexity of the codes' use
+    bits        the model's surprise at each code that it drew, bits
+
+Real episodes of the held-out split, decoded from their true codes, give the band in which a dream should stay. The
+drift of a figure is its mean over the last window minus that over the first, in standard deviations of real windows.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from collect.episodes import random_actions
+from configs import command
+from rollout.evaluate import reconstructions
+from worldmodel.checkpoint import digest, write_json
+from worldmodel.dream import Context, Dream
+from worldmodel.errors import UserError
+from worldmodel.pictures import enlarge, film_strip, save_png
+from worldmodel.sampling import Sampling
+from worldmodel.store import Store
+
+FIGURES = ("sharpness", "codes", "bits")
+Curves = dict[str, np.ndarray]
+"""Each figure over the windows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Watch long dreams."""
+
+    run: Path = Path("runs/health_gathering_supreme")
+    """Run folder."""
+    others: tuple[Path, ...] = ()
+    """Run folders on the same data to compare with it."""
+    temperature: tuple[float, ...] = (1.0,)
+    """Temperatures to compare."""
+    steps: int = 1000
+    """Length of a dream."""
+    window: int = 50
+    """Steps over which figures are taken."""
+    lanes: int = 16
+    """Dreams at a time."""
+    hold: int = 4
+    """Steps for which a random action is held."""
+    split: str = "test"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.window, self.lanes, self.hold) < 1 or self.steps < 2 * self.window:
+            raise UserError("lanes, window and hold must be at least 1, and steps at least two windows")
+
+
+def sharpness(frames: np.ndarray) -> np.ndarray:
+    """Mean absolute difference of neighbouring pixels (..., h, w, 3) -> (...), in grey levels."""
+    grey = frames.astype(np.float32).mean(-1)
+    across, down = np.abs(np.diff(grey, axis=-1)), np.abs(np.diff(grey, axis=-2))
+    return (across.mean((-2, -1)) + down.mean((-2, -1))) / 2
+
+
+def perplexity(codes: np.ndarray, size: int) -> float:
+    """2 to the entropy of how often each code occurs."""
+    share = np.bincount(codes.ravel(), minlength=size) / codes.size
+    return float(np.exp(-(share[share > 0] * np.log(share[share > 0])).sum()))
+
+
+def long_dream(args: Args, run: Path, temperature: float) -> tuple[Curves, np.ndarray]:
+    """The figures of dreams, and some frames (6, n, h, w, 3) of the first ones."""
+    dream, contexts = Dream.load(run, Sampling(temperature=temperature)), Context.load(run)
+    rng = np.random.default_rng(args.seed)
+    chosen = torch.from_numpy(rng.integers(len(contexts), size=args.lanes))
+    lanes, *_ = dream.reset(contexts[chosen], [int(s) for s in rng.integers(2**32, size=args.lanes)])
+    sharp, bits, codes, shown = [], [], [], []
+    for t in tqdm(range(args.steps), unit=" steps", desc=f"{run.name} at {temperature}"):
+        if t % args.hold == 0:
+            actions = random_actions(dream.world.action, args.lanes, rng)
+        step = dream.step(lanes, actions)
+        frames = step.frames[:, -1].numpy()
+        sharp.append(sharpness(frames))
+        bits.append(-step.log_likelihood.numpy() / math.log(2) / dream.prior.config.frame)
+        codes.append(step.codes.numpy())
+        if t in np.linspace(0, args.steps - 1, 12).astype(int):
+            shown.append(frames[:6])
+    size, n = dream.prior.config.codes, args.steps // args.window
+    windows = [slice(k * args.window, (k + 1) * args.window) for k in range(n)]
+    return {
+        "sharpness": np.array([np.mean(sharp[w]) for w in windows]),
+        "codes": np.array([perplexity(np.stack(codes[w]), size) for w in windows]),
+        "bits": np.array([np.mean(bits[w]) for w in windows]),
+    }, np.stack(shown, axis=1)
+
+
+@torch.no_grad()
+def real(args: Args) -> Curves:
+    """The figures of as many real frames as a window of dreams has, window by window."""
+    dream, store = Dream.load(args.run), Store(args.run / "tokens.zarr")
+    clips: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for i in store.episodes(args.split):
+        episode = store.episode(i)
+        codes, condition = episode["codes"].astype(np.int64), episode["condition"]
+        for start in range(0, len(codes) - args.window + 1, args.window):
+            cut = slice(start, start + args.window)
+            clips.append((torch.from_numpy(codes[cut]), torch.from_numpy(condition[cut])))
+    if len(clips) < 2:
+        raise UserError(
+            f"the {args.split} split has no episodes of two windows of {args.window}; ask for a shorter window"
+        )
+    order = np.random.default_rng(args.seed).permutation(len(clips))
+    curves: dict[str, list[float]] = {name: [] for name in FIGURES}
+    size = min(args.lanes, max(1, len(clips) // 4))
+    for k in tqdm(range(0, len(order) - size + 1, size)[:8], unit=" windows", desc="real"):
+        picked = [clips[i] for i in order[k : k + size]]
+        c, a = torch.stack([p[0] for p in picked]), torch.stack([p[1] for p in picked])
+        curves["sharpness"].append(float(sharpness(reconstructions(dream, c)).mean()))
+        curves["codes"].append(perplexity(c.numpy(), dream.prior.config.codes))
+        nats = torch.cat([dream.prior.loss(x, y)[:, 8:] for x, y in zip(c.split(2), a.split(2), strict=True)])
+        curves["bits"].append(float(nats.mean()) / math.log(2))
+    return {name: np.array(values) for name, values in curves.items()}
+
+
+def drift(curve: np.ndarray, truth: np.ndarray) -> float:
+    """Last window minus first, in standard deviations of the real windows."""
+    return float((curve[-1] - curve[0]) / max(truth.std(ddof=1), 1e-9))
+
+
+def cell(curve: np.ndarray, truth: np.ndarray, real: bool) -> str:
+    """A figure as text: its range over real windows, or how it begins and ends in dreams."""
+    if real:
+        return f"{curve.min():.2f} to {curve.max():.2f}"
+    return f"{curve[0]:.2f} {curve[-1]:.2f} {drift(curve, truth):+.1f} sd"
+
+
+def plot(args: Args, curves: dict[str, Curves], truth: Curves, path: Path) -> None:
+    figure, axes = plt.subplots(1, len(FIGURES), figsize=(13, 3.6), layout="constrained")
+    for axis, name in zip(axes, FIGURES, strict=True):
+        axis.axhspan(truth[name].min(), truth[name].max(), color="0.85", label="real windows")
+        for label, curve in curves.items():
+            axis.plot((np.arange(len(curve[name])) + 0.5) * args.window, curve[name], label=label)
+        axis.set(title=name, xlabel="dreamed steps")
+    axes[0].legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main(args: Args) -> None:
+    truth, curves, result = real(args), {}, {}  # type: ignore[var-annotated]
+    folder = args.run / "evaluation"
+    for run in (args.run, *args.others):
+        for temperature in args.temperature:
+            label = f"{run.name}, temperature {temperature:g}"
+            curves[label], shown = long_dream(args, run, temperature)
+            save_png(folder / f"endless_{run.name}_{temperature:g}.png", enlarge(film_strip(shown), 2))
+    print(f"{'':34}" + "".join(f"{f'{name}: first, last, drift':>34}" for name in FIGURES))
+    for label, curve in {"real": truth, **curves}.items():
+        cells = [cell(curve[name], truth[name], label == "real") for name in FIGURES]
+        print(f"{label:34}" + "".join(f"{cell:>34}" for cell in cells))
+        result[label] = {name: curve[name].tolist() for name in FIGURES}
+    plot(args, curves, truth, folder / "endless.png")
+    protocol: dict[str, Any] = asdict(args) | {"run": str(args.run), "others": [str(p) for p in args.others]}
+    write_json(
+        folder / "endless.json", {"protocol": protocol | {"prior": digest(args.run / "prior")}, "windows": result}
+    )
+    print(f"plot: {folder / 'endless.png'}, frames: {folder}/endless_*.png")
+
+
+if __name__ == "__main__":
+    command(main, "endless")

@@ -1,0 +1,188 @@
+"""Score the outcome model on held-out episodes: ends, returns and game variables.
+
+    python rollout/outcome.py --run runs/take_cover
+
+Whole episodes are read from their beginning, the game variables known at the first frame only.
+
+* Ends: the probability that the episode ends with this step, given the codes and actions so far. AUROC says whether
+  ends are told from other steps, the expected calibration error (15 bins) whether they come as often as expected.
+* Return: the reward of the next `steps` steps. "Seen" sums the rewards predicted from the true codes; "dreamed" is
+  what a dream under the true actions gives, the mean of `dreams` of them. Both as Pearson's r with the truth.
+* Variables: the mean absolute error, beside what is known of them without looking: their mean at that time of an
+  episode over the training split.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from configs import command
+from rollout.evaluate import plain
+from worldmodel.checkpoint import check_made_with, digest, write_json
+from worldmodel.dream import Context, Dream
+from worldmodel.errors import UserError
+from worldmodel.metrics.calibration import auroc, expected_calibration_error
+from worldmodel.metrics.interval import Mean, bootstrap
+from worldmodel.outcome import OutcomeModel
+from worldmodel.store import Store
+
+Episode = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Score an outcome model."""
+
+    run: Path = Path("runs/health_gathering_supreme")
+    """Run folder."""
+    split: str = "test"
+    steps: int = 50
+    """Steps over which rewards are added up."""
+    clips: int = 128
+    """Starting points of dreams, spread over the split."""
+    context: int = 8
+    """Latent frames that a dream is given."""
+    dreams: int = 4
+    """Dreams from each starting point."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.clips, self.context, self.dreams) < 1:
+            raise UserError("steps, clips, context and dreams must be at least 1")
+
+
+@torch.no_grad()
+def read(model: OutcomeModel, episode: Episode) -> Episode:
+    """What the model makes of an episode: probability of an end, reward and variables at each latent frame."""
+    codes = torch.from_numpy(episode["codes"].astype(np.int64))[None]
+    condition, variables = torch.from_numpy(episode["condition"])[None], torch.from_numpy(episode["variables"])[None]
+    out, _ = model(codes, condition, model.first(variables[:, 0]))
+    end = out.end[0].sigmoid()
+    reward = (1 - end) * out.reward[0, :, 0] + end * out.reward[0, :, 1]
+    return {"end": end.numpy(), "reward": reward.numpy(), "variables": out.variables[0].numpy()}
+
+
+def by_time(episodes: list[Episode]) -> np.ndarray:
+    """(longest, v) the mean of each variable at each time of an episode; the last known one where none got so far."""
+    longest = max(len(e["variables"]) for e in episodes)
+    total, count = np.zeros((longest, episodes[0]["variables"].shape[1])), np.zeros((longest, 1))
+    for episode in episodes:
+        total[: len(episode["variables"])] += episode["variables"]
+        count[: len(episode["variables"])] += 1
+    return total / count
+
+
+def starts(episodes: list[Episode], context: int, steps: int, n: int, seed: int) -> list[tuple[int, int]]:
+    """n pairs of episode and first row, with `steps` true steps or an end after the context."""
+    found = []
+    for i, episode in enumerate(episodes):
+        rows = len(episode["codes"])
+        last = rows - context - (1 if episode["ended"].any() else steps)
+        found += [(i, row) for row in range(max(0, last + 1))]
+    if len(found) < 2:
+        raise UserError(f"no episode of the split is longer than {context} + {steps} latent frames; ask for fewer")
+    chosen = np.random.default_rng(seed).permutation(len(found))[:n]
+    return [found[k] for k in sorted(chosen)]
+
+
+def returns(args: Args, dream: Dream, episodes: list[Episode], seen: list[Episode]) -> dict[str, np.ndarray]:
+    """(n,) true returns after each starting point, predicted ones from true codes, and mean dreamed ones."""
+    c, out = args.context, {"true": [], "seen": [], "dreamed": [], "episode": []}  # type: ignore[var-annotated]
+    places = starts(episodes, c, args.steps, args.clips, args.seed)
+    for i, row in tqdm(places, unit=" clips", desc="dreams"):
+        e, until = episodes[i], row + c + args.steps
+        out["true"].append(e["reward"][row + c : until].sum())
+        out["seen"].append(seen[i]["reward"][row + c : until].sum())
+        out["dreamed"].append(dreamed_return(args, dream, e, row))
+        out["episode"].append(i)
+    return {name: np.array(values) for name, values in out.items()}
+
+
+def dreamed_return(args: Args, dream: Dream, episode: Episode, row: int) -> float:
+    """The mean return of dreams under the true actions; after a true end the last action goes on."""
+    c = args.context
+    arrays = [episode[k][row : row + c] for k in ("codes", "condition")] + [episode["variables"][row]]
+    codes, condition, variables = (torch.from_numpy(np.asarray(a))[None] for a in arrays)
+    context = Context(codes.long(), condition, variables)
+    lanes, *_ = dream.reset(
+        context[torch.zeros(args.dreams, dtype=torch.long)], [args.seed + k for k in range(args.dreams)]
+    )
+    rows = np.minimum(np.arange(row + c, row + c + args.steps), len(episode["codes"]) - 1)
+    total, alive = np.zeros(args.dreams), np.ones(args.dreams, bool)
+    for condition in torch.from_numpy(episode["condition"][rows]):
+        step = dream.advance(lanes, condition.expand(args.dreams, -1))
+        total += step.reward.numpy() * alive
+        alive &= ~step.terminated.numpy()
+        if not alive.any():
+            break
+    return float(total.mean())
+
+
+def correlation(a: np.ndarray, b: np.ndarray, groups: np.ndarray) -> Mean:
+    """Pearson's r, and its interval over resampled episodes."""
+    rng, members = np.random.default_rng(0), [np.flatnonzero(groups == g) for g in np.unique(groups)]
+    r = lambda i: np.corrcoef(a[i], b[i])[0, 1] if np.ptp(a[i]) and np.ptp(b[i]) else np.nan  # noqa: E731
+    picks = [np.concatenate([members[k] for k in rng.integers(len(members), size=len(members))]) for _ in range(2000)]
+    low, high = np.nanquantile([r(i) for i in picks], [0.025, 0.975])
+    return Mean(float(r(np.arange(len(a)))), float(low), float(high), len(a))
+
+
+def measure(args: Args, dream: Dream, store: Store) -> dict[str, Any]:
+    """Every figure."""
+    train, held = ([store.episode(i) for i in store.episodes(split)] for split in ("train", args.split))
+    seen = [read(dream.outcome, e) for e in held]
+    end, happened = (np.concatenate([e[k][1:] for e in group]) for group, k in ((seen, "end"), (held, "ended")))
+    guess, groups = by_time(train), np.repeat(np.arange(len(held)), [len(e["codes"]) for e in held])
+    last = len(guess) - 1
+    errors = {
+        "outcome model": [np.abs(s["variables"] - e["variables"]) for s, e in zip(seen, held, strict=True)],
+        "time only": [np.abs(guess[np.minimum(np.arange(len(e["variables"])), last)] - e["variables"]) for e in held],
+    }
+    sums = returns(args, dream, held, seen)
+    return {
+        "end": {
+            "auroc": auroc(end, happened),
+            "expected_calibration_error": expected_calibration_error(end, happened),
+            "expected": float(end.mean()),
+            "happened": float(happened.mean()),
+            "steps": len(end),
+        },
+        "return": {k: correlation(sums["true"], sums[k], sums["episode"]) for k in ("seen", "dreamed")},
+        "variables": {
+            name: {k: bootstrap(np.concatenate(parts)[:, v], groups) for k, parts in errors.items()}
+            for v, name in enumerate(store.world.variables)
+        },
+    }
+
+
+def main(args: Args) -> None:
+    dream, store = Dream.load(args.run), Store(args.run / "tokens.zarr")
+    check_made_with(store.path, store.settings["vqvae"]["weights"], args.run / "vqvae")
+    result = measure(args, dream, store)
+    end = result["end"]
+    print(
+        f"end of episode   AUROC {end['auroc']:.3f}, expected calibration error {end['expected_calibration_error']:.4f}"
+    )
+    print(f"                 expected in {end['expected']:.2%} of steps, happened in {end['happened']:.2%}")
+    for name, r in result["return"].items():
+        print(f"return, {name:8} r = {r} over {args.steps} steps, {r.n} starting points")
+    for name, parts in result["variables"].items():
+        for who, error in parts.items():
+            print(f"{name:16} mean absolute error {error} by {who}")
+    protocol = asdict(args) | {"run": str(args.run), "outcome": digest(args.run / "outcome")}
+    write_json(args.run / "evaluation" / "outcome.json", {"protocol": protocol} | plain(result))
+    print(f"figures: {args.run / 'evaluation' / 'outcome.json'}")
+
+
+if __name__ == "__main__":
+    command(main, "outcome_scores")

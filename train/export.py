@@ -1,0 +1,48 @@
+"""Make a finished run small enough to ship: half precision, and no optimizer.
+
+    python train/export.py --run runs/take_cover --out worldmodel/pretrained/take_cover
+
+Reads <run>/vqvae, <run>/prior, <run>/outcome and <run>/contexts.safetensors; `--out` then is a run folder that
+dreams, a quarter to a sixth of the size. The codes of the contexts stay those of the full-precision VQ-VAE.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from configs import command
+from worldmodel.checkpoint import digest, read_header, save_checkpoint
+from worldmodel.dream import Context, Dream
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Make a run small enough to ship."""
+
+    run: Path = Path("runs/health_gathering_supreme")
+    """Run folder."""
+    out: Path = Path("runs/exported")
+    """Folder for the small models."""
+    contexts: int = 32
+    """Starting contexts to keep."""
+
+
+def main(args: Args) -> None:
+    dream, contexts = Dream.load(args.run), Context.load(args.run)  # says what does not belong together
+    for name in ("vqvae", "prior", "outcome"):
+        config, progress = read_header(args.run / name)
+        if name != "vqvae":
+            config["vqvae"] = digest(args.out / "vqvae")
+        save_checkpoint(args.out / name, getattr(dream, name).half(), config, progress)
+    contexts[slice(0, args.contexts)].save(args.out / "contexts.safetensors", digest(args.out / "vqvae"))
+    size = sum(f.stat().st_size for f in args.out.rglob("*.safetensors"))
+    print(f"exported: {args.out}, {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    command(main, "export")
