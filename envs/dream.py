@@ -17,6 +17,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
+from .keys import keys
 from .render import Viewer
 from .vector import DreamVectorEnv
 
@@ -76,6 +77,10 @@ class DreamEnv(gym.Env[np.ndarray, Any]):
     def fork(self, n: int, seed: int | None = None) -> DreamVectorEnv:
         """n copies of this moment as a vector environment; see `DreamVectorEnv.fork`."""
         return self.vector.fork(n, seed)
+
+    def get_keys_to_action(self) -> dict[str, int]:
+        """Keys for `gymnasium.utils.play`."""
+        return keys(self.world)
 
     def _show(self) -> np.ndarray:
         if self.render_mode == "human":

@@ -6,6 +6,7 @@ facts from which the policy is built again, and the tensors are plain tensors.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from worldmodel.world import ActionSpec, World
 
 from .spaces import to_space, to_spec
 
+Player = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+"""Actions (n,) for frames (n, h, w, 3)."""
 PRETRAINED = Path(worldmodel.__file__).parent / "pretrained"
 
 
@@ -84,6 +87,26 @@ def act(policy: ActorCriticCnnPolicy, frames: np.ndarray, epsilon: float, rng: n
     actions = (logits + noise).argmax(-1).numpy()  # Gumbel-max: a sample from our own generator
     random = rng.integers(0, noise.shape[-1], size=len(frames))
     return np.where(rng.random(len(frames)) < epsilon, random, actions)
+
+
+def load_player(name: str, world: World, deterministic: bool = False) -> Player:
+    """What acts on frames (n, h, w, 3): "random", a policy's folder or shipped name, or either as `name@share`.
+
+    A share of random actions makes policies of any strength between a policy and a random one.
+    """
+    if name == "random":
+        return lambda frames, rng: rng.integers(world.action.nvec[0], size=len(frames))
+    folder, _, share = name.partition("@")
+    try:
+        epsilon = float(share or 0)
+    except ValueError:
+        epsilon = -1.0
+    if not 0 <= epsilon <= 1:
+        raise UserError(f"{name}: the share of random actions after @ must lie between 0 and 1")
+    policy = load_policy(folder, world)
+    if deterministic:
+        return lambda frames, rng: policy.predict(frames, deterministic=True)[0]
+    return lambda frames, rng: act(policy, frames, epsilon, rng)
 
 
 def _logit_shape(policy: ActorCriticCnnPolicy) -> tuple[int, ...]:

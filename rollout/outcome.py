@@ -130,6 +130,8 @@ def dreamed_return(args: Args, dream: Dream, episode: Episode, row: int) -> floa
 
 def correlation(a: np.ndarray, b: np.ndarray, groups: np.ndarray) -> Mean:
     """Pearson's r, and its interval over resampled episodes."""
+    if not np.ptp(a) or not np.ptp(b):
+        return Mean(float("nan"), float("nan"), float("nan"), len(a))  # one of them never changes
     rng, members = np.random.default_rng(0), [np.flatnonzero(groups == g) for g in np.unique(groups)]
     r = lambda i: np.corrcoef(a[i], b[i])[0, 1] if np.ptp(a[i]) and np.ptp(b[i]) else np.nan  # noqa: E731
     picks = [np.concatenate([members[k] for k in rng.integers(len(members), size=len(members))]) for _ in range(2000)]

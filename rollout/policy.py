@@ -24,13 +24,16 @@ import torch
 from tqdm import tqdm
 
 from configs import command
-from envs.policies import act, load_policy
+from envs.policies import Player, load_player
 from envs.vizdoom import VizdoomFrames
 from worldmodel.checkpoint import write_json
 from worldmodel.errors import UserError
-from worldmodel.world import World
 
-Player = Callable[[np.ndarray, np.random.Generator], Any]
+KNOWN = {
+    "take_cover": "World Models (Ha and Schmidhuber, 2018), tics: random 210 +- 108, trained in its dream 1092 +- 556; "
+    "solved from 750 on; an episode ends at 2,100",
+}
+"""Scores from the literature; theirs act at every tic, ours hold an action for `frame_skip` tics."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +41,7 @@ class Args:
     """Score policies in the real engine."""
 
     policy: tuple[str, ...] = ()
-    """Folders of policies; by default the one that ships for the scenario."""
+    """Folders of policies, `folder@0.3` with a share of random actions; by default the one that ships."""
     scenario: str = "health_gathering_supreme"
     """A scenario that ships with ViZDoom."""
     episodes: int = 50
@@ -53,15 +56,6 @@ class Args:
     """Folder for scores.json."""
 
 
-def make_player(name: str, world: World, deterministic: bool) -> Player:
-    if name == "random":
-        return lambda frame, rng: rng.integers(world.action.nvec[0])
-    policy = load_policy(name, world)
-    if deterministic:
-        return lambda frame, rng: policy.predict(frame, deterministic=True)[0]
-    return lambda frame, rng: act(policy, frame[None], 0.0, rng)[0]
-
-
 def play(env: VizdoomFrames, player: Player, seed: int, i: int) -> tuple[int, float]:
     """Steps survived in episode i, and its return."""
     engine_seed, action_seed = np.random.SeedSequence([seed, i]).generate_state(2)
@@ -69,7 +63,7 @@ def play(env: VizdoomFrames, player: Player, seed: int, i: int) -> tuple[int, fl
     frame, _ = env.reset(seed=int(engine_seed))
     steps, total, done = 0, 0.0, False
     while not done:
-        frame, reward, terminated, truncated, _ = env.step(player(frame, rng))
+        frame, reward, terminated, truncated, _ = env.step(player(frame[None], rng)[0])
         steps, total, done = steps + 1, total + reward, terminated or truncated
     return steps, total
 
@@ -121,7 +115,7 @@ def main(args: Args) -> None:
     names = ("random", *(args.policy or (args.scenario,)))
     results = {}
     with contextlib.closing(VizdoomFrames(args.scenario, args.frame_skip)) as env:
-        players = {name: make_player(name, env.world, args.deterministic) for name in names}
+        players = {name: load_player(name, env.world, args.deterministic) for name in names}
         with tqdm(total=len(players) * args.episodes, unit=" episodes", desc="score") as bar:
             for name, player in players.items():
                 played = []
@@ -133,6 +127,8 @@ def main(args: Args) -> None:
     scores = {name: score(steps, returns, random, args) for name, (steps, returns) in results.items()}
     write_json(args.out / "scores.json", {"settings": asdict(args) | {"out": str(args.out)}, "scores": scores})
     print(table(scores))
+    if args.scenario in KNOWN:
+        print(KNOWN[args.scenario])
     print(f"scores: {args.out / 'scores.json'}")
 
 

@@ -79,7 +79,10 @@ def test_every_preset_fits_the_scripts(path: Path) -> None:
     import rollout.endless
     import rollout.evaluate
     import rollout.outcome
+    import rollout.plan
+    import rollout.play
     import rollout.policy
+    import rollout.rank
     import train.export
 
     sections = {
@@ -87,6 +90,7 @@ def test_every_preset_fits_the_scripts(path: Path) -> None:
         "outcome": outcome, "dream": rollout.dream, "evaluate": rollout.evaluate, "score": rollout.policy,
         "export": train.export, "outcome_scores": rollout.outcome, "endless": rollout.endless,
         "control": rollout.control, "benchmark": rollout.benchmark,
+        "rank": rollout.rank, "plan": rollout.plan, "play": rollout.play,
     }  # fmt: skip
     preset = read_preset(path.stem)
     assert sections.keys() == set(SECTIONS)

@@ -1,0 +1,101 @@
+"""Do policies keep their order between dream and engine?
+
+    python rollout/rank.py --world take_cover --policy take_cover take_cover@0.3 take_cover@0.6 random
+    python rollout/rank.py --run runs/mine --policy runs/weak runs/middling runs/strong
+
+`folder@0.3` plays a policy with that share of random actions: strengths between it and a random one. Each policy plays
+the same number of episodes in both; the score is the return. Spearman's correlation of the mean scores, with its 95%
+interval over resampled episodes (both sides resampled, 2,000 times).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import gymnasium as gym
+import numpy as np
+from scipy.stats import spearmanr
+from tqdm import tqdm
+
+import envs  # noqa: F401 - registers
+from configs import command
+from envs.policies import Player, load_player
+from envs.vector import DreamVectorEnv
+from envs.vizdoom import VizdoomFrames
+from rollout.policy import play
+from worldmodel.checkpoint import write_json
+from worldmodel.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Rank policies in a dream and in the engine."""
+
+    policy: tuple[str, ...] = ()
+    """Folders of policies, or names of policies that ship, each with @share of random actions if wanted; at least 3."""
+    run: str = ""
+    """Run folder of the dream; by default the model that ships."""
+    world: str = "health_gathering_supreme"
+    """World of the model that ships."""
+    episodes: int = 64
+    """Episodes of each policy, in the dream and in the engine."""
+    seed: int = 0
+    out: Path = Path("runs/rank.json")
+    """Where the scores go."""
+
+
+def in_dream(env: DreamVectorEnv, player: Player, seed: int) -> np.ndarray:
+    """(n,) the return of the first episode of each lane."""
+    rng = np.random.default_rng(seed)
+    frames, _ = env.reset(seed=seed)
+    total, playing = np.zeros(env.num_envs), np.ones(env.num_envs, bool)
+    while playing.any():
+        frames, rewards, terminated, truncated, _ = env.step(player(frames, rng))
+        total += rewards * playing
+        playing &= ~(terminated | truncated)
+    return total
+
+
+def in_engine(env: VizdoomFrames, player: Player, episodes: int, seed: int) -> np.ndarray:
+    """(n,) the return of each episode."""
+    return np.array([play(env, player, seed, i)[1] for i in range(episodes)])
+
+
+def correlation(dream: np.ndarray, engine: np.ndarray, seed: int) -> tuple[float, float, float]:
+    """Spearman's correlation of the mean scores (policies, episodes), and its interval over episodes."""
+    rng, drawn = np.random.default_rng(seed), []
+    for _ in range(2000):
+        picks = rng.integers(dream.shape[1], size=(2, dream.shape[1]))
+        drawn.append(spearmanr(dream[:, picks[0]].mean(1), engine[:, picks[1]].mean(1)).statistic)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(spearmanr(dream.mean(1), engine.mean(1)).statistic), float(low), float(high)
+
+
+def main(args: Args) -> None:
+    if len(args.policy) < 3 or args.episodes < 2:
+        raise UserError(f"{len(args.policy)} policies have no order; give at least 3, and 2 episodes or more")
+    dream = gym.make_vec("VideoGPTDream-v0", num_envs=args.episodes, model=args.run, world=args.world)
+    assert isinstance(dream, DreamVectorEnv)
+    world, scores = dream.world, {}
+    with contextlib.closing(VizdoomFrames(**world.env_kwargs)) as engine:
+        players = {name: load_player(name, world) for name in args.policy}
+        print(f"{'policy':40}{'dream':>10}{'engine':>10}")
+        for name, player in tqdm(players.items(), unit=" policies"):
+            scores[name] = in_dream(dream, player, args.seed), in_engine(engine, player, args.episodes, args.seed)
+            tqdm.write(f"{name[-39:]:40}{scores[name][0].mean():>10.1f}{scores[name][1].mean():>10.1f}")
+    a, b = (np.stack([pair[k] for pair in scores.values()]) for k in (0, 1))
+    r, low, high = correlation(a, b, args.seed)
+    print(f"Spearman's correlation of {len(scores)} policies: {r:.3f} [{low:.3f}, {high:.3f}]")
+    rows = {name: {"dream": x.tolist(), "engine": y.tolist()} for name, (x, y) in scores.items()}
+    settings = asdict(args) | {"out": str(args.out)}
+    write_json(args.out, {"settings": settings, "spearman": [r, low, high], "returns": rows})
+
+
+if __name__ == "__main__":
+    command(main, "rank")

@@ -1,0 +1,127 @@
+"""The figures of a dream, on the toy world: what they say of a model that is known to be good, or to be bad."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import rollout.control as control
+import rollout.endless as endless
+import rollout.outcome as outcome
+import rollout.rank as rank
+from envs.dream import DreamEnv
+from rollout.plan import Cem, cem, value
+from train import export
+from worldmodel.dream import Context, Dream
+from worldmodel.errors import UserError
+
+
+@pytest.fixture
+def run(toy_run: Path, tmp_path: Path) -> Path:
+    """A copy to write into."""
+    return Path(shutil.copytree(toy_run, tmp_path / "run"))
+
+
+def test_controllability_of_an_obedient_and_of_a_deaf_dream(run: Path) -> None:
+    args = control.Args(run=run, clips=12, context=4, steps=4, train_steps=60)
+    dream, store = Dream.load(run), control.Store(run / "data.zarr")
+    held = control.held_out(dream, run, None, "test", 12, 8)
+    reader = control.learn(args, store, 3)
+    good = control.measure(args, dream, held, reader)
+    assert good["inverse_dynamics"]["real frames"].mean > 0.95
+    assert good["ratio"] > 0.9
+    assert good["delta_psnr"].low > 1
+    for norm in dream.prior.modules():
+        if hasattr(norm, "affine"):
+            torch.nn.init.zeros_(norm.affine.weight)  # the actions no longer reach the prior
+    deaf = control.measure(args, dream, held, reader)
+    assert deaf["ratio"] < 0.8
+    assert deaf["delta_psnr"].mean < good["delta_psnr"].mean / 2
+
+
+def test_outcome_scores(run: Path) -> None:
+    args = outcome.Args(run=run, steps=4, clips=6, context=2, dreams=2)
+    result = outcome.measure(args, Dream.load(run), outcome.Store(run / "tokens.zarr"))
+    assert result["end"]["expected"] == pytest.approx(result["end"]["happened"], abs=0.02)
+    assert result["end"]["expected_calibration_error"] < 0.03
+    column = result["variables"]["COLUMN"]
+    assert column["outcome model"].high < column["time only"].low / 2, "the column can be seen"
+
+
+def test_the_mean_at_each_time() -> None:
+    episodes = [{"variables": np.array([[1.0], [2.0], [6.0]])}, {"variables": np.array([[3.0], [4.0]])}]
+    assert outcome.by_time(episodes).tolist() == [[2.0], [3.0], [6.0]]
+
+
+def test_long_dreams_are_measured_and_drawn(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    endless.main(endless.Args(run=run, steps=40, window=10, lanes=4, temperature=(1.0, 0.5)))
+    told = capsys.readouterr().out
+    assert "temperature 0.5" in told
+    assert (run / "evaluation" / "endless.png").stat().st_size > 10_000
+    assert (run / "evaluation" / "endless_run_0.5.png").exists()
+    with pytest.raises(UserError, match="at least two windows"):
+        endless.Args(steps=10, window=10)
+
+
+def test_figures_of_long_dreams_by_hand() -> None:
+    frame = np.zeros((2, 2, 3), np.uint8)
+    frame[0, 0] = 8
+    assert endless.sharpness(frame) == pytest.approx((4 + 4) / 2)
+    assert endless.perplexity(np.array([0, 0, 3, 3]), 8) == pytest.approx(2)
+    assert endless.drift(np.array([1.0, 9.0, 5.0]), np.array([0.0, 2.0, 4.0])) == pytest.approx(2)
+
+
+def test_planning_finds_the_actions_that_end_where_it_pays(toy_run: Path) -> None:
+    dream = DreamEnv(model=toy_run, horizon=0)
+    frames = np.full((4, 16, 16, 3), 40, np.uint8)
+    frames[:, 4:12, 0:4] = (250, 200, 60)  # the square stands in column 0
+    options = {"frames": frames, "actions": [0, 0, 0], "variables": [0.0]}
+    dream.reset(seed=0, options=options)
+    dream.world = dream.vector.world = _renamed(dream)
+    how = Cem(candidates=24, elite=4, rounds=3, horizon=2, hold=1, health=10.0, momentum=0.1)
+    worth = value(dream, np.array([[0, 0], [2, 2], [1, 1]]), how, seed=0)
+    assert worth.argmax() in (1, 2)
+    plan = cem(dream, how, np.random.default_rng(0))
+    fork = dream.fork(1)
+    for action in plan:
+        fork.advance(np.array([action]))
+    assert fork.variables[0, 0] > 1.5, "columns 2 and 3 are worth most"
+    with pytest.raises(UserError, match="elite at most candidates"):
+        Cem(elite=9, candidates=3)
+
+
+def _renamed(dream: DreamEnv):  # type: ignore[no-untyped-def]
+    """The toy world with its column as the health to keep."""
+    from dataclasses import replace
+
+    return replace(dream.world, variables=("HEALTH",))
+
+
+def test_rank_correlation_and_its_interval() -> None:
+    rng = np.random.default_rng(0)
+    means = np.array([1.0, 2.0, 3.0, 4.0, 5.0])[:, None]
+    r, low, high = rank.correlation(means + rng.normal(size=(5, 50)) / 10, means * 7 + rng.normal(size=(5, 50)), 0)
+    assert (r, high) == pytest.approx((1, 1))
+    assert low > 0.85
+    assert rank.correlation(means + rng.normal(size=(5, 50)) / 10, -means + rng.normal(size=(5, 50)) / 10, 0)[0] < -0.9
+    with pytest.raises(UserError, match="2 policies have no order"):
+        rank.main(rank.Args(policy=("a", "b")))
+
+
+def test_an_exported_run_dreams_at_half_the_size(run: Path, tmp_path: Path) -> None:
+    export.main(export.Args(run=run, out=tmp_path / "small", contexts=3))
+    small, contexts = Dream.load(tmp_path / "small"), Context.load(tmp_path / "small")
+    assert len(contexts) == 3
+    size = lambda folder: sum(f.stat().st_size for f in folder.rglob("*/checkpoint.safetensors"))  # noqa: E731
+    assert size(tmp_path / "small") < size(run) / 2
+    big = Dream.load(run)
+    for name in ("vqvae", "prior", "outcome"):
+        for a, b in zip(getattr(big, name).parameters(), getattr(small, name).parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    env = DreamEnv(model=tmp_path / "small")
+    env.reset(seed=0)
+    env.step(1)
