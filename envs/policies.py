@@ -33,6 +33,11 @@ def policy_folder(name: str) -> Path:
     return shipped if Path(name).name == name and shipped.is_dir() else Path(name)
 
 
+def shipped_policies(world: str) -> tuple[str, ...]:
+    """Names of the policies that ship for a world: `<world>`, trained in the engine, and `<world>_dream`."""
+    return tuple(sorted(p.name.removesuffix("_policy") for p in PRETRAINED.glob(f"{world}*_policy")))
+
+
 def save_policy(
     folder: Path,
     policy: ActorCriticCnnPolicy,

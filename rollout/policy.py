@@ -24,7 +24,7 @@ import torch
 from tqdm import tqdm
 
 from configs import command
-from envs.policies import Player, load_player
+from envs.policies import Player, load_player, shipped_policies
 from envs.vizdoom import VizdoomFrames
 from worldmodel.checkpoint import write_json
 from worldmodel.errors import UserError
@@ -41,7 +41,7 @@ class Args:
     """Score policies in the real engine."""
 
     policy: tuple[str, ...] = ()
-    """Folders of policies, `folder@0.3` with a share of random actions; by default the one that ships."""
+    """Folders of policies, `folder@0.3` with a share of random actions; by default those that ship."""
     scenario: str = "health_gathering_supreme"
     """A scenario that ships with ViZDoom."""
     episodes: int = 50
@@ -112,7 +112,9 @@ def main(args: Args) -> None:
     if args.episodes < 2:
         raise UserError(f"{args.episodes} episodes have no spread; ask for at least 2")
     torch.set_num_threads(1)  # of a single frame: more threads cost more than they do
-    names = ("random", *(args.policy or (args.scenario,)))
+    names = ("random", *(args.policy or shipped_policies(args.scenario)))
+    if len(names) == 1:
+        raise UserError(f"no policy ships for {args.scenario}; give --policy, a folder that train/policy.py wrote")
     results = {}
     with contextlib.closing(VizdoomFrames(args.scenario, args.frame_skip)) as env:
         players = {name: load_player(name, env.world, args.deterministic) for name in names}
