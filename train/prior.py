@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from configs import command
-from worldmodel.checkpoint import check_made_with
+from worldmodel.checkpoint import check_made_with, digest, load_weights
 from worldmodel.clips import Clips
 from worldmodel.dream import load_vqvae
 from worldmodel.errors import UserError
@@ -52,6 +52,10 @@ class Args:
     held_out: int = 64
     """Clips of the validation split to evaluate on."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    out: str = "prior"
+    """Folder of the prior inside the run."""
+    begin: Path | None = None
+    """Begin with the weights of another prior of the same sizes, to train it further under other settings."""
     restart: bool = False
     """Overwrite a run of other settings."""
 
@@ -127,6 +131,8 @@ def main(args: Args) -> None:
     check_made_with(store.path, store.settings["vqvae"]["weights"], args.run / "vqvae")
     torch.manual_seed(args.fit.seed)
     prior = Prior(configure(args, vqvae, width), vqvae.codebook.embedding).to(args.device)
+    if args.begin is not None:
+        load_weights(args.begin, prior)
     frames = prior.config.latent[0]
     align = frames if prior.config.mode == "paper" else 1
     train, valid = (Clips(store, s, frames, ["codes", "condition"], align=align) for s in ("train", "valid"))
@@ -147,12 +153,13 @@ def main(args: Args) -> None:
         loss=loss,
         sample=lambda rng: sample(rng, args.fit.batch_size),
         config=args.fit,
-        out=args.run / "prior",
+        out=args.run / args.out,
         settings={
             "kind": "prior",
             "model": asdict(prior.config),
             "world": store.world.to_json(),
             "vqvae": store.settings["vqvae"]["weights"],
+            "begin": None if args.begin is None else digest(args.begin),
         },
         evaluate=lambda writer, step: evaluate(
             prior, vqvae, codes, condition, store.world.fps / vqvae.config.stride[0], writer, step

@@ -143,6 +143,7 @@ class Dream:
         if prior.config.condition != "frame":
             raise UserError("this prior knows no actions; train one with train/prior.py --actions")
         self.vqvae, self.prior, self.outcome = vqvae.eval(), prior.eval(), outcome.eval()
+        inputs_first(prior)
         self.world, self.sampling = world, sampling or Sampling()
         self.stride = vqvae.config.stride[0]
         self.device = prior.start.device
@@ -225,6 +226,13 @@ def shipped(world: str) -> Path:
         return PRETRAINED / world
     known = ", ".join(sorted(p.parent.name for p in PRETRAINED.glob("*/prior")))
     raise UserError(f"no model ships for the world {world!r}, only for {known}; give model=, a run folder of your own")
+
+
+def inputs_first(model: nn.Module) -> None:
+    """Lay linear weights out with their inputs first: a product with few rows reads them in half the time on a CPU."""
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear):
+            layer.weight.data = layer.weight.data.t().contiguous().t()
 
 
 Model = TypeVar("Model", bound=nn.Module)
