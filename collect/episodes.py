@@ -21,7 +21,7 @@ import gymnasium as gym
 import numpy as np
 
 from worldmodel.errors import UserError
-from worldmodel.world import ActionSpec, World
+from worldmodel.world import World, random_actions
 
 Agent = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 """Actions (n, ...) for frames (n, h, w, c)."""
@@ -45,13 +45,6 @@ class Exploration:
             raise UserError(f"epsilon {self.epsilon} and random_share {self.random_share} must lie between 0 and 1")
         if self.hold < 1:
             raise UserError(f"hold must be at least 1 step, not {self.hold}")
-
-
-def random_actions(spec: ActionSpec, n: int, rng: np.random.Generator) -> np.ndarray:
-    """Uniformly random actions (n, ...)."""
-    if spec.kind == "Box":
-        return rng.uniform(spec.low, spec.high, (n, len(spec.low))).astype(np.float32)
-    return rng.integers(spec.nvec, size=(n, len(spec.nvec))).reshape(n, *spec.shape)
 
 
 class Lane:

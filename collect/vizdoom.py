@@ -29,14 +29,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from collect.episodes import Agent, Episode, Exploration, pieces, play, random_actions
+from collect.episodes import Agent, Episode, Exploration, pieces, play
 from collect.pool import Pool
 from configs import command
 from envs.policies import act, load_policy, policy_folder
 from envs.vizdoom import VizdoomFrames
 from worldmodel.checkpoint import digest
 from worldmodel.errors import UserError
-from worldmodel.world import World
+from worldmodel.world import World, random_actions
 from worldmodel.writer import StoreWriter
 
 LANES = 4

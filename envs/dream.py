@@ -73,6 +73,7 @@ class DreamEnv(gym.Env[np.ndarray, Any]):
     def restore(self, snapshot: dict[str, Any]) -> None:
         """Go back to a snapshot: the same actions from here give the same dream."""
         self.vector.restore(snapshot)
+        self._np_random = self.vector.rngs[0]
 
     def fork(self, n: int, seed: int | None = None) -> DreamVectorEnv:
         """n copies of this moment as a vector environment; see `DreamVectorEnv.fork`."""

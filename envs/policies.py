@@ -18,7 +18,7 @@ from stable_baselines3.common.policies import ActorCriticCnnPolicy
 import worldmodel
 from worldmodel.checkpoint import load_weights, read_header, save_checkpoint
 from worldmodel.errors import UserError
-from worldmodel.world import ActionSpec, World
+from worldmodel.world import ActionSpec, World, random_actions
 
 from .spaces import to_space, to_spec
 
@@ -95,23 +95,26 @@ def act(policy: ActorCriticCnnPolicy, frames: np.ndarray, epsilon: float, rng: n
 
 
 def load_player(name: str, world: World, deterministic: bool = False) -> Player:
-    """What acts on frames (n, h, w, 3): "random", a policy's folder or shipped name, or either as `name@share`.
+    """What acts on frames (n, h, w, 3): "random", or a policy's folder or shipped name, which may end in @share.
 
     A share of random actions makes policies of any strength between a policy and a random one.
     """
     if name == "random":
-        return lambda frames, rng: rng.integers(world.action.nvec[0], size=len(frames))
-    folder, _, share = name.partition("@")
+        return lambda frames, rng: random_actions(world.action, len(frames), rng)
+    folder, _, share = name.rpartition("@") if "@" in name else (name, "", "0")
     try:
-        epsilon = float(share or 0)
+        epsilon = float(share)
     except ValueError:
         epsilon = -1.0
     if not 0 <= epsilon <= 1:
         raise UserError(f"{name}: the share of random actions after @ must lie between 0 and 1")
     policy = load_policy(folder, world)
-    if deterministic:
-        return lambda frames, rng: policy.predict(frames, deterministic=True)[0]
-    return lambda frames, rng: act(policy, frames, epsilon, rng)
+
+    def likeliest(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        chosen, _ = policy.predict(frames, deterministic=True)
+        return np.where(rng.random(len(frames)) < epsilon, random_actions(world.action, len(frames), rng), chosen)
+
+    return likeliest if deterministic else lambda frames, rng: act(policy, frames, epsilon, rng)
 
 
 def _logit_shape(policy: ActorCriticCnnPolicy) -> tuple[int, ...]:

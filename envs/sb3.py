@@ -22,7 +22,10 @@ from worldmodel.errors import UserError
 
 
 class SB3VecEnv(VecEnv):
-    """Any Gymnasium vector environment in SAME_STEP mode as an SB3 `VecEnv`."""
+    """A vector environment in SAME_STEP mode, whose infos are plain arrays, as an SB3 `VecEnv`.
+
+    Its lanes are one object: `set_attr` and `env_method` reach all of them or none, and so do the options of a reset.
+    """
 
     def __init__(self, env: VectorEnv) -> None:
         if env.metadata.get("autoreset_mode") != AutoresetMode.SAME_STEP:
@@ -33,6 +36,8 @@ class SB3VecEnv(VecEnv):
 
     def reset(self) -> np.ndarray:
         seeds = None if all(s is None for s in self._seeds) else list(self._seeds)
+        if any(options != self._options[0] for options in self._options):
+            raise UserError("the lanes of a vector environment are reset together; give all of them the same options")
         frames, infos = self.env.reset(seed=seeds, options=self._options[0] or None)  # type: ignore[arg-type]
         self.reset_infos = split(infos, self.num_envs)
         self._reset_seeds()
@@ -60,13 +65,19 @@ class SB3VecEnv(VecEnv):
         return [getattr(self.env, attr_name)] * len(self._lanes(indices))
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        self._all(indices)
         setattr(self.env, attr_name, value)
 
     def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
-        return [getattr(self.env, method_name)(*args, **kwargs)] * len(self._lanes(indices))
+        self._all(indices)
+        return [getattr(self.env, method_name)(*args, **kwargs)] * self.num_envs
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
         return [False] * len(self._lanes(indices))
+
+    def _all(self, indices: VecEnvIndices) -> None:
+        if len(self._lanes(indices)) != self.num_envs:
+            raise UserError("the lanes of a vector environment are one object; leave indices out")
 
     def _lanes(self, indices: VecEnvIndices) -> Sequence[int]:
         return list(self._get_indices(indices))

@@ -1,7 +1,7 @@
 """Many lanes of a dream as one Gymnasium vector environment: `gym.make_vec("VideoGPTDream-v0", num_envs=64)`.
 
-All lanes take one forward pass together. Lane i, seeded with s, is the single environment seeded with s + i. A lane
-that ends starts again by the autoreset mode:
+All lanes take one forward pass together. Lane i, seeded with s, is the single environment seeded with s + i, up to the
+rounding of float32 products of other sizes. A lane that ends starts again by the autoreset mode:
 
 * `NEXT_STEP` (Gymnasium's default): the step after the end ignores the lane's action and begins a new episode.
 * `SAME_STEP`: the new episode begins at once; the last frame and its info are in `final_obs` and `final_info`.
@@ -170,7 +170,9 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         other.rngs = [copy.deepcopy(state["rngs"][i]) for i in index]
         other.lanes = state["lanes"].take(torch.from_numpy(index))
         if seed is not None:
-            other.lanes.seed([int(s) for s in np.random.SeedSequence(seed).generate_state(len(index), np.uint64)])
+            seeds = np.random.SeedSequence(seed).generate_state(len(index), np.uint64).tolist()
+            other.lanes.seed(seeds)
+            other.rngs = [seeding.np_random(s)[0] for s in seeds]
         return other
 
     def _begin(self, mask: np.ndarray, options: dict[str, Any]) -> None:
@@ -198,9 +200,11 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             raise UserError(
                 f"reset takes no option {sorted(unknown)[0]!r}; it takes context, or frames with actions and variables"
             )
-        if "frames" in options or "actions" in options:
+        if options.keys() & {"frames", "actions", "variables"}:
             if not {"frames", "actions"} <= options.keys():
                 raise UserError("a context of one's own has both frames and the actions between them")
+            if "context" in options:
+                raise UserError("reset takes a context by number or frames of one's own, not both")
             variables = options.get("variables")
             variables = None if variables is None else np.asarray(variables, np.float32)[None]
             one = self.dream.context(
@@ -208,7 +212,10 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             )
             return one[torch.zeros(len(index), dtype=torch.long)]
         if "context" in options:
-            chosen = np.broadcast_to(np.asarray(options["context"]), (self.num_envs,))[index]
+            chosen = np.asarray(options["context"])
+            if chosen.shape not in ((), (self.num_envs,)) or len(options) > 1:
+                raise UserError(f"context is a number, or {self.num_envs} of them, and goes with no other option")
+            chosen = np.broadcast_to(chosen, (self.num_envs,))[index]
         else:
             chosen = np.array([self.rngs[i].integers(len(self.contexts)) for i in index])
         if not np.issubdtype(chosen.dtype, np.integer) or chosen.min() < 0 or chosen.max() >= len(self.contexts):

@@ -49,6 +49,13 @@ def scenario_config(scenario: str) -> Path:
     return path
 
 
+def engine_of(world: World) -> VizdoomFrames:
+    """The engine that a world was recorded from."""
+    if world.env_id != "VizdoomFrames-v0":
+        raise UserError(f"{world.name} was not recorded from VizdoomFrames-v0, so there is no engine to compare with")
+    return VizdoomFrames(**world.env_kwargs)
+
+
 class VizdoomFrames(gym.Env[np.ndarray, Any]):
     """A scenario as small RGB frames.
 

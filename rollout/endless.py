@@ -33,7 +33,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from collect.episodes import random_actions
 from configs import command
 from rollout.evaluate import reconstructions
 from worldmodel.checkpoint import digest, write_json
@@ -42,8 +41,11 @@ from worldmodel.errors import UserError
 from worldmodel.pictures import enlarge, film_strip, save_png
 from worldmodel.sampling import Sampling
 from worldmodel.store import Store
+from worldmodel.world import random_actions
 
 FIGURES = ("sharpness", "codes", "bits")
+WARM = 8
+"""First frames of a real window, whose likelihood does not count: the model knows too little yet."""
 Curves = dict[str, np.ndarray]
 """Each figure over the windows."""
 
@@ -72,6 +74,8 @@ class Args:
     def __post_init__(self) -> None:
         if min(self.steps, self.window, self.lanes, self.hold) < 1 or self.steps < 2 * self.window:
             raise UserError("lanes, window and hold must be at least 1, and steps at least two windows")
+        if self.window <= WARM:
+            raise UserError(f"a window must be longer than {WARM} steps: so many of a real one are given")
 
 
 def sharpness(frames: np.ndarray) -> np.ndarray:
@@ -136,7 +140,7 @@ def real(args: Args) -> Curves:
         c, a = torch.stack([p[0] for p in picked]), torch.stack([p[1] for p in picked])
         curves["sharpness"].append(float(sharpness(reconstructions(dream, c)).mean()))
         curves["codes"].append(perplexity(c.numpy(), dream.prior.config.codes))
-        nats = torch.cat([dream.prior.loss(x, y)[:, 8:] for x, y in zip(c.split(2), a.split(2), strict=True)])
+        nats = torch.cat([dream.prior.loss(x, y)[:, WARM:] for x, y in zip(c.split(2), a.split(2), strict=True)])
         curves["bits"].append(float(nats.mean()) / math.log(2))
     return {name: np.array(values) for name, values in curves.items()}
 
@@ -171,7 +175,7 @@ def main(args: Args) -> None:
     folder = args.run / "evaluation"
     for run in (args.run, *args.others):
         for temperature in args.temperature:
-            label = f"{run.name}, temperature {temperature:g}"
+            label = f"{run}, temperature {temperature:g}"
             curves[label], shown = long_dream(args, run, temperature)
             save_png(folder / f"endless_{run.name}_{temperature:g}.png", enlarge(film_strip(shown), 2))
     print(f"{'':34}" + "".join(f"{f'{name}: first, last, drift':>34}" for name in FIGURES))

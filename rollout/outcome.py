@@ -4,8 +4,8 @@
 
 Whole episodes are read from their beginning, the game variables known at the first frame only.
 
-* Ends: the probability that the episode ends with this step, given the codes and actions so far. AUROC says whether
-  ends are told from other steps, the expected calibration error (15 bins) whether they come as often as expected.
+* Ends: the probability that the episode ends with this step, given codes and actions up to this step's own. AUROC says
+  whether ends are told from other steps, the expected calibration error (15 bins) whether they come as often as said.
 * Return: the reward of the next `steps` steps. "Seen" sums the rewards predicted from the true codes; "dreamed" is
   what a dream under the true actions gives, the mean of `dreams` of them. Both as Pearson's r with the truth.
 * Variables: the mean absolute error, beside what is known of them without looking: their mean at that time of an
@@ -73,7 +73,7 @@ def read(model: OutcomeModel, episode: Episode) -> Episode:
 
 
 def by_time(episodes: list[Episode]) -> np.ndarray:
-    """(longest, v) the mean of each variable at each time of an episode; the last known one where none got so far."""
+    """(longest, v) the mean of each variable at each time of an episode."""
     longest = max(len(e["variables"]) for e in episodes)
     total, count = np.zeros((longest, episodes[0]["variables"].shape[1])), np.zeros((longest, 1))
     for episode in episodes:

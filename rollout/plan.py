@@ -25,8 +25,8 @@ from tqdm import tqdm
 
 from configs import command
 from envs.dream import DreamEnv
-from envs.policies import load_player
-from envs.vizdoom import VizdoomFrames
+from envs.policies import load_player, shipped_policies
+from envs.vizdoom import VizdoomFrames, engine_of
 from rollout.policy import play
 from worldmodel.checkpoint import write_json
 from worldmodel.errors import UserError
@@ -54,6 +54,8 @@ class Cem:
     def __post_init__(self) -> None:
         if min(self.elite, self.rounds, self.horizon, self.hold) < 1 or self.elite > self.candidates:
             raise UserError("elite, rounds, horizon and hold must be at least 1, and elite at most candidates")
+        if not 0 <= self.momentum <= 1:
+            raise UserError(f"momentum must lie between 0 and 1, not at {self.momentum}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +67,7 @@ class Args:
     world: str = "health_gathering_supreme"
     """World of the model that ships."""
     policy: str = ""
-    """Policy to compare with; by default the one that ships for the world."""
+    """Policy to compare with; by default those that ship for the world."""
     episodes: int = 5
     """Episodes of each."""
     every: int = 2
@@ -76,6 +78,10 @@ class Args:
     seed: int = 0
     out: Path = Path("runs/plan.json")
     """Where the scores go."""
+
+    def __post_init__(self) -> None:
+        if self.context < 2 or self.every < 1 or self.episodes < 2:
+            raise UserError("context and episodes must be at least 2, and every at least 1")
 
 
 class Planner:
@@ -155,9 +161,9 @@ def main(args: Args) -> None:
     world, scores = dream.world, {}
     if world.action.kind != "Discrete" or dream.vector.dream.stride > 1:
         raise UserError("plans are of single steps with discrete actions; this dream has others")
-    planner, policy = Planner(args, dream), args.policy or args.world
-    with contextlib.closing(VizdoomFrames(**world.env_kwargs)) as env:
-        players = {name: load_player(name, world) for name in ("random", policy)}
+    planner, rivals = Planner(args, dream), (args.policy,) if args.policy else shipped_policies(world.name)
+    with contextlib.closing(engine_of(world)) as env:
+        players = {name: load_player(name, world) for name in ("random", *rivals)}
         for name, player in players.items():
             scores[name] = np.array([play(env, player, args.seed, i) for i in range(args.episodes)])
         bar = tqdm(range(args.episodes), unit=" episodes", desc="plan")

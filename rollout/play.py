@@ -13,6 +13,7 @@ one step after the other, so it runs as fast as the dream does, at most at the r
     POST /rewind      {"steps": 10}
     POST /fork        keeps this moment
     POST /goto        {"fork": 0}     goes back to one that was kept
+    POST /state       changes nothing
 
 Each answers with the state as JSON: frames as PNG, and the figures below them.
 """
@@ -74,6 +75,8 @@ class Session:
         world = self.dream.world
         if not world.env_id:
             raise UserError(f"{world.name} does not say which environment it was recorded from; there is no engine")
+        if self.dream.vector.dream.stride > 1:
+            raise UserError("a dream with a time stride cannot be played beside its engine")
         self.engine = gym.make(world.env_id, **world.env_kwargs)
         self.reset(args.seed)
 
@@ -81,13 +84,14 @@ class Session:
         """Begin both from the same frames."""
         frame, info = self.engine.reset(seed=seed)
         variables = [info[v] for v in self.dream.world.variables]
-        frames, actions = [frame], []
+        frames, actions, now = [frame], [], info
         while len(frames) < self.args.context:
             actions.append(self.dream.action_space.sample() * 0)
-            frames.append(self.engine.step(actions[-1])[0])
+            frame, _, _, _, now = self.engine.step(actions[-1])
+            frames.append(frame)
         options = {"frames": np.stack(frames), "actions": np.array(actions), "variables": variables}
         _, told = self.dream.reset(seed=seed, options=options)
-        self.engine_frame, self.engine_info, self.engine_over = frames[-1], info, False
+        self.engine_frame, self.engine_info, self.engine_over = frames[-1], now, False
         self.engine_time = self.time = 0
         self.told: dict[str, Any] = told | {"reward": 0.0, "over": False}
         self.rate = 0.0
@@ -102,12 +106,13 @@ class Session:
         self.time, self.told = moment[1], dict(moment[2])
 
     def step(self, action: int) -> None:
-        self.past.append(self.moment())
-        begin = time.perf_counter()
+        before, begin = self.moment(), time.perf_counter()
         _, reward, terminated, _, info = self.dream.step(action)
-        self.rate = 0.9 * self.rate + 0.1 / (time.perf_counter() - begin) if self.rate else 10.0
+        rate = 1 / (time.perf_counter() - begin)
+        self.rate = 0.9 * self.rate + 0.1 * rate if self.rate else rate
+        self.past.append(before)
         self.time += 1
-        self.told = info | {"reward": reward, "over": terminated}
+        self.told = info | {"reward": reward, "over": self.told["over"] or terminated}
         if self.time > self.engine_time and not self.engine_over:
             self.engine_frame, _, terminated, truncated, self.engine_info = self.engine.step(action)
             self.engine_time, self.engine_over = self.time, terminated or truncated
@@ -132,7 +137,7 @@ class Session:
         codes = self.dream.vector.dream.prior.config.frame
         figures = {
             "step": self.time,
-            "frames/s": round(self.rate, 1),
+            "dreamed frames/s": round(self.rate, 1),
             "entropy, bits a code": round(self.told.get("entropy", 0.0) / math.log(2) / codes, 2),
             "predicted reward": round(self.told["reward"], 2),
         }
@@ -167,7 +172,7 @@ def handler(session: Session) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             command = self.path.strip("/")
             try:
-                told = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"{}")
+                told = dict(json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"{}"))
                 with session.lock:
                     if command in ("reset", "step", "rewind", "fork", "goto"):
                         getattr(session, command)(**{k: int(v) for k, v in told.items()})
@@ -175,7 +180,7 @@ def handler(session: Session) -> type[BaseHTTPRequestHandler]:
                         self.answer(404)
                         return
                     body = session.state()
-            except (UserError, TypeError, ValueError) as error:
+            except (UserError, TypeError, ValueError, gym.error.Error) as error:
                 self.answer(400, "application/json", json.dumps({"error": str(error)}).encode())
                 return
             self.answer(200, "application/json", json.dumps(body).encode())
@@ -194,10 +199,12 @@ def handler(session: Session) -> type[BaseHTTPRequestHandler]:
 
 
 def serve(args: Args) -> ThreadingHTTPServer:
+    session = Session(args)
     try:
-        return ThreadingHTTPServer(("127.0.0.1", args.port), handler(Session(args)))
-    except OSError as error:
-        raise UserError(f"port {args.port} cannot be used ({error.strerror}); choose another with --port") from None
+        return ThreadingHTTPServer(("127.0.0.1", args.port), handler(session))
+    except (OSError, OverflowError) as error:
+        session.engine.close()
+        raise UserError(f"port {args.port} cannot be used ({error}); choose another with --port") from None
 
 
 def main(args: Args) -> None:

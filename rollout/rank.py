@@ -27,7 +27,7 @@ import envs  # noqa: F401 - registers
 from configs import command
 from envs.policies import Player, load_player
 from envs.vector import DreamVectorEnv
-from envs.vizdoom import VizdoomFrames
+from envs.vizdoom import VizdoomFrames, engine_of
 from rollout.policy import play
 from worldmodel.checkpoint import write_json
 from worldmodel.errors import UserError
@@ -73,7 +73,7 @@ def correlation(dream: np.ndarray, engine: np.ndarray, seed: int) -> tuple[float
     for _ in range(2000):
         picks = rng.integers(dream.shape[1], size=(2, dream.shape[1]))
         drawn.append(spearmanr(dream[:, picks[0]].mean(1), engine[:, picks[1]].mean(1)).statistic)
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    low, high = np.nanquantile(drawn, [0.025, 0.975])
     return float(spearmanr(dream.mean(1), engine.mean(1)).statistic), float(low), float(high)
 
 
@@ -83,7 +83,7 @@ def main(args: Args) -> None:
     dream = gym.make_vec("VideoGPTDream-v0", num_envs=args.episodes, model=args.run, world=args.world)
     assert isinstance(dream, DreamVectorEnv)
     world, scores = dream.world, {}
-    with contextlib.closing(VizdoomFrames(**world.env_kwargs)) as engine:
+    with contextlib.closing(engine_of(world)) as engine:
         players = {name: load_player(name, world) for name in args.policy}
         print(f"{'policy':40}{'dream':>10}{'engine':>10}")
         for name, player in tqdm(players.items(), unit=" policies"):

@@ -3,7 +3,8 @@
     python train/export.py --run runs/take_cover --out worldmodel/pretrained/take_cover
 
 Reads <run>/vqvae, <run>/prior, <run>/outcome and <run>/contexts.safetensors; `--out` then is a run folder that
-dreams, a quarter to a sixth of the size. The codes of the contexts stay those of the full-precision VQ-VAE.
+dreams, a sixth of the size. The codes of the contexts stay those of the full-precision VQ-VAE, and so may a store of
+codes beside it: `exported_from` says which VQ-VAE it was.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ if not __package__:
 from configs import command
 from worldmodel.checkpoint import digest, read_header, save_checkpoint
 from worldmodel.dream import Context, Dream
+from worldmodel.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +35,16 @@ class Args:
 
 
 def main(args: Args) -> None:
+    if args.out.resolve() == args.run.resolve():
+        raise UserError(f"{args.out} is the run itself; give --out another folder, so that nothing is lost")
+    if args.contexts < 1:
+        raise UserError(f"a dream needs a starting context, not {args.contexts}")
     dream, contexts = Dream.load(args.run), Context.load(args.run)  # says what does not belong together
     for name in ("vqvae", "prior", "outcome"):
         config, progress = read_header(args.run / name)
-        if name != "vqvae":
+        if name == "vqvae":
+            config["exported_from"] = digest(args.run / "vqvae")
+        else:
             config["vqvae"] = digest(args.out / "vqvae")
         save_checkpoint(args.out / name, getattr(dream, name).half(), config, progress)
     contexts[slice(0, args.contexts)].save(args.out / "contexts.safetensors", digest(args.out / "vqvae"))

@@ -1,7 +1,6 @@
 """Train a policy with Stable-Baselines3's PPO, in an engine or in a dream of it.
 
     python train/policy.py                                   # Health Gathering Supreme
-    python train/policy.py --env VideoGPTDream-v0            # the dream of it that ships
     python train/policy.py --env VideoGPTDream-v0 --env-model runs/demo
 
 The engine's reward (one a tic, -100 at death) says little about what to do, so training adds potential-based
@@ -86,6 +85,8 @@ class Shaped(VecEnvWrapper):
         self.args = args
 
     def _potential(self, infos: Sequence[dict[str, Any]]) -> np.ndarray:
+        if self.args.shaping and "HEALTH" not in infos[0]:
+            raise UserError("this world has no HEALTH to shape the reward by; set --shaping 0")
         return np.array([self.args.shaping * info["HEALTH"] if self.args.shaping else 0.0 for info in infos])
 
     def reset(self) -> Any:

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from configs import command
-from worldmodel.checkpoint import check_made_with, digest, load_weights
+from worldmodel.checkpoint import check_made_with, digest, load_weights, read_header
 from worldmodel.clips import Clips
 from worldmodel.dream import load_vqvae
 from worldmodel.errors import UserError
@@ -132,6 +132,7 @@ def main(args: Args) -> None:
     torch.manual_seed(args.fit.seed)
     prior = Prior(configure(args, vqvae, width), vqvae.codebook.embedding).to(args.device)
     if args.begin is not None:
+        check_made_with(str(args.begin), read_header(args.begin)[0].get("vqvae"), args.run / "vqvae")
         load_weights(args.begin, prior)
     frames = prior.config.latent[0]
     align = frames if prior.config.mode == "paper" else 1

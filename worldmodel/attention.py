@@ -154,7 +154,7 @@ class Attention(nn.Module):
         share = self.heads // self.kv_heads
         if share > 1 and (mask is None or mask.shape[-2] == 1):  # a pass: the queries of a key head side by side
             b, _, m, d = q.shape
-            y = attend(q.view(b, self.kv_heads, share * m, d), k, v, mask).view(b, self.heads, m, d)
+            y = attend(q.reshape(b, self.kv_heads, share * m, d), k, v, mask).reshape(b, self.heads, m, d)
         elif share > 1:
             y = attend(q, k.repeat_interleave(share, 1), v.repeat_interleave(share, 1), mask)
         else:

@@ -96,7 +96,7 @@ def digest(folder: Path) -> str:
 
 def check_made_with(what: str, made_with: str | None, vqvae: Path) -> None:
     """`UserError` if codes, a model of codes or contexts were made with another VQ-VAE than the one in a folder."""
-    if made_with != digest(vqvae):
+    if made_with not in (digest(vqvae), read_header(vqvae)[0].get("exported_from", "")):
         raise UserError(f"{what} was made with another VQ-VAE than {vqvae}; make it again with --restart")
 
 

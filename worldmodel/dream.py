@@ -225,7 +225,7 @@ def shipped(world: str) -> Path:
     if (PRETRAINED / world / "prior").is_dir():
         return PRETRAINED / world
     known = ", ".join(sorted(p.parent.name for p in PRETRAINED.glob("*/prior")))
-    raise UserError(f"no model ships for the world {world!r}, only for {known}; give model=, a run folder of your own")
+    raise UserError(f"no model ships for the world {world!r} (but for: {known or 'none'}); give model=, a run folder")
 
 
 def inputs_first(model: nn.Module) -> None:

@@ -10,9 +10,9 @@ The position that predicts a code is given the codes of its parents:
     diagonal   the codes above it and to its left
     block      the code before it in its block
 
-and may attend to every position of its own pass and of earlier ones. Each code is the parent of someone in a later
-pass, so a pass knows all codes of all earlier passes and none of its own. The positions of the first pass are told what
-the last ones of the frame before became: the last code, or in block order the last code of the same block.
+and may attend to every position of its own pass and of earlier ones. Each code but the last pass's is the parent of
+someone in a later pass, so a pass knows all codes of all earlier passes and none of its own. The positions of the first
+pass are told what the last ones of the frame before became: the last code, or in block order that of the same block.
 
 Dimensions: positions are numbered in raster order over (h, w, g), g the codebooks; n = h*w*g.
 """

@@ -1,9 +1,9 @@
 """Sampling the next latent frame from the prior, pass by pass, with its likelihood.
 
 Randomness comes in as uniform numbers, one for each code, and a code is drawn by inverting the distribution at
-its number, codes being in the order of their numbers. A lane's codes thus depend on the lane's own numbers only,
-whatever else is in the batch: codes that were never seen have equal logits up to rounding, and an order by
-probability would differ from batch to batch.
+its number, codes being in the order of their numbers. A lane's codes thus depend on the lane's own numbers only (up to
+the rounding of its logits), whatever else is in the batch: codes that were never seen have equal logits up to rounding,
+and an order by probability would differ from batch to batch.
 
 Dimensions: b lanes, n positions of a frame with m codes each, k code values.
 """

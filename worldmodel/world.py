@@ -76,6 +76,13 @@ class ActionSpec:
         return f"{self.kind}({inside})"
 
 
+def random_actions(spec: ActionSpec, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Uniformly random actions (n, ...)."""
+    if spec.kind == "Box":
+        return rng.uniform(spec.low, spec.high, (n, len(spec.low))).astype(np.float32)
+    return rng.integers(spec.nvec, size=(n, len(spec.nvec))).reshape(n, *spec.shape)
+
+
 @dataclass(frozen=True, kw_only=True)
 class World:
     """The environment a store was recorded from, as plain data."""

@@ -33,13 +33,13 @@ def test_controllability_of_an_obedient_and_of_a_deaf_dream(run: Path) -> None:
     reader = control.learn(args, store, 3)
     good = control.measure(args, dream, held, reader)
     assert good["inverse_dynamics"]["real frames"].mean > 0.95
-    assert good["ratio"] > 0.9
+    assert good["ratio"].mean > 0.9
     assert good["delta_psnr"].low > 1
     for norm in dream.prior.modules():
         if hasattr(norm, "affine"):
             torch.nn.init.zeros_(norm.affine.weight)  # the actions no longer reach the prior
     deaf = control.measure(args, dream, held, reader)
-    assert deaf["ratio"] < 0.8
+    assert deaf["ratio"].high < 0.8
     assert deaf["delta_psnr"].mean < good["delta_psnr"].mean / 2
 
 
@@ -117,7 +117,9 @@ def test_an_exported_run_dreams_at_half_the_size(run: Path, tmp_path: Path) -> N
     small, contexts = Dream.load(tmp_path / "small"), Context.load(tmp_path / "small")
     assert len(contexts) == 3
     size = lambda folder: sum(f.stat().st_size for f in folder.rglob("*/checkpoint.safetensors"))  # noqa: E731
-    assert size(tmp_path / "small") < size(run) / 2
+    assert size(tmp_path / "small") < size(run) / 5, "no optimizer, half precision"
+    with pytest.raises(UserError, match="is the run itself"):
+        export.main(export.Args(run=run, out=run))
     big = Dream.load(run)
     for name in ("vqvae", "prior", "outcome"):
         for a, b in zip(getattr(big, name).parameters(), getattr(small, name).parameters(), strict=True):

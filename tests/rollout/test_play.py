@@ -90,7 +90,7 @@ def test_dream_and_engine_go_the_same_way(ask: Ask) -> None:
     assert state["figures"]["step"] == 4
     assert state["figures"]["column in the engine"] == 2
     assert state["figures"]["predicted column"] == pytest.approx(2, abs=0.5)
-    assert {"entropy, bits a code", "predicted reward", "frames/s"} <= state["figures"].keys()
+    assert {"entropy, bits a code", "predicted reward", "dreamed frames/s"} <= state["figures"].keys()
 
 
 def test_rewind_fork_and_reset(ask: Ask) -> None:
@@ -102,7 +102,8 @@ def test_rewind_fork_and_reset(ask: Ask) -> None:
     back = ask("goto", fork=0)
     assert back["dream"] == there["dream"]
     assert back["figures"]["step"] == 1
-    assert back["engine"] == ask("step", action=0)["engine"], "the engine waits at its second step"
+    assert back["engine"] == ask("step", action=1)["engine"], "the engine waits at its second step"
+    assert back["engine"] != ask("step", action=1)["engine"], "and goes on at its third"
     again = ask("reset", seed=0)
     assert (again["dream"], again["forks"]) == (begin["dream"], [])
 

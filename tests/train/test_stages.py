@@ -204,10 +204,11 @@ def test_a_time_stride_holds_the_action(toy_store: Path, toy_stages: Stages) -> 
     prior.main(replace(p, frames=6))
     outcome.main(replace(o, frames=8))
     env = gym.make("VideoGPTDream-v0", model=run).unwrapped
-    assert (env.limit, env.metadata["render_fps"]) == (20, 2.5)
+    assert (env.vector.limit, env.metadata["render_fps"]) == (20, 2.5)
     env.reset(seed=0)
     given = []
-    env.dream.prior.step = spy(env.dream.prior.step, given)
+    dreaming = env.vector.dream.prior
+    dreaming.begin = spy(dreaming.begin, given)
     frame, _, _, _, info = env.step(2)
     assert info["frames"].shape == (2, 16, 16, 3)
     assert np.array_equal(info["frames"][-1], frame)
@@ -215,11 +216,11 @@ def test_a_time_stride_holds_the_action(toy_store: Path, toy_stages: Stages) -> 
 
 
 def spy(function: Callable, given: list) -> Callable:
-    """A function that notes its third argument."""
+    """A function that notes its second argument."""
 
-    def noting(cache: object, positions: object, condition: torch.Tensor) -> torch.Tensor:
+    def noting(cache: object, condition: torch.Tensor) -> object:
         given.append(condition)
-        return function(cache, positions, condition)
+        return function(cache, condition)
 
     return noting
 
