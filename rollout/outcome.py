@@ -97,35 +97,34 @@ def starts(episodes: list[Episode], context: int, steps: int, n: int, seed: int)
 
 def returns(args: Args, dream: Dream, episodes: list[Episode], seen: list[Episode]) -> dict[str, np.ndarray]:
     """(n,) true returns after each starting point, predicted ones from true codes, and mean dreamed ones."""
-    c, out = args.context, {"true": [], "seen": [], "dreamed": [], "episode": []}  # type: ignore[var-annotated]
-    places = starts(episodes, c, args.steps, args.clips, args.seed)
-    for i, row in tqdm(places, unit=" clips", desc="dreams"):
-        e, until = episodes[i], row + c + args.steps
-        out["true"].append(e["reward"][row + c : until].sum())
-        out["seen"].append(seen[i]["reward"][row + c : until].sum())
-        out["dreamed"].append(dreamed_return(args, dream, e, row))
-        out["episode"].append(i)
-    return {name: np.array(values) for name, values in out.items()}
+    c, places = args.context, starts(episodes, args.context, args.steps, args.clips, args.seed)
+    after = [slice(row + c, row + c + args.steps) for _, row in places]
+    return {
+        "true": np.array([episodes[i]["reward"][rows].sum() for (i, _), rows in zip(places, after, strict=True)]),
+        "seen": np.array([seen[i]["reward"][rows].sum() for (i, _), rows in zip(places, after, strict=True)]),
+        "dreamed": dreamed_returns(args, dream, [(episodes[i], row) for i, row in places]),
+        "episode": np.array([i for i, _ in places]),
+    }
 
 
-def dreamed_return(args: Args, dream: Dream, episode: Episode, row: int) -> float:
-    """The mean return of dreams under the true actions; after a true end the last action goes on."""
-    c = args.context
-    arrays = [episode[k][row : row + c] for k in ("codes", "condition")] + [episode["variables"][row]]
-    codes, condition, variables = (torch.from_numpy(np.asarray(a))[None] for a in arrays)
-    context = Context(codes.long(), condition, variables)
-    lanes, *_ = dream.reset(
-        context[torch.zeros(args.dreams, dtype=torch.long)], [args.seed + k for k in range(args.dreams)]
-    )
-    rows = np.minimum(np.arange(row + c, row + c + args.steps), len(episode["codes"]) - 1)
-    total, alive = np.zeros(args.dreams), np.ones(args.dreams, bool)
-    for condition in torch.from_numpy(episode["condition"][rows]):
-        step = dream.advance(lanes, condition.expand(args.dreams, -1))
+def dreamed_returns(args: Args, dream: Dream, places: list[tuple[Episode, int]]) -> np.ndarray:
+    """(n,) mean returns of dreams under the true actions, all at once; after a true end the last action goes on."""
+    n, c = len(places), args.context
+
+    def cut(name: str, first: int, stop: int) -> torch.Tensor:
+        rows = [np.minimum(np.arange(row + first, row + stop), len(e[name]) - 1) for e, row in places]
+        return torch.from_numpy(np.stack([e[name][r] for (e, _), r in zip(places, rows, strict=True)]))
+
+    context = Context(cut("codes", 0, c).long(), cut("condition", 0, c), cut("variables", 0, 1)[:, 0])
+    conditions = cut("condition", c, c + args.steps).repeat_interleave(args.dreams, 0)
+    every = torch.arange(n).repeat_interleave(args.dreams)
+    lanes, *_ = dream.reset(context[every], [args.seed + k for k in range(len(every))])
+    total, alive = np.zeros(len(every)), np.ones(len(every), bool)
+    for t in tqdm(range(args.steps), unit=" steps", desc="dreams"):
+        step = dream.advance(lanes, conditions[:, t])
         total += step.reward.numpy() * alive
         alive &= ~step.terminated.numpy()
-        if not alive.any():
-            break
-    return float(total.mean())
+    return total.reshape(n, args.dreams).mean(1)
 
 
 def correlation(a: np.ndarray, b: np.ndarray, groups: np.ndarray) -> Mean:
