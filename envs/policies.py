@@ -15,8 +15,8 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticCnnPolicy
 
-import worldmodel
 from worldmodel.checkpoint import load_weights, read_header, save_checkpoint
+from worldmodel.dream import PRETRAINED
 from worldmodel.errors import UserError
 from worldmodel.world import ActionSpec, World, random_actions
 
@@ -24,7 +24,6 @@ from .spaces import to_space, to_spec
 
 Player = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 """Actions (n,) for frames (n, h, w, 3)."""
-PRETRAINED = Path(worldmodel.__file__).parent / "pretrained"
 
 
 def policy_folder(name: str) -> Path:

@@ -36,6 +36,7 @@ from tqdm import tqdm
 from configs import command
 from rollout.evaluate import reconstructions
 from worldmodel.checkpoint import digest, write_json
+from worldmodel.codebook import usage
 from worldmodel.dream import Context, Dream
 from worldmodel.errors import UserError
 from worldmodel.pictures import enlarge, film_strip, save_png
@@ -86,9 +87,8 @@ def sharpness(frames: np.ndarray) -> np.ndarray:
 
 
 def perplexity(codes: np.ndarray, size: int) -> float:
-    """2 to the entropy of how often each code occurs."""
-    share = np.bincount(codes.ravel(), minlength=size) / codes.size
-    return float(np.exp(-(share[share > 0] * np.log(share[share > 0])).sum()))
+    """2 to the entropy of how often each code occurs, whatever the shape of the codes."""
+    return float(usage(torch.from_numpy(codes).reshape(-1, 1), size)["perplexity"])
 
 
 def long_dream(args: Args, run: Path, temperature: float) -> tuple[Curves, np.ndarray]:

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from configs import command
 from envs.dream import DreamEnv
 from envs.policies import load_player, shipped_policies
-from envs.vizdoom import VizdoomFrames, engine_of
+from envs.vizdoom import engine_of
 from rollout.policy import play
 from worldmodel.checkpoint import write_json
 from worldmodel.errors import UserError
@@ -142,20 +142,6 @@ def value(dream: DreamEnv, actions: np.ndarray, how: Cem, seed: int) -> np.ndarr
     return total
 
 
-def planned(env: VizdoomFrames, planner: Planner, seed: int, i: int) -> tuple[int, float]:
-    """Steps survived in episode i, and its return; the episodes are those of `rollout/policy.py`."""
-    engine_seed, action_seed = np.random.SeedSequence([seed, i]).generate_state(2)
-    rng = np.random.default_rng(action_seed)
-    frame, info = env.reset(seed=int(engine_seed))
-    planner.begin()
-    steps, total, done = 0, 0.0, False
-    while not done:
-        action = planner.act(frame, [info[v] for v in env.world.variables], rng)
-        frame, reward, terminated, truncated, info = env.step(action)
-        steps, total, done = steps + 1, total + reward, terminated or truncated
-    return steps, total
-
-
 def main(args: Args) -> None:
     dream = DreamEnv(model=args.run, world=args.world, horizon=0)
     world, scores = dream.world, {}
@@ -167,7 +153,15 @@ def main(args: Args) -> None:
         for name, player in players.items():
             scores[name] = np.array([play(env, player, args.seed, i) for i in range(args.episodes)])
         bar = tqdm(range(args.episodes), unit=" episodes", desc="plan")
-        scores["planned"] = np.array([planned(env, planner, args.seed, i) for i in bar])
+
+        def plan(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+            return np.array([planner.act(frames[0], env.values.tolist(), rng)])
+
+        planned = []
+        for i in bar:
+            planner.begin()
+            planned.append(play(env, plan, args.seed, i))
+        scores["planned"] = np.array(planned)
     skip = world.env_kwargs["frame_skip"]
     for name, played in scores.items():
         print(f"{name:30} survives {bootstrap(played[:, 0] * skip)} tics, return {played[:, 1].mean():.1f}")
