@@ -5,8 +5,9 @@
 * Delta-PSNR (Bruce et al., 2024, Genie, section 3): PSNR of the frame dreamed under the true actions minus PSNR of the
   one dreamed under random actions, both against the true frame, `ahead` steps on. Above zero: actions matter.
 * Inverse dynamics: a classifier learns, from real frames of the training split only, to read the action from two frames
-  in a row. Its accuracy (balanced over actions) on dreams of held-out starts under random actions, over that on real
-  held-out frames, says how much of an action's effect is dreamed. On reconstructions it says what blur alone costs.
+  in a row. Its accuracy (balanced over actions) on dreams of held-out starts, over that on real held-out frames, says
+  how much of an action's effect is dreamed: under the true actions, which is like for like, and under random ones,
+  which a policy would seldom take in a row. On reconstructions it says what blur alone costs.
 
 Intervals are over episodes.
 """
@@ -135,7 +136,7 @@ def measure(args: Args, dream: Dream, held: Held, model: nn.Module) -> dict[str,
     return {
         "delta_psnr": bootstrap(gain, held.episode),
         "inverse_dynamics": {k: bootstrap(v, held.episode) for k, v in read.items()},
-        "ratio": ratio(read["dreams, random actions"], read["real frames"], held.episode),
+        "ratio": {k: ratio(read[k], read["real frames"], held.episode) for k in films if k.startswith("dreams")},
     }
 
 
@@ -148,7 +149,8 @@ def main(args: Args) -> None:
     print(f"delta-PSNR, {args.ahead} steps ahead: {result['delta_psnr']} dB (above 0: actions matter)")
     for name, accuracy in result["inverse_dynamics"].items():
         print(f"action read from {name:24}{accuracy!s:>26}")
-    print(f"dreamed under random actions over real: {result['ratio']}")
+    for name, share in result["ratio"].items():
+        print(f"{name} over real frames: {share}")
     protocol = asdict(args) | {"run": str(args.run), "data": str(store.path), "prior": digest(args.run / "prior")}
     write_json(args.run / "evaluation" / "control.json", {"protocol": protocol} | plain(result))
 

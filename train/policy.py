@@ -29,9 +29,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecMonitor
 
 from configs import command
-from envs.policies import load_policy, save_policy
+from envs.policies import load_policy, policy_folder, save_policy
 from envs.sb3 import SB3VecEnv
-from worldmodel.checkpoint import FILE, load_optimizer, read_header, same_config
+from worldmodel.checkpoint import FILE, digest, load_optimizer, read_header, same_config
 from worldmodel.errors import UserError
 
 
@@ -41,6 +41,8 @@ class Args:
 
     out: Path = Path("runs/policy")
     """Folder for the policy and its TensorBoard log; an unfinished run in it goes on."""
+    begin: Path | None = None
+    """Begin with the weights of this policy."""
     env: str = "VizdoomFrames-v0"
     """Gymnasium id."""
     scenario: str = "health_gathering_supreme"
@@ -124,7 +126,8 @@ class Saver(BaseCallback):
 
 def settings(args: Args) -> dict[str, Any]:
     """What makes two runs the same run; where they are written does not."""
-    return {k: v for k, v in asdict(args).items() if k not in ("out", "until", "save_every", "export")}
+    told = {k: v for k, v in asdict(args).items() if k not in ("out", "until", "save_every", "export")}
+    return told | {"begin": None if args.begin is None else digest(policy_folder(str(args.begin)))}
 
 
 def make_envs(args: Args) -> VecEnv:
@@ -160,6 +163,8 @@ def main(args: Args) -> None:
         load_optimizer(args.out, ppo.policy.optimizer)
         ppo.num_timesteps = read_header(args.out)[1]["steps"]
         ppo.set_random_seed(args.seed + ppo.num_timesteps)
+    elif args.begin is not None:
+        ppo.policy.load_state_dict(load_policy(args.begin).state_dict())
     saver = Saver(args, ppo.num_timesteps)
     try:
         if ppo.num_timesteps < (args.until or args.steps):

@@ -21,6 +21,7 @@ from PIL import Image
 
 import envs  # noqa: F401 - registers
 from rollout.play import PAGE, Args, serve
+from tests.rollout.browser import CHROMIUM, Browser
 from worldmodel.checkpoint import read_header, save_checkpoint
 from worldmodel.dream import load_prior
 from worldmodel.errors import UserError
@@ -124,6 +125,39 @@ def test_mistakes_are_answered_not_fatal(ask: Ask, run: Path, toy_run: Path) -> 
         serve(Args(run=str(run), port=ask.port))  # type: ignore[attr-defined]
     with pytest.raises(UserError, match="there is no engine"):
         serve(Args(run=str(toy_run), port=0))
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium here to open the page in; the requests it makes are tested")
+def test_the_page_in_a_browser(ask: Ask, tmp_path: Path) -> None:
+    figure = (
+        "+[...document.querySelectorAll('#figures tr')].find(r => r.innerText.startsWith({!r})).lastChild.innerText"
+    )
+    with Browser(f"http://127.0.0.1:{ask.port}/", tmp_path / "profile") as page:  # type: ignore[attr-defined]
+        page.wait("document.querySelectorAll('#figures tr').length > 5")
+        assert page.value("document.querySelector('h1').innerText") == "Dream of toy"
+        begin = page.value("document.querySelector('#dream').src")
+        page.key("d", down=True)
+        page.key(" ", down=True)
+        page.wait(figure.format("step") + " >= 3")
+        page.key("d", down=False)
+        page.key(" ", down=True)
+        page.wait("!busy && !running")
+        assert page.value("document.querySelector('#dream').naturalWidth") == 16
+        assert page.value("document.querySelector('#engine').naturalWidth") == 16
+        assert page.value(figure.format("dreamed frames/s")) > 0
+        there = page.value("document.querySelector('#dream').src")
+        page.click("#fork")
+        page.wait("document.querySelectorAll('#forks img').length == 1")
+        page.click("#rewind")
+        page.wait(figure.format("step") + " == 0")
+        assert page.value("document.querySelector('#dream').src") == begin
+        page.click("#forks img")
+        page.wait(figure.format("step") + " >= 3")
+        assert page.value("document.querySelector('#dream').src") == there
+        page.click("#reset")
+        page.wait("document.querySelectorAll('#forks img').length == 0")
+        assert page.value("document.querySelector('#over').innerText") == ""
+    assert ask("state")["figures"]["step"] == 0
 
 
 def test_gymnasiums_player_takes_the_dream_and_its_keys(toy_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

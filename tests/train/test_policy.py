@@ -59,6 +59,11 @@ def test_a_run_goes_on_exports_and_refuses_other_settings(tmp_path: Path) -> Non
     assert (tmp_path / "small" / FILE).stat().st_size < len(before) / 2, "no optimizer"
     a, b = load_policy(tmp_path / "run").state_dict(), load_policy(tmp_path / "small").state_dict()
     assert all((a[k] == b[k]).all() for k in a)
+    policy.main(replace(args, out=tmp_path / "more", begin=tmp_path / "run", learning_rate=0.0))
+    c = load_policy(tmp_path / "more").state_dict()
+    assert all((a[k] == c[k]).all() for k in a), "it begins with the other's weights, and learns nothing at a rate of 0"
+    with pytest.raises(UserError, match="begin"):
+        policy.main(replace(args, out=tmp_path / "more", learning_rate=0.0))
 
 
 def test_mistakes_are_told_in_a_sentence(tmp_path: Path) -> None:
