@@ -83,7 +83,7 @@ def test_the_policy_that_ships_survives_more_than_twice_as_long_as_a_random_one(
     import json
 
     scores = json.loads((tmp_path / "scores.json").read_text())["scores"]
-    assert set(scores) == {"random", "health_gathering_supreme"}
+    assert set(scores) == {"random", "health_gathering_supreme", "health_gathering_supreme_dream"}
     ours, random = (np.array(scores[k]["episodes"]["steps"]) for k in ("health_gathering_supreme", "random"))
     assert len(ours) == 8
     assert ours.mean() > 2 * random.mean()
