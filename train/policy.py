@@ -1,6 +1,7 @@
 """Train a policy with Stable-Baselines3's PPO, in an engine or in a dream of it.
 
     python train/policy.py                                   # Health Gathering Supreme
+    python train/policy.py --env VideoGPTDream-v0            # in the dream of it that ships
     python train/policy.py --env VideoGPTDream-v0 --env-model runs/demo
 
 The engine's reward (one a tic, -100 at death) says little about what to do, so training adds potential-based
