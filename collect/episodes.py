@@ -13,18 +13,17 @@ new policy inside the dream begins.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
+from envs.policies import MEMORY, Player
 from worldmodel.errors import UserError
 from worldmodel.world import World, random_actions
 
-Agent = Callable[[np.ndarray, np.random.Generator], np.ndarray]
-"""Actions (n, ...) for frames (n, h, w, c)."""
 Env = gym.Env[np.ndarray, Any]
 Episode = dict[str, np.ndarray]
 
@@ -94,7 +93,7 @@ class Lane:
         }
 
 
-def play(envs: Sequence[Env], world: World, agent: Agent, how: Exploration, seed: int, group: int) -> list[Episode]:
+def play(envs: Sequence[Env], world: World, player: Player, how: Exploration, seed: int, group: int) -> list[Episode]:
     """The episodes of a group, one in each environment, side by side."""
     seeds = np.random.SeedSequence([seed, group]).generate_state(len(envs) + 1).tolist()
     rng = np.random.default_rng(seeds.pop())
@@ -107,7 +106,7 @@ def play(envs: Sequence[Env], world: World, agent: Agent, how: Exploration, seed
             else:
                 asking.append(lane)
         if asking:
-            actions = agent(np.stack([lane.frames[-1] for lane in asking]), rng)
+            actions = player(np.stack([lane.frames[-MEMORY:] for lane in asking], axis=1), rng)
             for lane, action in zip(asking, actions, strict=True):
                 lane.step(action)
     return [lane.episode() for lane in lanes]

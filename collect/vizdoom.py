@@ -29,14 +29,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from collect.episodes import Agent, Episode, Exploration, pieces, play
+from collect.episodes import Episode, Exploration, pieces, play
 from collect.pool import Pool
 from configs import command
-from envs.policies import act, load_policy, policy_folder
+from envs.policies import load_player, load_policy, policy_folder
 from envs.vizdoom import VizdoomFrames
 from worldmodel.checkpoint import digest
 from worldmodel.errors import UserError
-from worldmodel.world import World, random_actions
+from worldmodel.world import World
 from worldmodel.writer import StoreWriter
 
 LANES = 4
@@ -73,21 +73,14 @@ def make_env(args: Args) -> VizdoomFrames:
     return VizdoomFrames(args.scenario, args.frame_skip, args.size)
 
 
-def make_agent(args: Args, world: World) -> Agent:
-    if args.policy == "random":
-        return lambda frames, rng: random_actions(world.action, len(frames), rng)
-    policy = load_policy(args.policy or args.scenario, world)
-    return lambda frames, rng: act(policy, frames, 0.0, rng)
-
-
 @contextlib.contextmanager
-def player(args: Args) -> Iterator[Callable[[int], list[Episode]]]:
+def playing(args: Args) -> Iterator[Callable[[int], list[Episode]]]:
     """What each process does with the index of a group of episodes."""
     torch.set_num_threads(1)
     with contextlib.ExitStack() as stack:
         envs = [stack.enter_context(contextlib.closing(make_env(args))) for _ in range(LANES)]
-        agent = make_agent(args, envs[0].world)
-        yield lambda group: play(envs, envs[0].world, agent, args, args.seed, group)
+        player = load_player(args.policy or args.scenario, envs[0].world)
+        yield lambda group: play(envs, envs[0].world, player, args, args.seed, group)
 
 
 def bare_engine(args: Args, seconds: float = 2.0) -> float:
@@ -120,7 +113,7 @@ def record(args: Args, writer: StoreWriter, total: int, length: int) -> None:
     """Play episodes and write their pieces until there are enough."""
     first, written = writer.progress or (0, 0)  # the next episode, and how many of its pieces there are already
     before, too_short = writer.rows, 0
-    with Pool(partial(player, args), args.workers, tqdm.write) as pool:
+    with Pool(partial(playing, args), args.workers, tqdm.write) as pool:
         bar = tqdm(total=total, initial=writer.episodes, unit=" episodes", desc=args.scenario)
         begin = time.perf_counter()
         groups = pool.map(itertools.count(first // LANES))

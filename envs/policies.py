@@ -23,7 +23,9 @@ from worldmodel.world import ActionSpec, World, random_actions
 from .spaces import to_space, to_spec
 
 Player = Callable[[np.ndarray, np.random.Generator], np.ndarray]
-"""Actions (n,) for frames (n, h, w, 3)."""
+"""Actions (n, ...) for the last frames (t, n, h, w, 3) of n episodes, oldest first, t at most `MEMORY`."""
+MEMORY = 4
+"""Frames that a policy may see at once."""
 
 
 def policy_folder(name: str) -> Path:
@@ -56,7 +58,7 @@ def save_policy(
 
 
 def load_policy(folder: str | Path, world: World | None = None) -> ActorCriticCnnPolicy:
-    """A policy ready to `predict` on frames (h, w, 3) or batches of them.
+    """A policy ready to `predict` on frames (h, w, 3k) or batches of them, k frames side by side in the channels.
 
     `world`, if given, must have the frames and actions the policy was trained on; `UserError` if not.
     """
@@ -68,7 +70,7 @@ def load_policy(folder: str | Path, world: World | None = None) -> ActorCriticCn
         )
     spec = ActionSpec.from_json(config["action"])
     channels, height, width = config["observation"]
-    if world is not None and (world.action != spec or world.frame_shape != (height, width, channels)):
+    if world is not None and (world.action != spec or world.frame_shape != (height, width, 3)):
         raise UserError(
             f"{folder} acts on {height}x{width} frames with {spec}, "
             f"but {world.name} has {world.frame_shape[0]}x{world.frame_shape[1]} with {world.action}; "
@@ -83,7 +85,7 @@ def load_policy(folder: str | Path, world: World | None = None) -> ActorCriticCn
 
 @torch.inference_mode()
 def act(policy: ActorCriticCnnPolicy, frames: np.ndarray, epsilon: float, rng: np.random.Generator) -> np.ndarray:
-    """Sampled actions for frames (n, h, w, 3); with chance `epsilon` each is uniformly random instead."""
+    """Sampled actions for frames (n, h, w, 3k); with chance `epsilon` each is uniformly random instead."""
     noise = torch.from_numpy(rng.gumbel(size=(len(frames), *_logit_shape(policy)))).float()
     pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)  # SB3's own way to the logits takes a third longer
     features = policy.extract_features(pixels, policy.pi_features_extractor)
@@ -94,12 +96,12 @@ def act(policy: ActorCriticCnnPolicy, frames: np.ndarray, epsilon: float, rng: n
 
 
 def load_player(name: str, world: World, deterministic: bool = False) -> Player:
-    """What acts on frames (n, h, w, 3): "random", or a policy's folder or shipped name, which may end in @share.
+    """What acts on frames: "random", or a policy's folder or shipped name, which may end in @share.
 
     A share of random actions makes policies of any strength between a policy and a random one.
     """
     if name == "random":
-        return lambda frames, rng: random_actions(world.action, len(frames), rng)
+        return lambda frames, rng: random_actions(world.action, frames.shape[1], rng)
     folder, _, share = name.rpartition("@") if "@" in name else (name, "", "0")
     try:
         epsilon = float(share)
@@ -108,12 +110,20 @@ def load_player(name: str, world: World, deterministic: bool = False) -> Player:
     if not 0 <= epsilon <= 1:
         raise UserError(f"{name}: the share of random actions after @ must lie between 0 and 1")
     policy = load_policy(folder, world)
+    depth = policy.observation_space.shape[0] // 3  # type: ignore[index]
 
     def likeliest(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        chosen, _ = policy.predict(frames, deterministic=True)
-        return np.where(rng.random(len(frames)) < epsilon, random_actions(world.action, len(frames), rng), chosen)
+        chosen, _ = policy.predict(stacked(frames, depth), deterministic=True)
+        return np.where(rng.random(len(chosen)) < epsilon, random_actions(world.action, len(chosen), rng), chosen)
 
-    return likeliest if deterministic else lambda frames, rng: act(policy, frames, epsilon, rng)
+    return likeliest if deterministic else lambda frames, rng: act(policy, stacked(frames, depth), epsilon, rng)
+
+
+def stacked(frames: np.ndarray, depth: int) -> np.ndarray:
+    """(n, h, w, 3 depth) the last of frames (t, n, h, w, 3), oldest first, black before: as SB3's `VecFrameStack`."""
+    frames = frames[-depth:]
+    padded = np.pad(frames, [(depth - len(frames), 0)] + [(0, 0)] * 4)
+    return np.concatenate(list(padded), axis=-1)
 
 
 def _logit_shape(policy: ActorCriticCnnPolicy) -> tuple[int, ...]:

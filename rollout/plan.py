@@ -155,7 +155,7 @@ def main(args: Args) -> None:
         bar = tqdm(range(args.episodes), unit=" episodes", desc="plan")
 
         def plan(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-            return np.array([planner.act(frames[0], env.values.tolist(), rng)])
+            return np.array([planner.act(frames[-1, 0], env.values.tolist(), rng)])
 
         planned = []
         for i in bar:

@@ -24,7 +24,7 @@ import torch
 from tqdm import tqdm
 
 from configs import command
-from envs.policies import Player, load_player, shipped_policies
+from envs.policies import MEMORY, Player, load_player, shipped_policies
 from envs.vizdoom import VizdoomFrames
 from worldmodel.checkpoint import write_json
 from worldmodel.errors import UserError
@@ -60,10 +60,11 @@ def play(env: VizdoomFrames, player: Player, seed: int, i: int) -> tuple[int, fl
     """Steps survived in episode i, and its return."""
     engine_seed, action_seed = np.random.SeedSequence([seed, i]).generate_state(2)
     rng = np.random.default_rng(action_seed)
-    frame, _ = env.reset(seed=int(engine_seed))
+    frames = [env.reset(seed=int(engine_seed))[0]]
     steps, total, done = 0, 0.0, False
     while not done:
-        frame, reward, terminated, truncated, _ = env.step(player(frame[None], rng)[0])
+        frame, reward, terminated, truncated, _ = env.step(player(np.stack(frames[-MEMORY:])[:, None], rng)[0])
+        frames.append(frame)
         steps, total, done = steps + 1, total + reward, terminated or truncated
     return steps, total
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from tqdm import tqdm
 
 import envs  # noqa: F401 - registers
 from configs import command
-from envs.policies import Player, load_player
+from envs.policies import MEMORY, Player, load_player
 from envs.vector import DreamVectorEnv
 from envs.vizdoom import VizdoomFrames, engine_of
 from rollout.policy import play
@@ -53,10 +54,11 @@ class Args:
 def in_dream(env: DreamVectorEnv, player: Player, seed: int) -> np.ndarray:
     """(n,) the return of the first episode of each lane."""
     rng = np.random.default_rng(seed)
-    frames, _ = env.reset(seed=seed)
+    frames = deque([env.reset(seed=seed)[0]], maxlen=MEMORY)
     total, playing = np.zeros(env.num_envs), np.ones(env.num_envs, bool)
     while playing.any():
-        frames, rewards, terminated, truncated, _ = env.step(player(frames, rng))
+        frame, rewards, terminated, truncated, _ = env.step(player(np.stack(frames), rng))
+        frames.append(frame)
         total += rewards * playing
         playing &= ~(terminated | truncated)
     return total

@@ -27,12 +27,12 @@ import gymnasium as gym
 import numpy as np
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecMonitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecFrameStack, VecMonitor
 
 from configs import command
-from envs.policies import load_policy, policy_folder, save_policy
+from envs.policies import MEMORY, load_policy, policy_folder, save_policy
 from envs.sb3 import SB3VecEnv
-from worldmodel.checkpoint import FILE, digest, load_optimizer, read_header, same_config
+from worldmodel.checkpoint import FILE, digest, load_optimizer, load_weights, read_header, same_config
 from worldmodel.errors import UserError
 
 
@@ -56,6 +56,8 @@ class Args:
     """Environment steps over which the learning rate falls to zero."""
     until: int = 0
     """Stop after so many of them; 0 for all."""
+    stack: int = 1
+    """Last frames that the policy sees at once, at most 4: a single one does not show where things are going."""
     n_envs: int = 8
     """Environments stepped in one process, or lanes of the dream."""
     n_steps: int = 128
@@ -141,10 +143,12 @@ def make_envs(args: Args) -> VecEnv:
             envs = SB3VecEnv(gym.make_vec(args.env, num_envs=args.n_envs, autoreset_mode="SameStep", **dream))
     except gym.error.Error as error:
         raise UserError(str(error)) from None
-    return Shaped(VecMonitor(envs), args)
+    return VecFrameStack(Shaped(VecMonitor(envs), args), args.stack)
 
 
 def main(args: Args) -> None:
+    if not 1 <= args.stack <= MEMORY:
+        raise UserError(f"a policy sees from 1 to {MEMORY} frames at once, not {args.stack}")
     environments = make_envs(args)
     ppo = PPO(
         "CnnPolicy",
@@ -160,12 +164,12 @@ def main(args: Args) -> None:
     )
     if (args.out / FILE).exists():
         same_config(args.out, read_header(args.out)[0] | {"training": settings(args)})
-        ppo.policy.load_state_dict(load_policy(args.out).state_dict())
+        load_weights(args.out, ppo.policy)
         load_optimizer(args.out, ppo.policy.optimizer)
         ppo.num_timesteps = read_header(args.out)[1]["steps"]
         ppo.set_random_seed(args.seed + ppo.num_timesteps)
     elif args.begin is not None:
-        ppo.policy.load_state_dict(load_policy(args.begin).state_dict())
+        load_weights(policy_folder(str(args.begin)), ppo.policy)
     saver = Saver(args, ppo.num_timesteps)
     try:
         if ppo.num_timesteps < (args.until or args.steps):

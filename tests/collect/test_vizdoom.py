@@ -132,7 +132,7 @@ WORLD = World(
 
 
 def always_four(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return np.full(len(frames), 4)
+    return np.full(frames.shape[1], 4)
 
 
 def test_the_clock_of_a_played_episode() -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticCnnPolicy
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 
-from envs.policies import act, load_policy, save_policy
+from envs.policies import MEMORY, act, load_player, load_policy, save_policy, stacked
 from worldmodel.checkpoint import FILE, read_header
 from worldmodel.errors import UserError
 from worldmodel.world import ActionSpec, World
@@ -77,3 +79,39 @@ def test_act_samples_the_policy_and_explores(policy: ActorCriticCnnPolicy, frame
     again = act(policy, one[:100], 0.5, np.random.default_rng(0))
     np.testing.assert_array_equal(again, act(policy, one[:100], 0.5, np.random.default_rng(0)))
     assert chances.max() > 0.4  # else the three would look alike
+
+
+def test_stacked_frames_are_those_of_stable_baselines() -> None:
+    class Counting(gym.Env):
+        observation_space, action_space = spaces.Box(0, 255, (8, 8, 3), np.uint8), spaces.Discrete(2)
+
+        def reset(self, **_: object) -> tuple:  # type: ignore[override]
+            self.t = 10
+            return self._frame(), {}
+
+        def step(self, _: object) -> tuple:
+            self.t += 1
+            return self._frame(), 0.0, False, False, {}
+
+        def _frame(self) -> np.ndarray:
+            return np.full((8, 8, 3), self.t, np.uint8)
+
+    env, seen = VecFrameStack(DummyVecEnv([Counting]), 3), []
+    expected = [env.reset()] + [env.step(np.zeros(1, int))[0] for _ in range(5)]
+    for t, want in enumerate(expected):
+        seen.append(np.full((1, 8, 8, 3), 10 + t, np.uint8))
+        np.testing.assert_array_equal(stacked(np.stack(seen[-MEMORY:]), 3), want)
+
+
+def test_a_player_gives_its_policy_as_many_frames_as_it_was_trained_on(tmp_path: Path) -> None:
+    image = spaces.Box(0, 255, (6, 64, 64), np.uint8)
+    policy = ActorCriticCnnPolicy(image, spaces.Discrete(4), lr_schedule=lambda _: 1e-3)
+    save_policy(tmp_path, policy, {}, {})
+    player = load_player(str(tmp_path), WORLD)
+    frames = np.random.default_rng(1).integers(0, 256, (4, 5, 64, 64, 3), dtype=np.uint8)
+    policy.set_training_mode(False)
+    for given in (frames, frames[:1]):
+        before = np.zeros_like(given[-1]) if len(given) == 1 else given[-2]
+        pair = np.concatenate([before, given[-1]], -1)
+        expected = act(policy, pair, 0.0, np.random.default_rng(3))
+        np.testing.assert_array_equal(player(given, np.random.default_rng(3)), expected)

@@ -71,6 +71,7 @@ def test_mistakes_are_told_in_a_sentence(tmp_path: Path) -> None:
         ({"env": "VizdoomFrame-v0"}, "VizdoomFrame"),
         ({"env": "VideoGPTDream-v0", "scenario": "nowhere"}, "no model ships for the world"),
         ({"scenario": "basik"}, "there is no scenario 'basik'"),
+        ({"stack": 5}, "sees from 1 to 4 frames"),
     ):
         with pytest.raises(UserError, match=sentence):
             policy.main(policy.Args(out=tmp_path / "run", **change))
