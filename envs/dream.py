@@ -17,6 +17,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
+from worldmodel.dream import Precision
+
 from .keys import keys
 from .render import Viewer
 from .vector import DreamVectorEnv
@@ -36,6 +38,7 @@ class DreamEnv(gym.Env[np.ndarray, Any]):
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
+        precision: Precision = "float32",
         device: str = "cpu",
     ) -> None:
         self.vector = DreamVectorEnv(
@@ -46,6 +49,7 @@ class DreamEnv(gym.Env[np.ndarray, Any]):
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
+            precision=precision,
             device=device,
         )
         self.world, self.contexts, self.render_mode = self.vector.world, self.vector.contexts, render_mode

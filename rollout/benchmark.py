@@ -33,6 +33,7 @@ import envs  # noqa: F401 - registers
 from configs import command
 from envs.vector import DreamVectorEnv
 from worldmodel.checkpoint import write_json
+from worldmodel.dream import Precision
 from worldmodel.errors import UserError
 
 
@@ -50,6 +51,8 @@ class Args:
     """Time of a measurement, in three parts of which the median counts."""
     out: Path = Path("runs/benchmark/dream.json")
     """Where the figures go."""
+    precision: Precision = "float32"
+    """Of the dream."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
 
     def __post_init__(self) -> None:
@@ -100,7 +103,8 @@ def needs(env: DreamVectorEnv) -> dict[str, float]:
 
 def measure(args: Args, lanes: int) -> dict[str, Any]:
     """The figures of one batch size."""
-    env = gym.make_vec("VideoGPTDream-v0", num_envs=lanes, model=args.run, world=args.world, device=args.device)
+    where: dict[str, Any] = {"model": args.run, "world": args.world, "precision": args.precision, "device": args.device}
+    env = gym.make_vec("VideoGPTDream-v0", num_envs=lanes, **where)
     assert isinstance(env, DreamVectorEnv)
     env.reset(seed=0)
     env.action_space.seed(0)
@@ -130,7 +134,16 @@ def main(args: Args) -> None:
             flush=True,
         )
     threads, name = torch.get_num_threads(), args.device
-    write_json(args.out, {"device": name, "threads": threads, "model": args.run or args.world, "rows": rows})
+    write_json(
+        args.out,
+        {
+            "device": name,
+            "threads": threads,
+            "precision": args.precision,
+            "model": args.run or args.world,
+            "rows": rows,
+        },
+    )
     last = rows[-1]
     print(
         f"machine: {last['machine_matmul'] / 1e9:.0f} GFLOP/s, {last['machine_copy'] / 1e9:.1f} GB/s, {threads} threads"

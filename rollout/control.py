@@ -5,15 +5,18 @@
 * Delta-PSNR (Bruce et al., 2024, Genie, section 3): PSNR of the frame dreamed under the true actions minus PSNR of the
   one dreamed under random actions, both against the true frame, `ahead` steps on. Above zero: actions matter.
 * Inverse dynamics: a classifier learns, from real frames of the training split only, to read the action from two frames
-  in a row. Its accuracy (balanced over actions) on dreams of held-out starts, over that on real held-out frames, says
-  how much of an action's effect is dreamed: under the true actions, which is like for like, and under random ones,
-  which a policy would seldom take in a row. On reconstructions it says what blur alone costs.
+  in a row. Its accuracy (balanced over actions) on dreams of held-out starts, over that on real frames under actions of
+  the same kind, says how much of an action's effect is dreamed: under the true actions, over the held-out frames they
+  led to, and under random ones, over real frames of the engine under random ones, to which a policy led. (The player
+  has momentum, so an action that goes against the one before is harder to read, in the engine as well.) On
+  reconstructions the accuracy says what blur alone costs. Where there is no engine, held-out frames stand below both.
 
 Intervals are over episodes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,6 +32,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from configs import command
+from envs.policies import MEMORY, load_player
+from envs.vizdoom import engine_of
 from rollout.evaluate import Held, dreams, held_out, plain, reconstructions
 from worldmodel.checkpoint import digest, write_json
 from worldmodel.clips import Clips
@@ -39,6 +44,7 @@ from worldmodel.metrics.interval import bootstrap, ratio
 from worldmodel.sampling import Sampling
 from worldmodel.store import Store
 from worldmodel.vqvae import to_float
+from worldmodel.world import World
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +66,10 @@ class Args:
     """Dreamed steps from each starting point whose actions are read."""
     train_steps: int = 600
     """Of the classifier, on batches of 128 pairs of frames."""
+    policy: str = ""
+    """Leads to where random actions begin in the engine; by default the one that ships for the world."""
+    lead: int = 100
+    """The most steps for which it leads."""
     sampling: Sampling = field(default_factory=Sampling)
     seed: int = 0
 
@@ -116,6 +126,25 @@ def hits(model: nn.Module, films: np.ndarray, actions: np.ndarray) -> np.ndarray
     return ((read.numpy().reshape(n, t) == actions) * weight[actions]).mean(1)
 
 
+def strayed_for_real(args: Args, world: World, actions: np.ndarray) -> np.ndarray:
+    """Frames (n, t + 1, h, w, 3) of the engine under actions (n, t), after a policy led to where they begin."""
+    rng, player = np.random.default_rng(args.seed), load_player(args.policy or world.name, world)
+    films: list[np.ndarray] = []
+    with contextlib.closing(engine_of(world)) as engine:
+        while len(films) < len(actions):
+            frames, led = [engine.reset(seed=int(rng.integers(2**31)))[0]], int(rng.integers(args.lead))
+            for t in range(led + actions.shape[1]):
+                strays = t >= led
+                action = actions[len(films)][t - led] if strays else player(np.stack(frames[-MEMORY:])[:, None], rng)[0]
+                frame, _, over, _, _ = engine.step(action)
+                frames.append(frame)
+                if over:
+                    break
+            else:
+                films.append(np.stack(frames[led:]))
+    return np.stack(films)
+
+
 def measure(args: Args, dream: Dream, held: Held, model: nn.Module) -> dict[str, Any]:
     """Every figure."""
     n, c, steps = len(held.codes), args.context, args.steps
@@ -132,11 +161,15 @@ def measure(args: Args, dream: Dream, held: Held, model: nn.Module) -> dict[str,
         "dreams, true actions": (np.concatenate([decoded[:, :1], obeyed], 1), true),
         "dreams, random actions": (np.concatenate([decoded[:, :1], strayed], 1), random),
     }
+    below = {"dreams, true actions": "real frames", "dreams, random actions": "real frames"}
+    if dream.world.env_id == "VizdoomFrames-v0":
+        below["dreams, random actions"] = "real frames, random actions"
+        films["real frames, random actions"] = (strayed_for_real(args, dream.world, random), random)
     read = {k: hits(model, film, a) for k, (film, a) in films.items()}
     return {
         "delta_psnr": bootstrap(gain, held.episode),
         "inverse_dynamics": {k: bootstrap(v, held.episode) for k, v in read.items()},
-        "ratio": {k: ratio(read[k], read["real frames"], held.episode) for k in films if k.startswith("dreams")},
+        "ratio": {k: ratio(read[k], read[real], held.episode) for k, real in below.items()},
     }
 
 
@@ -148,9 +181,9 @@ def main(args: Args) -> None:
     result = measure(args, dream, held, learn(args, store, dream.world.action.nvec[0]))
     print(f"delta-PSNR, {args.ahead} steps ahead: {result['delta_psnr']} dB (above 0: actions matter)")
     for name, accuracy in result["inverse_dynamics"].items():
-        print(f"action read from {name:24}{accuracy!s:>26}")
+        print(f"action read from {name:28}{accuracy!s:>24}")
     for name, share in result["ratio"].items():
-        print(f"{name} over real frames: {share}")
+        print(f"{name}, over real frames under such actions: {share}")
     protocol = asdict(args) | {"run": str(args.run), "data": str(store.path), "prior": digest(args.run / "prior")}
     write_json(args.run / "evaluation" / "control.json", {"protocol": protocol} | plain(result))
 

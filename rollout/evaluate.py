@@ -101,7 +101,7 @@ def held_out(dream: Dream, run: Path, data: Path | None, split: str, n: int, len
         condition=torch.from_numpy(clips["condition"]),
         actions=np.stack(actions),
         frames=np.stack(frames),
-        variables=torch.from_numpy(clips["variables"][:, 0].copy()),
+        variables=torch.from_numpy(clips["variables"]),
         episode=clips["episode"],
     )
 
@@ -120,7 +120,7 @@ def dreams(dream: Dream, held: Held, actions: np.ndarray, context: int, seed: in
     out = []
     for at in range(0, len(actions), batch):
         part = slice(at, at + batch)
-        start = Context(held.codes[part, :context], held.condition[part, :context], held.variables[part])
+        start = Context(held.codes[part, :context], held.condition[part, :context], held.variables[part, :context])
         seeds = [int(s) for s in np.random.SeedSequence([seed, at]).generate_state(len(start))]
         lanes, *_ = dream.reset(start, seeds)
         frames = []

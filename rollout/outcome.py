@@ -2,7 +2,8 @@
 
     python rollout/outcome.py --run runs/take_cover
 
-Whole episodes are read from their beginning, the game variables known at the first frame only.
+Whole episodes are read from their beginning, the game variables known at the first frame only: a particle filter,
+whose particles draw the variables as dreams do, and live on in proportion to their chance of having gone on.
 
 * Ends: the probability that the episode ends with this step, given codes and actions up to this step's own. AUROC says
   whether ends are told from other steps, the expected calibration error (15 bins) whether they come as often as said.
@@ -54,22 +55,33 @@ class Args:
     """Latent frames that a dream is given."""
     dreams: int = 4
     """Dreams from each starting point."""
+    particles: int = 32
+    """Of the filter."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.clips, self.context, self.dreams) < 1:
-            raise UserError("steps, clips, context and dreams must be at least 1")
+        if min(self.steps, self.clips, self.context, self.dreams, self.particles) < 1:
+            raise UserError("steps, clips, context, dreams and particles must be at least 1")
 
 
 @torch.no_grad()
-def read(model: OutcomeModel, episode: Episode) -> Episode:
+def read(model: OutcomeModel, episode: Episode, n: int, seed: int) -> Episode:
     """What the model makes of an episode: probability of an end, reward and variables at each latent frame."""
-    codes = torch.from_numpy(episode["codes"].astype(np.int64))[None]
-    condition, variables = torch.from_numpy(episode["condition"])[None], torch.from_numpy(episode["variables"])[None]
-    out, _ = model(codes, condition, model.first(variables[:, 0]))
-    end = out.end[0].sigmoid()
-    reward = (1 - end) * out.reward[0, :, 0] + end * out.reward[0, :, 1]
-    return {"end": end.numpy(), "reward": reward.numpy(), "variables": out.variables[0].numpy()}
+    codes, condition = torch.from_numpy(episode["codes"].astype(np.int64)), torch.from_numpy(episode["condition"])
+    generator, state = torch.Generator().manual_seed(seed), None
+    variables, rows = torch.from_numpy(episode["variables"])[:1].repeat(n, 1), []
+    for t in range(len(codes)):
+        seen, done = codes[t].expand(n, 1, *codes[t].shape), condition[t].expand(n, 1, -1)
+        out, state = model(seen, done, variables[:, None], state)
+        end = out.end[:, 0].sigmoid()
+        reward = (1 - end) * out.reward[:, 0, 0] + end * out.reward[:, 0, 1]
+        if t:
+            variables = model.draw(out.changes[:, 0], variables, torch.rand(variables.shape, generator=generator))
+        rows.append((end.mean(), reward.mean(), variables.mean(0)))
+        lives = torch.multinomial(1 - end + 1e-9, n, replacement=True, generator=generator)
+        variables, state = variables[lives], state[:, lives]
+    ends, rewards, means = (torch.stack(column).numpy() for column in zip(*rows, strict=True))
+    return {"end": ends, "reward": rewards, "variables": means}
 
 
 def by_time(episodes: list[Episode]) -> np.ndarray:
@@ -115,7 +127,7 @@ def dreamed_returns(args: Args, dream: Dream, places: list[tuple[Episode, int]])
         rows = [np.minimum(np.arange(row + first, row + stop), len(e[name]) - 1) for e, row in places]
         return torch.from_numpy(np.stack([e[name][r] for (e, _), r in zip(places, rows, strict=True)]))
 
-    context = Context(cut("codes", 0, c).long(), cut("condition", 0, c), cut("variables", 0, 1)[:, 0])
+    context = Context(cut("codes", 0, c).long(), cut("condition", 0, c), cut("variables", 0, c))
     conditions = cut("condition", c, c + args.steps).repeat_interleave(args.dreams, 0)
     every = torch.arange(n).repeat_interleave(args.dreams)
     lanes, *_ = dream.reset(context[every], [args.seed + k for k in range(len(every))])
@@ -141,7 +153,7 @@ def correlation(a: np.ndarray, b: np.ndarray, groups: np.ndarray) -> Mean:
 def measure(args: Args, dream: Dream, store: Store) -> dict[str, Any]:
     """Every figure."""
     train, held = ([store.episode(i) for i in store.episodes(split)] for split in ("train", args.split))
-    seen = [read(dream.outcome, e) for e in held]
+    seen = [read(dream.outcome, e, args.particles, args.seed) for e in tqdm(held, unit=" episodes", desc="read")]
     end, happened = (np.concatenate([e[k][1:] for e in group]) for group, k in ((seen, "end"), (held, "ended")))
     guess, groups = by_time(train), np.repeat(np.arange(len(held)), [len(e["codes"]) for e in held])
     last = len(guess) - 1

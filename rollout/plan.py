@@ -110,7 +110,11 @@ class Planner:
         """The best sequence of actions (horizon,) from here."""
         given = min(len(self.frames), len(self.actions) + 1)
         frames, actions = list(self.frames)[-given:], list(self.actions)[len(self.actions) - given + 1 :]
-        options = {"frames": np.stack(frames), "actions": np.array(actions, int), "variables": self.variables[-given]}
+        options = {
+            "frames": np.stack(frames),
+            "actions": np.array(actions, int),
+            "variables": list(self.variables)[-given:],
+        }
         self.dream.reset(seed=int(rng.integers(2**31)), options=options)
         return cem(self.dream, self.args.cem, rng)
 

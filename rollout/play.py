@@ -83,15 +83,16 @@ class Session:
     def reset(self, seed: int) -> None:
         """Begin both from the same frames."""
         frame, info = self.engine.reset(seed=seed)
-        variables = [info[v] for v in self.dream.world.variables]
-        frames, actions, now = [frame], [], info
+        frames, actions, infos = [frame], [], [info]
         while len(frames) < self.args.context:
             actions.append(self.dream.action_space.sample() * 0)
-            frame, _, _, _, now = self.engine.step(actions[-1])
+            frame, _, _, _, info = self.engine.step(actions[-1])
             frames.append(frame)
+            infos.append(info)
+        variables = [[told[v] for v in self.dream.world.variables] for told in infos]
         options = {"frames": np.stack(frames), "actions": np.array(actions), "variables": variables}
         _, told = self.dream.reset(seed=seed, options=options)
-        self.engine_frame, self.engine_info, self.engine_over = frames[-1], now, False
+        self.engine_frame, self.engine_info, self.engine_over = frames[-1], infos[-1], False
         self.engine_time = self.time = 0
         self.told: dict[str, Any] = told | {"reward": 0.0, "over": False}
         self.rate = 0.0

@@ -4,8 +4,8 @@
     python rollout/rank.py --run runs/mine --policy runs/weak runs/middling runs/strong
 
 `folder@0.3` plays a policy with that share of random actions: strengths between it and a random one. Each policy plays
-the same number of episodes in both; the score is the return. Spearman's correlation of the mean scores, with its 95%
-interval over resampled episodes (both sides resampled, 2,000 times).
+the same number of episodes in both, from their beginning; the score is the return. Spearman's correlation of the mean
+scores, with its 95% interval over resampled episodes (both sides resampled, 2,000 times).
 """
 
 from __future__ import annotations
@@ -52,9 +52,12 @@ class Args:
 
 
 def in_dream(env: DreamVectorEnv, player: Player, seed: int) -> np.ndarray:
-    """(n,) the return of the first episode of each lane."""
-    rng = np.random.default_rng(seed)
-    frames = deque([env.reset(seed=seed)[0]], maxlen=MEMORY)
+    """(n,) the return of the first episode of each lane, from starting contexts that are an episode's beginning."""
+    rng, starts = np.random.default_rng(seed), np.flatnonzero(env.contexts.starts.numpy())
+    if not len(starts):
+        raise UserError(f"no starting context of {env.world.name} begins an episode; run train/tokens.py again")
+    options = {"context": np.resize(starts, env.num_envs)}
+    frames = deque([env.reset(seed=seed, options=options)[0]], maxlen=MEMORY)
     total, playing = np.zeros(env.num_envs), np.ones(env.num_envs, bool)
     while playing.any():
         frame, rewards, terminated, truncated, _ = env.step(player(np.stack(frames), rng))

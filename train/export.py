@@ -30,7 +30,7 @@ class Args:
     """Run folder."""
     out: Path = Path("runs/exported")
     """Folder for the small models."""
-    contexts: int = 32
+    contexts: int = 64
     """Starting contexts to keep."""
 
 

@@ -63,6 +63,16 @@ class Sequences:
         self.stop = np.repeat(np.cumsum(sizes), sizes)
         """For each row, the end of its episode."""
 
+    def changes(self, most: int = 64) -> tuple[tuple[float, ...], ...]:
+        """For each variable its changes from row to row, padded to equally many; quantiles where there are more."""
+        change = np.diff(self.rows["variables"], axis=0)[self.stop[1:] == self.stop[:-1]]
+        found = [np.unique(column) for column in change.T]
+        for v, column in enumerate(change.T):
+            if len(found[v]) > most:
+                found[v] = np.unique(np.append(np.quantile(column[column != 0], np.linspace(0, 1, most - 1)), 0))
+        longest = max(map(len, found), default=0)
+        return tuple(tuple(np.pad(f, (0, longest - len(f)), "edge").tolist()) for f in found)
+
     def sample(self, rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
         """n sequences (n, length, ...), each beginning at any row."""
         start = rng.integers(len(self.stop), size=(n, 1))
@@ -83,6 +93,7 @@ def configure(args: Args, store: Store, vqvae: VQVAE, train: Sequences) -> Outco
         variables=len(store.world.variables),
         variable_mean=tuple(variables.mean(0).tolist()),
         variable_std=tuple((variables.std(0) + 1e-6).tolist()),
+        changes=train.changes(),
         reward_std=float(np.sqrt(np.square(train.rows["reward"]).mean())) or 1.0,
         width=args.width,
     )

@@ -33,6 +33,7 @@ from configs import command
 from envs.policies import MEMORY, load_policy, policy_folder, save_policy
 from envs.sb3 import SB3VecEnv
 from worldmodel.checkpoint import FILE, digest, load_optimizer, load_weights, read_header, same_config
+from worldmodel.dream import Precision
 from worldmodel.errors import UserError
 
 
@@ -52,6 +53,8 @@ class Args:
     """Run folder of a world model, for a dream of one's own."""
     temperature: float = 1.0
     """Of the dream; above 1 it is less sure of itself, and harder to exploit (Ha and Schmidhuber, 2018)."""
+    precision: Precision = "float32"
+    """Of the dream; bfloat16 is faster where the hardware has it."""
     steps: int = 1_500_000
     """Environment steps over which the learning rate falls to zero."""
     until: int = 0
@@ -139,7 +142,8 @@ def make_envs(args: Args) -> VecEnv:
         if gym.spec(args.env).vector_entry_point is None:
             envs: VecEnv = DummyVecEnv([lambda: gym.make(args.env, scenario=args.scenario)] * args.n_envs)
         else:
-            dream: dict[str, Any] = {"model": args.env_model, "world": args.scenario, "temperature": args.temperature}
+            names = {"model": "env_model", "world": "scenario", "temperature": "temperature", "precision": "precision"}
+            dream = {name: getattr(args, setting) for name, setting in names.items()}
             envs = SB3VecEnv(gym.make_vec(args.env, num_envs=args.n_envs, autoreset_mode="SameStep", **dream))
     except gym.error.Error as error:
         raise UserError(str(error)) from None

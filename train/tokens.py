@@ -54,8 +54,8 @@ class Args:
     """Store of frames; <run>/data.zarr if not given."""
     every: int = 4
     """paper mode: frames from the start of one clip to the start of the next."""
-    contexts: int = 32
-    """stream mode: starting contexts to keep for the dream, from the validation split."""
+    contexts: int = 64
+    """stream mode: starting contexts to keep for the dream, from the validation split: half are starts of episodes."""
     context: int = 8
     """Latent frames of a starting context."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
@@ -107,6 +107,20 @@ def pieces(model: VQVAE, world: World, episode: dict[str, np.ndarray], every: in
         yield {"codes": encode(model, episode["frames"][start:stop])} | rows_of(world, episode, start, stop, stride)
 
 
+def contexts(tokens: Store, args: Args) -> Context:
+    """Starts of episodes of the validation split, then clips from anywhere in it."""
+    valid = Clips(tokens, "valid", args.context)
+    episodes = [tokens.episode(i) for i in tokens.episodes("valid")]
+    starts = [e for e in episodes if len(e["codes"]) >= args.context][: args.contexts // 2]
+    clips = valid.fixed(min(args.contexts - len(starts), len(valid)))
+    rows = {
+        name: np.concatenate([*(e[name][None, : args.context] for e in starts), clips[name]])
+        for name in ("codes", "condition", "variables")
+    }
+    rows["codes"] = rows["codes"].astype(np.int32)
+    return Context(**{name: torch.from_numpy(array) for name, array in rows.items()})
+
+
 def main(args: Args) -> None:
     store, model = Store(args.data or args.run / "data.zarr"), load_vqvae(args.run / "vqvae").to(args.device)
     weights = digest(args.run / "vqvae")
@@ -135,10 +149,7 @@ def main(args: Args) -> None:
                 bar.update(len(episode["frames"]))
     tokens = Store(args.run / "tokens.zarr")
     if model.config.causal:
-        valid = Clips(tokens, "valid", args.context)
-        clips = valid.fixed(min(args.contexts, len(valid)))
-        arrays = clips["codes"].astype(np.int32), clips["condition"], clips["variables"][:, 0].copy()
-        Context(*map(torch.from_numpy, arrays)).save(args.run / "contexts.safetensors", weights)
+        contexts(tokens, args).save(args.run / "contexts.safetensors", weights)
     print(f"tokens: {args.run / 'tokens.zarr'} with {len(tokens.ends)} episodes, {tokens.rows:,} latent frames")
 
 

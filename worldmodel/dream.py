@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -29,11 +29,14 @@ from worldmodel.attention import Cache
 from worldmodel.checkpoint import check_made_with, load_weights, read_header, write_atomic
 from worldmodel.errors import UserError
 from worldmodel.layers import Memory
-from worldmodel.outcome import OutcomeConfig, OutcomeModel
+from worldmodel.outcome import OutcomeConfig, OutcomeModel, preceding
 from worldmodel.prior import Prior, PriorConfig
 from worldmodel.sampling import Sampling, next_frame
 from worldmodel.vqvae import VQVAE, VQVAEConfig, to_uint8
 from worldmodel.world import World, tuples
+
+Precision = Literal["float32", "bfloat16"]
+"""Of the prior and the decoder in a dream: bfloat16 is faster for many lanes where the hardware multiplies it."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,18 @@ class Context:
     condition: Tensor
     """(b, t, c): the actions that led into each."""
     variables: Tensor
-    """(b, v): the game variables at the first of them."""
+    """(b, t, v): the game variables at each."""
 
     def __len__(self) -> int:
         return len(self.codes)
 
     def __getitem__(self, index: Tensor | slice) -> Context:
         return Context(self.codes[index], self.condition[index], self.variables[index])
+
+    @property
+    def starts(self) -> Tensor:
+        """(b,) bool: is its first frame an episode's first, into which no action led?"""
+        return (self.condition[:, 0] == 0).all(-1)
 
     def save(self, path: Path, vqvae: str) -> None:
         """Write contexts whose codes were made by the VQ-VAE of that digest."""
@@ -84,19 +92,21 @@ class Lanes:
     memory: Memory
     hidden: Tensor
     """(1, b, width) of the outcome model."""
+    variables: Tensor
+    """(b, v) the game variables now."""
     generators: list[torch.Generator]
 
     def clone(self) -> Lanes:
         """A copy that shares nothing with this one."""
         generators = [g.clone_state() for g in self.generators]
         memory = {layer: past.clone() for layer, past in self.memory.items()}
-        return Lanes(self.cache.clone(), memory, self.hidden.clone(), generators)
+        return Lanes(self.cache.clone(), memory, self.hidden.clone(), self.variables.clone(), generators)
 
     def take(self, index: Tensor) -> Lanes:
         """The lanes of an index, which may repeat them, as copies."""
         generators = [self.generators[i].clone_state() for i in index.tolist()]
         memory = {layer: past[index] for layer, past in self.memory.items()}
-        return Lanes(self.cache.take(index), memory, self.hidden[:, index], generators)
+        return Lanes(self.cache.take(index), memory, self.hidden[:, index], self.variables[index], generators)
 
     def seed(self, seeds: list[int]) -> None:
         """Give every lane other luck from here on."""
@@ -107,7 +117,7 @@ class Lanes:
         self.cache.put(index, other.cache)
         for layer, past in self.memory.items():
             past[index] = other.memory[layer]
-        self.hidden[:, index] = other.hidden
+        self.hidden[:, index], self.variables[index] = other.hidden, other.variables
         for lane, generator in zip(index.tolist(), other.generators, strict=True):
             self.generators[lane] = generator
 
@@ -136,37 +146,52 @@ class Dream:
     """Batched imagination in a world."""
 
     def __init__(
-        self, vqvae: VQVAE, prior: Prior, outcome: OutcomeModel, world: World, sampling: Sampling | None = None
+        self,
+        vqvae: VQVAE,
+        prior: Prior,
+        outcome: OutcomeModel,
+        world: World,
+        sampling: Sampling | None = None,
+        precision: Precision = "float32",
     ) -> None:
         if prior.config.mode != "stream" or vqvae.config.mode != "stream":
             raise UserError("a dream needs a stream-mode VQ-VAE and prior; a paper-mode model sees the future and ends")
         if prior.config.condition != "frame":
             raise UserError("this prior knows no actions; train one with train/prior.py --actions")
         self.vqvae, self.prior, self.outcome = vqvae.eval(), prior.eval(), outcome.eval()
+        if precision == "bfloat16":  # what has its part in every step; codes and outcomes stay exact
+            for part in (self.prior, self.vqvae.from_code, self.vqvae.decoder, self.vqvae.up):
+                part.bfloat16()
         inputs_first(prior)
         self.world, self.sampling = world, sampling or Sampling()
         self.stride = vqvae.config.stride[0]
         self.device = prior.start.device
 
     @staticmethod
-    def load(run: Path, sampling: Sampling | None = None, device: str = "cpu") -> Dream:
+    def load(
+        run: Path, sampling: Sampling | None = None, device: str = "cpu", precision: Precision = "float32"
+    ) -> Dream:
         """The dream of a run folder, with its `vqvae`, `prior` and `outcome`."""
         vqvae, prior, outcome = load_vqvae(run / "vqvae"), load_prior(run / "prior"), load_outcome(run / "outcome")
         for part in ("prior", "outcome"):
             check_made_with(str(run / part), read_header(run / part)[0].get("vqvae"), run / "vqvae")
         world = World.from_json(read_header(run / "prior")[0]["world"])
-        return Dream(vqvae.to(device), prior.to(device), outcome.to(device), world, sampling)
+        return Dream(vqvae.to(device), prior.to(device), outcome.to(device), world, sampling, precision)
 
     @torch.no_grad()
     def context(self, frames: np.ndarray, actions: np.ndarray, variables: np.ndarray | None = None) -> Context:
-        """A context from frames (b, t*s, H, W, channels), the t*s - 1 actions between them, variables (b, v)."""
-        t, v = frames.shape[1], len(self.world.variables)
+        """A context from frames (b, t*s, H, W, channels), the t*s - 1 actions between them, variables (b, t*s, v)."""
+        n, t, v = *frames.shape[:2], len(self.world.variables)
         if frames.dtype != np.uint8 or t < 1:
             raise UserError(f"a context needs at least one frame of uint8, not {frames.dtype} {frames.shape}")
         if actions.shape[1:2] != (t - 1,):
             raise UserError(f"between {t} frames lie {t - 1} actions, but {actions.shape[1]} are given")
-        if variables is not None and variables.shape != (len(frames), v):
-            raise UserError(f"{self.world.name} has {v} game variables, but {variables.shape[1:]} are given")
+        if variables is None:
+            variables = np.zeros((n, t, v), np.float32)
+        if variables.shape != (n, t, v):
+            raise UserError(
+                f"{self.world.name} has {v} game variables at each of {t} frames, but {variables.shape[1:]} are given"
+            )
         codes = self.vqvae.encode(torch.as_tensor(frames, device=self.device))
         encoded = self.world.action.encode(actions)
         none = (
@@ -175,11 +200,8 @@ class Dream:
             else np.zeros((len(frames), 1, self.world.action.width), "f4")
         )
         condition = np.concatenate([none, encoded], axis=1).reshape(*codes.shape[:2], -1)
-        if variables is None:
-            variables = np.zeros((len(frames), len(self.world.variables)), np.float32)
-        return Context(
-            codes, torch.from_numpy(condition).to(self.device), torch.as_tensor(variables, device=self.device)
-        )
+        told = torch.as_tensor(variables[:, self.stride - 1 :: self.stride], device=self.device)
+        return Context(codes, torch.from_numpy(condition).to(self.device), told)
 
     @torch.no_grad()
     def reset(self, context: Context, seeds: list[int], time: int | None = None) -> tuple[Lanes, Tensor, Tensor]:
@@ -191,30 +213,33 @@ class Dream:
         start = 0 if time is None else time - t
         memory: Memory = {}
         frames = self.vqvae.decode(context.codes, memory)
-        out, hidden = self.outcome(context.codes, context.condition, self.outcome.first(context.variables))
-        cache = self.prior.prefill(context.codes, context.condition, start)
+        _, hidden = self.outcome(context.codes, context.condition, preceding(context.variables))
+        variables = context.variables[:, -1].clone()
+        cache = self.prior.prefill(context.codes, context.condition.to(self.prior.start.dtype), start)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        return Lanes(cache, memory, hidden, generators), to_uint8(frames[:, -1]), out.variables[:, -1]
+        return Lanes(cache, memory, hidden, variables, generators), to_uint8(frames[:, -1]), variables.clone()
 
     def step(self, lanes: Lanes, actions: np.ndarray) -> Step:
         """Move every lane on by one latent frame under its action (b, *shape), or raise a `UserError`."""
         if len(actions) != len(lanes.generators):
             raise UserError(f"{len(lanes.generators)} lanes need as many actions, not {len(actions)}")
         encoded = np.repeat(self.world.action.encode(actions)[:, None], self.stride, 1).reshape(len(actions), -1)
-        return self.advance(lanes, torch.from_numpy(encoded).to(self.prior.start))
+        return self.advance(lanes, torch.from_numpy(encoded).to(self.device))
 
     @torch.no_grad()
     def advance(self, lanes: Lanes, condition: Tensor) -> Step:
         """`step` under actions that are encoded already, one row (b, c) for each latent frame."""
-        n = self.prior.config.frame
-        noise = torch.stack([torch.rand(n + 1, generator=g) for g in lanes.generators])
-        noise = noise.to(self.device)
-        codes, likelihood, entropy = next_frame(self.prior, lanes.cache, condition, noise[:, :n], self.sampling)
+        n, v = self.prior.config.frame, self.outcome.config.variables
+        noise = torch.stack([torch.rand(n + 1 + v, generator=g) for g in lanes.generators]).to(self.device)
+        condition = condition.to(self.outcome.codebook.dtype)
+        told = condition.to(self.prior.start.dtype)
+        codes, likelihood, entropy = next_frame(self.prior, lanes.cache, told, noise[:, :n], self.sampling)
         frames = to_uint8(self.vqvae.decode(codes, lanes.memory))
-        out, lanes.hidden = self.outcome(codes, condition[:, None], lanes.hidden)
+        out, lanes.hidden = self.outcome(codes, condition[:, None], lanes.variables[:, None], lanes.hidden)
+        lanes.variables = self.outcome.draw(out.changes[:, 0], lanes.variables, noise[:, n + 1 :])
         terminated = noise[:, n] < out.end[:, 0].sigmoid()
         reward = out.reward[:, 0].gather(1, terminated.long()[:, None])[:, 0]
-        return Step(frames, codes, reward, terminated, out.variables[:, 0], likelihood, entropy)
+        return Step(frames, codes, reward, terminated, lanes.variables.clone(), likelihood, entropy)
 
 
 PRETRAINED = Path(__file__).parent / "pretrained"

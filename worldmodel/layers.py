@@ -182,5 +182,5 @@ class AxialAttention(nn.Module):
 
     def forward(self, x: Tensor, positions: Tensor, memory: Memory | None = None) -> Tensor:
         """(b, c, t, h, w) -> the same; positions (t, h, w, c) or (h, w, c)."""
-        y = x.movedim(1, -1) + positions
+        y = x.movedim(1, -1) + positions.to(x.dtype)
         return sum(axis(y, memory) for axis in self.axes).movedim(-1, 1)  # type: ignore[union-attr]

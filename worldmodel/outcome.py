@@ -1,11 +1,13 @@
 """Reward, end of episode and game variables, from codes and actions.
 
 None of them need be on the screen (health is not), so the model is recurrent: a GRU reads one latent frame's
-codes and the actions that led into it at a time. It starts from the game variables as they were at the start of
-the context. The reward is predicted twice, for an episode that goes on and for one that just ended, so that a
-dream's reward agrees with the end it drew.
+codes, the actions that led into it and the game variables before it at a time. It gives a distribution over the
+changes of each variable that were ever recorded, and a dream draws one and goes on from there: a mean would give half
+a medikit for one that may have been taken, and a health that is spread out instead of uncertain. The reward is
+predicted twice, for an episode that goes on and for one that just ended, so that a dream's reward agrees with the end
+it drew.
 
-Dimensions: b batch, t latent frames, h w g rows, columns, codebooks, c condition, v game variables.
+Dimensions: b batch, t latent frames, h w g rows, columns, codebooks, c condition, v game variables, k changes.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ class OutcomeConfig:
     """Number of game variables."""
     variable_mean: tuple[float, ...] = ()
     variable_std: tuple[float, ...] = ()
+    changes: tuple[tuple[float, ...], ...] = ()
+    """For each variable its changes within a latent frame, equally many, ascending."""
     reward_std: float = 1.0
     """Root mean square of the recorded reward."""
     width: int = 256
@@ -44,8 +48,8 @@ class Outcome(NamedTuple):
     """(b, t, 2): the reward on the way into the frame if the episode goes on, and if it ended there."""
     end: Tensor
     """(b, t) logit that the episode ended there."""
-    variables: Tensor
-    """(b, t, v) game variables."""
+    changes: Tensor
+    """(b, t, v, k) logits of the changes of the game variables."""
 
 
 class OutcomeModel(nn.Module):
@@ -54,6 +58,7 @@ class OutcomeModel(nn.Module):
     codebook: Tensor
     mean: Tensor
     std: Tensor
+    changes: Tensor
 
     def __init__(self, config: OutcomeConfig, codebook: Tensor | None = None) -> None:
         super().__init__()
@@ -62,40 +67,58 @@ class OutcomeModel(nn.Module):
         self.register_buffer("codebook", torch.zeros(shape) if codebook is None else codebook.clone())
         self.register_buffer("mean", torch.tensor(config.variable_mean), persistent=False)
         self.register_buffer("std", torch.tensor(config.variable_std), persistent=False)
+        self.register_buffer("changes", torch.tensor(config.changes).view(config.variables, -1), persistent=False)
         positions = config.latent[0] * config.latent[1] * config.books
         self.look = nn.Sequential(nn.Linear(positions * config.code_dim, width), nn.LayerNorm(width), nn.GELU())
         self.act = nn.Linear(max(1, config.condition_dim), width)
-        self.begin = nn.Linear(max(1, config.variables), width)
+        self.know = nn.Linear(max(1, config.variables), width)
         self.gru = nn.GRU(width, width, batch_first=True)
-        self.head = nn.Linear(width, 3 + config.variables)
+        self.head = nn.Linear(width, 3 + self.changes.numel())
 
-    def first(self, variables: Tensor) -> Tensor:
-        """The state (1, b, width) before a context whose first frame has game variables (b, v)."""
-        known = (variables - self.mean) / self.std if self.config.variables else variables.new_zeros(len(variables), 1)
-        return torch.tanh(self.begin(known))[None]
+    def forward(
+        self, codes: Tensor, condition: Tensor | None, before: Tensor, state: Tensor | None = None
+    ) -> tuple[Outcome, Tensor]:
+        """What follows from latent frames, and the state (1, b, width) after them.
 
-    def forward(self, codes: Tensor, condition: Tensor | None, state: Tensor) -> tuple[Outcome, Tensor]:
-        """Codes (b, t, h, w, g), condition (b, t, c) and the state before them -> outcomes, the state after them."""
+        codes (b, t, h, w, g), condition (b, t, c), the game variables before each frame (b, t, v), and the state
+        before the first, None at the start.
+        """
         flat = codes.flatten(2)
         book = torch.arange(flat.shape[-1], device=codes.device) % self.config.books
         seen = self.look(self.codebook[book, flat].flatten(2))
         done = self.act(seen.new_zeros(*seen.shape[:2], 1) if condition is None else condition)
-        y, state = self.gru(seen + done, state)
-        reward, end, variables = self.head(y).split([2, 1, self.config.variables], dim=-1)
-        return Outcome(reward * self.config.reward_std, end[..., 0], variables * self.std + self.mean), state
+        known = (before - self.mean) / self.std if self.config.variables else seen.new_zeros(*seen.shape[:2], 1)
+        y, state = self.gru(seen + done + self.know(known), state)
+        reward, end, changes = self.head(y).split([2, 1, self.changes.numel()], dim=-1)
+        changes = changes.unflatten(-1, self.changes.shape)
+        return Outcome(reward * self.config.reward_std, end[..., 0], changes), state
+
+    def draw(self, changes: Tensor, before: Tensor, noise: Tensor) -> Tensor:
+        """Game variables (b, v) after those before, from logits (b, v, k) and uniform noise (b, v)."""
+        below = changes.softmax(-1).cumsum(-1) < noise[..., None]
+        chosen = below.sum(-1).clamp(max=self.changes.shape[-1] - 1)
+        return before + self.changes.expand(len(before), -1, -1).gather(-1, chosen[..., None])[..., 0]
 
     def loss(
         self, codes: Tensor, condition: Tensor, reward: Tensor, ended: Tensor, variables: Tensor, known: Tensor
     ) -> dict[str, Tensor]:
-        """Squared errors of reward and variables at unit scale plus cross entropy of the end, over the known rows.
+        """Squared error of the reward at unit scale plus cross entropies of end and changes, over the known rows.
 
-        All targets are (b, t, ...); the first row of each sequence must be known.
+        All targets are (b, t, ...). What was before the first row is not known: its variables stand in.
         """
-        out, _ = self(codes, condition, self.first(variables[:, 0]))
+        before = preceding(variables)
+        out, _ = self(codes, condition, before)
         happened = out.reward.gather(-1, ended.long()[..., None])[..., 0]
         end = F.binary_cross_entropy_with_logits(out.end, ended.to(out.end.dtype), reduction="none")
         parts = {"reward": ((happened - reward) / self.config.reward_std).square(), "end": end}
         if self.config.variables:
-            parts["variables"] = ((out.variables - variables) / self.std).square().mean(-1)
+            change = (self.changes - (variables - before)[..., None]).abs().argmin(-1)
+            entropy = F.cross_entropy(out.changes.flatten(0, 2), change.flatten(), reduction="none")
+            parts["variables"] = entropy.view_as(change).mean(-1)
         means = {name: part[known].mean() for name, part in parts.items()}
         return {"loss": torch.stack(list(means.values())).sum(), **means}
+
+
+def preceding(variables: Tensor) -> Tensor:
+    """The game variables before each of t rows (b, t, v); before the first, its own."""
+    return torch.cat([variables[:, :1], variables[:, :-1]], dim=1)

@@ -35,11 +35,12 @@ class Sampling:
         if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise UserError(f"{self}: temperature and top_k must not be negative, and top_p must lie in (0, 1]")
 
-    def draw(self, logits: Tensor, noise: Tensor) -> Tensor:
-        """Codes (b, positions) from logits (b, positions, k) and uniform numbers (b, positions)."""
+    def draw(self, logits: Tensor, noise: Tensor, share: Tensor | None = None) -> Tensor:
+        """Codes (b, positions) from logits and, if at hand, their softmax (b, positions, k), and uniform numbers."""
         if self.temperature == 0:
             return logits.argmax(-1)
-        share = (logits / self.temperature).softmax(-1) if self.temperature != 1 else logits.softmax(-1)
+        if share is None or self.temperature != 1:
+            share = (logits / self.temperature).softmax(-1)
         if self.top_k or self.top_p < 1:
             share = share.masked_fill(share < self._least(share), 0)
         total = share.cumsum(-1)
@@ -64,20 +65,23 @@ def next_frame(
     Condition (b, c) and noise (b, n*m) in [0, 1) -> codes (b, 1, h, w, g), and (b,) log-likelihood and entropy in nats.
     """
     n, m = len(prior.order), prior.config.group
-    noise = noise.view(-1, n, m).to(prior.start.dtype)
-    shared, logits, codes = prior.begin(cache, condition), [], []
+    shared, noise = prior.begin(cache, condition), noise.view(-1, n, m)
+    likelihood, entropy = torch.zeros(2, len(noise), device=noise.device)
     for positions in prior.order.passes:
         positions = positions.to(noise.device)
         hidden = prior.head.begin(prior.step(cache, positions, shared))
         for k in range(m):
-            logits.append(prior.head.logits(hidden))
-            codes.append(sampling.draw(logits[-1], noise[:, positions, k]))
-            cache.codes[:, positions, k] = codes[-1]
+            logits = prior.head.logits(hidden)
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            share = logits.softmax(-1)
+            codes = sampling.draw(logits, noise[:, positions, k], share)
+            cache.codes[:, positions, k] = codes
+            chosen, log = logits.gather(-1, codes[..., None]), share.gather(-1, codes[..., None]).log()
+            likelihood = likelihood + log.sum((1, 2))
+            # -sum p log p, where log p = logit - (chosen logit - log p of the chosen one)
+            entropy = entropy + (chosen - log).sum((1, 2)) - torch.linalg.vecdot(share, logits).sum(1)
             if k + 1 < m:
-                hidden = prior.head.tell(hidden, prior.codebook[k % prior.config.books, codes[-1]])
-    log = torch.cat(logits, dim=1).log_softmax(-1)  # (b, n*m, k), in the order of prediction
-    likelihood = log.gather(-1, torch.cat(codes, dim=1)[..., None]).sum((1, 2))
-    entropy = -(log.exp() * log).sum((1, 2))
+                hidden = prior.head.tell(hidden, prior.codebook[k % prior.config.books, codes])
     frame = prior.ungroup(cache.codes.clone()[:, None])
     prior.finish(cache)
     return frame, likelihood, entropy

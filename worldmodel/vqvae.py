@@ -74,12 +74,15 @@ class VQVAEConfig:
     restart: float = 1.0
     """Codes that a batch uses less often than this, on average, restart; lower it with the batch."""
     commitment: float = 0.25
+    focus: float = 0.0
+    """Weight in the loss of what moves, over that of everything: a fireball of Doom is a few of 4,096 pixels."""
     variance: float = 0.06
     """Variance of the data at [-0.5, 0.5]; train/vqvae.py measures it."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "frames", "size", "channels", "stride", "window", "hidden", "residual", "heads", "kernel")
         at_least(self, 1, "time_kernel", "codes", "dim", "books")
+        at_least(self, 0, "focus")
         if self.codes > 65536:
             raise UserError(
                 f"codes = {self.codes} do not fit into the 16 bits in which they are stored; use 65536 at most"
@@ -179,11 +182,13 @@ class VQVAE(nn.Module):
     def forward(self, frames: Tensor) -> dict[str, Tensor]:
         """The training loss of a batch of clips, and what it is made of."""
         quantised = self.codebook(self._features(frames))
-        error = F.mse_loss(self._frames(quantised.features).float(), to_float(frames))
-        loss = error / self.config.variance + self.config.commitment * quantised.commitment
+        truth = to_float(frames)
+        error = (self._frames(quantised.features).float() - truth).square()
+        weighted = (error * motion(truth, self.config.focus)).mean() if self.config.focus else error.mean()
+        loss = weighted / self.config.variance + self.config.commitment * quantised.commitment
         return {
             "loss": loss,
-            "nmse": error.detach() / self.config.variance,
+            "nmse": error.detach().mean() / self.config.variance,
             "commitment": quantised.commitment.detach(),
             **usage(quantised.codes, self.config.codes),
         }
@@ -197,7 +202,8 @@ class VQVAE(nn.Module):
         return self.to_code(x).movedim(1, -1)
 
     def _frames(self, features: Tensor, memory: Memory | None = None) -> Tensor:
-        x = self.decoder(self.from_code(features.movedim(-1, 1)), self._positions(), memory)
+        x = features.to(self.from_code.weight.dtype).movedim(-1, 1)
+        x = self.decoder(self.from_code(x), self._positions(), memory)
         for i, conv in enumerate(self.up):
             x = conv(F.relu(x) if i else x, memory)
         return x.movedim(1, -1)
@@ -233,6 +239,19 @@ def _primes(n: int) -> list[int]:
         if n % p == 0:
             return [p, *_primes(n // p)]
     return []
+
+
+def motion(frames: Tensor, focus: float) -> Tensor:
+    """Weights (b, t, h, w, 1) of mean 1 for clips (b, t, h, w, c): more where they change.
+
+    1 plus `focus` times the change since the last frame, over the batch's mean change; a clip's first frame has the
+    change of its second.
+    """
+    if frames.shape[1] == 1:
+        return torch.ones_like(frames[..., :1])
+    change = frames.diff(dim=1).abs().mean(-1, keepdim=True)
+    change = torch.cat([change[:, :1], change], dim=1)
+    return (1 + focus * change / (change.mean() + 1e-8)) / (1 + focus)
 
 
 def to_float(frames: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

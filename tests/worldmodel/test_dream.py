@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from worldmodel.dream import Context, Dream, Lanes
+from worldmodel.dream import Context, Dream, Lanes, Precision
 from worldmodel.errors import UserError
 from worldmodel.sampling import Sampling
 from worldmodel.vqvae import VQVAE, VQVAEConfig
@@ -86,9 +86,11 @@ def test_a_snapshot_is_untouched_by_what_follows(dream: Dream, contexts: Context
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-def test_the_toy_world_is_dreamed_as_it_is(dream: Dream, contexts: Context) -> None:
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_toy_world_is_dreamed_as_it_is(toy_run: Path, contexts: Context, precision: Precision) -> None:
     """The square goes where the actions push it, and the variable that names its column agrees."""
-    dream.sampling = Sampling(temperature=0)
+    dream = Dream.load(toy_run, Sampling(temperature=0), precision=precision)
+    assert dream.prior.start.dtype == getattr(torch, precision)
     actions = np.random.default_rng(3).integers(3, size=(20, 4))
     lanes, frame, _ = dream.reset(contexts, [0, 1, 2, 3])
     _, frames, reward, _, variables, *_ = play(dream, lanes, actions)
@@ -102,7 +104,7 @@ def test_the_toy_world_is_dreamed_as_it_is(dream: Dream, contexts: Context) -> N
 def test_contexts_of_ones_own(dream: Dream) -> None:
     frames = np.full((1, 4, 16, 16, 3), 40, np.uint8)
     frames[:, :, 4:12, 4:8] = (250, 200, 60)
-    context = dream.context(frames, np.zeros((1, 3), int), np.ones((1, 1), np.float32))
+    context = dream.context(frames, np.zeros((1, 3), int), np.ones((1, 4, 1), np.float32))
     assert context.condition[0, 0].tolist() == [0, 0, 0], "no action led into the first frame"
     assert context.condition[0, 1].tolist() == [1, 0, 0]
     _, frame, variables = dream.reset(context, [0])
@@ -112,7 +114,7 @@ def test_contexts_of_ones_own(dream: Dream) -> None:
     for bad, sentence in (
         ((frames / 255.0, none), "uint8, not float64"),
         ((frames, none[:, :2]), "between 4 frames lie 3 actions, but 2"),
-        ((frames, none, np.ones((1, 2), np.float32)), "toy has 1 game variables"),
+        ((frames, none, np.ones((1, 4, 2), np.float32)), "toy has 1 game variables"),
         ((frames[:, :, :8], none), "takes clips of"),
     ):
         with pytest.raises(UserError, match=sentence):

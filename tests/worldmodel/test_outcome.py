@@ -1,18 +1,21 @@
-"""The outcome model: streamed as whole, and it learns what only memory can tell."""
+"""The outcome model: streamed as whole, it learns what only memory tells, and draws what may happen as often."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch.nn.functional import one_hot
 
-from worldmodel.outcome import OutcomeConfig, OutcomeModel
+from train.outcome import Sequences
+from worldmodel.outcome import OutcomeConfig, OutcomeModel, preceding
 
 
-def build() -> OutcomeModel:
+def build(changes: tuple[float, ...] = (-20.0, 0.0, 5.0)) -> OutcomeModel:
     torch.manual_seed(0)
     config = OutcomeConfig(
         latent=(2, 2), codes=6, code_dim=3, condition_dim=2, variables=1, variable_mean=(50.0,), variable_std=(20.0,),
-        reward_std=4.0, width=16,
+        changes=(changes,), reward_std=4.0, width=16,
     )  # fmt: skip
     return OutcomeModel(config, torch.randn(1, 6, 3))
 
@@ -20,53 +23,88 @@ def build() -> OutcomeModel:
 def test_streamed_outcomes_equal_whole_ones() -> None:
     model = build().double().eval()
     codes, condition = torch.randint(6, (3, 5, 2, 2, 1)), torch.randn(3, 5, 2).double()
-    state = model.first(torch.full((3, 1), 80.0).double())
-    whole, last = model(codes, condition, state)
+    before = 100 * torch.rand(3, 5, 1).double()
+    whole, last = model(codes, condition, before)
+    state = None
     for t in range(5):
-        out, state = model(codes[:, t : t + 1], condition[:, t : t + 1], state)
+        out, state = model(codes[:, t : t + 1], condition[:, t : t + 1], before[:, t : t + 1], state)
         for a, b in zip(out, whole, strict=True):
             torch.testing.assert_close(a[:, 0], b[:, t])
     torch.testing.assert_close(state, last)
 
 
-def test_loss_takes_the_reward_of_what_happened() -> None:
+def test_loss_by_hand() -> None:
     model = build().double()
     codes, condition = torch.randint(6, (2, 3, 2, 2, 1)), torch.randn(2, 3, 2).double()
-    variables = torch.full((2, 3, 1), 60.0).double()
-    out, _ = model(codes, condition, model.first(variables[:, 0]))
+    variables = torch.tensor([[60.0, 60, 40], [60, 65, 65]]).double()[..., None]
+    which = torch.tensor([[1, 1, 0], [1, 2, 1]])  # of the changes -20, 0, 5
+    out, _ = model(codes, condition, preceding(variables))
     for ended, column in ((torch.zeros(2, 3).bool(), 0), (torch.ones(2, 3).bool(), 1)):
         known = torch.tensor([[1, 1, 1], [1, 1, 0]]).bool()
         reward = out.reward[..., column].detach() + 8
         reward[~known] = 1e6  # padding must not count
         parts = model.loss(codes, condition, reward, ended, variables, known)
         torch.testing.assert_close(parts["reward"].item(), 4.0)  # (8 / 4)^2
+        chances = out.changes[..., 0, :].softmax(-1).gather(-1, which[..., None])[..., 0]
+        torch.testing.assert_close(parts["variables"], -chances[known].log().mean())
+        end = F.logsigmoid(out.end if ended.all() else -out.end)
+        torch.testing.assert_close(parts["end"], -end[known].mean())
         torch.testing.assert_close(parts["loss"], parts["reward"] + parts["end"] + parts["variables"])
 
 
+def test_draws_come_as_often_as_they_should() -> None:
+    model = build()
+    odds = torch.tensor([0.2, 0.5, 0.3])
+    noise = torch.rand(10_000, 1, generator=torch.Generator().manual_seed(1))
+    drawn = model.draw(odds.log().expand(10_000, 1, 3), torch.full((10_000, 1), 60.0), noise)[:, 0]
+    for value, chance in zip((40.0, 60.0, 65.0), odds.tolist(), strict=True):
+        assert abs((drawn == value).float().mean().item() - chance) < 0.02
+    assert model.draw(odds.log().expand(1, 1, 3), torch.zeros(1, 1), torch.ones(1, 1)) == 5, "rounding stays inside"
+
+
+def test_changes_are_those_within_episodes() -> None:
+    class Store:
+        names = ("codes", "variables")
+
+        def episodes(self, _: str) -> list[int]:
+            return [0, 1]
+
+        def episode(self, i: int) -> dict[str, np.ndarray]:
+            values = [[100.0, 0.1], [92.0, 0.3], [92.0, 0.7]] if i == 0 else [[50.0, 9.0], [75.0, 9.05]]
+            return {"codes": np.zeros((len(values), 1), np.uint16), "variables": np.array(values, np.float32)}
+
+    sequences = Sequences(Store(), "train", 2)  # type: ignore[arg-type]
+    first, second = sequences.changes()
+    assert first == (-8.0, 0.0, 25.0), "not -42, from one episode to the next"
+    np.testing.assert_allclose(second, (0.05, 0.2, 0.4), atol=1e-5)
+    first, second = sequences.changes(most=2)
+    assert first == (-8.0, 0.0), "one quantile of what is not zero, the least, and zero"
+    np.testing.assert_allclose(second, (0, 0.05), atol=1e-5)
+
+
 def test_it_remembers_what_cannot_be_seen() -> None:
-    """A counter that starts anywhere, moves with the actions and ends the episode at zero; the codes are noise."""
+    """Every third step takes 20; at zero the episode ends; the codes are noise. Only memory knows what step it is."""
     torch.manual_seed(0)
-    model, start = build(), torch.randint(2, 6, (256, 1))
+    model, phase = build(), torch.randint(3, (256, 1))
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-    actions = torch.randint(2, (256, 12))
-    counter = (start - actions.cumsum(1)).clamp(min=0)
-    ended = (counter == 0) & (actions == 1)
-    codes, condition = torch.randint(6, (256, 12, 2, 2, 1)), one_hot(actions, 2).float()
-    health = counter[..., None].float() * 20
+    falls = (torch.arange(12) + phase) % 3 == 0
+    falls[:, 0] = False
+    health = (20 * torch.randint(3, 6, (256, 1)) - 20 * falls.cumsum(1)).clamp(min=0).float()[..., None]
+    ended = (health[..., 0] == 0) & falls
+    codes, condition = torch.randint(6, (256, 12, 2, 2, 1)), one_hot(torch.randint(2, (256, 12)), 2).float()
     reward = torch.where(ended, -96.0, 4.0)
+    known = (ended.cumsum(1) - ended.long()) == 0
     train, held = slice(0, 192), slice(192, 256)
-    first = torch.cat([start[:, None].float() * 20, health[:, :-1]], dim=1)
-    health[:, 0] = first[:, 0]  # the first row tells the start, as a context does
-    known = torch.ones_like(ended)
-    for _ in range(400):
+    for _ in range(600):
         loss = model.loss(*(x[train] for x in (codes, condition, reward, ended, health, known)))["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     with torch.no_grad():
-        out, _ = model(codes[held], condition[held], model.first(health[held, 0]))
-    # After the first zero the counter stays there, so look at the steps up to it.
-    alive = counter[held] > 0
-    assert (out.variables[..., 0] - health[held, :, 0])[alive].abs().mean() < 8
-    assert out.reward[..., 0][alive].mean() > 2
-    assert out.end[alive].sigmoid().mean() < 0.1
+        out, _ = model(codes[held], condition[held], preceding(health[held]))
+    late = known[held] & (torch.arange(12) >= 4)  # by then a fall was seen
+    falls_chance = out.changes[..., 0, 0].exp() / out.changes[..., 0, :].exp().sum(-1)
+    assert falls_chance[late & falls[held]].mean() > 0.85
+    assert falls_chance[late & ~falls[held]].mean() < 0.15
+    assert out.end[late & ended[held]].sigmoid().mean() > 0.8
+    assert out.end[late & ~ended[held]].sigmoid().mean() < 0.15

@@ -8,7 +8,7 @@ from einops import rearrange
 
 from worldmodel.errors import UserError
 from worldmodel.layers import AxialAttention, AxisPositions, Conv, ConvTranspose, Memory
-from worldmodel.vqvae import VQVAE, VQVAEConfig, layer_strides, to_float, to_uint8
+from worldmodel.vqvae import VQVAE, VQVAEConfig, layer_strides, motion, to_float, to_uint8
 
 
 def small(**changes: object) -> VQVAEConfig:
@@ -188,3 +188,18 @@ def test_mistakes_are_told_in_a_sentence() -> None:
         small(hidden=9)
     with pytest.raises(UserError, match="first 1 convolutions"):
         small(widths=(4, 4))
+
+
+def test_what_moves_weighs_more_in_the_loss() -> None:
+    """Two pixels, of which one changes by 0.2 and then by 0.4: mean change 0.2 / 2, 0.2 / 2 and 0.4 / 2."""
+    frames = torch.tensor([[0.0, 0.0], [0.2, 0.0], [-0.2, 0.0]]).view(1, 3, 1, 2, 1)
+    still, third = 1 / 3, 0.4 / 3  # weight of what is still at focus 2, and the mean change
+    expected = torch.tensor([[(1 + 2 * c / third) / 3, still] for c in (0.2, 0.2, 0.4)])
+    torch.testing.assert_close(motion(frames, 2.0).view(3, 2), expected, rtol=1e-5, atol=1e-5)
+    assert motion(frames, 5.0).mean() == pytest.approx(1, abs=1e-5)
+    assert motion(frames[:, :1], 2.0).tolist() == [[[[[1.0], [1.0]]]]], "nothing is known to move in a single frame"
+    model, video = build(small(focus=3.0))
+    even = model(video)
+    model.config = small(focus=0.0)
+    assert even["nmse"] == model(video)["nmse"], "the figure stays what it is"
+    assert even["loss"] != model(video)["loss"]
