@@ -1,21 +1,26 @@
 """How fast a dream is: environment steps and codes a second, and the share of what the machine can do.
 
     python rollout/benchmark.py                      # the dream that ships
+    python rollout/benchmark.py --run runs/raster runs/block     # what an order of decoding gains and costs
     python rollout/benchmark.py --run runs/demo --batch 1 256 1024 --device cuda
 
 Every batch size is timed on the same dream in one process, with autoreset through the vector environment, as a
-policy would step it. Between the batch sizes the machine's own rates are taken: a float32 matrix product of 2048 and a
-copy of 256 MB. From the models' sizes the multiplications of a step and the bytes that it must at least read (all
-weights once a pass, the keys and values of each lane once a pass) are worked out, and with them the share of those
-rates that the step reaches.
+policy would step it. Between the batch sizes the machine's own rates are taken: a matrix product of 2048 in the dream's
+precision and a copy of 256 MB. From the models' sizes the multiplications of a step and the bytes that it must at
+least read (all weights once a pass, the keys and values of each lane once a pass) are worked out, and with them the
+share of those rates that the step reaches. Beside the speed of a run stand its bits a code and its delta-PSNR, once
+rollout/evaluate.py and rollout/control.py have measured them: an order of decoding with fewer passes has a price.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -39,25 +44,25 @@ from worldmodel.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Args:
-    """Time a dream."""
+    """Time dreams."""
 
-    run: str = ""
-    """Run folder; by default the model that ships."""
+    run: tuple[str, ...] = ("",)
+    """Run folders; by default the model that ships."""
     world: str = "health_gathering_supreme"
     """World of the model that ships."""
+    precision: tuple[Precision, ...] = ("float32", "bfloat16")
+    """Of the dream."""
     batch: tuple[int, ...] = (1, 16, 64)
     """Numbers of lanes."""
     seconds: float = 5.0
     """Time of a measurement, in three parts of which the median counts."""
     out: Path = Path("runs/benchmark/dream.json")
     """Where the figures go."""
-    precision: Precision = "float32"
-    """Of the dream."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
 
     def __post_init__(self) -> None:
-        if not self.batch or min(self.batch) < 1 or self.seconds <= 0:
-            raise UserError("batch sizes must be at least 1, and seconds above 0")
+        if not self.run or not self.precision or not self.batch or min(self.batch) < 1 or self.seconds <= 0:
+            raise UserError("name a run and a precision; batch sizes must be at least 1, and seconds above 0")
 
 
 def rate(work: Callable[[], object], seconds: float, device: str) -> float:
@@ -76,9 +81,9 @@ def rate(work: Callable[[], object], seconds: float, device: str) -> float:
     return float(np.median([once() for _ in range(3)]))
 
 
-def machine(device: str, seconds: float = 1.0) -> dict[str, float]:
-    """FLOP/s of a float32 matrix product and bytes/s of a copy (read and written)."""
-    a, b = torch.randn(2048, 2048, device=device), torch.randn(2048, 2048, device=device)
+def machine(device: str, precision: Precision, seconds: float = 1.0) -> dict[str, float]:
+    """FLOP/s of a matrix product in a precision and bytes/s of a copy (read and written)."""
+    a, b = torch.randn(2, 2048, 2048, device=device).to(getattr(torch, precision))
     source = torch.empty(2**26, device=device)
     target = torch.empty_like(source)
     return {
@@ -101,17 +106,21 @@ def needs(env: DreamVectorEnv) -> dict[str, float]:
     return {"flops": float(counter.get_total_flops()), "bytes": float(read)}
 
 
-def measure(args: Args, lanes: int) -> dict[str, Any]:
+def measure(args: Args, run: str, precision: Precision, lanes: int) -> dict[str, Any]:
     """The figures of one batch size."""
-    where: dict[str, Any] = {"model": args.run, "world": args.world, "precision": args.precision, "device": args.device}
-    env = gym.make_vec("VideoGPTDream-v0", num_envs=lanes, **where)
+    how: dict[str, Any] = {"model": run, "world": args.world, "precision": precision, "device": args.device}
+    env = gym.make_vec("VideoGPTDream-v0", num_envs=lanes, **how)
     assert isinstance(env, DreamVectorEnv)
     env.reset(seed=0)
     env.action_space.seed(0)
     steps = rate(lambda: env.step(env.action_space.sample()), args.seconds, args.device)
-    work, can = needs(env), machine(args.device)
+    work, can = needs(env), machine(args.device, precision)
     config = env.dream.prior.config
     return {
+        "run": run or args.world,
+        "precision": precision,
+        "order": config.order,
+        "patch": config.patch,
         "lanes": lanes,
         "steps_per_second": steps * lanes,
         "codes_per_second": steps * lanes * config.frame,
@@ -122,33 +131,40 @@ def measure(args: Args, lanes: int) -> dict[str, Any]:
     }
 
 
+def quality(run: str) -> dict[str, float]:
+    """Bits a code and delta-PSNR of a run, where rollout/evaluate.py and rollout/control.py have measured them."""
+    found = {}
+    for name, file, keys in (
+        ("bits", "results.json", ("bits_per_dim", "true actions", "mean")),
+        ("delta_psnr", "control.json", ("delta_psnr", "mean")),
+    ):
+        path = Path(run) / "evaluation" / file
+        if run and path.exists():
+            found[name] = reduce(lambda value, key: value[key], keys, json.loads(path.read_text()))
+    return found
+
+
+def line(row: dict[str, Any]) -> str:
+    rates = f"{row['machine_matmul'] / 1e9:.0f} GFLOP/s, {row['machine_copy'] / 1e9:.1f} GB/s"
+    bits, gain = (f"{row[k]:.2f}" if k in row else "-" for k in ("bits", "delta_psnr"))
+    return (
+        f"{row['run'][-24:]:26}{row['precision']:10}{row['lanes']:>6}{row['steps_per_second']:>10.1f}"
+        f"{row['codes_per_second']:>10,.0f}{row['matmul_share']:>11.0%}{row['copy_share']:>9.0%}{bits:>10}{gain:>8}"
+        f"  {rates}"
+    )
+
+
 def main(args: Args) -> None:
     rows = []
-    print(f"{'lanes':>6}{'steps/s':>10}{'codes/s':>10}{'of matmul rate':>16}{'of copy rate':>14}")
-    for lanes in args.batch:
-        row = measure(args, lanes)
-        rows.append(row)
-        print(
-            f"{lanes:>6}{row['steps_per_second']:>10.1f}{row['codes_per_second']:>10,.0f}"
-            f"{row['matmul_share']:>15.0%} {row['copy_share']:>13.0%}",
-            flush=True,
-        )
-    threads, name = torch.get_num_threads(), args.device
-    write_json(
-        args.out,
-        {
-            "device": name,
-            "threads": threads,
-            "precision": args.precision,
-            "model": args.run or args.world,
-            "rows": rows,
-        },
-    )
-    last = rows[-1]
     print(
-        f"machine: {last['machine_matmul'] / 1e9:.0f} GFLOP/s, {last['machine_copy'] / 1e9:.1f} GB/s, {threads} threads"
+        f"{'dream':26}{'precision':10}{'lanes':>6}{'steps/s':>10}{'codes/s':>10}{'of matmul':>11}{'of copy':>9}"
+        f"{'bits/code':>10}{'dPSNR':>8}  the machine itself"
     )
-    print(f"figures: {args.out}")
+    for run, precision, lanes in product(args.run, args.precision, args.batch):
+        rows.append(measure(args, run, precision, lanes) | quality(run))
+        print(line(rows[-1]), flush=True)
+    write_json(args.out, {"device": args.device, "threads": torch.get_num_threads(), "rows": rows})
+    print(f"{torch.get_num_threads()} threads; figures: {args.out}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     python rollout/endless.py --run runs/take_cover --others runs/without_noise --temperature 0.8 1 1.2
 
 Ends are ignored: the dream goes on past them. Over windows of the horizon, for dreams under random actions, held for a
-few steps each as in collection:
+few steps each as in collection, or played by a policy, which is fairer to a world that was recorded from one:
 
     sharpness   mean absolute difference of neighbouring pixels, grey levels
     codes       perplexity of the codes' use
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ import torch
 from tqdm import tqdm
 
 from configs import command
+from envs.policies import MEMORY, load_player
 from rollout.evaluate import reconstructions
 from worldmodel.checkpoint import digest, write_json
 from worldmodel.codebook import usage
@@ -42,7 +44,6 @@ from worldmodel.errors import UserError
 from worldmodel.pictures import enlarge, film_strip, save_png
 from worldmodel.sampling import Sampling
 from worldmodel.store import Store
-from worldmodel.world import random_actions
 
 FIGURES = ("sharpness", "codes", "bits")
 WARM = 8
@@ -67,8 +68,10 @@ class Args:
     """Steps over which figures are taken."""
     lanes: int = 16
     """Dreams at a time."""
+    policy: str = "random"
+    """Who plays: a policy's folder or shipped name, which may end in @share of random actions."""
     hold: int = 4
-    """Steps for which a random action is held."""
+    """Steps for which an action is held if all are random."""
     split: str = "test"
     seed: int = 0
 
@@ -96,13 +99,15 @@ def long_dream(args: Args, run: Path, temperature: float) -> tuple[Curves, np.nd
     dream, contexts = Dream.load(run, Sampling(temperature=temperature)), Context.load(run)
     rng = np.random.default_rng(args.seed)
     chosen = torch.from_numpy(rng.integers(len(contexts), size=args.lanes))
-    lanes, *_ = dream.reset(contexts[chosen], [int(s) for s in rng.integers(2**32, size=args.lanes)])
+    lanes, frame, _ = dream.reset(contexts[chosen], [int(s) for s in rng.integers(2**32, size=args.lanes)])
     sharp, bits, codes, shown = [], [], [], []
+    player, seen = load_player(args.policy, dream.world), deque([frame.numpy()], maxlen=MEMORY)
     for t in tqdm(range(args.steps), unit=" steps", desc=f"{run.name} at {temperature}"):
-        if t % args.hold == 0:
-            actions = random_actions(dream.world.action, args.lanes, rng)
+        if args.policy != "random" or t % args.hold == 0:
+            actions = player(np.stack(seen), rng)
         step = dream.step(lanes, actions)
         frames = step.frames[:, -1].numpy()
+        seen.append(frames)
         sharp.append(sharpness(frames))
         bits.append(-step.log_likelihood.numpy() / math.log(2) / dream.prior.config.frame)
         codes.append(step.codes.numpy())

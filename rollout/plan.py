@@ -29,6 +29,7 @@ from envs.policies import load_player, shipped_policies
 from envs.vizdoom import engine_of
 from rollout.policy import play
 from worldmodel.checkpoint import write_json
+from worldmodel.dream import Precision
 from worldmodel.errors import UserError
 from worldmodel.metrics.interval import bootstrap
 
@@ -74,6 +75,8 @@ class Args:
     """Steps that are played before the next plan."""
     context: int = 8
     """Frames that a dream is given, fewer at the start of an episode."""
+    precision: Precision = "float32"
+    """Of the dream."""
     cem: Cem = field(default_factory=Cem)
     seed: int = 0
     out: Path = Path("runs/plan.json")
@@ -147,7 +150,7 @@ def value(dream: DreamEnv, actions: np.ndarray, how: Cem, seed: int) -> np.ndarr
 
 
 def main(args: Args) -> None:
-    dream = DreamEnv(model=args.run, world=args.world, horizon=0)
+    dream = DreamEnv(model=args.run, world=args.world, horizon=0, precision=args.precision)
     world, scores = dream.world, {}
     if world.action.kind != "Discrete" or dream.vector.dream.stride > 1:
         raise UserError("plans are of single steps with discrete actions; this dream has others")

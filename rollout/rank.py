@@ -15,6 +15,7 @@ import sys
 from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -31,6 +32,7 @@ from envs.vector import DreamVectorEnv
 from envs.vizdoom import VizdoomFrames, engine_of
 from rollout.policy import play
 from worldmodel.checkpoint import write_json
+from worldmodel.dream import Precision
 from worldmodel.errors import UserError
 
 
@@ -46,6 +48,10 @@ class Args:
     """World of the model that ships."""
     episodes: int = 64
     """Episodes of each policy, in the dream and in the engine."""
+    temperature: float = 1.0
+    """Of the dream."""
+    precision: Precision = "float32"
+    """Of the dream."""
     seed: int = 0
     out: Path = Path("runs/rank.json")
     """Where the scores go."""
@@ -85,7 +91,8 @@ def correlation(dream: np.ndarray, engine: np.ndarray, seed: int) -> tuple[float
 def main(args: Args) -> None:
     if len(args.policy) < 3 or args.episodes < 2:
         raise UserError(f"{len(args.policy)} policies have no order; give at least 3, and 2 episodes or more")
-    dream = gym.make_vec("VideoGPTDream-v0", num_envs=args.episodes, model=args.run, world=args.world)
+    how: dict[str, Any] = {"temperature": args.temperature, "precision": args.precision}
+    dream = gym.make_vec("VideoGPTDream-v0", num_envs=args.episodes, model=args.run, world=args.world, **how)
     assert isinstance(dream, DreamVectorEnv)
     world, scores = dream.world, {}
     with contextlib.closing(engine_of(world)) as engine:

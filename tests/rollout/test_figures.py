@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import rollout.benchmark as benchmark
 import rollout.control as control
 import rollout.endless as endless
 import rollout.outcome as outcome
@@ -16,6 +18,7 @@ import rollout.rank as rank
 from envs.dream import DreamEnv
 from rollout.plan import Cem, cem, value
 from train import export
+from worldmodel.checkpoint import write_json
 from worldmodel.dream import Context, Dream
 from worldmodel.errors import UserError
 
@@ -127,3 +130,20 @@ def test_an_exported_run_dreams_at_half_the_size(run: Path, tmp_path: Path) -> N
     env = DreamEnv(model=tmp_path / "small")
     env.reset(seed=0)
     env.step(1)
+
+
+def test_speeds_stand_beside_what_the_run_is_worth(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    write_json(run / "evaluation" / "control.json", {"delta_psnr": {"mean": 2.25}})
+    args = benchmark.Args(
+        run=(str(run),), precision=("float32",), batch=(1, 4), seconds=0.2, out=tmp_path / "speed.json"
+    )
+    benchmark.main(args)
+    one, four = json.loads(args.out.read_text())["rows"]
+    assert one["codes_per_second"] == pytest.approx(16 * one["steps_per_second"])
+    assert one["passes"] == 7, "the anti-diagonals of 4 x 4 codes"
+    assert 0 < one["matmul_share"] < four["matmul_share"] < 1
+    assert one["delta_psnr"] == 2.25
+    assert "bits" not in one
+    assert "2.25" in capsys.readouterr().out
+    with pytest.raises(UserError, match="batch sizes must be at least 1"):
+        benchmark.Args(batch=(0,))
