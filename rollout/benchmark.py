@@ -37,7 +37,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import envs  # noqa: F401 - registers
 from configs import command
 from envs.vector import DreamVectorEnv
-from worldmodel.checkpoint import write_json
+from worldmodel.checkpoint import digest, write_json
 from worldmodel.dream import Precision
 from worldmodel.errors import UserError
 
@@ -131,16 +131,17 @@ def measure(args: Args, run: str, precision: Precision, lanes: int) -> dict[str,
     }
 
 
-def quality(run: str) -> dict[str, float]:
+def quality(run: str) -> dict[str, Any]:
     """Bits a code and delta-PSNR of a run, where rollout/evaluate.py and rollout/control.py have measured them."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, file, keys in (
         ("bits", "results.json", ("bits_per_dim", "true actions", "mean")),
         ("delta_psnr", "control.json", ("delta_psnr", "mean")),
     ):
         path = Path(run) / "evaluation" / file
-        if run and path.exists():
-            found[name] = reduce(lambda value, key: value[key], keys, json.loads(path.read_text()))
+        figures = json.loads(path.read_text()) if run and path.exists() else {}
+        if figures and figures["protocol"]["prior"] == digest(Path(run) / "prior"):
+            found[name] = reduce(lambda value, key: value[key], keys, figures)
     return found
 
 
@@ -161,7 +162,7 @@ def main(args: Args) -> None:
         f"{'bits/code':>10}{'dPSNR':>8}  the machine itself"
     )
     for run, precision, lanes in product(args.run, args.precision, args.batch):
-        rows.append(measure(args, run, precision, lanes) | quality(run))
+        rows.append(measure(args, run, precision, lanes) | (quality(run) if precision == "float32" else {}))
         print(line(rows[-1]), flush=True)
     write_json(args.out, {"device": args.device, "threads": torch.get_num_threads(), "rows": rows})
     print(f"{torch.get_num_threads()} threads; figures: {args.out}")

@@ -11,7 +11,7 @@
   has momentum, so an action that goes against the one before is harder to read, in the engine as well.) On
   reconstructions the accuracy says what blur alone costs. Where there is no engine, held-out frames stand below both.
 
-Intervals are over episodes.
+Intervals are over episodes, or over starts of the engine, each in an episode of its own.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from configs import command
-from envs.policies import MEMORY, load_player
+from envs.policies import MEMORY, Player, load_player, shipped_policies
 from envs.vizdoom import engine_of
 from rollout.evaluate import Held, dreams, held_out, plain, reconstructions
 from worldmodel.checkpoint import digest, write_json
 from worldmodel.clips import Clips
-from worldmodel.dream import Dream
+from worldmodel.dream import Dream, Precision
 from worldmodel.errors import UserError
 from worldmodel.metrics.frames import psnr
 from worldmodel.metrics.interval import bootstrap, ratio
@@ -67,15 +67,18 @@ class Args:
     train_steps: int = 600
     """Of the classifier, on batches of 128 pairs of frames."""
     policy: str = ""
-    """Leads to where random actions begin in the engine; by default the one that ships for the world."""
+    """Leads to where random actions begin in the engine; by default one that ships for the world, or else "random"."""
     lead: int = 100
     """The most steps for which it leads."""
+    precision: Precision = "float32"
+    """Of the dream."""
     sampling: Sampling = field(default_factory=Sampling)
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.clips, self.context, self.ahead, self.steps, self.train_steps) < 1 or self.ahead > self.steps:
-            raise UserError("clips, context, ahead and train_steps must be at least 1, and steps at least ahead")
+        least = min(self.clips, self.context, self.ahead, self.steps, self.train_steps, self.lead)
+        if least < 1 or self.ahead > self.steps:
+            raise UserError("clips, context, ahead, train_steps and lead must be at least 1, and steps at least ahead")
 
 
 def classifier(actions: int) -> nn.Module:
@@ -126,10 +129,9 @@ def hits(model: nn.Module, films: np.ndarray, actions: np.ndarray) -> np.ndarray
     return ((read.numpy().reshape(n, t) == actions) * weight[actions]).mean(1)
 
 
-def strayed_for_real(args: Args, world: World, actions: np.ndarray) -> np.ndarray:
+def strayed_for_real(args: Args, world: World, player: Player, actions: np.ndarray) -> np.ndarray:
     """Frames (n, t + 1, h, w, 3) of the engine under actions (n, t), after a policy led to where they begin."""
-    rng, player = np.random.default_rng(args.seed), load_player(args.policy or world.name, world)
-    films: list[np.ndarray] = []
+    rng, films = np.random.default_rng(args.seed), list[np.ndarray]()
     with contextlib.closing(engine_of(world)) as engine:
         while len(films) < len(actions):
             frames, led = [engine.reset(seed=int(rng.integers(2**31)))[0]], int(rng.integers(args.lead))
@@ -145,8 +147,8 @@ def strayed_for_real(args: Args, world: World, actions: np.ndarray) -> np.ndarra
     return np.stack(films)
 
 
-def measure(args: Args, dream: Dream, held: Held, model: nn.Module) -> dict[str, Any]:
-    """Every figure."""
+def measure(args: Args, dream: Dream, held: Held, model: nn.Module, player: Player | None = None) -> dict[str, Any]:
+    """Every figure; the player, if there is an engine, leads to where its random actions begin."""
     n, c, steps = len(held.codes), args.context, args.steps
     true = held.actions[:, c - 1 : c - 1 + steps]
     random = np.random.default_rng(args.seed).integers(dream.world.action.nvec[0], size=true.shape)
@@ -161,24 +163,25 @@ def measure(args: Args, dream: Dream, held: Held, model: nn.Module) -> dict[str,
         "dreams, true actions": (np.concatenate([decoded[:, :1], obeyed], 1), true),
         "dreams, random actions": (np.concatenate([decoded[:, :1], strayed], 1), random),
     }
-    below = {"dreams, true actions": "real frames", "dreams, random actions": "real frames"}
-    if dream.world.env_id == "VizdoomFrames-v0":
-        below["dreams, random actions"] = "real frames, random actions"
-        films["real frames, random actions"] = (strayed_for_real(args, dream.world, random), random)
     read = {k: hits(model, film, a) for k, (film, a) in films.items()}
-    return {
-        "delta_psnr": bootstrap(gain, held.episode),
-        "inverse_dynamics": {k: bootstrap(v, held.episode) for k, v in read.items()},
-        "ratio": {k: ratio(read[k], read[real], held.episode) for k, real in below.items()},
-    }
+    told = {k: bootstrap(v, held.episode) for k, v in read.items()}
+    over = {k: ratio(read[k], read["real frames"], held.episode) for k in films if k.startswith("dreams")}
+    if player is not None:
+        strayed_real = hits(model, strayed_for_real(args, dream.world, player, random), random)
+        told["real frames, random actions"] = bootstrap(strayed_real)  # each from an episode of its own
+        over["dreams, random actions"] = ratio(read["dreams, random actions"], strayed_real, None)
+    return {"delta_psnr": bootstrap(gain, held.episode), "inverse_dynamics": told, "ratio": over}
 
 
 def main(args: Args) -> None:
-    dream, store = Dream.load(args.run, args.sampling), Store(args.data or args.run / "data.zarr")
-    if dream.world.action.kind != "Discrete" or dream.stride > 1:
+    dream = Dream.load(args.run, args.sampling, precision=args.precision)
+    store, world = Store(args.data or args.run / "data.zarr"), dream.world
+    policy = args.policy or next(iter(shipped_policies(world.name)), "random")
+    player = load_player(policy, world) if world.env_id == "VizdoomFrames-v0" else None
+    if world.action.kind != "Discrete" or dream.stride > 1:
         raise UserError("actions are read as classes of single steps; this dream has other actions or a time stride")
     held = held_out(dream, args.run, args.data, args.split, args.clips, args.context + args.steps)
-    result = measure(args, dream, held, learn(args, store, dream.world.action.nvec[0]))
+    result = measure(args, dream, held, learn(args, store, world.action.nvec[0]), player)
     print(f"delta-PSNR, {args.ahead} steps ahead: {result['delta_psnr']} dB (above 0: actions matter)")
     for name, accuracy in result["inverse_dynamics"].items():
         print(f"action read from {name:28}{accuracy!s:>24}")

@@ -34,7 +34,7 @@ from tqdm import tqdm
 from configs import command
 from worldmodel.checkpoint import check_made_with, digest, write_atomic, write_json
 from worldmodel.clips import Clips
-from worldmodel.dream import Context, Dream
+from worldmodel.dream import Context, Dream, Precision
 from worldmodel.errors import UserError
 from worldmodel.metrics.frames import nmse, psnr
 from worldmodel.metrics.interval import Mean, bootstrap
@@ -63,6 +63,8 @@ class Args:
     batch: int = 64
     """Lanes at a time."""
     sampling: Sampling = field(default_factory=Sampling)
+    precision: Precision = "float32"
+    """Of the dream."""
     seed: int = 0
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -134,7 +136,7 @@ def dreams(dream: Dream, held: Held, actions: np.ndarray, context: int, seed: in
 @torch.no_grad()
 def bits(dream: Dream, codes: torch.Tensor, condition: torch.Tensor, context: int) -> np.ndarray:
     """(n,) bits per code of the frames after the context."""
-    pairs = zip(codes.to(dream.device).split(16), condition.to(dream.device).split(16), strict=True)
+    pairs = zip(codes.to(dream.device).split(16), condition.to(dream.prior.start).split(16), strict=True)
     nats = torch.cat([dream.prior.loss(c, a) for c, a in pairs])
     return nats[:, context:].mean(1).cpu().numpy() / math.log(2)
 
@@ -201,7 +203,7 @@ def plain(value: Any) -> Any:
 
 
 def main(args: Args) -> None:
-    dream = Dream.load(args.run, args.sampling, args.device)
+    dream = Dream.load(args.run, args.sampling, args.device, args.precision)
     held = held_out(dream, args.run, args.data, args.split, args.clips, args.context + max(args.ahead))
     result = measure(args, dream, held)
     protocol = {k: v for k, v in asdict(args).items() if k not in ("run", "data", "device", "batch")}

@@ -2,6 +2,7 @@
 
     python rollout/policy.py                                   # the policy that ships
     python rollout/policy.py --policy runs/policy runs/dreamed_policy
+    python rollout/policy.py --eyes runs/demo                  # frames reach the policies through that world's VQ-VAE
 
 Every policy plays the same seeded episodes. Survival is cut off at the time limit, so its distribution is far from
 a normal one: the 95% intervals are percentiles of 10,000 bootstrap resamples of the episodes.
@@ -19,14 +20,17 @@ from typing import Any
 if not __package__:  # run as a file: `import vizdoom` must not find a script beside this one
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import gymnasium as gym
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from configs import command
 from envs.policies import MEMORY, Player, load_player, shipped_policies
+from envs.reconstructed import Reconstructed
 from envs.vizdoom import VizdoomFrames
 from worldmodel.checkpoint import write_json
+from worldmodel.dream import load_vqvae, run_folder
 from worldmodel.errors import UserError
 
 KNOWN = {
@@ -46,6 +50,8 @@ class Args:
     """A scenario that ships with ViZDoom."""
     episodes: int = 50
     """Episodes of each policy."""
+    eyes: str = ""
+    """Run folder, or world that ships, through whose VQ-VAE the policies see the engine, as in "World Models"."""
     deterministic: bool = False
     """Take the likeliest action instead of a sampled one."""
     frame_skip: int = 4
@@ -56,7 +62,7 @@ class Args:
     """Folder for scores.json."""
 
 
-def play(env: VizdoomFrames, player: Player, seed: int, i: int) -> tuple[int, float]:
+def play(env: gym.Env[np.ndarray, Any], player: Player, seed: int, i: int) -> tuple[int, float]:
     """Steps survived in episode i, and its return."""
     engine_seed, action_seed = np.random.SeedSequence([seed, i]).generate_state(2)
     rng = np.random.default_rng(action_seed)
@@ -65,7 +71,7 @@ def play(env: VizdoomFrames, player: Player, seed: int, i: int) -> tuple[int, fl
     while not done:
         frame, reward, terminated, truncated, _ = env.step(player(np.stack(frames[-MEMORY:])[:, None], rng)[0])
         frames.append(frame)
-        steps, total, done = steps + 1, total + reward, terminated or truncated
+        steps, total, done = steps + 1, total + float(reward), terminated or truncated
     return steps, total
 
 
@@ -117,8 +123,9 @@ def main(args: Args) -> None:
     if len(names) == 1:
         raise UserError(f"no policy ships for {args.scenario}; give --policy, a folder that train/policy.py wrote")
     results = {}
-    with contextlib.closing(VizdoomFrames(args.scenario, args.frame_skip)) as env:
-        players = {name: load_player(name, env.world, args.deterministic) for name in names}
+    with contextlib.closing(VizdoomFrames(args.scenario, args.frame_skip)) as engine:
+        players = {name: load_player(name, engine.world, args.deterministic) for name in names}
+        env = Reconstructed(engine, load_vqvae(run_folder(args.eyes) / "vqvae")) if args.eyes else engine
         with tqdm(total=len(players) * args.episodes, unit=" episodes", desc="score") as bar:
             for name, player in players.items():
                 played = []

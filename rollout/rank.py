@@ -58,8 +58,11 @@ class Args:
 
 
 def in_dream(env: DreamVectorEnv, player: Player, seed: int) -> np.ndarray:
-    """(n,) the return of the first episode of each lane, from starting contexts that are an episode's beginning."""
-    rng, starts = np.random.default_rng(seed), np.flatnonzero(env.contexts.starts.numpy())
+    """(n,) the return of the first episode of each lane, from starting contexts that are an episode's beginning.
+
+    The steps inside the context are not in it.
+    """
+    rng, starts = np.random.default_rng(seed), np.flatnonzero(env.contexts.starts(env.world.action.width).numpy())
     if not len(starts):
         raise UserError(f"no starting context of {env.world.name} begins an episode; run train/tokens.py again")
     options = {"context": np.resize(starts, env.num_envs)}

@@ -16,6 +16,8 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import torch
+
 from configs import command
 from worldmodel.checkpoint import digest, read_header, save_checkpoint
 from worldmodel.dream import Context, Dream
@@ -47,7 +49,8 @@ def main(args: Args) -> None:
         else:
             config["vqvae"] = digest(args.out / "vqvae")
         save_checkpoint(args.out / name, getattr(dream, name).half(), config, progress)
-    contexts[slice(0, args.contexts)].save(args.out / "contexts.safetensors", digest(args.out / "vqvae"))
+    every = torch.linspace(0, len(contexts) - 1, min(args.contexts, len(contexts))).round().long()  # starts come first
+    contexts[every].save(args.out / "contexts.safetensors", digest(args.out / "vqvae"))
     size = sum(f.stat().st_size for f in args.out.rglob("*.safetensors"))
     print(f"exported: {args.out}, {size / 1e6:.1f} MB")
 

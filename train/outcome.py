@@ -94,6 +94,8 @@ def configure(args: Args, store: Store, vqvae: VQVAE, train: Sequences) -> Outco
         variable_mean=tuple(variables.mean(0).tolist()),
         variable_std=tuple((variables.std(0) + 1e-6).tolist()),
         changes=train.changes(),
+        variable_low=tuple(variables.min(0).tolist()),
+        variable_high=tuple(variables.max(0).tolist()),
         reward_std=float(np.sqrt(np.square(train.rows["reward"]).mean())) or 1.0,
         width=args.width,
     )

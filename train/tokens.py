@@ -108,17 +108,17 @@ def pieces(model: VQVAE, world: World, episode: dict[str, np.ndarray], every: in
 
 
 def contexts(tokens: Store, args: Args) -> Context:
-    """Starts of episodes of the validation split, then clips from anywhere in it."""
-    valid = Clips(tokens, "valid", args.context)
+    """Starts of episodes of the validation split, then clips from anywhere in it, no two with the same codes."""
+    valid, names = Clips(tokens, "valid", args.context), ("codes", "condition", "variables")
     episodes = [tokens.episode(i) for i in tokens.episodes("valid")]
-    starts = [e for e in episodes if len(e["codes"]) >= args.context][: args.contexts // 2]
-    clips = valid.fixed(min(args.contexts - len(starts), len(valid)))
-    rows = {
-        name: np.concatenate([*(e[name][None, : args.context] for e in starts), clips[name]])
-        for name in ("codes", "condition", "variables")
-    }
+    starts = [{n: e[n][: args.context] for n in names} for e in episodes if len(e["codes"]) >= args.context]
+    clips = valid.fixed(min(2 * args.contexts, len(valid)))
+    anywhere = [{n: clips[n][k] for n in names} for k in range(len(clips["codes"]))]
+    distinct = lambda rows: list({row["codes"].tobytes(): row for row in rows}.values())  # noqa: E731
+    chosen = distinct(distinct(starts)[: args.contexts // 2] + anywhere)[: args.contexts]
+    rows = {n: np.stack([row[n] for row in chosen]) for n in names}
     rows["codes"] = rows["codes"].astype(np.int32)
-    return Context(**{name: torch.from_numpy(array) for name, array in rows.items()})
+    return Context(**{n: torch.from_numpy(array) for n, array in rows.items()})
 
 
 def main(args: Args) -> None:

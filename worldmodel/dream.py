@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -56,10 +56,9 @@ class Context:
     def __getitem__(self, index: Tensor | slice) -> Context:
         return Context(self.codes[index], self.condition[index], self.variables[index])
 
-    @property
-    def starts(self) -> Tensor:
-        """(b,) bool: is its first frame an episode's first, into which no action led?"""
-        return (self.condition[:, 0] == 0).all(-1)
+    def starts(self, width: int) -> Tensor:
+        """(b,) bool: is its first frame an episode's first, into which no action (of `width` numbers) led?"""
+        return (self.condition[:, 0, :width] == 0).all(-1)
 
     def save(self, path: Path, vqvae: str) -> None:
         """Write contexts whose codes were made by the VQ-VAE of that digest."""
@@ -78,6 +77,8 @@ class Context:
         except SafetensorError as error:
             raise UserError(f"{path} is damaged ({error}); run train/tokens.py again") from None
         check_made_with(str(path), made_with, run / "vqvae")
+        if variables.ndim != 3:
+            raise UserError(f"{path} was written by another version; run train/tokens.py again")
         return Context(codes.long(), condition, variables)
 
     def to(self, device: torch.device) -> Context:
@@ -159,6 +160,8 @@ class Dream:
         if prior.config.condition != "frame":
             raise UserError("this prior knows no actions; train one with train/prior.py --actions")
         self.vqvae, self.prior, self.outcome = vqvae.eval(), prior.eval(), outcome.eval()
+        if precision not in get_args(Precision):
+            raise UserError(f"precision is {' or '.join(get_args(Precision))}, not {precision!r}")
         if precision == "bfloat16":  # what has its part in every step; codes and outcomes stay exact
             for part in (self.prior, self.vqvae.from_code, self.vqvae.decoder, self.vqvae.up):
                 part.bfloat16()
@@ -180,14 +183,17 @@ class Dream:
 
     @torch.no_grad()
     def context(self, frames: np.ndarray, actions: np.ndarray, variables: np.ndarray | None = None) -> Context:
-        """A context from frames (b, t*s, H, W, channels), the t*s - 1 actions between them, variables (b, t*s, v)."""
+        """A context from frames (b, t*s, H, W, channels), the t*s - 1 actions between them, variables (b, t*s, v).
+
+        Without variables their recorded means stand in.
+        """
         n, t, v = *frames.shape[:2], len(self.world.variables)
         if frames.dtype != np.uint8 or t < 1:
             raise UserError(f"a context needs at least one frame of uint8, not {frames.dtype} {frames.shape}")
         if actions.shape[1:2] != (t - 1,):
             raise UserError(f"between {t} frames lie {t - 1} actions, but {actions.shape[1]} are given")
         if variables is None:
-            variables = np.zeros((n, t, v), np.float32)
+            variables = self.outcome.mean.cpu().numpy()[None, None].repeat(n, 0).repeat(t, 1)
         if variables.shape != (n, t, v):
             raise UserError(
                 f"{self.world.name} has {v} game variables at each of {t} frames, but {variables.shape[1:]} are given"
@@ -200,7 +206,7 @@ class Dream:
             else np.zeros((len(frames), 1, self.world.action.width), "f4")
         )
         condition = np.concatenate([none, encoded], axis=1).reshape(*codes.shape[:2], -1)
-        told = torch.as_tensor(variables[:, self.stride - 1 :: self.stride], device=self.device)
+        told = torch.as_tensor(variables[:, self.stride - 1 :: self.stride], device=self.device, dtype=torch.float32)
         return Context(codes, torch.from_numpy(condition).to(self.device), told)
 
     @torch.no_grad()
@@ -213,8 +219,10 @@ class Dream:
         start = 0 if time is None else time - t
         memory: Memory = {}
         frames = self.vqvae.decode(context.codes, memory)
-        _, hidden = self.outcome(context.codes, context.condition, preceding(context.variables))
-        variables = context.variables[:, -1].clone()
+        dtype = self.outcome.codebook.dtype
+        known = context.variables.to(dtype)
+        _, hidden = self.outcome(context.codes, context.condition.to(dtype), preceding(known))
+        variables = known[:, -1].clone()
         cache = self.prior.prefill(context.codes, context.condition.to(self.prior.start.dtype), start)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         return Lanes(cache, memory, hidden, variables, generators), to_uint8(frames[:, -1]), variables.clone()
@@ -251,6 +259,11 @@ def shipped(world: str) -> Path:
         return PRETRAINED / world
     known = ", ".join(sorted(p.parent.name for p in PRETRAINED.glob("*/prior")))
     raise UserError(f"no model ships for the world {world!r} (but for: {known or 'none'}); give model=, a run folder")
+
+
+def run_folder(name: str) -> Path:
+    """A run folder as it is, or that of the world that ships under this name."""
+    return PRETRAINED / name if Path(name).name == name and (PRETRAINED / name / "vqvae").is_dir() else Path(name)
 
 
 def inputs_first(model: nn.Module) -> None:

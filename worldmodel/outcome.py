@@ -2,10 +2,10 @@
 
 None of them need be on the screen (health is not), so the model is recurrent: a GRU reads one latent frame's
 codes, the actions that led into it and the game variables before it at a time. It gives a distribution over the
-changes of each variable that were ever recorded, and a dream draws one and goes on from there: a mean would give half
-a medikit for one that may have been taken, and a health that is spread out instead of uncertain. The reward is
-predicted twice, for an episode that goes on and for one that just ended, so that a dream's reward agrees with the end
-it drew.
+recorded changes of each variable (64 quantiles of them where there are more), and a dream draws one and goes on from
+there: a mean would give half a medikit for one that may have been taken, and a health that is spread out instead of
+uncertain. The reward is predicted twice, for an episode that goes on and for one that just ended, so that a dream's
+reward agrees with the end it drew.
 
 Dimensions: b batch, t latent frames, h w g rows, columns, codebooks, c condition, v game variables, k changes.
 """
@@ -36,6 +36,10 @@ class OutcomeConfig:
     variable_std: tuple[float, ...] = ()
     changes: tuple[tuple[float, ...], ...] = ()
     """For each variable its changes within a latent frame, equally many, ascending."""
+    variable_low: tuple[float, ...] = ()
+    """Smallest and ..."""
+    variable_high: tuple[float, ...] = ()
+    """... largest recorded value of each; what is drawn stays between them."""
     reward_std: float = 1.0
     """Root mean square of the recorded reward."""
     width: int = 256
@@ -59,6 +63,8 @@ class OutcomeModel(nn.Module):
     mean: Tensor
     std: Tensor
     changes: Tensor
+    variable_low: Tensor
+    variable_high: Tensor
 
     def __init__(self, config: OutcomeConfig, codebook: Tensor | None = None) -> None:
         super().__init__()
@@ -67,7 +73,11 @@ class OutcomeModel(nn.Module):
         self.register_buffer("codebook", torch.zeros(shape) if codebook is None else codebook.clone())
         self.register_buffer("mean", torch.tensor(config.variable_mean), persistent=False)
         self.register_buffer("std", torch.tensor(config.variable_std), persistent=False)
-        self.register_buffer("changes", torch.tensor(config.changes).view(config.variables, -1), persistent=False)
+        for name, none in (("variable_low", -torch.inf), ("variable_high", torch.inf)):
+            bound = getattr(config, name) or (none,) * config.variables
+            self.register_buffer(name, torch.tensor(bound), persistent=False)
+        changes = torch.tensor(config.changes).view(config.variables, -1 if config.variables else 0)
+        self.register_buffer("changes", changes, persistent=False)
         positions = config.latent[0] * config.latent[1] * config.books
         self.look = nn.Sequential(nn.Linear(positions * config.code_dim, width), nn.LayerNorm(width), nn.GELU())
         self.act = nn.Linear(max(1, config.condition_dim), width)
@@ -97,7 +107,8 @@ class OutcomeModel(nn.Module):
         """Game variables (b, v) after those before, from logits (b, v, k) and uniform noise (b, v)."""
         below = changes.softmax(-1).cumsum(-1) < noise[..., None]
         chosen = below.sum(-1).clamp(max=self.changes.shape[-1] - 1)
-        return before + self.changes.expand(len(before), -1, -1).gather(-1, chosen[..., None])[..., 0]
+        after = before + self.changes.expand(len(before), -1, -1).gather(-1, chosen[..., None])[..., 0]
+        return after.clamp(self.variable_low, self.variable_high)
 
     def loss(
         self, codes: Tensor, condition: Tensor, reward: Tensor, ended: Tensor, variables: Tensor, known: Tensor

@@ -76,10 +76,9 @@ def next_frame(
             share = logits.softmax(-1)
             codes = sampling.draw(logits, noise[:, positions, k], share)
             cache.codes[:, positions, k] = codes
-            chosen, log = logits.gather(-1, codes[..., None]), share.gather(-1, codes[..., None]).log()
-            likelihood = likelihood + log.sum((1, 2))
-            # -sum p log p, where log p = logit - (chosen logit - log p of the chosen one)
-            entropy = entropy + (chosen - log).sum((1, 2)) - torch.linalg.vecdot(share, logits).sum(1)
+            total = logits.logsumexp(-1)  # log p = logit - total
+            likelihood = likelihood + (logits.gather(-1, codes[..., None])[..., 0] - total).sum(1)
+            entropy = entropy + (total - torch.linalg.vecdot(share, logits)).sum(1)
             if k + 1 < m:
                 hidden = prior.head.tell(hidden, prior.codebook[k % prior.config.books, codes])
     frame = prior.ungroup(cache.codes.clone()[:, None])

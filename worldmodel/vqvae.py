@@ -251,7 +251,8 @@ def motion(frames: Tensor, focus: float) -> Tensor:
         return torch.ones_like(frames[..., :1])
     change = frames.diff(dim=1).abs().mean(-1, keepdim=True)
     change = torch.cat([change[:, :1], change], dim=1)
-    return (1 + focus * change / (change.mean() + 1e-8)) / (1 + focus)
+    mean = change.mean()
+    return (1 + focus * torch.where(mean > 0, change / mean, 1.0)) / (1 + focus)
 
 
 def to_float(frames: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.tensorboard import SummaryWriter
 
 from worldmodel.metrics.frames import nmse, psnr
-from worldmodel.metrics.interval import bootstrap
+from worldmodel.metrics.interval import bootstrap, ratio
 from worldmodel.pictures import add_film, film_strip, gif_bytes, label, side_by_side
 
 
@@ -63,3 +63,14 @@ def test_gifs_move_at_the_worlds_pace(tmp_path: Path) -> None:
     (event,) = events.Images("film")
     assert event.step == 3
     assert Image.open(io.BytesIO(event.encoded_image_string)).n_frames == 5  # type: ignore[attr-defined]
+
+
+def test_ratios_of_means() -> None:
+    rng = np.random.default_rng(0)
+    shared = rng.normal(5, 2, size=400)
+    together = ratio(2 * shared, shared, np.arange(400))
+    assert (together.mean, together.low, together.high) == pytest.approx((2, 2, 2)), "what both share cancels"
+    apart = ratio(2 * shared, rng.permutation(shared), None)
+    spread = 2 * 0.4 * np.sqrt(2 / 400)  # relative errors of both means, each sd / mean / sqrt(n), added in squares
+    assert apart.mean == pytest.approx(2)
+    assert (apart.high - apart.low) == pytest.approx(2 * 1.96 * spread, rel=0.15)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -10,14 +12,13 @@ from torch.nn.functional import one_hot
 from train.outcome import Sequences
 from worldmodel.outcome import OutcomeConfig, OutcomeModel, preceding
 
+ONE = {"variables": 1, "variable_mean": (50.0,), "variable_std": (20.0,), "changes": ((-20.0, 0.0, 5.0),)}
 
-def build(changes: tuple[float, ...] = (-20.0, 0.0, 5.0)) -> OutcomeModel:
+
+def build(**variables: Any) -> OutcomeModel:
     torch.manual_seed(0)
-    config = OutcomeConfig(
-        latent=(2, 2), codes=6, code_dim=3, condition_dim=2, variables=1, variable_mean=(50.0,), variable_std=(20.0,),
-        changes=(changes,), reward_std=4.0, width=16,
-    )  # fmt: skip
-    return OutcomeModel(config, torch.randn(1, 6, 3))
+    sizes: dict[str, Any] = {"latent": (2, 2), "codes": 6, "code_dim": 3, "condition_dim": 2, "width": 16}
+    return OutcomeModel(OutcomeConfig(**sizes, reward_std=4.0, **(variables or ONE)), torch.randn(1, 6, 3))
 
 
 def test_streamed_outcomes_equal_whole_ones() -> None:
@@ -60,6 +61,21 @@ def test_draws_come_as_often_as_they_should() -> None:
     for value, chance in zip((40.0, 60.0, 65.0), odds.tolist(), strict=True):
         assert abs((drawn == value).float().mean().item() - chance) < 0.02
     assert model.draw(odds.log().expand(1, 1, 3), torch.zeros(1, 1), torch.ones(1, 1)) == 5, "rounding stays inside"
+
+
+def test_what_is_drawn_stays_within_what_was_recorded() -> None:
+    model = build(**ONE, variable_low=(2.0,), variable_high=(100.0,))
+    surely = torch.tensor([[0.0, -99.0, -99.0], [-99.0, -99.0, 0.0]])[:, None]
+    drawn = model.draw(surely, torch.tensor([[10.0], [98.0]]), torch.full((2, 1), 0.5))
+    assert drawn.tolist() == [[2.0], [100.0]]
+
+
+def test_a_world_without_game_variables() -> None:
+    model, none = build(variables=0), torch.zeros(2, 3, 0)
+    codes, condition, known = torch.randint(6, (2, 3, 2, 2, 1)), torch.randn(2, 3, 2), torch.ones(2, 3).bool()
+    assert model.loss(codes, condition, torch.ones(2, 3), ~known, none, known).keys() == {"loss", "reward", "end"}
+    out, _ = model(codes, condition, none)
+    assert model.draw(out.changes[:, 0], none[:, 0], none[:, 0]).shape == (2, 0)
 
 
 def test_changes_are_those_within_episodes() -> None:

@@ -39,8 +39,15 @@ def bootstrap(values: np.ndarray, groups: np.ndarray | None = None, draws: int =
     return Mean(float(values.mean()), float(low), float(high), len(values))
 
 
-def ratio(a: np.ndarray, b: np.ndarray, groups: np.ndarray, draws: int = 2000) -> Mean:
-    """The mean of a (n,) over the mean of b (n,), and its interval over groups, the same groups drawn for both."""
+def ratio(a: np.ndarray, b: np.ndarray, groups: np.ndarray | None, draws: int = 2000) -> Mean:
+    """The mean of a (n,) over the mean of b (n,), and its interval over groups, the same groups drawn for both.
+
+    Without groups items of a and of b are drawn each on their own.
+    """
+    if groups is None:
+        rng = np.random.default_rng(0)
+        low, high = np.quantile(np.divide(*(rng.choice(x, (draws, len(x))).mean(1) for x in (a, b))), [0.025, 0.975])
+        return Mean(float(a.mean() / b.mean()), float(low), float(high), len(a))
     _, index = np.unique(groups, return_inverse=True)
     drawn = np.random.default_rng(0).integers(index.max() + 1, size=(draws, index.max() + 1))
     low, high = np.quantile(np.bincount(index, a)[drawn].sum(1) / np.bincount(index, b)[drawn].sum(1), [0.025, 0.975])

@@ -1,0 +1,37 @@
+"""Any environment of frames, seen through a world model's VQ-VAE.
+
+A policy that grew up in a dream knows the world as the decoder paints it. In the engine it may be given the same eyes,
+as the controller of "World Models" (Ha and Schmidhuber, 2018) sees the real game through its autoencoder only: each
+frame is encoded and decoded, one after the other, with the causal layers' memory of the episode so far.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+from worldmodel.errors import UserError
+from worldmodel.layers import Memory
+from worldmodel.vqvae import VQVAE, to_uint8
+
+
+class Reconstructed(gym.ObservationWrapper[np.ndarray, Any, np.ndarray]):
+    """Observations (h, w, 3) uint8 as reconstructions; `UserError` unless the VQ-VAE streams single frames."""
+
+    def __init__(self, env: gym.Env[np.ndarray, Any], vqvae: VQVAE) -> None:
+        super().__init__(env)
+        if not vqvae.config.causal or vqvae.config.stride[0] > 1:
+            raise UserError("frames are seen one by one: this needs a VQ-VAE in stream mode with a time stride of 1")
+        self.vqvae = vqvae.eval()
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        self.seen, self.painted = Memory(), Memory()
+        return super().reset(seed=seed, options=options)
+
+    @torch.inference_mode()
+    def observation(self, observation: np.ndarray) -> np.ndarray:
+        codes = self.vqvae.encode(torch.from_numpy(observation)[None, None], self.seen)
+        return to_uint8(self.vqvae.decode(codes, self.painted))[0, 0].numpy()
