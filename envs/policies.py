@@ -16,7 +16,7 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticCnnPolicy
 
 from worldmodel.checkpoint import load_weights, read_header, save_checkpoint
-from worldmodel.dream import PRETRAINED
+from worldmodel.dream import PRETRAINED, folder_of
 from worldmodel.errors import UserError
 from worldmodel.world import ActionSpec, World, random_actions
 
@@ -30,8 +30,7 @@ MEMORY = 4
 
 def policy_folder(name: str) -> Path:
     """A folder as it is, or the policy that ships under that name (`health_gathering_supreme`)."""
-    shipped = PRETRAINED / f"{name}_policy"
-    return shipped if Path(name).name == name and shipped.is_dir() else Path(name)
+    return folder_of(name, "_policy")
 
 
 def shipped_policies(world: str) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ from envs.policies import MEMORY, Player, load_player, shipped_policies
 from envs.reconstructed import Reconstructed
 from envs.vizdoom import VizdoomFrames
 from worldmodel.checkpoint import write_json
-from worldmodel.dream import load_vqvae, run_folder
+from worldmodel.dream import folder_of, load_vqvae
 from worldmodel.errors import UserError
 
 KNOWN = {
@@ -125,7 +125,7 @@ def main(args: Args) -> None:
     results = {}
     with contextlib.closing(VizdoomFrames(args.scenario, args.frame_skip)) as engine:
         players = {name: load_player(name, engine.world, args.deterministic) for name in names}
-        env = Reconstructed(engine, load_vqvae(run_folder(args.eyes) / "vqvae")) if args.eyes else engine
+        env = Reconstructed(engine, load_vqvae(folder_of(args.eyes) / "vqvae")) if args.eyes else engine
         with tqdm(total=len(players) * args.episodes, unit=" episodes", desc="score") as bar:
             for name, player in players.items():
                 played = []

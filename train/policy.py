@@ -142,8 +142,8 @@ def make_envs(args: Args) -> VecEnv:
         if gym.spec(args.env).vector_entry_point is None:
             envs: VecEnv = DummyVecEnv([lambda: gym.make(args.env, scenario=args.scenario)] * args.n_envs)
         else:
-            names = {"model": "env_model", "world": "scenario", "temperature": "temperature", "precision": "precision"}
-            dream = {name: getattr(args, setting) for name, setting in names.items()}
+            dream: dict[str, Any] = {"model": args.env_model, "world": args.scenario}
+            dream |= {"temperature": args.temperature, "precision": args.precision}
             envs = SB3VecEnv(gym.make_vec(args.env, num_envs=args.n_envs, autoreset_mode="SameStep", **dream))
     except gym.error.Error as error:
         raise UserError(str(error)) from None

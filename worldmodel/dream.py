@@ -261,9 +261,10 @@ def shipped(world: str) -> Path:
     raise UserError(f"no model ships for the world {world!r} (but for: {known or 'none'}); give model=, a run folder")
 
 
-def run_folder(name: str) -> Path:
-    """A run folder as it is, or that of the world that ships under this name."""
-    return PRETRAINED / name if Path(name).name == name and (PRETRAINED / name / "vqvae").is_dir() else Path(name)
+def folder_of(name: str, kind: str = "") -> Path:
+    """A folder as it is, or what ships under that bare name: a world, or with `kind="_policy"` a policy."""
+    ships = PRETRAINED / f"{name}{kind}"
+    return ships if name and Path(name).name == name and ships.is_dir() else Path(name)
 
 
 def inputs_first(model: nn.Module) -> None:
