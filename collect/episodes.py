@@ -34,16 +34,16 @@ class Exploration:
 
     epsilon: float = 0.2
     """Share of an episode's steps that are random."""
-    hold: float = 4.0
-    """Steps for which a random action is held, on average."""
+    hold: tuple[float, ...] = (4.0,)
+    """Steps for which a random action is held, on average; of several, each episode draws one."""
     random_share: float = 0.1
     """Share of the episodes that are random throughout."""
 
     def __post_init__(self) -> None:
         if not (0 <= self.epsilon <= 1 and 0 <= self.random_share <= 1):
             raise UserError(f"epsilon {self.epsilon} and random_share {self.random_share} must lie between 0 and 1")
-        if self.hold < 1:
-            raise UserError(f"hold must be at least 1 step, not {self.hold}")
+        if not self.hold or min(self.hold) < 1:
+            raise UserError(f"hold must be at least 1 step, not {self.hold or 'none'}")
 
 
 class Lane:
@@ -52,8 +52,9 @@ class Lane:
     def __init__(self, env: Env, world: World, how: Exploration, seed: int, rng: np.random.Generator) -> None:
         self.env, self.world, self.rng, self.done = env, world, rng, False
         epsilon = 1.0 if rng.random() < how.random_share else how.epsilon
-        self.begin = epsilon / (epsilon + how.hold * (1 - epsilon))  # makes a share epsilon of all steps random
-        self.hold, self.left, self.held = how.hold, 0, np.empty(0)
+        self.hold = how.hold[rng.integers(len(how.hold))]
+        self.begin = epsilon / (epsilon + self.hold * (1 - epsilon))  # makes a share epsilon of all steps random
+        self.left, self.held = 0, np.empty(0)
         self.frames: list[np.ndarray] = []
         self.variables: list[list[float]] = []
         self.steps: list[tuple[np.ndarray, float, bool, bool]] = []

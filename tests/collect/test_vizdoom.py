@@ -155,7 +155,7 @@ def test_the_clock_of_a_played_episode() -> None:
 
 def test_the_share_of_random_steps_and_how_long_they_are_held() -> None:
     """The agent always takes 4, so every other action is random: four fifths of the random ones."""
-    how = Exploration(epsilon=0.3, hold=5, random_share=0)
+    how = Exploration(epsilon=0.3, hold=(5,), random_share=0)
     (episode,) = play([Counting(20_000)], WORLD, always_four, how, seed=1, group=0)
     actions = episode["action"][:-1]
     random = actions != 4
