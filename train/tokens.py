@@ -6,11 +6,14 @@ Reads <run>/data.zarr and <run>/vqvae, writes <run>/tokens.zarr and <run>/contex
 codes is episode i of the frames, so both have the same splits. Row t holds what led into latent frame t and
 what was found there:
 
-    codes       (h, w, g) uint16
-    condition   (s * action width) float32: the s actions that led into its s frames; zeros before an episode's first
-    reward      the sum of their rewards
-    ended       did the episode end with its last frame?
-    variables   (v) float32, at its last frame
+    codes         (h, w, g) uint16
+    condition     (s * action width) float32: the s actions that led into its s frames; zeros before an episode's first
+    reward        the sum of their rewards
+    ended         did the episode end with its last frame?
+    variables     (v) float32, at its last frame
+    label, split  of the episode
+
+Only what was recorded is there: a store of videos may have nothing but frames.
 
 A stream-mode VQ-VAE encodes an episode from end to end. A paper-mode one sees whole clips, so an episode
 becomes a row of clips, one beginning every `every` frames, and clips of codes are only ever taken from where
@@ -85,13 +88,21 @@ def rows_of(world: World, episode: dict[str, np.ndarray], start: int, stop: int,
         before = np.concatenate([np.zeros_like(values[:1]), values[:-1]])
         return before[start:stop].reshape(-1, stride, *values.shape[1:])
 
-    actions = into(world.action.encode(episode["action"]))
-    return {
-        "condition": actions.reshape(len(actions), -1).astype(np.float32),
-        "reward": into(episode["reward"]).sum(1),
-        "ended": into(episode["terminated"]).any(1),
-        "variables": episode["variables"][start:stop].reshape(len(actions), stride, -1)[:, -1],
+    def at(values: np.ndarray) -> np.ndarray:
+        """The value at the last of its frames."""
+        return values[start:stop][stride - 1 :: stride]
+
+    rows: dict[str, np.ndarray] = {
+        name: at(episode[name]) for name in ("variables", "label", "split") if name in episode
     }
+    if "action" in episode:
+        actions = into(world.action.encode(episode["action"]))
+        rows["condition"] = actions.reshape(len(actions), -1).astype(np.float32)
+    if "reward" in episode:
+        rows["reward"] = into(episode["reward"]).sum(1)
+    if "terminated" in episode:
+        rows["ended"] = into(episode["terminated"]).any(1)
+    return rows
 
 
 def pieces(model: VQVAE, world: World, episode: dict[str, np.ndarray], every: int) -> Iterator[dict[str, np.ndarray]]:
@@ -148,7 +159,7 @@ def main(args: Args) -> None:
                 writer.append({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
                 bar.update(len(episode["frames"]))
     tokens = Store(args.run / "tokens.zarr")
-    if model.config.causal:
+    if model.config.causal and {"condition", "variables"} <= set(tokens.names):
         contexts(tokens, args).save(args.run / "contexts.safetensors", weights)
     print(f"tokens: {args.run / 'tokens.zarr'} with {len(tokens.ends)} episodes, {tokens.rows:,} latent frames")
 

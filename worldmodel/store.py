@@ -3,6 +3,9 @@
 The clock: row t holds frame f_t, the action a_t taken at it, and the reward r_t and flags of that step. An episode
 of n steps has n + 1 rows; its last row has a frame, but a zero action, a zero reward and flags False. Nothing here
 depends on it, nor on there being frames: a store of tokens has other arrays and the same code.
+
+Two arrays have the same value in all rows of an episode. `label` is the number of its class. `split` is for data that
+was published with one: 0, 1 or 2 for train, valid or test. Without it the split is 8:1:1, drawn by `split_seed`.
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ class Store:
         self.rows: int = commit["rows"]
         self.names: tuple[str, ...] = tuple(commit["arrays"])
         self._arrays: dict[str, zarr.Array[Any]] = {}
+        self._split: np.ndarray | None = None
         self.decoded: dict[str, np.ndarray] = {}  # arrays as `Clips` keeps them, for all clips of this store
         self.ends = self._read(ENDS, 0, commit["episodes"])
         if self.ends[-1] != self.rows:
@@ -53,10 +57,21 @@ class Store:
             return np.arange(n)
         if split not in SPLITS:
             raise UserError(f"there is no split {split!r}; known are {', '.join(SPLITS)}, all")
+        if "split" in self.names:
+            return self._published(split)
         (indices,) = np.nonzero(split_of(n, self.split_seed) == split)
         if not len(indices):
             more = next(k for k in itertools.count(1) if split in split_of(n + k, self.split_seed))
             raise UserError(f"{self.path} has no episodes in split {split!r}; collect at least {more} more")
+        return indices
+
+    def _published(self, split: str) -> np.ndarray:
+        """The episodes of a split that came with the data."""
+        if self._split is None:
+            self._split = self.read("split", 0, self.rows)[self.ends - 1]
+        (indices,) = np.nonzero(self._split == SPLITS.index(split))
+        if not len(indices):
+            raise UserError(f"{self.path} was recorded without a {split} split; record one")
         return indices
 
     def bounds(self, i: int) -> tuple[int, int]:

@@ -20,7 +20,7 @@ class ActionSpec:
     """An action space as plain data.
 
     `Discrete`: `nvec` has one entry, actions are integers (). `MultiDiscrete`: integers (len(nvec),).
-    `Box`: floats (len(low),) between `low` and `high`.
+    `Box`: floats (len(low),) between `low` and `high`; of length 0, as in `NO_ACTION`, for videos that nobody steers.
     """
 
     kind: Literal["Discrete", "MultiDiscrete", "Box"]
@@ -76,6 +76,10 @@ class ActionSpec:
         return f"{self.kind}({inside})"
 
 
+NO_ACTION = ActionSpec(kind="Box")
+"""Of a video that nobody steers; its store has no actions."""
+
+
 def random_actions(spec: ActionSpec, n: int, rng: np.random.Generator) -> np.ndarray:
     """Uniformly random actions (n, ...)."""
     if spec.kind == "Box":
@@ -94,9 +98,11 @@ class World:
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     frame_shape: tuple[int, int, int] = (64, 64, 3)
     """Height, width, channels of a frame of uint8."""
-    action: ActionSpec
+    action: ActionSpec = NO_ACTION
     variables: tuple[str, ...] = ()
     """Names of the recorded game variables, e.g. HEALTH."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes that label its episodes, if any."""
     fps: float = 10.0
     """Environment steps per second of the world's own time (35 / frame_skip for Doom)."""
     max_episode_steps: int = 0

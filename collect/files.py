@@ -1,0 +1,120 @@
+"""Filling a store from files as they were published: side by side, in order, and going on where it was interrupted.
+
+A reader is a list of items (a file, with what is known of it) and a function that makes episodes of one. A file that
+cannot be read is named, skipped and counted, and never ends the work: what was wrong with it is written to
+`<store>/skipped.txt`. An item's position and the number of its episodes that are in the store are committed with them,
+so the same command goes on, and ends with the same store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from collect.episodes import Episode
+from collect.pool import Pool
+from worldmodel.checkpoint import write_atomic
+from worldmodel.errors import UserError
+from worldmodel.world import World
+from worldmodel.writer import StoreWriter
+
+SKIPPED = "skipped.txt"
+Item = TypeVar("Item")
+
+
+class BrokenFile(Exception):
+    """A file that cannot be read, and why; its message begins with the file's name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """What all readers of files are asked."""
+
+    source: Path
+    """Folder of the data as published."""
+    out: Path
+    """The store; one that is not complete goes on."""
+    workers: int = min(os.cpu_count() or 1, 16)
+    """Processes that read."""
+    seed: int = 0
+    """Of the order of the episodes, and of the split where none was published."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise UserError(f"{self.workers} workers read nothing; ask for at least 1")
+        if not self.source.exists():
+            raise UserError(f"{self.source} does not exist; give the data as published")
+
+
+@contextlib.contextmanager
+def reading(read: Callable[[Item], Sequence[Episode]]) -> Iterator[Callable[[Item], tuple[Sequence[Episode], str]]]:
+    """What each process does with an item: its episodes, or why there are none."""
+
+    def one(item: Item) -> tuple[Sequence[Episode], str]:
+        try:
+            return read(item), ""
+        except BrokenFile as error:
+            return (), " ".join(str(error).split())
+
+    yield one
+
+
+Read = Callable[[Item], Sequence[Episode]]
+
+
+def fill(args: Files, world: World, items: Sequence[Item], read: Read[Item], **how: Any) -> None:
+    """A store of the episodes of all items, in their order; `how` is what makes another recording of the same files.
+
+    `read` and the items travel to other processes, so they can be pickled; `read` raises `BrokenFile`.
+    """
+    if not items:
+        raise UserError(f"{args.source} holds no files of this kind; give the folder as it was published")
+    with StoreWriter(args.out, world, {"seed": args.seed, **how}, args.seed) as writer:
+        skipped = _run(writer, items, read, args.workers)
+        if not writer.episodes:
+            raise UserError(f"none of the {len(items)} files of {args.source} could be read; see {args.out / SKIPPED}")
+        told = f"{writer.episodes:,} episodes, {writer.rows:,} frames"
+    print(f"data: {args.out}: {told}" + (f"; {skipped} of {len(items):,} files were skipped" if skipped else ""))
+
+
+def _run(writer: StoreWriter, items: Sequence[Item], read: Callable[[Item], Sequence[Episode]], workers: int) -> int:
+    """Read what is still missing; returns the number of items that were skipped in all."""
+    progress = writer.progress or {"item": 0, "written": 0, "skipped": []}  # the next item, and how much of it is there
+    first, written, bad = progress["item"], progress["written"], list(progress["skipped"])
+    if first == len(items):
+        return len(bad)
+    with (
+        Pool(partial(reading, read), min(workers, len(items) - first), tqdm.write) as pool,
+        tqdm(total=len(items), initial=first, unit=" files", desc=writer.world.name) as bar,
+    ):
+        for i, (episodes, why) in enumerate(pool.map(itertools.islice(items, first, None)), first):
+            if why:
+                bad.append(why)
+                tqdm.write(f"skipped: {why}")
+                write_atomic(writer.path / SKIPPED, ("\n".join(bad) + "\n").encode())
+            for k, episode in enumerate(episodes, 1):
+                if (i, k) > (first, written):
+                    done = k == len(episodes)
+                    writer.append(episode, {"item": i + done, "written": 0 if done else k, "skipped": bad})
+            bar.update()
+            bar.set_postfix_str(f"{writer.rows:,} frames")
+    return len(bad)
+
+
+def labelled(episode: Episode, **values: int) -> Episode:
+    """An episode with values that are the same in all its rows: its `label`, its `split`."""
+    return episode | {name: np.full(len(episode["frames"]), v, np.int64) for name, v in values.items()}
+
+
+def splits(n: int, share: float, seed: int) -> np.ndarray:
+    """(n,) 1 for the share of published training episodes that are for validation, else 0; the test's are kept."""
+    return (np.random.default_rng(seed).random(n) < share).astype(np.int64)
