@@ -101,7 +101,7 @@ def rows_of(world: World, episode: dict[str, np.ndarray], start: int, stop: int,
     if "reward" in episode:
         rows["reward"] = into(episode["reward"]).sum(1)
     if "terminated" in episode:
-        rows["ended"] = into(episode["terminated"]).any(1)
+        rows["ended"] = np.asarray(into(episode["terminated"]).any(1))
     return rows
 
 

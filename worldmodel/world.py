@@ -109,7 +109,8 @@ class World:
     """The recorded environment's time limit in steps; 0 means none."""
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Without the classes if there are none, as before there could be any: older runs and stores go on."""
+        return {name: value for name, value in asdict(self).items() if name != "classes" or value}
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> World:
