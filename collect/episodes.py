@@ -23,9 +23,9 @@ import numpy as np
 from envs.policies import MEMORY, Player
 from worldmodel.errors import UserError
 from worldmodel.world import World, random_actions
+from worldmodel.writer import Episode
 
 Env = gym.Env[np.ndarray, Any]
-Episode = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,12 +20,11 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from collect.episodes import Episode
 from collect.pool import Pool
 from worldmodel.checkpoint import write_atomic
 from worldmodel.errors import UserError
 from worldmodel.world import World
-from worldmodel.writer import StoreWriter
+from worldmodel.writer import Episode, StoreWriter
 
 SKIPPED = "skipped.txt"
 Item = TypeVar("Item")
@@ -51,8 +50,6 @@ class Files:
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise UserError(f"{self.workers} workers read nothing; ask for at least 1")
-        if not self.source.exists():
-            raise UserError(f"{self.source} does not exist; give the data as published")
 
 
 @contextlib.contextmanager
@@ -76,6 +73,8 @@ def fill(args: Files, world: World, items: Sequence[Item], read: Read[Item], **h
 
     `read` and the items travel to other processes, so they can be pickled; `read` raises `BrokenFile`.
     """
+    if not args.source.exists():  # not when built: a default is built before the flags are laid over it
+        raise UserError(f"{args.source} does not exist; give the data as published")
     if not items:
         raise UserError(f"{args.source} holds no files of this kind; give the folder as it was published")
     with StoreWriter(args.out, world, {"seed": args.seed, **how}, args.seed) as writer:
@@ -104,7 +103,7 @@ def _run(writer: StoreWriter, items: Sequence[Item], read: Callable[[Item], Sequ
             for k, episode in enumerate(episodes, 1):
                 if (i, k) > (first, written):
                     done = k == len(episodes)
-                    writer.append(episode, {"item": i + done, "written": 0 if done else k, "skipped": bad})
+                    writer.append(episode, {"item": i + done, "written": 0 if done else k, "skipped": list(bad)})
             bar.update()
             bar.set_postfix_str(f"{writer.rows:,} frames")
     return len(bad)

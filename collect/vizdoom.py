@@ -12,7 +12,6 @@ do nothing but `DoomGame.make_action`, timed on the same machine right after.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import sys
 import time
@@ -29,15 +28,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from collect.episodes import Episode, Exploration, pieces, play
+from collect.episodes import Exploration, play
 from collect.pool import Pool
+from collect.record import record
 from configs import command
 from envs.policies import load_player, load_policy, policy_folder
 from envs.vizdoom import VizdoomFrames
 from worldmodel.checkpoint import digest
 from worldmodel.errors import UserError
 from worldmodel.world import World
-from worldmodel.writer import StoreWriter
+from worldmodel.writer import Episode, StoreWriter
 
 LANES = 4
 """Engines of a process. Part of what is recorded, since it decides the size of the policy's batches."""
@@ -109,36 +109,6 @@ def settings(args: Args, world: World, length: int) -> dict[str, Any]:
     return {"policy": policy, "length": length, "seed": args.seed, **exploration}
 
 
-def record(args: Args, writer: StoreWriter, total: int, length: int) -> None:
-    """Play episodes and write their pieces until there are enough."""
-    first, written = writer.progress or (0, 0)  # the next episode, and how many of its pieces there are already
-    before, too_short = writer.rows, 0
-    with Pool(partial(playing, args), args.workers, tqdm.write) as pool:
-        bar = tqdm(total=total, initial=writer.episodes, unit=" episodes", desc=args.scenario)
-        begin = time.perf_counter()
-        groups = pool.map(itertools.count(first // LANES))
-        for i, episode in enumerate(itertools.chain.from_iterable(groups), first // LANES * LANES):
-            parts = pieces(episode, length)
-            too_short = 0 if parts else too_short + 1
-            if too_short == 100:
-                raise UserError(f"a hundred episodes in a row had fewer than {length} frames; ask for a shorter length")
-            for k, part in enumerate(parts, 1):
-                if (i, k) > (first, written) and writer.episodes < total:
-                    writer.append(part, progress=[i, k] if k < len(parts) else [i + 1, 0])
-                    bar.update()
-            rate = (writer.rows - before) / (time.perf_counter() - begin)
-            bar.set_postfix_str(f"{rate:,.0f} frames/s")
-            if writer.episodes == total:
-                break
-        writer.commit()
-        bar.close()
-        rate = (writer.rows - before) / (time.perf_counter() - begin)
-        bare = sum(pool.everywhere(partial(bare_engine, args)))
-    print(
-        f"{rate:,.0f} frames/s by {args.workers} processes: {rate / bare:.0%} of the bare engine's {bare:,.0f} steps/s"
-    )
-
-
 def main(args: Args) -> None:
     total, length = (1000, 100) if args.paper else (args.episodes, args.length)
     with contextlib.closing(make_env(args)) as env:
@@ -150,7 +120,11 @@ def main(args: Args) -> None:
     with StoreWriter(args.out, world, settings(args, world, length), args.seed) as writer:
         complete = writer.episodes >= total
         if not complete:
-            record(args, writer, total, length)
+            with Pool(partial(playing, args), args.workers, tqdm.write) as pool:
+                rate = record(pool, writer, LANES, total, length)
+                bare = sum(pool.everywhere(partial(bare_engine, args)))
+            share = f"{rate / bare:.0%} of the bare engine's {bare:,.0f} steps/s"
+            print(f"{rate:,.0f} frames/s by {args.workers} processes: {share}")
         told = f"{writer.episodes:,} episodes, {writer.rows:,} frames, {writer.rows / writer.episodes:.1f} on average"
         print(f"data: {args.out} {'was complete already' if complete else 'is complete'}: {told}")
 

@@ -12,6 +12,7 @@ what was found there:
     ended         did the episode end with its last frame?
     variables     (v) float32, at its last frame
     label, split  of the episode
+    row           of its first frame in the store of frames, where a prior finds its conditioning frames
 
 Only what was recorded is there: a store of videos may have nothing but frames.
 
@@ -105,8 +106,10 @@ def rows_of(world: World, episode: dict[str, np.ndarray], start: int, stop: int,
     return rows
 
 
-def pieces(model: VQVAE, world: World, episode: dict[str, np.ndarray], every: int) -> Iterator[dict[str, np.ndarray]]:
-    """The rows of an episode's pieces."""
+def pieces(
+    model: VQVAE, world: World, episode: dict[str, np.ndarray], every: int, first: int = 0
+) -> Iterator[dict[str, np.ndarray]]:
+    """The rows of the pieces of an episode whose frames begin at row `first` of their store."""
     stride = model.config.stride[0]
     missing = -len(episode["frames"]) % stride if model.config.causal else 0
     if missing:  # the last frame stays until its latent frame is full, so that no end of an episode is lost
@@ -115,7 +118,8 @@ def pieces(model: VQVAE, world: World, episode: dict[str, np.ndarray], every: in
     rows = len(episode["frames"])
     for start in starts(model, rows, every):
         stop = rows if model.config.causal else start + model.config.frames
-        yield {"codes": encode(model, episode["frames"][start:stop])} | rows_of(world, episode, start, stop, stride)
+        codes, row = encode(model, episode["frames"][start:stop]), first + np.arange(start, stop, stride)
+        yield {"codes": codes, "row": row} | rows_of(world, episode, start, stop, stride)
 
 
 def contexts(tokens: Store, args: Args) -> Context:
@@ -150,7 +154,7 @@ def main(args: Args) -> None:
         with tqdm(total=rows, unit=" frames", desc="tokens", disable=rows == 0) as bar:
             for i in range(first, len(store.ends)):
                 episode = store.episode(i)
-                parts = list(pieces(model, store.world, episode, args.every))
+                parts = list(pieces(model, store.world, episode, args.every, store.bounds(i)[0]))
                 if not parts:
                     raise UserError(
                         f"episode {i} of {store.path} has {len(episode['frames'])} frames, too few for a clip of "

@@ -16,11 +16,16 @@ in frames.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from functools import cache
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+Mask = Tensor | BlockMask | Literal["causal"] | None
+"""Of attention: bits (true is seen), blocks for FlexAttention, everything up to oneself, or everything."""
 
 
 @dataclass
@@ -114,12 +119,24 @@ def rotate(x: Tensor, turn: Tensor) -> Tensor:
     return torch.cat([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+@cache
+def fused() -> Any:
+    """FlexAttention as one kernel; without `torch.compile` it would store all the scores."""
+    return torch.compile(flex_attention)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None) -> Tensor:
     """Softmax attention of (..., queries, d) over (..., keys, d).
 
     Many small problems on a CPU, as in a step of many dreams, are done by two plain products: the fused kernel takes
     up to five times as long for them.
     """
+    if isinstance(mask, BlockMask):
+        return (
+            fused()(q, k, v, block_mask=mask) if q.device.type == "cuda" else flex_attention(q, k, v, block_mask=mask)
+        )  # type: ignore[return-value]
+    if isinstance(mask, str):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
     if q.device.type != "cpu" or q.requires_grad or q.shape[-2] > 16 or len(q) < 16:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2))
@@ -149,10 +166,11 @@ class Attention(nn.Module):
         q, k, v = qk[:, : self.heads], qk[:, self.heads :], qkv[:, heads:]
         return q.flatten(2, 3), k.flatten(2, 3), v.flatten(2, 3)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, like: Tensor) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, like: Tensor) -> Tensor:
         """The attended values, back in the shape of `like` (b, t, n, width). Without a mask everything is seen."""
         share = self.heads // self.kv_heads
-        if share > 1 and (mask is None or mask.shape[-2] == 1):  # a pass: the queries of a key head side by side
+        one = isinstance(mask, Tensor) and mask.shape[-2] == 1
+        if share > 1 and (mask is None or one):  # a pass: the queries of a key head side by side
             b, _, m, d = q.shape
             y = attend(q.reshape(b, self.kv_heads, share * m, d), k, v, mask).reshape(b, self.heads, m, d)
         elif share > 1:
@@ -160,3 +178,26 @@ class Attention(nn.Module):
         else:
             y = attend(q, k, v, mask)
         return self.out(y.transpose(1, 2).reshape(like.shape))
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of (b, t, n, width) to all of the features (b, m, units) of conditioning frames."""
+
+    def __init__(self, width: int, heads: int, layers: int, units: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q, self.kv = nn.Linear(width, width, bias=False), nn.Linear(units, 2 * width, bias=False)
+        self.out = nn.Linear(width, width)
+        nn.init.normal_(self.q.weight, std=width**-0.5)
+        nn.init.normal_(self.kv.weight, std=units**-0.5)
+        nn.init.normal_(self.out.weight, std=(width * layers) ** -0.5)
+        nn.init.zeros_(self.out.bias)
+
+    def pair(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (b, a, m, d), the same for all codes of a video."""
+        k, v = self.kv(features).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return k, v
+
+    def forward(self, x: Tensor, pair: tuple[Tensor, Tensor]) -> Tensor:
+        q = self.q(x).flatten(1, 2).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return self.out(attend(q, *pair).transpose(1, 2).reshape(x.shape))

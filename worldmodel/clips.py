@@ -43,7 +43,7 @@ class Clips:
     ) -> None:
         self.store, self.split, self.length, self.align = store, split, length, align
         self.names = tuple(names) or store.names
-        self.cache: Cache = cache or ("disk" if os.access(store.path, os.W_OK) else "memory")
+        self.cache: Cache = cache or _usual(store)
         episodes = store.episodes(split)
         bounds = np.array([store.bounds(i) for i in episodes])
         self._starts = (bounds[:, 1] - bounds[:, 0] - length) // align + 1  # number of starts in each episode
@@ -85,16 +85,23 @@ class Clips:
         at = np.searchsorted(self._ends, clips, side="right")
         start = (clips - (self._ends - self._starts)[at]) * self.align
         rows = self._first[at] + start
-        batch = {name: self._rows(name, rows) for name in self.names}
+        batch = {name: rows_of(self.store, name, rows, self.length, self.cache) for name in self.names}
         return batch | {"episode": self._episodes[at], "start": start}
 
-    def _rows(self, name: str, starts: np.ndarray) -> np.ndarray:
-        if self.cache == "off":
-            return np.stack([self.store.read(name, s, s + self.length) for s in starts.tolist()])
-        decoded = self.store.decoded
-        if name not in decoded:
-            decoded[name] = (map_array if self.cache == "disk" else decode)(self.store, name)
-        return np.stack([decoded[name][s : s + self.length] for s in starts.tolist()])
+
+def rows_of(store: Store, name: str, starts: np.ndarray, length: int, cache: Cache | None = None) -> np.ndarray:
+    """(len(starts), length, ...) rows of an array from each start on."""
+    cache = cache or _usual(store)
+    if cache == "off":
+        return np.stack([store.read(name, s, s + length) for s in starts.tolist()])
+    if name not in store.decoded:
+        store.decoded[name] = (map_array if cache == "disk" else decode)(store, name)
+    return np.stack([store.decoded[name][s : s + length] for s in starts.tolist()])
+
+
+def _usual(store: Store) -> Cache:
+    """On disk where the store's folder can be written."""
+    return "disk" if os.access(store.path, os.W_OK) else "memory"
 
 
 def _spread(candidates: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:

@@ -91,18 +91,3 @@ class Order:
         above = at - self.w * self.g + last if i else NONE
         left = at - self.g + last if j else NONE
         return [above, left]
-
-    def frame_mask(self) -> Tensor:
-        """(n, n) bool: may the row's position attend to the column's, within a frame?"""
-        return self.rank[:, None] >= self.rank[None, :]
-
-
-def clip_mask(order: Order, frames: int, window: int) -> Tensor:
-    """(frames*n, frames*n) bool: own frame by the order, and whole frames at most window - 1 before it."""
-    ago = torch.arange(frames)[:, None] - torch.arange(frames)
-    whole = (ago > 0) & (ago < window)
-    n = len(order)
-    mask = whole.repeat_interleave(n, 0).repeat_interleave(n, 1).view(frames, n, frames, n)
-    diagonal = torch.arange(frames)
-    mask[diagonal, :, diagonal] = order.frame_mask()
-    return mask.view(frames * n, frames * n)

@@ -24,101 +24,31 @@ code values, c condition. Codes are (b, t, h, w, g), or (b, t, n, m) by position
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from worldmodel.attention import Cache, rotation
+from worldmodel.attention import Cache, Mask, rotation
 from worldmodel.conditioning import ConditionalNorm
-from worldmodel.errors import UserError, at_least
+from worldmodel.errors import UserError
 from worldmodel.layers import AxisPositions
-from worldmodel.order import NONE, Name, Order, clip_mask
+from worldmodel.order import NONE, Order
+from worldmodel.prior_config import Condition, PriorConfig
+from worldmodel.resnet import ResNet
+from worldmodel.sparsity import block_mask, clip_mask
 from worldmodel.transformer import Block, Head, Shared
+from worldmodel.vqvae import to_float
 
-Condition = Literal["none", "frame", "clip"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PriorConfig:
-    """Table 9; the defaults are its ViZDoom column."""
-
-    latent: tuple[int, int, int] = (8, 32, 32)
-    """Latent frames of a training clip, rows, columns."""
-    books: int = 1
-    codes: int = 1024
-    """Vocabulary."""
-    code_dim: int = 256
-    """Channels of a code's vector."""
-    mode: Literal["paper", "stream"] = "paper"
-    order: Name = "raster"
-    """Order of the positions of a frame."""
-    patch: int = 1
-    """Rows and columns of codes that make one position of the transformer; all books are inside it if above 1."""
-    window: int = 8
-    """stream: latent frames that attention reaches, the current one included."""
-    condition: Condition = "none"
-    condition_dim: int = 0
-    width: int = 512
-    """Embedding size."""
-    heads: int = 4
-    kv_heads: int = 0
-    """Heads of keys and values, each shared by several heads of queries; 0 for as many as those."""
-    layers: int = 16
-    feedforward: int = 2048
-    dropout: float = 0.2
-    noise: float = 0.0
-    """In training, up to this share of a clip's given codes are random."""
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "latent", "books", "codes", "code_dim", "patch", "window", "width", "heads", "feedforward")
-        at_least(self, 0, "dropout", "noise")
-        if self.latent[1] % self.patch or self.latent[2] % self.patch:
-            raise UserError(
-                f"{self.latent[1]} x {self.latent[2]} codes have no patches of {self.patch}; set --model.patch"
-            )
-        if self.width % (2 * self.heads):
-            raise UserError(
-                f"width = {self.width} cannot be divided into {self.heads} heads of even size; choose another"
-            )
-        if self.kv_heads < 0 or self.heads % (self.kv_heads or 1):
-            raise UserError(f"{self.heads} heads cannot share {self.kv_heads} of keys and values; choose a divisor")
-        if (self.condition == "none") != (self.condition_dim == 0):
-            raise UserError(f"condition = {self.condition} does not go with condition_dim = {self.condition_dim}")
-        if self.mode == "stream" and self.condition == "clip":
-            raise UserError("a stream is conditioned frame by frame; choose condition = frame, or mode = paper")
-
-    @property
-    def grid(self) -> tuple[int, int, int]:
-        """Rows, columns and books of a frame's positions."""
-        _, h, w = self.latent
-        return (h, w, self.books) if self.patch == 1 else (h // self.patch, w // self.patch, 1)
-
-    @property
-    def group(self) -> int:
-        """m, the codes of a position."""
-        return 1 if self.patch == 1 else self.patch**2 * self.books
-
-    @property
-    def frame(self) -> int:
-        """Codes of a latent frame."""
-        return self.latent[1] * self.latent[2] * self.books
-
-    @property
-    def reach(self) -> int:
-        """Latent frames that attention covers."""
-        return self.window if self.mode == "stream" else self.latent[0]
+__all__ = ["Condition", "Prior", "PriorConfig"]
 
 
 class Prior(nn.Module):
     """p(codes | condition), one latent frame after the other."""
 
     codebook: Tensor
-    mask: Tensor
     parents: Tensor
+    reachable: Tensor
 
     def __init__(self, config: PriorConfig, codebook: Tensor | None = None) -> None:
         """`codebook` (books, codes, code_dim) are the VQ-VAE's code vectors; they stay as they are."""
@@ -132,7 +62,9 @@ class Prior(nn.Module):
                 f"the prior's config asks for a codebook of {shape}, the VQ-VAE has {tuple(codebook.shape)}"
             )
         self.register_buffer("codebook", torch.zeros(shape) if codebook is None else codebook.clone())
-        self.register_buffer("mask", clip_mask(self.order, t, config.reach), persistent=False)
+        if config.local:  # what the last frame of a full ring sees of it
+            last = clip_mask(self.order, config.reach, config.reach, config.local)[-len(self.order) :]
+            self.register_buffer("reachable", last.unflatten(1, (config.reach, -1)), persistent=False)
         self.register_buffer("parents", self.order.parents, persistent=False)
         self.inputs = nn.ModuleList(
             nn.Linear(config.group * config.code_dim, config.width, bias=False)
@@ -144,15 +76,25 @@ class Prior(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = ConditionalNorm(config.width, config.condition_dim)
         self.head = Head(config)
+        if config.seen:
+            self.resnet = ResNet(config.resnet, config.seen, config.seen_shape, config.units)
+        self._masks: dict[tuple[int, torch.device], Mask] = {}
 
-    def forward(self, codes: Tensor, condition: Tensor | None = None) -> Tensor:
+    def look(self, frames: Tensor) -> Tensor:
+        """Conditioning frames (b, seen, H, W, c) uint8 -> features (b, m, units), as the other methods take them."""
+        wanted = (self.config.seen, *self.config.seen_shape)
+        if not self.config.seen or tuple(frames.shape[1:]) != wanted:
+            raise UserError(f"this prior looks at conditioning frames of {wanted}, not {tuple(frames.shape[1:])}")
+        return self.resnet(to_float(frames, self.start.dtype))
+
+    def forward(self, codes: Tensor, condition: Tensor | None = None, features: Tensor | None = None) -> Tensor:
         """Logits (b, t, h, w, g, k) of every code given the codes before it. Condition (b, t, c) or (b, c)."""
-        return self.ungroup(self.clip(codes, condition)[0])
+        return self.ungroup(self.clip(codes, condition, features)[0])
 
-    def loss(self, codes: Tensor, condition: Tensor | None = None) -> Tensor:
+    def loss(self, codes: Tensor, condition: Tensor | None = None, features: Tensor | None = None) -> Tensor:
         """Cross entropy of each latent frame, in nats per code: (b, t). Over ln 2 it is the paper's bits/dim."""
         given = self.corrupt(codes) if self.training and self.config.noise else codes
-        logits, target = self.clip(given, condition)[0].float(), self.by_position(codes)
+        logits, target = self.clip(given, condition, features)[0].float(), self.by_position(codes)
         loss = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none")
         return loss.view(*target.shape).mean((2, 3))
 
@@ -163,11 +105,11 @@ class Prior(nn.Module):
         return torch.where(torch.rand(codes.shape, device=codes.device) < share, random, codes)
 
     def clip(
-        self, codes: Tensor, condition: Tensor | None, start: int = 0
+        self, codes: Tensor, condition: Tensor | None, features: Tensor | None = None, start: int = 0
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """Logits (b, t, n, m, k) and each layer's keys and values, for a clip whose first frame has index `start`."""
         t = codes.shape[1]
-        shared = self.shared(start, t, self.check(codes, condition))
+        shared = self.shared(start, t, self.check(codes, condition), features)
         grouped = self.by_position(codes)
         vectors = self.vectors(grouped)
         ends = vectors[:, :-1, self.order.last].flatten(3)
@@ -175,20 +117,22 @@ class Prior(nn.Module):
         x = self._tell(grouped, last, torch.arange(len(self.order), device=codes.device))
         x[:, 0, self.order.first] = self.start.to(x.dtype)
         x = x + shared.places
-        n = t * len(self.order)
-        mask = self.mask[:n, :n] if t <= self.config.latent[0] else clip_mask(self.order, t, self.config.reach)
-        memory = []
-        for layer, block in enumerate(self.blocks):
-            x, pair = block(x, shared, layer, mask)
+        mask, memory = self._mask(t), []
+        for layer, block in zip(shared.layers, self.blocks, strict=True):
+            x, pair = block(x, layer, shared.turn, mask)
             memory.append(pair)
-        return self.head(self.norm(x, shared.norms[-1]), vectors), memory
+        return self.head(self.norm(x, shared.norm), vectors), memory
 
-    def shared(self, start: int, t: int, condition: Tensor | None) -> Shared:
+    def shared(self, start: int, t: int, condition: Tensor | None, features: Tensor | None) -> Shared:
         """For t frames from index `start` on, under a condition (b, t or 1, c)."""
-        norms: list[ConditionalNorm] = [m for m in self.modules() if isinstance(m, ConditionalNorm)]
+        if (features is None) == bool(self.config.seen):
+            raise UserError(
+                f"this prior looks at {self.config.seen} conditioning frames; give what `look` makes of them"
+            )
         times = torch.arange(start, start + t, device=self.start.device)
         return Shared(
-            [norm.modulation(condition) for norm in norms],
+            [block.share(condition, features) for block in self.blocks],  # type: ignore[operator]
+            self.norm.modulation(condition),
             self._places(start, t),
             self._turn(times, self.start.dtype),
         )
@@ -203,14 +147,16 @@ class Prior(nn.Module):
         last = like.new_zeros(batch, len(self.order.last), c.group * c.code_dim)
         return Cache(keys, values, valid, last, codes)
 
-    def prefill(self, codes: Tensor, condition: Tensor | None = None, start: int = 0) -> Cache:
+    def prefill(
+        self, codes: Tensor, condition: Tensor | None = None, start: int = 0, features: Tensor | None = None
+    ) -> Cache:
         """The cache after the frames of a context (b, t, h, w, g), the first of which has index `start`."""
         b, t = codes.shape[:2]
         cache, n = self.empty(b), len(self.order)
         slots = cache.valid.shape[1]
-        memory = self.clip(codes, condition, start)[1]
+        memory = self.clip(codes, condition, features, start)[1]
         for frame in range(max(0, t - slots), t):
-            at, source = (start + frame) % slots, slice(frame * n, (frame + 1) * n)
+            at, source = (start + frame) % slots, frame * n + torch.cat(self.order.passes)
             for layer, (k, v) in enumerate(memory):
                 cache.keys[layer][:, :, at * n : (at + 1) * n] = k[:, :, source]
                 cache.values[layer][:, :, at * n : (at + 1) * n] = v[:, :, source]
@@ -219,9 +165,9 @@ class Prior(nn.Module):
         cache.last, cache.time = vectors[:, 0].flatten(2), start + t
         return cache
 
-    def begin(self, cache: Cache, condition: Tensor | None = None) -> Shared:
+    def begin(self, cache: Cache, condition: Tensor | None = None, features: Tensor | None = None) -> Shared:
         """What the passes over the next frame share, under its condition (b, c)."""
-        return self.shared(cache.time, 1, None if condition is None else condition[:, None])
+        return self.shared(cache.time, 1, None if condition is None else condition[:, None], features)
 
     def step(self, cache: Cache, positions: Tensor, shared: Shared) -> Tensor:
         """Features (b, positions, width) of one pass: the codes of its parents must be in `cache.codes`."""
@@ -230,11 +176,14 @@ class Prior(nn.Module):
             x[:, 0] = self.start.to(x.dtype)
         x = x + shared.places[..., positions, :]
         mask = cache.mask(len(positions))
-        for layer, block in enumerate(self.blocks):
+        if self.config.local:
+            near = self._near(cache, positions)
+            mask = near if mask is None else mask & near
+        for index, (layer, block) in enumerate(zip(shared.layers, self.blocks, strict=True)):
             assert isinstance(block, Block)
-            x = block.step(x, shared, layer, cache, mask)
+            x = block.step(x, layer, shared.turn, cache, index, mask)
         cache.done += len(positions)
-        return self.norm(x, shared.norms[-1])[:, 0]
+        return self.norm(x, shared.norm)[:, 0]
 
     def finish(self, cache: Cache) -> None:
         """All codes of the frame are in `cache.codes`: begin the next one."""
@@ -307,6 +256,25 @@ class Prior(nn.Module):
                 f"a paper-mode prior ends after {len(places)} latent frames; use mode = stream for longer ones"
             )
         return places[start : start + t].reshape(t, len(self.order), -1)
+
+    def _mask(self, t: int) -> Mask:
+        """Of a clip of t frames: none to store where it is plainly causal, blocks where a GPU skips empty ones."""
+        c, device = self.config, self.start.device
+        if not c.local and c.order == "raster" and t <= c.reach:
+            return "causal"
+        if (t, device) not in self._masks:
+            if c.local and device.type == "cuda":
+                self._masks[t, device] = block_mask(self.order, t, c.reach, c.local, device)
+            else:
+                self._masks[t, device] = clip_mask(self.order, t, c.reach, c.local).to(device)
+        return self._masks[t, device]
+
+    def _near(self, cache: Cache, positions: Tensor) -> Tensor:
+        """(positions, keys) what a pass sees of the ring and of its frame so far, under sparse attention."""
+        slots = self.config.reach - 1
+        back = (torch.arange(slots, device=positions.device) - cache.time) % max(slots, 1)  # slots behind the oldest
+        rows = self.reachable[positions][..., torch.cat(self.order.passes).to(positions.device)]  # as they were cached
+        return torch.cat([rows[:, back].flatten(1), rows[:, slots, : cache.done + len(positions)]], dim=1)
 
     def _turn(self, times: Tensor, dtype: torch.dtype) -> Tensor | None:
         if self.config.mode == "paper":

@@ -58,14 +58,19 @@ class Sampling:
 
 @torch.no_grad()
 def next_frame(
-    prior: Prior, cache: Cache, condition: Tensor | None, noise: Tensor, sampling: Sampling
+    prior: Prior,
+    cache: Cache,
+    condition: Tensor | None,
+    noise: Tensor,
+    sampling: Sampling,
+    features: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draw one latent frame and move the cache on.
 
     Condition (b, c) and noise (b, n*m) in [0, 1) -> codes (b, 1, h, w, g), and (b,) log-likelihood and entropy in nats.
     """
     n, m = len(prior.order), prior.config.group
-    shared, noise = prior.begin(cache, condition), noise.view(-1, n, m)
+    shared, noise = prior.begin(cache, condition, features), noise.view(-1, n, m)
     likelihood, entropy = torch.zeros(2, len(noise), device=noise.device)
     for positions in prior.order.passes:
         positions = positions.to(noise.device)
@@ -84,3 +89,27 @@ def next_frame(
     frame = prior.ungroup(cache.codes.clone()[:, None])
     prior.finish(cache)
     return frame, likelihood, entropy
+
+
+@torch.no_grad()
+def continuation(
+    prior: Prior,
+    codes: Tensor,
+    frames: int,
+    generator: torch.Generator,
+    condition: Tensor | None = None,
+    features: Tensor | None = None,
+    sampling: Sampling | None = None,
+) -> Tensor:
+    """Codes (b, frames, h, w, g) that begin with `codes` (b, t >= 0, h, w, g); the others are drawn one by one.
+
+    The condition is (b, frames, c) or (b, c), as the prior has it; the numbers come from a generator of the CPU.
+    """
+    per_frame, given = prior.config.condition == "frame", codes.shape[1]
+    at = lambda t: condition[:, t] if per_frame and condition is not None else condition  # noqa: E731
+    cache = prior.prefill(codes, at(slice(given)), features=features) if given else prior.empty(len(codes))
+    drawn = [codes]
+    for t in range(given, frames):
+        noise = torch.rand(len(codes), prior.config.frame, generator=generator).to(codes.device)
+        drawn.append(next_frame(prior, cache, at(t), noise, sampling or Sampling(), features)[0])
+    return torch.cat(drawn, dim=1)

@@ -1,7 +1,8 @@
 """The blocks of the prior's transformer, and its head.
 
-Pre-norm blocks of self-attention and feed-forward, with dropout after each (Table 9), are run in two ways: over a whole
-clip, or one pass at a time over some positions of the newest frame, with the past in a cache. What all positions of a
+Pre-norm blocks of self-attention, cross-attention to conditioning frames where there are any, and feed-forward, with
+dropout after each (Table 9), are run in two ways: over a whole clip, or one pass at a time over some positions of the
+newest frame, with the past in a cache. What all positions of a
 frame share (gains and biases from its condition, its rotation in time, position embeddings) is worked out once for all
 passes.
 
@@ -10,24 +11,32 @@ Dimensions: b batch, t frames, n positions of a frame with m codes each, k code 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worldmodel.attention import Attention, Cache
+from worldmodel.attention import Attention, Cache, CrossAttention, Mask
 from worldmodel.conditioning import ConditionalNorm, Modulation
+from worldmodel.prior_config import PriorConfig
 
-if TYPE_CHECKING:
-    from worldmodel.prior import PriorConfig
+
+class Layer(NamedTuple):
+    """What all positions of some frames share in a block."""
+
+    norms: list[Modulation | None]
+    """Of its conditional norms."""
+    seen: tuple[Tensor, Tensor] | None
+    """Keys and values of the conditioning frames."""
 
 
 class Shared(NamedTuple):
     """What all positions of some frames share, worked out once for them and not once a pass."""
 
-    norms: list[Modulation | None]
-    """Of every conditional norm, two a block and the last one."""
+    layers: list[Layer]
+    norm: Modulation | None
+    """Of the last conditional norm."""
     places: Tensor
     """(t or 1, n, width) position embeddings."""
     turn: Tensor | None
@@ -35,7 +44,7 @@ class Shared(NamedTuple):
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each after a conditional norm and before dropout."""
+    """Attention, a look at conditioning frames and feed-forward, each after a conditional norm and before dropout."""
 
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
@@ -45,25 +54,38 @@ class Block(nn.Module):
         self.norm2 = ConditionalNorm(width, config.condition_dim)
         self.widen, self.narrow = nn.Linear(width, hidden), nn.Linear(hidden, width)
         self.dropout = nn.Dropout(config.dropout)
+        if config.seen:
+            self.norm3 = ConditionalNorm(width, config.condition_dim)
+            self.look = CrossAttention(width, config.heads, config.layers, config.units)
+        self.looks = bool(config.seen)
 
-    def feed(self, x: Tensor, modulation: Modulation | None) -> Tensor:
-        y = self.widen(self.norm2(x, modulation))
+    def share(self, condition: Tensor | None, features: Tensor | None) -> Layer:
+        """What is worked out once, from the condition (b, t or 1, c) and the features of the conditioning frames."""
+        norms = [self.norm1, self.norm2, *([self.norm3] if self.looks else [])]
+        seen = self.look.pair(features) if features is not None else None
+        return Layer([norm.modulation(condition) for norm in norms], seen)
+
+    def rest(self, x: Tensor, layer: Layer) -> Tensor:
+        """What comes after self-attention."""
+        if layer.seen is not None:
+            x = x + self.dropout(self.look(self.norm3(x, layer.norms[2]), layer.seen))
+        y = self.widen(self.norm2(x, layer.norms[1]))
         return x + self.dropout(self.narrow(y * torch.sigmoid(1.702 * y)))  # GELU as the official code has it
 
-    def forward(
-        self, x: Tensor, shared: Shared, layer: int, mask: Tensor | None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def forward(self, x: Tensor, layer: Layer, turn: Tensor | None, mask: Mask) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """A whole clip; also its keys and values, for a cache."""
-        q, k, v = self.attention.project(self.norm1(x, shared.norms[2 * layer]), shared.turn)
+        q, k, v = self.attention.project(self.norm1(x, layer.norms[0]), turn)
         x = x + self.dropout(self.attention.attend(q, k, v, mask, x))
-        return self.feed(x, shared.norms[2 * layer + 1]), (k, v)
+        return self.rest(x, layer), (k, v)
 
-    def step(self, x: Tensor, shared: Shared, layer: int, cache: Cache, mask: Tensor | None) -> Tensor:
-        """One pass over some positions of the current frame, (b, 1, positions, width)."""
-        q, k, v = self.attention.project(self.norm1(x, shared.norms[2 * layer]), shared.turn)
-        keys, values = cache.write(layer, k, v)
+    def step(
+        self, x: Tensor, layer: Layer, turn: Tensor | None, cache: Cache, index: int, mask: Tensor | None
+    ) -> Tensor:
+        """One pass over some positions of the current frame, (b, 1, positions, width); `index` is the layer's."""
+        q, k, v = self.attention.project(self.norm1(x, layer.norms[0]), turn)
+        keys, values = cache.write(index, k, v)
         x = x + self.attention.attend(q, keys, values, mask, x)
-        return self.feed(x, shared.norms[2 * layer + 1])
+        return self.rest(x, layer)
 
 
 class Head(nn.Module):

@@ -25,6 +25,9 @@ from worldmodel.errors import UserError
 from worldmodel.layout import ENDS, FORMAT, SHARD, create_array, line, open_array, open_root, read_rows
 from worldmodel.world import World
 
+Episode = dict[str, np.ndarray]
+"""Arrays of one equal first dimension."""
+
 
 class StoreWriter:
     """A store to append to, new or begun, in a local folder.

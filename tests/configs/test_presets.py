@@ -72,25 +72,38 @@ def test_mistakes_are_told_in_a_sentence(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_preset_fits_the_scripts(path: Path) -> None:
+    import collect.bair
+    import collect.moving_mnist
+    import collect.robonet
+    import collect.tgif
+    import collect.ucf101
     import collect.vizdoom
     import rollout.benchmark
     import rollout.control
     import rollout.dream
     import rollout.endless
     import rollout.evaluate
+    import rollout.fvd
     import rollout.outcome
     import rollout.plan
     import rollout.play
     import rollout.policy
     import rollout.rank
+    import rollout.sample
     import train.export
 
+    readers = {
+        "bair": collect.bair, "robonet": collect.robonet, "tgif": collect.tgif, "ucf101": collect.ucf101,
+        "ucf101_128": collect.ucf101, "moving_mnist": collect.moving_mnist,
+        "moving_mnist_small": collect.moving_mnist,
+    }  # fmt: skip
     sections = {
-        "policy": policy, "collect": collect.vizdoom, "vqvae": vqvae, "tokens": tokens, "prior": prior,
+        "policy": policy, "collect": readers.get(path.stem, collect.vizdoom), "vqvae": vqvae, "tokens": tokens, "prior": prior,
         "outcome": outcome, "dream": rollout.dream, "evaluate": rollout.evaluate, "score": rollout.policy,
         "export": train.export, "outcome_scores": rollout.outcome, "endless": rollout.endless,
         "control": rollout.control, "benchmark": rollout.benchmark,
         "rank": rollout.rank, "plan": rollout.plan, "play": rollout.play,
+        "sample": rollout.sample, "fvd": rollout.fvd,
     }  # fmt: skip
     preset = read_preset(path.stem)
     assert sections.keys() == set(SECTIONS)

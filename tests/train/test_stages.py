@@ -18,6 +18,7 @@ from train import outcome, prior, tokens, vqvae
 from worldmodel.checkpoint import FILE, read_header, read_tensors
 from worldmodel.dream import Context, Dream, load_prior, load_vqvae
 from worldmodel.errors import UserError
+from worldmodel.given import CodeClips
 from worldmodel.prior import PriorConfig
 from worldmodel.store import Store
 from worldmodel.vqvae import VQVAE, VQVAEConfig
@@ -66,11 +67,11 @@ def test_paper_mode_conditions_on_the_actions_of_the_clip(toy_store: Path, toy_s
     model, store = load_prior(run / "prior"), Store(run / "tokens.zarr")
     assert (model.config.condition, model.config.condition_dim) == ("clip", 7 * 3)
     assert store.rows == 20 * 3 * 8, "clips of 8 that begin at 0, 8 and 16 of 31 frames"
-    rows = torch.from_numpy(store.episode(0)["condition"][:8])[None]
-    flat = prior.condition_of(model.config, rows, 3)
-    actions = Store(run / "data.zarr").episode(0)["action"][:7]
-    assert flat is not None
-    assert flat.view(7, 3).argmax(1).tolist() == actions.tolist()
+    clips = CodeClips(model.config, store, "train")
+    first = clips.fixed(len(clips))
+    episode = Store(run / "data.zarr").episode(int(store.episodes("train")[0]))
+    assert first.condition is not None
+    assert first.condition[0].view(7, 3).argmax(1).tolist() == episode["action"][:7].tolist()
     frames = torch.from_numpy(Store(run / "data.zarr").episode(0)["frames"][8:16])[None]
     codes = load_vqvae(run / "vqvae").encode(frames)[0].numpy()
     assert np.array_equal(codes, store.episode(0)["codes"][8:16])
@@ -86,11 +87,12 @@ def test_without_actions_the_prior_is_unconditional(toy_store: Path, toy_stages:
 
 
 def test_condition_sizes_of_table_9() -> None:
-    """15 transitions of 4 actions for HGS, of 21 for Battle2, of 4 numbers for BAIR plus its 4 states: 60 and 315."""
+    """15 transitions of 4 actions for HGS, of 21 for Battle2, and for BAIR 16 of 4 numbers."""
     paper = VQVAE(VQVAEConfig(hidden=4, residual=4, layers=0, dim=4))
     args = prior.Args(actions=True, model=PriorConfig())
     assert prior.configure(args, paper, 4).condition_dim == 60
     assert prior.configure(args, paper, 21).condition_dim == 315
+    assert prior.configure(replace(args, every_action=True), paper, 4).condition_dim == 64
     with pytest.raises(UserError, match="VQ-VAE is in paper mode, but the prior in stream mode"):
         prior.configure(prior.Args(), paper, 4)
 
@@ -218,9 +220,9 @@ def test_a_time_stride_holds_the_action(toy_store: Path, toy_stages: Stages) -> 
 def spy(function: Callable, given: list) -> Callable:
     """A function that notes its second argument."""
 
-    def noting(cache: object, condition: torch.Tensor) -> object:
+    def noting(cache: object, condition: torch.Tensor, *rest: object) -> object:
         given.append(condition)
-        return function(cache, condition)
+        return function(cache, condition, *rest)
 
     return noting
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from worldmodel.errors import UserError
-from worldmodel.order import NONE, Order, clip_mask
+from worldmodel.order import NONE, Order
+from worldmodel.sparsity import clip_mask
 
 
 def test_diagonals_of_a_two_by_three_frame() -> None:

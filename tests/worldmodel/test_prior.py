@@ -10,6 +10,7 @@ import torch
 from worldmodel.attention import Cache
 from worldmodel.errors import UserError
 from worldmodel.prior import Prior, PriorConfig
+from worldmodel.resnet import ResNet
 
 KINDS = [
     ("stream", "diagonal", 1, "frame"),
@@ -24,6 +25,10 @@ KINDS = [
     ("stream", "block", 1, "frame", 1, {"latent": (6, 4, 4), "kv_heads": 1}),
     ("stream", "block", 2, "frame", 1, {"latent": (6, 4, 4)}),
     ("paper", "diagonal", 1, "clip", 1, {"heads": 4, "kv_heads": 2}),
+    ("paper", "raster", 1, "clip", 1, {"local": 5}),
+    ("paper", "raster", 2, "none", 1, {"local": 3}),
+    ("stream", "diagonal", 1, "frame", 1, {"local": 2, "window": 4}),
+    ("stream", "raster", 1, "none", 1, {"local": 7, "heads": 4, "kv_heads": 2}),
 ]
 """Mode, order, codebooks, condition, and the patch where it is not 1."""
 
@@ -145,8 +150,9 @@ def test_a_stream_has_no_gradient_from_later_codes_or_later_actions(kind: tuple)
         told[i, :k] = True  # within a patch, the codes before it
         assert strength[t + 1 :].sum() == 0
         assert strength[t, ~told].sum() == 0, "neither its own pass nor a later one"
-        assert (strength[t, told] > 0).all(), "but every earlier one"
-        assert (strength[t - 1] > 0).all()
+        if not prior.config.local:
+            assert (strength[t, told] > 0).all(), "but every earlier one"
+            assert (strength[t - 1] > 0).all()
         if condition is not None:
             assert gradients[1][:, t + 1 :].abs().sum() == 0
             assert gradients[1][:, t].abs().max() > 0
@@ -233,3 +239,38 @@ def test_mistakes_are_told_in_a_sentence() -> None:
         PriorConfig(width=30)
     with pytest.raises(UserError, match="conditioned frame by frame"):
         PriorConfig(mode="stream", condition="clip", condition_dim=4)
+
+
+def test_cached_logits_equal_full_ones_beside_conditioning_frames() -> None:
+    """Every layer looks at the frames, through features worked out once."""
+    prior = build("paper", "raster", 1, "clip", seen=2, seen_shape=(8, 8, 3), resnet=18, units=24)
+    codes, condition = clip(prior, 6)
+    frames = torch.randint(256, (2, 2, 8, 8, 3), dtype=torch.uint8)
+    features = prior.look(frames)
+    assert features.shape == (2, 2 * 2 * 2, 24)
+    full = prior(codes, condition, features).detach().flatten(2, 4)
+    cache = prior.empty(2)
+    for t in range(6):
+        shared = prior.begin(cache, condition, features)
+        truth = prior.by_position(codes[:, t : t + 1])[:, 0]
+        for positions in prior.order.passes:
+            logits = prior.head(prior.step(cache, positions, shared), prior.vectors(truth[:, None])[:, 0, positions])
+            torch.testing.assert_close(logits.detach()[:, :, 0], full[:, t, positions], rtol=1e-10, atol=1e-10)
+            cache.codes[:, positions] = truth[:, positions]
+        prior.finish(cache)
+    other = prior(codes, condition, prior.look(255 - frames)).detach().flatten(2, 4)
+    assert (other - full).abs().amax((0, 2, 3)).min() > 1e-3, "all latent frames depend on them"
+    with pytest.raises(UserError, match="looks at 2 conditioning frames"):
+        prior(codes, condition)
+    with pytest.raises(UserError, match=r"conditioning frames of \(2, 8, 8, 3\), not"):
+        prior.look(frames[:, :1])
+    with pytest.raises(UserError, match="use mode = paper"):
+        build("stream", "raster", 1, "frame", seen=1)
+
+
+def test_the_resnet_strides_space_by_four_and_its_depth_is_its_name() -> None:
+    """18 and 34 layers: the stem, two convolutions a block, and the projection that would classify."""
+    for depth in (18, 34):
+        resnet = ResNet(depth, 1, (64, 64, 3), 512).to("meta")
+        assert 1 + 2 * len(resnet.blocks) + 1 == depth
+        assert resnet(torch.empty(1, 1, 64, 64, 3, device="meta")).shape == (1, 16 * 16, 512)

@@ -267,3 +267,18 @@ def test_clips_longer_than_every_episode_are_refused(tmp_path: Path) -> None:
     fill(tmp_path / "s", [5, 6, 7])
     with pytest.raises(UserError, match="has 8 rows, but at most 7"):
         Clips(Store(tmp_path / "s"), "all", 8)
+
+
+def test_rows_without_numbers_and_a_published_split(tmp_path: Path) -> None:
+    """A world without variables has rows of width 0; data that came with a split keeps it."""
+    with StoreWriter(tmp_path / "s", World(name="x"), {}) as writer:
+        for i in range(4):
+            label = np.full(3, 0 if i < 3 else 2)
+            writer.append({"variables": np.zeros((3, 0), np.float32), "split": label, "value": np.full(3, i)})
+    store = Store(tmp_path / "s")
+    assert store.episode(1)["variables"].shape == (3, 0)
+    assert store.episodes("train").tolist() == [0, 1, 2]
+    assert store.episodes("test").tolist() == [3]
+    assert Clips(store, "test", 2).fixed(2)["value"].tolist() == [[3, 3], [3, 3]]
+    with pytest.raises(UserError, match="without a valid split"):
+        store.episodes("valid")

@@ -1,0 +1,245 @@
+"""Record any Gymnasium environment into a store.
+
+    python collect/gym.py --env CartPole-v1 --episodes 100
+    python collect/gym.py --env ale_py:ALE/Pong-v5 --policy my_agent:act --max-steps 2000
+
+Frames are the observations where these are pictures, and what `render_mode="rgb_array"` shows where they are not;
+either way they are scaled to `--size`, all of the picture, for a model must see what a player sees. A flat
+observation that is no picture is kept too, as the variables obs_0, obs_1, ...
+
+A policy is "random", a folder that train/policy.py wrote, or `module:function`: a function of an observation as
+the environment gives it, and of a `numpy.random.Generator`, that returns an action. The function is looked for in the
+current folder too. Exploration is laid over any of them, as `collect/episodes.py` says; `--epsilon 0 --random-share
+0` plays the policy alone. Killed at any moment, the same command goes on and ends with the same store, if the
+environment plays the same after the same seed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from PIL import Image
+from tqdm import tqdm
+
+from collect.episodes import Exploration, play
+from collect.pool import Pool
+from collect.record import record
+from configs import command
+from envs.policies import Player, load_player, policy_folder
+from envs.spaces import to_spec
+from worldmodel.checkpoint import digest
+from worldmodel.errors import UserError, at_least
+from worldmodel.layout import line
+from worldmodel.world import World
+from worldmodel.writer import Episode, StoreWriter
+
+LANES = 4
+"""Environments that a process plays side by side for a policy of frames; a function is asked about one at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(Exploration):
+    """Record a Gymnasium environment."""
+
+    env: str = "CartPole-v1"
+    """Its id; `module:id` imports the module first."""
+    kwargs: str = "{}"
+    """What it is made with, as JSON."""
+    out: Path = Path("runs/gym/data.zarr")
+    """The store; one that is not complete goes on."""
+    policy: str = "random"
+    """ "random", the folder of a policy, or module:function."""
+    episodes: int = 100
+    """Episodes to record in all, or pieces if there is a length."""
+    length: int = 0
+    """Frames of a piece; 0 keeps episodes whole."""
+    max_steps: int = 0
+    """The longest episode, in steps; 0 leaves it to the environment."""
+    size: int = 64
+    """Height and width of a frame."""
+    workers: int = min(os.cpu_count() or 1, 16)
+    """Processes that play."""
+    seed: int = 0
+    """Of the episodes, the actions and the split."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 1, "episodes", "size", "workers")
+        at_least(self, 0, "max_steps", "length")
+        if self.length == 1:
+            raise UserError("a length of 1 is impossible: a step has two frames")
+
+
+class Frames(gym.Wrapper[np.ndarray, Any, Any, Any]):
+    """An environment as frames (size, size, 3), with its flat observation in `info`; `world` says what it is."""
+
+    def __init__(self, args: Args) -> None:
+        env = make(args)
+        self.pictures = is_picture(env.observation_space)
+        if not self.pictures:
+            env.close()
+            env = make(args, render_mode="rgb_array")
+        super().__init__(env)
+        self.size, self.name = args.size, args.env
+        shape = (args.size, args.size, 3)
+        same = self.pictures and env.observation_space.shape == shape  # so that `gym.make` makes what was recorded
+        seen = env.observation_space
+        n = seen.shape[0] if isinstance(seen, spaces.Box) and len(seen.shape) == 1 else 0
+        self.variables = tuple(f"obs_{i}" for i in range(n))
+        self.world = World(
+            name=args.env.rpartition(":")[2].replace("/", "-"),
+            env_id=args.env if same else "",
+            env_kwargs=made_with(args) if same else {},
+            frame_shape=shape,
+            action=to_spec(env.action_space),
+            variables=self.variables,
+            fps=float(env.metadata.get("render_fps") or 10),
+            max_episode_steps=limit(args, env),
+        )
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        self.seen, _ = self.env.reset(seed=seed, options=options)
+        return self.frame(), self.values()
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.seen, reward, terminated, truncated, _ = self.env.step(action)
+        return self.frame(), float(reward), bool(terminated), bool(truncated), self.values()
+
+    def values(self) -> dict[str, float]:
+        return dict(zip(self.variables, self.seen.tolist(), strict=True)) if self.variables else {}
+
+    def frame(self) -> np.ndarray:
+        picture = self.seen if self.pictures else self.env.render()
+        if not isinstance(picture, np.ndarray) or picture.ndim not in (2, 3) or picture.dtype != np.uint8:
+            raise UserError(f"{self.name} shows no picture as rgb_array; wrap it so that its observations are pictures")
+        image = Image.fromarray(picture.squeeze(-1) if picture.shape[2:] == (1,) else picture).convert("RGB")
+        smaller = self.size <= min(image.size)
+        return np.array(image.resize((self.size,) * 2, Image.Resampling.BOX if smaller else Image.Resampling.BILINEAR))
+
+
+def make(args: Args, **more: Any) -> gym.Env[Any, Any]:
+    """The environment; `UserError` says why it cannot be made."""
+    try:
+        return gym.make(args.env, disable_env_checker=True, **made_with(args), **more)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"kwargs {args.kwargs!r} are not JSON ({error}); give something like '{{\"level\": 1}}'"
+        ) from None
+    except Exception as error:  # each environment has errors of its own
+        raise UserError(f"{args.env} cannot be made: {line(error)}; install it, or give another id") from None
+
+
+def made_with(args: Args) -> dict[str, Any]:
+    limit = {"max_episode_steps": args.max_steps} if args.max_steps else {}
+    return json.loads(args.kwargs) | limit
+
+
+def limit(args: Args, env: gym.Env[Any, Any]) -> int:
+    """Its time limit in steps; without one an episode might never end."""
+    steps = args.max_steps or (env.spec.max_episode_steps if env.spec else None)
+    if not steps:
+        raise UserError(f"{args.env} has no time limit, so an episode might never end; give --max-steps")
+    return int(steps)
+
+
+def is_picture(space: spaces.Space[Any]) -> bool:
+    """(h, w), (h, w, 1) or (h, w, 3) of bytes."""
+    shape = space.shape or ()
+    bytes_ = isinstance(space, spaces.Box) and space.dtype == np.uint8
+    return bytes_ and min(shape, default=0) > 0 and (len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3)))
+
+
+Function = Callable[[Any, np.random.Generator], Any]
+
+
+def function(name: str) -> Function:
+    """What `module:function` names."""
+    module, _, attribute = name.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"there is no policy {name} ({line(error)}); give module:function") from None
+
+
+def player_of(args: Args, env: Frames) -> Player:
+    """Who plays; a function sees the observation that `env` gave last, a policy the frames."""
+    if ":" not in args.policy:
+        return load_player(args.policy, env.world)
+    ask, spec = function(args.policy), env.world.action
+
+    def one(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        try:
+            return spec.check(np.asarray(ask(env.seen, rng)))[None]
+        except UserError as error:
+            raise UserError(f"{args.policy}: {error}; return an action of {env.name}") from None
+
+    return one
+
+
+def lanes(args: Args) -> int:
+    return 1 if ":" in args.policy else LANES
+
+
+@contextlib.contextmanager
+def playing(args: Args) -> Iterator[Callable[[int], list[Episode]]]:
+    """What each process does with the index of a group of episodes."""
+    torch.set_num_threads(1)
+    with contextlib.ExitStack() as stack:
+        envs = [stack.enter_context(contextlib.closing(Frames(args))) for _ in range(lanes(args))]
+        player = player_of(args, envs[0])
+        yield lambda group: play(envs, envs[0].world, player, args, args.seed, group)
+
+
+def settings(args: Args) -> dict[str, Any]:
+    """What makes two recordings the same, beside their world."""
+    policy = args.policy
+    if ":" in policy:
+        source = inspect.getsourcefile(inspect.unwrap(function(policy)))
+        policy += f" {hashlib.sha256(Path(source).read_bytes()).hexdigest()}" if source else ""
+    elif policy != "random":
+        policy = digest(policy_folder(policy))
+    exploration = {"epsilon": args.epsilon, "hold": args.hold, "random_share": args.random_share}
+    made = {"env": args.env, "kwargs": made_with(args)}
+    return made | {"policy": policy, "length": args.length, "seed": args.seed, **exploration}
+
+
+def main(args: Args) -> None:
+    with contextlib.closing(Frames(args)) as env:
+        world = env.world
+        if not np.isfinite([*world.action.low, *world.action.high]).all():
+            raise UserError(f"{args.env} takes actions of {world.action}; wrap it so that their bounds are finite")
+        if args.length > world.max_episode_steps + 1:
+            raise UserError(f"an episode has at most {world.max_episode_steps + 1} frames; ask for a shorter length")
+        env.reset(seed=args.seed)
+        player_of(args, env)  # both say what is wrong before any process starts
+    with StoreWriter(args.out, world, settings(args), args.seed) as writer:
+        if writer.episodes < args.episodes:
+            with Pool(partial(playing, args), args.workers, tqdm.write) as pool:
+                rate = record(pool, writer, lanes(args), args.episodes, args.length)
+            print(f"{rate:,.0f} frames/s by {args.workers} processes")
+        told = f"{writer.episodes:,} episodes, {writer.rows:,} frames, {writer.rows / writer.episodes:.1f} on average"
+        print(f"data: {args.out} is complete: {told}")
+
+
+if __name__ == "__main__":
+    command(main, "collect")

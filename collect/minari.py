@@ -1,0 +1,235 @@
+"""Between stores and Minari, Farama's format for offline reinforcement learning.
+
+    python collect/minari.py --dataset my/doom-v0 --out runs/doom/data.zarr          # from Minari into a store
+    python collect/minari.py --export runs/doom/data.zarr --dataset my/doom-v0       # from a store to Minari
+
+Both have n actions to n + 1 frames; a store pads the actions by a row, Minari does not. A store goes out and comes
+back equal to the last bit: frames are written as they are, not as Minari's JPEGs, what Minari has no place for
+(variables, labels, splits) travels as infos, and the world as metadata.
+
+A data set from elsewhere comes in if its observations are pictures, or a dictionary with one (`--image`). Nothing
+is downloaded; `minari download` does that. Minari is an extra: `pip install "minari[hdf5]>=0.5.4"`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if not __package__:  # run as a file: `import minari` must not find this script
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+from gymnasium import spaces
+from tqdm import tqdm
+
+from collect.files import BrokenFile, Files, fill
+from configs import command
+from envs.spaces import to_space, to_spec
+from worldmodel.errors import UserError, at_least
+from worldmodel.layout import line
+from worldmodel.store import Store
+from worldmodel.world import World
+from worldmodel.writer import Episode
+
+if TYPE_CHECKING:
+    from minari import MinariDataset
+
+KEPT = "worldmodel"
+"""The metadata of a store that went out: its world, and its arrays that are infos."""
+STEP = {"action": "actions", "reward": "rewards", "terminated": "terminations", "truncated": "truncations"}
+"""Our arrays of steps, and Minari's names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Read a Minari data set, or write one."""
+
+    dataset: str = ""
+    """Its id, as in my/doom-v0, or the folder of one to read."""
+    out: Path = Path("runs/minari/data.zarr")
+    """The store to write; one that is not complete goes on."""
+    export: str = ""
+    """A store to write to Minari instead."""
+    image: str = ""
+    """Of observations that are a dictionary, the picture; by default the only one."""
+    workers: int = min(os.cpu_count() or 1, 16)
+    """Processes that read."""
+    seed: int = 0
+    """Of the split where none was published."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "workers")
+
+
+def need_minari() -> None:
+    try:
+        import minari  # noqa: F401
+    except ImportError as error:
+        raise UserError(f'Minari cannot be used ({error}); pip install "minari[hdf5]>=0.5.4"') from None
+
+
+def folder_of(dataset: str) -> Path:
+    """Where a data set lies, whether it is there or not; `UserError` for a name that is none."""
+    from minari.dataset.minari_dataset import parse_dataset_id
+    from minari.storage import get_dataset_path
+
+    if (Path(dataset) / "data").is_dir() or (Path(dataset) / "metadata.json").is_file():
+        return Path(dataset) if (Path(dataset) / "metadata.json").is_file() else Path(dataset) / "data"
+    try:
+        parse_dataset_id(dataset)
+    except (ValueError, TypeError):
+        raise UserError(f"{dataset!r} is no data set of Minari; give an id such as my/doom-v0, or a folder") from None
+    return get_dataset_path(dataset) / "data"
+
+
+@functools.lru_cache(maxsize=1)
+def opened(folder: Path) -> MinariDataset:
+    from minari import MinariDataset
+
+    try:
+        return MinariDataset(folder)
+    except Exception as error:  # each of its storages has errors of its own
+        raise UserError(f"{folder} cannot be opened by Minari ({line(error)}); fetch it again") from None
+
+
+def kept(dataset: MinariDataset) -> dict[str, Any]:
+    """What came with a store that went out; empty for a data set from elsewhere."""
+    return json.loads(dataset.storage.metadata.get(KEPT, "{}"))
+
+
+def is_picture(space: spaces.Space[Any]) -> bool:
+    shape = space.shape or ()
+    return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(shape) == 3 and shape[2] == 3
+
+
+def picture_of(dataset: MinariDataset, image: str) -> str:
+    """The picture's key in a dictionary of observations; "" where the observation is the picture."""
+    space = dataset.observation_space
+    if is_picture(space) and not image:
+        return ""
+    inside = dict(space.spaces) if isinstance(space, spaces.Dict) else {}
+    pictures = [key for key, value in inside.items() if is_picture(value)]
+    if image in pictures or (not image and len(pictures) == 1):
+        return image or pictures[0]
+    known = f"choose one by --image: {', '.join(pictures)}" if pictures else "record the environment by collect/gym.py"
+    raise UserError(f"{dataset.id} has no {'such' if image else 'one'} picture of bytes (h, w, 3) to see; {known}")
+
+
+def world(dataset: MinariDataset, key: str) -> World:
+    """The world that went out with a store, or what is known of one from elsewhere."""
+    if mine := kept(dataset):
+        return World.from_json(mine["world"])
+    space = dataset.observation_space[key] if key else dataset.observation_space
+    spec = dataset.env_spec
+    return World(
+        name=dataset.id.replace("/", "-"),
+        env_id=spec.id if spec and not key else "",
+        env_kwargs=dict(spec.kwargs) if spec and not key else {},
+        frame_shape=space.shape,
+        action=to_spec(dataset.action_space),
+        max_episode_steps=(spec.max_episode_steps or 0) if spec else 0,
+    )
+
+
+def read(folder: Path, key: str, i: int) -> Sequence[Episode]:
+    """An episode of a data set; `BrokenFile` says what is wrong with it."""
+    try:
+        return (episode(opened(folder), key, i),)
+    except Exception as error:  # each storage has errors of its own
+        raise BrokenFile(f"{folder}: episode {i}: {line(error)}; fetch it again") from None
+
+
+def episode(dataset: MinariDataset, key: str, i: int) -> Episode:
+    """Rows of the store's clock."""
+    data = dataset[i]
+    frames = data.observations[key] if key else data.observations
+    rows = {"frames": np.asarray(frames)}
+    for ours, theirs in STEP.items():
+        array = np.asarray(getattr(data, theirs))
+        if len(array) != len(frames) - 1:
+            raise UserError(f"it has {len(frames)} observations, but {len(array)} {theirs}")
+        rows[ours] = np.concatenate([array, np.zeros_like(array[:1])])
+    rows["action"] = to_spec(dataset.action_space).check(rows["action"])
+    rows["action"][-1:] = 0
+    rows["reward"] = rows["reward"].astype(np.float32)
+    rows["terminated"], rows["truncated"] = rows["terminated"].astype(bool), rows["truncated"].astype(bool)
+    return rows | {name: np.asarray(data.infos[name]) for name in kept(dataset).get("infos", [])}
+
+
+def bring_in(args: Args) -> None:
+    folder = folder_of(args.dataset)
+    if not folder.exists():
+        raise UserError(f"there is no data set {args.dataset} at {folder.parent}; `minari download` fetches one")
+    dataset = opened(folder)
+    key = picture_of(dataset, args.image)
+    files = Files(source=folder, out=args.out, workers=args.workers, seed=args.seed)
+    fill(files, world(dataset, key), range(len(dataset)), partial(read, folder, key), dataset=dataset.id, image=key)
+
+
+def send_out(args: Args) -> None:
+    """Write a store to Minari, wholly or not at all."""
+    store = Store(args.export)
+    missing = [name for name in ("frames", *STEP) if name not in store.names]
+    if missing:
+        raise UserError(f"{args.export} has no {missing[0]}, and Minari holds steps; export a store of an environment")
+    folder = folder_of(args.dataset)
+    if folder.exists():
+        raise UserError(f"{args.dataset} exists already; `minari delete` it, or give another id")
+    try:
+        write(store, args.dataset)
+    except BaseException:
+        shutil.rmtree(folder.parent, ignore_errors=True)
+        raise
+    print(f"data: {args.dataset}: {len(store.ends):,} episodes, {store.rows:,} frames at {folder.parent}")
+
+
+def write(store: Store, dataset: str) -> None:
+    import minari
+
+    infos = [name for name in store.names if name not in ("frames", *STEP)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that there is no author, and no environment to rank it by
+        made = minari.create_dataset_from_buffers(
+            dataset,
+            [],
+            observation_space=spaces.Box(0, 255, store.world.frame_shape, np.uint8),
+            action_space=to_space(store.world.action),
+            description=f"Recorded from {store.world.name}.",
+            jpeg_encoding=False,
+        )
+    made.storage.update_metadata({KEPT: json.dumps({"world": store.world.to_json(), "infos": infos})})
+    made.storage.update_episodes(buffers(store, infos))
+
+
+def buffers(store: Store, infos: Sequence[str]) -> Iterator[Any]:
+    """A store's episodes as Minari takes them, one in memory at a time."""
+    from minari.data_collector import EpisodeBuffer
+
+    for i in tqdm(range(len(store.ends)), unit=" episodes", desc=store.world.name):
+        rows = store.episode(i)
+        steps = {theirs: rows[ours][:-1] for ours, theirs in STEP.items()}
+        yield EpisodeBuffer(observations=rows["frames"], **steps, infos={n: rows[n] for n in infos})
+
+
+def main(args: Args) -> None:
+    need_minari()
+    if not args.dataset:
+        raise UserError("name a data set: --dataset my/doom-v0")
+    if args.export:
+        send_out(args)
+    else:
+        bring_in(args)
+
+
+if __name__ == "__main__":
+    command(main, "collect")

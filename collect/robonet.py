@@ -1,0 +1,192 @@
+"""RoboNet (Dasari et al., 2019) into a store: from HDF5, one file for each trajectory of one of seven robots.
+
+    python collect/robonet.py --source hdf5
+
+A file has `env/cam0_video` and further cameras, either as one MP4 (`frames`) or as JPEGs (`frame0`, `frame1`, ...),
+`env/state` (t, up to 5), and `policy/actions`, one fewer than frames. Where one of the three is longer, the surplus
+drops out. There is no reward and no published split: it is drawn, 8:1:1.
+
+Pictures are scaled until the shorter side is `--size`, and the middle is kept. Each camera says in `image_format` in
+which order it meant its channels to be read, by the publication's own reader: for an MP4 the order in the file, but
+for a JPEG the order of OpenCV, which turns it round. So a JPEG that says RGB has red and blue exchanged in the file.
+
+Robots differ in the width of their actions and states. All of a store have one: files of another width are skipped
+by name, never padded or cut, since a padded zero would be an action that nobody took. The bounds are as for BAIR.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import av
+import h5py
+import numpy as np
+from PIL import Image
+
+from collect.files import BrokenFile, Files, fill
+from configs import command
+from worldmodel.errors import UserError, at_least
+from worldmodel.layout import line
+from worldmodel.store import Store
+from worldmodel.world import ActionSpec, World
+from worldmodel.writer import Episode
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(Files):
+    """Read RoboNet."""
+
+    source: Path = Path("hdf5")
+    """Folder with the .hdf5 files, at any depth."""
+    out: Path = Path("runs/robonet/data.zarr")
+    """The store; one that is not complete goes on."""
+    camera: int = 0
+    """Which of the cameras."""
+    size: int = 64
+    """Height and width of a frame."""
+    action_width: int = 4
+    """Numbers of an action; files with another width are skipped."""
+    state_width: int = 5
+    """Numbers of a state; files with another width are skipped."""
+    pattern: str = "*.hdf5"
+    """Names of the files; the robot is a part of them, as in *sawyer*.hdf5."""
+    low: float = -100.0
+    """The least that a number of an action may be."""
+    high: float = 100.0
+    """The most that a number of an action may be."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 0, "camera")
+        at_least(self, 1, "size", "action_width", "state_width")
+        if not self.low < self.high or not np.isfinite([self.low, self.high]).all():
+            raise UserError(f"low {self.low} must lie below high {self.high}, and both be finite")
+
+
+def world(args: Args) -> World:
+    n = args.action_width
+    return World(
+        name="robonet",
+        frame_shape=(args.size, args.size, 3),
+        action=ActionSpec(kind="Box", low=(args.low,) * n, high=(args.high,) * n),
+        variables=tuple(f"state_{i}" for i in range(args.state_width)),
+    )
+
+
+def read(args: Args, path: Path) -> Sequence[Episode]:
+    """The episode of a file; `BrokenFile` says what is wrong with it."""
+    try:
+        with h5py.File(path) as file:
+            return (episode(args, file),)
+    except UserError as error:
+        raise BrokenFile(f"{path}: {error}") from None
+    except Exception as error:  # h5py, PyAV and Pillow each have errors of their own
+        raise BrokenFile(f"{path}: {line(error)}; fetch it again") from None
+
+
+def episode(args: Args, file: h5py.File) -> Episode:
+    """Rows of the store's clock."""
+    frames = pictures(file, args.camera, args.size)
+    states = numbers(file, "env/state", args.state_width, "--state-width")
+    actions = numbers(file, "policy/actions", args.action_width, "--action-width")
+    rows = min(len(frames), len(states), len(actions) + 1)
+    if rows < 2:
+        raise UserError(
+            f"it has {len(frames)} frames, {len(states)} states, {len(actions)} actions, too few for a step"
+        )
+    action = np.zeros((rows, args.action_width), np.float32)
+    try:
+        action[:-1] = world(args).action.check(actions[: rows - 1])
+    except UserError as error:
+        raise UserError(f"{error}; fetch it again, or give other bounds if it is sound") from None
+    truncated = np.zeros(rows, bool)
+    truncated[-2] = True
+    return {
+        "frames": frames[:rows],
+        "action": action,
+        "reward": np.zeros(rows, np.float32),
+        "terminated": np.zeros(rows, bool),
+        "truncated": truncated,
+        "variables": states[:rows],
+    }
+
+
+def numbers(file: h5py.File, name: str, width: int, flag: str) -> np.ndarray:
+    """A finite array (t, width)."""
+    if name not in file:
+        raise UserError(f"there is no {name}; fetch it again")
+    array = np.asarray(file[name], np.float32)
+    if array.ndim != 2 or array.shape[1] != width:
+        raise UserError(f"{name} has shape {array.shape}, not (t, {width}); give {flag} to read files like it")
+    if not np.isfinite(array).all():
+        raise UserError(f"{name} is not finite; fetch it again")
+    return array
+
+
+def pictures(file: h5py.File, camera: int, size: int) -> np.ndarray:
+    """(t, size, size, 3) what a camera saw."""
+    name = f"env/cam{camera}_video"
+    if name not in file:
+        known = ", ".join(sorted(k[3:-6] for k in file.get("env", {}) if k.endswith("_video"))) or "none"
+        raise UserError(f"there is no camera {camera}; give --camera, it has {known}")
+    group = file[name]
+    if "frames" in group:
+        frames, mixed = film(group["frames"][:].tobytes()), order(group["frames"]) == "BGR"
+    elif "frame0" in group:
+        count = sum(key.startswith("frame") for key in group)
+        missing = [t for t in range(count) if f"frame{t}" not in group]
+        if missing:
+            raise UserError(f"{name} has {count} frames, but no frame{missing[0]}; fetch it again")
+        frames = [Image.open(io.BytesIO(group[f"frame{t}"][:].tobytes())).convert("RGB") for t in range(count)]
+        mixed = order(group["frame0"]) == "RGB"
+    else:
+        raise UserError(f"{name} has neither frames nor frame0; fetch it again")
+    if not frames:
+        raise UserError(f"{name} has no frames; fetch it again")
+    small = np.stack([shrink(frame, size) for frame in frames])
+    return np.ascontiguousarray(small[..., ::-1]) if mixed else small
+
+
+def order(dataset: h5py.Dataset) -> Literal["RGB", "BGR", ""]:
+    """What a camera says of its channels; nothing means that the file is as it seems."""
+    said = dataset.attrs.get("image_format", "")
+    said = said.decode() if isinstance(said, bytes) else str(said)
+    if said not in ("RGB", "BGR", ""):
+        raise UserError(f"image_format is {said!r}, not RGB or BGR; fetch it again")
+    return said  # type: ignore[return-value]
+
+
+def film(data: bytes) -> list[Image.Image]:
+    """The pictures of an MP4."""
+    with av.open(io.BytesIO(data), "r") as container:
+        return [frame.to_image() for frame in container.decode(video=0)]
+
+
+def shrink(image: Image.Image, size: int) -> np.ndarray:
+    """(size, size, 3) the middle square, averaged over areas."""
+    width, height = image.size
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    method = Image.Resampling.BOX if side >= size else Image.Resampling.BICUBIC
+    return np.array(image.resize((size, size), method, box=(left, top, left + side, top + side)))
+
+
+def main(args: Args) -> None:
+    how = {"camera": args.camera, "pattern": args.pattern}
+    fill(args, world(args), sorted(args.source.rglob(args.pattern)), partial(read, args), **how)
+    store = Store(args.out)
+    actions = store.read("action", 0, store.rows)
+    print(f"actions lay between {actions.min(0).tolist()} and {actions.max(0).tolist()}")
+
+
+if __name__ == "__main__":
+    command(main, "collect")

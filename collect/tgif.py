@@ -1,0 +1,120 @@
+"""The Tumblr GIF data set as published: a list of addresses and sentences, and GIFs that each fetches for themselves.
+
+    <source>/tgif-v1.0.tsv             an address, a tab and a sentence on each line
+    <source>/gifs/<name>.gif           named as the last part of the address
+    <source>/splits/{train,val,test}.txt   addresses; if they are there, the published split
+
+    python collect/tgif.py --source tgif --out runs/tgif/data.zarr
+
+Each frame of a GIF lasts as long as it says, and GIFs differ, so they are resampled to ten frames a second: a model
+sees one clock, and what moves moves at the speed at which people saw it. `--fps 0` takes each frame once instead.
+
+A GIF may have several sentences, and is one episode all the same. `<store>/sentences.jsonl` has a line for each
+episode, in order: its number, the GIF and its sentences. Many GIFs have gone from the web: those that are listed but
+not there are counted on the screen, and named in `skipped.txt` after those that could not be read.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+if not __package__:  # run as a file: the folder above is where `collect` is found
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from collect.files import SKIPPED
+from collect.video import Clip, Videos, fill_with_videos, rate_of
+from configs import command
+from worldmodel.checkpoint import write_atomic
+from worldmodel.errors import UserError
+
+LIST, SENTENCES = "tgif-v1.0.tsv", "sentences.jsonl"
+SPLIT_FILES = ("train.txt", "val.txt", "test.txt")
+"""In the order of the store's splits."""
+ABSENT = "it is in the list, but not in the folder"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(Videos):
+    """Make a store of the Tumblr GIFs."""
+
+    source: Path = Path()
+    """Folder with tgif-v1.0.tsv in it."""
+    gifs: Path = Path("gifs")
+    """Folder of the GIFs, within the source or anywhere."""
+    out: Path = Path("runs/tgif/data.zarr")
+    """The store; one that is not complete goes on."""
+    fps: float = 10.0
+    """Frames a second to resample to; 0 takes each frame once."""
+
+
+def name_of(address: str) -> str:
+    return address.strip().rpartition("/")[2]
+
+
+def read_sentences(path: Path) -> dict[str, list[str]]:
+    """The sentences of each GIF, by its name, in the order of the list."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; give the folder that holds {LIST}")
+    sentences: dict[str, list[str]] = defaultdict(list)
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        address, tab, sentence = line.strip("\r").partition("\t")
+        if tab and name_of(address):
+            sentences[name_of(address)].append(sentence.strip())
+        elif line.strip():
+            raise UserError(f"{path}, line {number}: there is no address, tab and sentence; fetch it again")
+    return sentences
+
+
+def read_splits(folder: Path) -> dict[str, int]:
+    """The published split of each GIF; none without the files."""
+    if not folder.is_dir():
+        return {}
+    splits: dict[str, int] = {}
+    for split, name in enumerate(SPLIT_FILES):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} has no {name}; fetch it, or take the folder away to have the split drawn")
+        splits |= {name_of(line): split for line in (folder / name).read_text().splitlines() if line.strip()}
+    return splits
+
+
+def find(args: Args, names: list[str]) -> list[Clip]:
+    """The GIFs that are there; one that no split names is for training."""
+    folder = args.source / args.gifs
+    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    splits = read_splits(args.source / "splits")
+    values = {name: {"split": splits.get(name, 0)} if splits else {} for name in names}
+    clips = [Clip(folder / name, name, values[name]) for name in names if name in there]
+    if not clips:
+        raise UserError(f"{folder} holds none of the {len(names)} GIFs of {LIST}; give their folder with --gifs")
+    return clips
+
+
+def main(args: Args) -> None:
+    sentences = read_sentences(args.source / LIST)
+    clips = find(args, list(sentences))
+    there = {clip.name for clip in clips}
+    absent = [name for name in sentences if name not in there]
+    if absent:
+        print(f"{len(absent):,} of the {len(sentences):,} GIFs of {LIST} are not in {args.gifs}")
+    fill_with_videos(args, "tgif", args.fps or rate_of(clips), clips)
+    write_names(args.out, clips, sentences, absent)
+
+
+def write_names(out: Path, clips: list[Clip], sentences: dict[str, list[str]], absent: list[str]) -> None:
+    """Beside the episodes: what each shows, and which there are none of."""
+    path = out / SKIPPED
+    bad = [line for line in path.read_text().splitlines() if not line.endswith(ABSENT)] if path.exists() else []
+    if bad or absent:
+        write_atomic(path, "".join(f"{line}\n" for line in [*bad, *(f"{n}: {ABSENT}" for n in absent)]).encode())
+    broken = {line.partition(": ")[0] for line in bad}
+    names = [clip.name for clip in clips if clip.name not in broken]
+    told = [json.dumps({"episode": i, "gif": name, "sentences": sentences[name]}) for i, name in enumerate(names)]
+    write_atomic(out / SENTENCES, ("\n".join(told) + "\n").encode())
+
+
+if __name__ == "__main__":
+    command(main, "collect")

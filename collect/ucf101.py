@@ -1,0 +1,116 @@
+"""UCF-101 as published: 13,320 videos of 101 classes, 320x240 at 25 frames a second, and three ways to split them.
+
+    <source>/UCF-101/<Class>/v_<Class>_g<group>_c<clip>.avi
+    <source>/ucfTrainTestlist/{classInd,trainlist01,testlist01,...}.txt
+
+    python collect/ucf101.py --source ucf --out runs/ucf101/data.zarr --size 128
+
+The paper (4.5) scales the shorter side to 128 pixels, cuts out the centre, and trains on 64x64 and on 128x128. Here
+the shorter side is scaled to `size`, also at 64: a 64x64 hole in a picture of 128 would be another, smaller view,
+and halving the picture afterwards is the same view but for how it is filtered twice.
+
+The published list of test videos is the test split. Of the training list a share `valid` is for validation; it is
+drawn by groups, since the clips of a group show one scene and would give themselves away. Fold 1 is what is reported.
+Each frame is taken once, as all who report on it do; the few videos at other rates are not resampled.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+if not __package__:  # run as a file: the folder above is where `collect` is found
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+
+from collect.video import Clip, Videos, fill_with_videos
+from configs import command
+from worldmodel.errors import UserError
+from worldmodel.layout import SPLITS
+
+FPS = 25.0
+LISTS, VIDEOS = "ucfTrainTestlist", "UCF-101"
+TRAIN, VALID, TEST = range(len(SPLITS))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(Videos):
+    """Make a store of UCF-101."""
+
+    source: Path = Path()
+    """Folder with UCF-101/ and ucfTrainTestlist/ in it."""
+    out: Path = Path("runs/ucf101/data.zarr")
+    """The store; one that is not complete goes on."""
+    fold: int = 1
+    """Which of the three published splits, 1 to 3."""
+    valid: float = 0.02
+    """Share of the groups of the training list that are for validation."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.fold not in (1, 2, 3):
+            raise UserError(f"there is no fold {self.fold}; the folds are 1, 2 and 3")
+        if not 0 <= self.valid < 1:
+            raise UserError(f"valid is a share from 0 to below 1, not {self.valid}")
+
+
+def lines(args: Args, name: str) -> tuple[Path, list[list[str]]]:
+    """The words of each line of a list."""
+    path = args.source / LISTS / name
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; give the folder that holds {VIDEOS}/ and {LISTS}/")
+    return path, [words for line in path.read_text().splitlines() if (words := line.split())]
+
+
+def read_classes(args: Args) -> list[str]:
+    """The names of the classes; the lists count from 1, labels from 0."""
+    path, rows = lines(args, "classInd.txt")
+    if any(len(row) != 2 or row[0] != str(i) for i, row in enumerate(rows, 1)):
+        raise UserError(f"{path} should have lines such as `1 ApplyEyeMakeup`, counted from 1; fetch it again")
+    return [name for _, name in rows]
+
+
+def read_list(args: Args, kind: str, classes: list[str]) -> list[tuple[str, int]]:
+    """The videos of a list, with their labels."""
+    path, rows = lines(args, f"{kind}list{args.fold:02}.txt")
+    found = []
+    for name, *number in rows:
+        folder = name.partition("/")[0]
+        if folder not in classes:
+            raise UserError(f"{path}: {name} is of a class that classInd.txt does not name; fetch both again")
+        label = classes.index(folder)
+        if number and number != [str(label + 1)]:
+            raise UserError(f"{path}: {name} has label {number[0]}, but its class is {label + 1}; fetch it again")
+        found.append((name, label))
+    return found
+
+
+def group(name: str) -> str:
+    """`Class/v_Class_g08_c01.avi` -> `Class/v_Class_g08`."""
+    return name.rpartition("_c")[0]
+
+
+def find(args: Args, classes: list[str]) -> list[Clip]:
+    """All videos of the fold: those to train on, then those to test on."""
+    train, test = read_list(args, "train", classes), read_list(args, "test", classes)
+    groups = sorted({group(name) for name, _ in train})
+    drawn = np.random.default_rng(args.seed).permutation(len(groups))[: math.ceil(args.valid * len(groups))]
+    valid = {groups[i] for i in drawn}
+    named = [(name, label, VALID if group(name) in valid else TRAIN) for name, label in train]
+    named += [(name, label, TEST) for name, label in test]
+    folder = args.source / VIDEOS
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist; give the folder that holds {VIDEOS}/ and {LISTS}/")
+    return [Clip(folder / name, name, {"label": label, "split": split}) for name, label, split in named]
+
+
+def main(args: Args) -> None:
+    classes = read_classes(args)
+    fill_with_videos(args, "ucf101", args.fps or FPS, find(args, classes), classes=tuple(classes))
+
+
+if __name__ == "__main__":
+    command(main, "collect")

@@ -1,0 +1,359 @@
+"""The paper's distances and scores of a run, or of clips in files, by a named protocol (Tables 1 to 7).
+
+    python rollout/fvd.py --run runs/bair --protocol paper --features torchscript --weights i3d.pt --sha256 ...
+    python rollout/fvd.py --samples samples.npy --real real.npy --features i3d --weights i3d.safetensors --sha256 ...
+    python rollout/fvd.py --run runs/ucf101 --protocol tgan2 --features c3d --weights c3d.safetensors --sha256 ...
+
+    FVD     samples of the prior against real clips
+    R-FVD   reconstructions of the VQ-VAE against real clips
+    FVD*    samples against reconstructions: what the prior loses, whatever the VQ-VAE has lost
+
+A run without a prior gives R-FVD alone. Without weights, `--features random_conv` tries everything out; its distances
+go by another name. The paper's figure is printed beside ours only where data, protocol and feature network are the
+same; a flag that alters the protocol alters its name too.
+
+Files are .npy of uint8 (n, t, h, w, 3). Sample i continues clip i modulo the number of clips of a trial. Of real clips
+(and reconstructions) there are those of one trial, used in all, or those of all trials in order.
+
+Writes <metric>-<protocol>-<features>.json and .txt into <run>/evaluation, or beside the samples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from configs import command
+from worldmodel.checkpoint import digest, read_header, write_atomic, write_json
+from worldmodel.clips import Clips
+from worldmodel.dream import load_vqvae
+from worldmodel.errors import UserError
+from worldmodel.metrics.features import C3D_LOGITS, Features, Kind, load_features
+from worldmodel.metrics.frechet import Gaussian, distance
+from worldmodel.metrics.inception import inception_score, probabilities
+from worldmodel.metrics.protocol import PROTOCOLS, Name, Protocol, Trials
+from worldmodel.metrics.published import beside
+from worldmodel.store import Store
+from worldmodel.vqvae import to_uint8
+
+ROOT = Path(__file__).resolve().parents[1]
+COMPARED = {
+    "samples_real": ("FVD", "samples against real"),
+    "reconstructions_real": ("R-FVD", "reconstructions against real"),
+    "samples_reconstructions": ("FVD*", "samples against reconstructions"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Compare distributions of clips."""
+
+    run: Path | None = None
+    """Run folder: its prior samples, its VQ-VAE reconstructs, clips are from its store's test split."""
+    samples: Path | None = None
+    """Samples in a file instead; then real clips too."""
+    real: Path | None = None
+    """Real clips in a file, those that the samples continue; a score needs none."""
+    reconstructions: Path | None = None
+    """Their reconstructions in a file; by default those of the run's VQ-VAE, if there is a run."""
+    dataset: str = ""
+    """What the data are called; by default the name of the run's world."""
+    out: Path | None = None
+    """Folder of the results; <run>/evaluation, or that of the samples, if not given."""
+    protocol: Name = "paper"
+    features: Kind = "torchscript"
+    """Feature network: worldmodel/metrics/features.py says what its file must hold."""
+    weights: Path | None = None
+    """File of the feature network."""
+    sha256: str = ""
+    """Of that file, as its publisher states it; another file is refused."""
+    epsilon: float = 1e-5
+    """Of the batch norm of --features i3d: the paper's code has 1e-5, DeepMind's 1e-3."""
+    frames: int | None = None
+    """Alters the protocol: frames of a clip."""
+    given: int | None = None
+    """Alters the protocol: frames that samples are given."""
+    clips: int | None = None
+    """Alters the protocol: real clips of a trial."""
+    samples_each: int | None = None
+    """Alters the protocol: samples of each clip."""
+    trials: int | None = None
+    """Alters the protocol: trials."""
+    size: int | None = None
+    """Alters the protocol: height and width of clips; 0 for any."""
+    steered: bool = False
+    """Alters the protocol: samples in a file know the actions of the clips they continue; of a run it is known."""
+    batch: int = 16
+    """Clips that are sampled or reconstructed at a time."""
+    feature_batch: int = 8
+    """Clips that pass the feature network at a time."""
+    seed: int = 0
+    """Of the samples; the k-th set of them has seed + k."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def __post_init__(self) -> None:
+        if min(self.batch, self.feature_batch) < 1:
+            raise UserError("clips are worked on at least one at a time; set batch and feature_batch to 1 or more")
+        if self.real and not self.samples:
+            raise UserError("real clips in a file go with --samples; give those too")
+        if self.samples and not self.real and PROTOCOLS[self.protocol].metric == "frechet":
+            raise UserError("samples in a file need the real clips that they continue; give --real too")
+        if self.reconstructions and not self.real:
+            raise UserError("reconstructions in a file go with --samples and --real; give those too")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where clips come from."""
+
+    draw: Callable[[int], tuple[np.ndarray | None, np.ndarray | None]]
+    """The k-th set of samples and of the clips that they continue, each (clips, t, h, w, 3), or what there is of it."""
+    reconstruct: Callable[[int, np.ndarray], np.ndarray] | None
+    """Of a trial and its real clips."""
+    data: str
+    made_of: dict[str, Any]
+    """Digests of models and files."""
+    seeds: list[int]
+
+
+def altered(args: Args) -> Protocol:
+    """The protocol as the flags alter it."""
+    changes = {name: getattr(args, name) for name in ("frames", "given", "clips", "trials", "size")}
+    return PROTOCOLS[args.protocol].altered(**changes, samples=args.samples_each, steered=steered(args))
+
+
+def steered(args: Args) -> bool:
+    """Do samples know more of their clip than its first frames?"""
+    if args.samples or args.run is None or not (args.run / "prior").exists():
+        return args.steered
+    return read_header(args.run / "prior")[0]["model"].get("condition", "none") != "none"
+
+
+def from_files(args: Args, protocol: Protocol) -> Source:
+    """Clips of files."""
+    n, trials = protocol.clips, protocol.trials
+    paths = {"samples": args.samples, "real": args.real, "reconstructions": args.reconstructions}
+    files = {name: read_clips(path) for name, path in paths.items() if path}
+    for name, clips in files.items():
+        if name == "samples":
+            wanted = [n * trials * protocol.samples]
+        else:
+            wanted = sorted({n, n * trials}) if name == "real" else [len(files["real"])]
+        if len(clips) not in wanted:
+            raise UserError(
+                f"protocol {protocol.name} takes {' or '.join(map(str, wanted))} {name}, but {paths[name]} has"
+                f" {len(clips)}; give as many, or alter it with --clips, --samples-each and --trials"
+            )
+
+    def part(name: str, trial: int) -> np.ndarray:
+        clips = files[name]
+        return np.array(clips[trial * n : trial * n + n] if len(clips) > n else clips)
+
+    reconstruct = reconstructing(args, args.run) if args.run else None
+    return Source(
+        draw=lambda k: (part("samples", k), part("real", k // protocol.samples) if args.real else None),
+        reconstruct=(lambda trial, _: part("reconstructions", trial)) if args.reconstructions else reconstruct,
+        data=args.dataset,
+        made_of={name: sha256(path) for name, path in paths.items() if path} | models(args.run),
+        seeds=[],
+    )
+
+
+def from_run(args: Args, protocol: Protocol) -> Source:
+    """Samples of a run's prior and the clips they continue, or, where there is no prior yet, clips alone."""
+    assert args.run
+    store, run = Store(args.run / "data.zarr"), args.run
+    seeds = [args.seed + k for k in range(protocol.trials * protocol.samples)]
+
+    def sampled(k: int) -> tuple[np.ndarray, np.ndarray]:
+        from rollout.sample import sample_clips
+
+        return sample_clips(run, protocol.clips, protocol.given, seeds[k], args.device, args.batch)
+
+    def real(k: int) -> tuple[None, np.ndarray]:
+        clips = Clips(store, protocol.split, protocol.frames, ["frames"], cache="off")
+        return None, clips.fixed(protocol.clips, seeds[k])["frames"]
+
+    return Source(
+        draw=sampled if (run / "prior").exists() else real,
+        reconstruct=reconstructing(args, run),
+        data=args.dataset or store.world.name,
+        made_of=models(run),
+        seeds=seeds,
+    )
+
+
+def reconstructing(args: Args, run: Path) -> Callable[[int, np.ndarray], np.ndarray]:
+    """What a run's VQ-VAE makes of clips."""
+    vqvae = load_vqvae(run / "vqvae").to(args.device).eval()
+
+    @torch.no_grad()
+    def reconstruct(trial: int, clips: np.ndarray) -> np.ndarray:
+        parts = torch.from_numpy(clips).split(args.batch)
+        return torch.cat([to_uint8(vqvae.decode(vqvae.encode(p.to(args.device)))).cpu() for p in parts]).numpy()
+
+    return reconstruct
+
+
+def distances(args: Args, protocol: Protocol, features: Features, source: Source) -> dict[str, Trials]:
+    """The three comparisons, as far as there is something to compare."""
+    values: dict[str, list[float]] = {name: [] for name in COMPARED}
+    last: np.ndarray | None = None
+    with tqdm(total=protocol.trials * protocol.samples, unit=" sets", desc="clips") as bar:
+        for trial in range(protocol.trials):
+            fakes, real = samples_of(args, protocol, features, source, trial, bar)
+            normal = {"samples": Gaussian.of(fakes)} if fakes is not None else {}
+            assert real is not None
+            if last is None or not np.array_equal(real, last):  # else what is known of them still holds
+                known = {"real": Gaussian.of(features(real, args.feature_batch))}
+                if source.reconstruct:
+                    decoded = source.reconstruct(trial, real)
+                    protocol.check(decoded, "reconstructions")
+                    known["reconstructions"] = Gaussian.of(features(decoded, args.feature_batch))
+                last = real
+            normal |= known
+            for name in COMPARED:
+                a, b = name.split("_")
+                if a in normal and b in normal:
+                    values[name].append(distance(normal[a], normal[b]))
+    return {name: Trials(tuple(found)) for name, found in values.items() if found}
+
+
+def samples_of(
+    args: Args, protocol: Protocol, features: Features, source: Source, trial: int, bar: tqdm
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Features of all samples of a trial, and its real clips, or what there is of both."""
+    found, first = [], None
+    for j in range(protocol.samples):
+        samples, real = source.draw(trial * protocol.samples + j)
+        for clips, what in ((samples, "samples"), (real, "the real clips")):
+            if clips is not None:
+                protocol.check(clips, what)
+        first = real if j == 0 else first
+        if first is not None and (real is None or not np.array_equal(first, real)):
+            raise UserError(f"protocol {protocol.name} takes several samples of the same clips, but the clips changed")
+        if samples is not None:
+            found.append(features(samples, args.feature_batch))
+        bar.update()
+    return (np.concatenate(found) if found else None), first
+
+
+def scores(args: Args, protocol: Protocol, features: Features, source: Source) -> dict[str, Trials]:
+    """The inception score of the samples of every trial."""
+    values = []
+    with tqdm(total=protocol.trials * protocol.samples, unit=" sets", desc="samples") as bar:
+        for trial in range(protocol.trials):
+            logits, _ = samples_of(args, protocol, features, source, trial, bar)
+            if logits is None:
+                raise UserError(f"{args.run} has no prior that could make samples; train it first, or give --samples")
+            values.append(inception_score(probabilities(logits)))
+    return {"samples": Trials(tuple(values))}
+
+
+def called(comparison: str, features: Features) -> tuple[str, str]:
+    """A figure's short name, by which the paper's may be found, and its name in full."""
+    if comparison == "samples":
+        return ("IS", "IS") if features.network == C3D_LOGITS else ("", f"Inception score by {features.network}")
+    short, told = COMPARED[comparison]
+    return (short, f"{short}, {told}") if features.is_i3d else ("", f"Frechet distance of {features.network}, {told}")
+
+
+def report(protocol: Protocol, features: Features, source: Source, figures: dict[str, Trials]) -> dict[str, Any]:
+    """Everything a figure is known by, as JSON."""
+    rows = {}
+    for comparison, trials in figures.items():
+        short, name = called(comparison, features)
+        paper = beside(short, protocol, features.network, source.data)
+        rows[comparison] = {"name": name, **trials.to_json(), "shown": str(trials), "paper": paper and str(paper)}
+    return {
+        "data": source.data,
+        "protocol": protocol.to_json(),
+        "features": features.to_json(),
+        "made_of": source.made_of,
+        "seeds": source.seeds,
+        "commit": commit(),
+        "figures": rows,
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """A report as text."""
+    p, features, rows = result["protocol"], result["features"], result["figures"].values()
+    width = max(len(row["name"]) for row in rows)
+    lines = [
+        f"{result['data'] or 'clips of files'}: protocol {p['name']}: {p['clips']} clips of {p['frames']} frames,"
+        f" {p['given']} given, samples of each: {p['samples']}, trials: {p['trials']} (mean ± standard deviation)",
+        f"features: {features['network']} ({features['kind']}, sha256 {features['sha256'][:16]})",
+        "",
+        *(f"{row['name']:{width}}  {row['shown']:>18}  {row['paper'] or ''}".rstrip() for row in rows),
+    ]
+    if not any(row["paper"] for row in rows):
+        lines += ["", "no figure of the paper stands beside these: its data, protocol or feature network are others"]
+    return "\n".join(lines)
+
+
+def read_clips(path: Path) -> np.ndarray:
+    """The array of a file, mapped."""
+    try:
+        clips = np.load(path, mmap_mode="r", allow_pickle=False)
+        assert isinstance(clips, np.ndarray) and clips.ndim
+        return clips
+    except (ValueError, EOFError, AssertionError) as error:
+        raise UserError(f"{path} is no .npy of clips ({error}); write it with numpy.save") from None
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def models(run: Path | None) -> dict[str, str]:
+    """Digests of what a run has trained."""
+    return {part: digest(run / part) for part in ("vqvae", "prior") if run and (run / part).exists()}
+
+
+def commit() -> str | None:
+    """The commit of this clone, with "-dirty" if files differ from it; None where it is no clone."""
+    git = ["git", "-C", str(ROOT)]
+    try:
+        top = subprocess.run([*git, "rev-parse", "--show-toplevel"], capture_output=True, text=True, check=True).stdout
+        if Path(top.strip()).resolve() != ROOT:
+            return None
+        describe = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def main(args: Args) -> None:
+    if args.run is None and args.samples is None:
+        raise UserError("there is nothing to compare; give a --run, or --samples and --real")
+    protocol = altered(args)
+    if protocol.metric == "inception" and args.features == "random_conv":
+        raise UserError("an inception score needs a trained classifier; give --features c3d and its --weights")
+    features = load_features(args.features, args.weights, args.sha256, args.device, args.epsilon)
+    source = (from_files if args.samples else from_run)(args, protocol)
+    measure = distances if protocol.metric == "frechet" else scores
+    result = report(protocol, features, source, measure(args, protocol, features, source))
+    folder = args.out or (args.run / "evaluation" if args.run else args.samples.parent)  # type: ignore[union-attr]
+    changed = "" if protocol.name == args.protocol else "-altered"
+    stem, text = f"{protocol.metric}-{args.protocol}{changed}-{args.features}", table(result)
+    write_json(folder / f"{stem}.json", result)
+    write_atomic(folder / f"{stem}.txt", (text + "\n").encode())
+    print(f"{text}\n\ntable: {folder / stem}.txt and .json")
+
+
+if __name__ == "__main__":
+    command(main, "fvd")

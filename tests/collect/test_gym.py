@@ -1,0 +1,249 @@
+"""Recording of Gymnasium environments: two of Gymnasium's own, and toys that show their clock."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from collect import gym as script
+from collect.record import record
+from worldmodel.errors import UserError
+from worldmodel.store import Store
+from worldmodel.writer import StoreWriter
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Clock(gym.Env[np.ndarray, Any]):
+    """A grey picture (8, 6, 1) that tells the step; ends after a number of steps; rewards its actions' sum."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 7}
+
+    def __init__(self, space: gym.Space[Any], length: int = 5, render_mode: str | None = None) -> None:
+        self.action_space, self.length, self.render_mode = space, length, render_mode
+        self.observation_space = gym.spaces.Box(0, 255, (8, 6, 1), np.uint8)
+
+    def reset(self, *, seed: int | None = None, options: object = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.t = 0
+        return self.see(), {}
+
+    def see(self) -> np.ndarray:
+        return np.full((8, 6, 1), 10 * self.t, np.uint8)
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.t += 1
+        return self.see(), float(np.sum(action)), self.t == self.length, False, {}
+
+
+class Vector(Clock):
+    """The same without a picture to see, and with one to show."""
+
+    def __init__(self, shows: bool = True, render_mode: str | None = None) -> None:
+        super().__init__(gym.spaces.Discrete(2), render_mode=render_mode)
+        self.observation_space, self.shows = gym.spaces.Box(-9, 9, (2,), np.float32), shows
+
+    def see(self) -> np.ndarray:
+        return np.array([self.t, -self.t], np.float32)
+
+    def render(self) -> np.ndarray | None:  # type: ignore[override]
+        return np.full((100, 50, 3), (self.t, 2, 3), np.uint8) if self.shows else None
+
+
+SPACES = {
+    "Discrete": gym.spaces.Discrete(3),
+    "MultiDiscrete": gym.spaces.MultiDiscrete([2, 3]),
+    "Box": gym.spaces.Box(np.array([-1, 0], np.float32), np.array([0, 2], np.float32)),
+    "Endless": gym.spaces.Box(-np.inf, np.inf, (2,)),
+    "Late": gym.spaces.Discrete(3, start=1),
+    "Tuple": gym.spaces.Tuple([gym.spaces.Discrete(2)]),
+}
+
+
+@pytest.fixture(autouse=True)
+def registered() -> Iterator[None]:
+    for name, space in SPACES.items():
+        gym.register(f"Clock{name}-v0", entry_point=Clock, kwargs={"space": space}, max_episode_steps=9)
+    gym.register("ClockForever-v0", entry_point=Clock, kwargs={"space": SPACES["Discrete"]})
+    gym.register("ClockVector-v0", entry_point=Vector, max_episode_steps=9)
+    yield
+    for name in [n for n in gym.registry if n.startswith("Clock")]:
+        del gym.registry[name]
+
+
+def group(**changes: Any) -> list[dict[str, np.ndarray]]:
+    with script.playing(script.Args(size=8, **changes)) as one:
+        return one(0)
+
+
+def world(**changes: Any) -> Any:
+    return script.Frames(script.Args(size=8, **changes)).world
+
+
+@pytest.mark.parametrize("kind", ["Discrete", "MultiDiscrete", "Box"])
+def test_pictures_are_kept_as_they_are_and_actions_of_each_kind(kind: str) -> None:
+    episodes = group(env=f"Clock{kind}-v0")
+    assert len(episodes) == script.LANES
+    for e in episodes:
+        assert (e["frames"].shape, e["frames"].dtype) == ((6, 8, 8, 3), np.uint8)
+        assert e["frames"][:, 4, 4].tolist() == [[10 * t] * 3 for t in range(6)]
+        assert e["terminated"].tolist() == [False] * 4 + [True, False]
+        assert e["action"].dtype == np.dtype(world(env=f"Clock{kind}-v0").action.dtype)
+        np.testing.assert_allclose(e["reward"], e["action"].reshape(6, -1).sum(1), rtol=1e-6)
+        assert not e["action"][-1].any() and e["variables"].shape == (len(e["frames"]), 0)
+    assert len({e["action"].tobytes() for e in episodes}) > 1
+
+
+def test_what_an_environment_shows_where_it_sees_no_picture() -> None:
+    episode = group(env="ClockVector-v0")[0]
+    assert episode["frames"][:, 3, 3].tolist() == [[t, 2, 3] for t in range(6)]
+    assert episode["variables"].tolist() == [[t, -t] for t in range(6)]
+    assert world(env="ClockVector-v0").variables == ("obs_0", "obs_1")
+
+
+def test_a_time_limit_truncates() -> None:
+    episode = group(env="ClockForever-v0", max_steps=3)[0]
+    assert episode["truncated"].tolist() == [False, False, True, False]
+    assert not episode["terminated"].any()
+    one = world(env="ClockForever-v0", max_steps=3)
+    assert (one.max_episode_steps, one.fps, one.name) == (3, 7.0, "ClockForever-v0")
+
+
+def test_an_environment_is_named_only_if_it_gives_the_same_frames_again() -> None:
+    gym.register("ClockSame-v0", entry_point="envs.vizdoom:VizdoomFrames", kwargs={"size": 8}, max_episode_steps=9)
+    same = world(env="ClockSame-v0", kwargs='{"frame_skip": 2}')
+    assert (same.env_id, same.env_kwargs) == ("ClockSame-v0", {"frame_skip": 2})
+    assert world(env="ClockDiscrete-v0").env_id == ""
+
+
+POLICY = """
+    import numpy as np
+
+    def upright(observation, rng):
+        return int(observation[2] + observation[3] > 0)  # towards where the pole falls: lasts for hundreds of steps
+
+    def wild(observation, rng):
+        return 7
+"""
+
+
+def test_cart_pole_by_a_function_in_two_processes(tmp_path: Path) -> None:
+    (tmp_path / "my_agent.py").write_text(textwrap.dedent(POLICY))
+    run = [sys.executable, str(ROOT / "collect/gym.py"), "--policy", "my_agent:upright", "--workers", "2"]
+    flags = ["--env", "CartPole-v1", "--max-steps", "60", "--episodes", "3", "--epsilon", "0", "--random-share", "0"]
+    more = ["--size", "16", "--out", "data.zarr"]
+    done = subprocess.run([*run, *flags, *more], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "data.zarr is complete: 3 episodes, 183 frames, 61.0 on average" in done.stdout
+    assert "episodes" in done.stderr and "frames/s" in done.stdout
+    store = Store(tmp_path / "data.zarr")
+    assert len({store.read("frames", 61 * i, 61 * i + 61).tobytes() for i in range(3)}) == 3
+    seen = store.episode(0)
+    assert seen["frames"].shape == (61, 16, 16, 3)
+    assert len({frame.tobytes() for frame in seen["frames"]}) > 5  # it moves
+    chosen = (seen["variables"][:-1, 2] + seen["variables"][:-1, 3] > 0).astype(int)
+    np.testing.assert_array_equal(seen["action"][:-1], chosen)
+
+
+class Here:
+    """The pool's `map`, in this process."""
+
+    def __init__(self, args: script.Args) -> None:
+        self.args = args
+
+    def map(self, groups: Iterator[int]) -> Iterator[list[dict[str, np.ndarray]]]:
+        with script.playing(self.args) as one:
+            yield from map(one, groups)
+
+
+@pytest.mark.parametrize("length", [0, 3])
+def test_recording_goes_on_where_it_was_cut_short(tmp_path: Path, length: int) -> None:
+    args = script.Args(env="ClockDiscrete-v0", size=8, length=length)
+    one = world(env=args.env)
+
+    def go(name: str, total: int) -> Path:
+        with StoreWriter(tmp_path / name, one, script.settings(args)) as writer:
+            record(Here(args), writer, script.LANES, total, length)  # type: ignore[arg-type]
+            assert writer.episodes == total
+        return tmp_path / name
+
+    whole = Store(go("whole", 11))
+    for total in (1, 2, 7, 11):
+        parts = Store(go("parts", total))
+    for name in whole.names:
+        np.testing.assert_array_equal(parts.read(name, 0, parts.rows), whole.read(name, 0, whole.rows))
+    assert set(np.diff(whole.ends, prepend=0)) == {length or 6}
+    assert whole.episode(1)["frames"][:, 0, 0, 0].tolist() == ([30, 40, 50] if length else [0, 10, 20, 30, 40, 50])
+
+
+def test_pieces_longer_than_all_episodes_are_given_up_on(tmp_path: Path) -> None:
+    args = script.Args(env="ClockDiscrete-v0", size=8)
+    with (
+        StoreWriter(tmp_path / "data.zarr", world(env=args.env), {}) as writer,
+        pytest.raises(UserError, match="100 episodes in a row had fewer than 7 frames"),
+    ):
+        record(Here(args), writer, script.LANES, 1, 7)  # type: ignore[arg-type]
+
+
+def test_another_policy_is_another_recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function is told by its file's content, so that one store never holds what two versions played."""
+    monkeypatch.chdir(tmp_path)
+    said = []
+    for version in ("1", "2"):
+        (tmp_path / "my_changing_agent.py").write_text(f"def act(observation, rng):\n    return {version}\n")
+        said.append(script.settings(script.Args(policy="my_changing_agent:act"))["policy"])
+    assert said[0] != said[1] and all(s.startswith("my_changing_agent:act ") for s in said)
+
+
+def test_a_function_that_returns_no_action(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_wild_agent.py").write_text(textwrap.dedent(POLICY))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"my_wild_agent:wild: action 7 is outside .*; return an action of ClockVector"):
+        group(env="ClockVector-v0", policy="my_wild_agent:wild", epsilon=0, random_share=0)
+    for name in ("my_wild_agent:none", "no_such_agent:act"):
+        with pytest.raises(UserError, match=f"there is no policy {name}"):
+            group(env="ClockVector-v0", policy=name)
+
+
+def test_the_policy_that_ships_plays_where_its_frames_fit() -> None:
+    gym.register("ClockDoom-v0", entry_point="envs.vizdoom:VizdoomFrames", max_episode_steps=4)
+    with script.playing(script.Args(env="ClockDoom-v0", policy="health_gathering_supreme", epsilon=0)) as one:
+        assert [len(e["frames"]) for e in one(0)] == [5] * script.LANES
+    with pytest.raises(UserError, match="acts on 64x64 frames"):
+        group(env="ClockVector-v0", policy="health_gathering_supreme")
+
+
+REFUSED = {
+    "no such environment": ({"env": "Nothing-v0"}, "Nothing-v0 cannot be made: .*; install it, or give another id"),
+    "no such module": ({"env": "nothing_here:Nothing-v0"}, "nothing_here:Nothing-v0 cannot be made"),
+    "no such argument": ({"env": "CartPole-v1", "kwargs": '{"x": 1}'}, "CartPole-v1 cannot be made: .*'x'"),
+    "not JSON": ({"kwargs": "x=1"}, "kwargs 'x=1' are not JSON"),
+    "no time limit": ({"env": "ClockForever-v0"}, "has no time limit, .*; give --max-steps"),
+    "no picture": ({"env": "ClockVector-v0", "kwargs": '{"shows": false}'}, "shows no picture as rgb_array; wrap it"),
+    "endless actions": ({"env": "ClockEndless-v0"}, "bounds are finite"),
+    "actions from 1": ({"env": "ClockLate-v0"}, "cannot be recorded; wrap it"),
+    "a tuple": ({"env": "ClockTuple-v0"}, "cannot be recorded; wrap it"),
+    "too long": ({"env": "ClockDiscrete-v0", "length": 11}, "at most 10 frames"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_recorded_is_one_sentence(case: str, tmp_path: Path) -> None:
+    changes, why = REFUSED[case]
+    with pytest.raises(UserError, match=why):
+        script.main(script.Args(out=tmp_path / "data.zarr", **changes))
+    assert not (tmp_path / "data.zarr").exists()
+
+
+def test_settings_that_make_no_sense() -> None:
+    for wrong in ({"episodes": 0}, {"size": 0}, {"workers": 0}, {"length": 1}, {"max_steps": -1}):
+        with pytest.raises(UserError):
+            script.Args(**wrong)  # type: ignore[arg-type]

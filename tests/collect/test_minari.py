@@ -1,0 +1,262 @@
+"""To Minari and back, and data sets from elsewhere, in a folder of Minari's own for each test."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import h5py
+import minari
+import numpy as np
+import pytest
+from minari.data_collector import EpisodeBuffer
+
+from collect import files
+from collect import minari as script
+from collect.files import labelled
+from collect.pool import Make
+from worldmodel.errors import UserError
+from worldmodel.store import Store
+from worldmodel.world import ActionSpec, World
+from worldmodel.writer import StoreWriter
+
+ROOT = Path(__file__).resolve().parents[2]
+BOX = ActionSpec(kind="Box", low=(-1.0, 0.0), high=(1.0, 3.0))
+KINDS = {
+    "Discrete": ActionSpec(kind="Discrete", nvec=(3,)),
+    "MultiDiscrete": ActionSpec(kind="MultiDiscrete", nvec=(2, 5)),
+    "Box": BOX,
+}
+
+
+class Here:
+    """What a pool does, in this process; the test of the command line has real ones."""
+
+    def __init__(self, make: Make, *_: object) -> None:
+        self.make = make
+
+    def __enter__(self) -> Here:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def map(self, items: Iterable[int]) -> Iterator[Any]:
+        with self.make() as one:
+            yield from map(one, items)
+
+
+@pytest.fixture(autouse=True)
+def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    monkeypatch.setattr(files, "Pool", Here)
+    script.opened.cache_clear()
+    return tmp_path / "minari"
+
+
+def recorded(path: Path, action: ActionSpec, variables: int = 2, episodes: int = 3) -> Path:
+    """Noise, which no JPEG keeps, and numbers that float32 holds but no decimal does."""
+    rng = np.random.default_rng(1)
+    names = tuple(f"v{i}" for i in range(variables))
+    world = World(name="noise", frame_shape=(12, 10, 3), action=action, variables=names, classes=("a", "b"), fps=7.5)
+    with StoreWriter(path, world, {}) as writer:
+        for i in range(episodes):
+            n = 5 + i
+            if action.kind == "Box":
+                actions = rng.uniform(action.low, action.high, (n, 2)).astype(np.float32)
+            else:
+                actions = rng.integers(action.nvec, size=(n, len(action.nvec))).reshape(n, *action.shape)
+            actions[-1] = 0
+            ended = np.arange(n) == n - 2
+            episode = {
+                "frames": rng.integers(256, size=(n, 12, 10, 3), dtype=np.uint8),
+                "action": actions,
+                "reward": np.append(rng.normal(size=n - 1), 0).astype(np.float32),
+                "terminated": ended & (i % 2 == 0),
+                "truncated": ended & (i % 2 == 1),
+            }
+            if variables:
+                episode["variables"] = rng.normal(size=(n, variables)).astype(np.float32)
+            writer.append(labelled(episode, label=i % 2, split=i % 3))
+    return path
+
+
+def equal(a: Path, b: Path) -> None:
+    one, other = Store(a), Store(b)
+    assert (one.world, one.names) == (other.world, other.names)
+    np.testing.assert_array_equal(one.ends, other.ends)
+    for name in one.names:
+        x, y = one.read(name, 0, one.rows), other.read(name, 0, other.rows)
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(x, y)
+
+
+def bring_in(tmp_path: Path, dataset: str = "toys/noise-v0", **changes: Any) -> Store:
+    script.main(script.Args(dataset=dataset, out=tmp_path / "back.zarr", workers=1, **changes))
+    return Store(tmp_path / "back.zarr")
+
+
+def send_out(store: Path, dataset: str = "toys/noise-v0") -> None:
+    script.main(script.Args(export=str(store), dataset=dataset))
+
+
+def test_a_store_comes_back_equal_through_the_command_line(tmp_path: Path) -> None:
+    recorded(tmp_path / "data.zarr", KINDS["Discrete"])
+
+    def run(*flags: str) -> str:
+        command = [sys.executable, str(ROOT / "collect/minari.py"), "--dataset", "toys/noise-v0", *flags]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "toys/noise-v0: 3 episodes, 18 frames" in run("--export", "data.zarr")
+    assert "back.zarr: 3 episodes, 18 frames" in run("--out", "back.zarr", "--workers", "2")
+    equal(tmp_path / "data.zarr", tmp_path / "back.zarr")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("variables", [0, 2])
+def test_what_goes_out_is_what_minari_reads(tmp_path: Path, kind: str, variables: int) -> None:
+    """By Minari's own reader, and then back in by ours."""
+    recorded(tmp_path / "data.zarr", KINDS[kind], variables)
+    send_out(tmp_path / "data.zarr")
+    store, dataset = Store(tmp_path / "data.zarr"), minari.load_dataset("toys/noise-v0")
+    assert (dataset.total_episodes, dataset.total_steps) == (3, 15)
+    assert dataset.observation_space == gym.spaces.Box(0, 255, (12, 10, 3), np.uint8)
+    for i, theirs in enumerate(dataset):
+        ours = store.episode(i)
+        np.testing.assert_array_equal(theirs.observations, ours["frames"])
+        for name, array in {"actions": "action", "rewards": "reward", "terminations": "terminated"}.items():
+            np.testing.assert_array_equal(getattr(theirs, name), ours[array][:-1])
+        assert theirs.truncations.tolist() == ours["truncated"][:-1].tolist()
+        assert all(dataset.action_space.contains(a) for a in theirs.actions)
+    folder = script.folder_of("toys/noise-v0")
+    back = [script.read(folder, "", i)[0] for i in range(3)]
+    for i, episode in enumerate(back):
+        assert episode.keys() == set(store.names)
+        for name, array in episode.items():
+            np.testing.assert_array_equal(array, store.read(name, *store.bounds(i)), strict=True)
+    assert script.world(script.opened(folder), "") == store.world
+
+
+def made_elsewhere(observations: Any, space: gym.Space, **changes: Any) -> None:
+    """A data set of Minari's own making: float64 rewards, JPEG frames, no infos."""
+    n = 5
+    buffer = EpisodeBuffer(
+        observations=observations,
+        actions=np.arange(n) % 3,
+        rewards=np.arange(n) / 2,
+        terminations=np.arange(n) == n - 1,
+        truncations=np.zeros(n, bool),
+    )
+    spaces = {"observation_space": space, "action_space": gym.spaces.Discrete(3)} | changes
+    with pytest.warns(UserWarning):
+        minari.create_dataset_from_buffers("other/toy-v3", [buffer], **spaces)
+
+
+PICTURE = gym.spaces.Box(0, 255, (16, 16, 3), np.uint8)
+FLAT = np.full((6, 16, 16, 3), 1, np.uint8) * (40 * np.arange(6, dtype=np.uint8))[:, None, None, None]
+
+
+def test_a_data_set_from_elsewhere(tmp_path: Path) -> None:
+    made_elsewhere(FLAT, PICTURE)
+    store = bring_in(tmp_path, "other/toy-v3")
+    episode = store.episode(0)
+    assert episode["frames"][:, 8, 8].tolist() == [[40 * t] * 3 for t in range(6)]
+    assert episode["action"].tolist() == [0, 1, 2, 0, 1, 0]
+    assert episode["reward"].tolist() == [0, 0.5, 1, 1.5, 2, 0]
+    assert episode["terminated"].tolist() == [False] * 4 + [True, False]
+    assert (store.world.name, store.world.action) == ("other-toy-v3", KINDS["Discrete"])
+    folder = shutil.copytree(tmp_path / "minari/other/toy-v3", tmp_path / "elsewhere")
+    script.main(script.Args(dataset=str(folder), out=tmp_path / "again.zarr", workers=1))
+    equal(tmp_path / "back.zarr", tmp_path / "again.zarr")
+
+
+def test_a_picture_in_a_dictionary(tmp_path: Path) -> None:
+    vector = gym.spaces.Box(-1, 1, (2,))
+    space = gym.spaces.Dict({"eye": PICTURE, "other": PICTURE, "pose": vector})
+    made_elsewhere({"eye": FLAT, "other": 255 - FLAT, "pose": np.zeros((6, 2), np.float32)}, space)
+    with pytest.raises(UserError, match=r"has no one picture .*choose one by --image: eye, other"):
+        bring_in(tmp_path, "other/toy-v3")
+    assert bring_in(tmp_path, "other/toy-v3", image="other").read("frames", 1, 2)[0, 0, 0].tolist() == [215] * 3
+
+
+def test_observations_without_a_picture(tmp_path: Path) -> None:
+    made_elsewhere(np.zeros((6, 2), np.float32), gym.spaces.Box(-1, 1, (2,)))
+    with pytest.raises(UserError, match=r"record the environment by collect/gym.py"):
+        bring_in(tmp_path, "other/toy-v3")
+
+
+def test_actions_that_a_store_cannot_hold(tmp_path: Path) -> None:
+    made_elsewhere(FLAT, PICTURE, action_space=gym.spaces.Discrete(3, start=-1))
+    with pytest.raises(UserError, match="cannot be recorded; wrap it"):
+        bring_in(tmp_path, "other/toy-v3")
+
+
+def test_an_episode_that_is_broken_is_named_and_the_others_are_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    send_out(recorded(tmp_path / "data.zarr", BOX))
+    data = tmp_path / "minari/toys/noise-v0/data"
+    with h5py.File(data / "main_data.hdf5", "a") as file:
+        del file["episode_1/rewards"]
+    store = bring_in(tmp_path)
+    assert "2 episodes, 12 frames; 1 of 3 files were skipped" in capsys.readouterr().out
+    assert f"{data}: episode 1: " in (tmp_path / "back.zarr/skipped.txt").read_text()
+    np.testing.assert_array_equal(store.episode(1)["action"], Store(tmp_path / "data.zarr").episode(2)["action"])
+
+
+def test_a_store_without_steps_and_a_name_that_is_taken_leave_nothing_behind(tmp_path: Path) -> None:
+    with StoreWriter(tmp_path / "film.zarr", World(name="film"), {}) as writer:
+        writer.append({"frames": np.zeros((3, 64, 64, 3), np.uint8)})
+    with pytest.raises(UserError, match="has no action, and Minari holds steps"):
+        send_out(tmp_path / "film.zarr")
+    assert not (tmp_path / "minari/toys").exists()
+    send_out(recorded(tmp_path / "data.zarr", BOX))
+    with pytest.raises(UserError, match="exists already; `minari delete` it"):
+        send_out(tmp_path / "data.zarr")
+
+
+def test_interrupted_in_its_midst_it_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded(tmp_path / "data.zarr", BOX)
+    episode = Store.episode
+
+    def interrupted(self: Store, i: int, *names: Any) -> Any:
+        if i == 2:
+            raise KeyboardInterrupt
+        return episode(self, i, *names)
+
+    monkeypatch.setattr(Store, "episode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        send_out(tmp_path / "data.zarr")
+    assert not (tmp_path / "minari/toys/noise-v0").exists()
+    monkeypatch.setattr(Store, "episode", episode)
+    send_out(tmp_path / "data.zarr")
+    bring_in(tmp_path)
+    equal(tmp_path / "data.zarr", tmp_path / "back.zarr")
+
+
+def test_names_that_are_none(tmp_path: Path) -> None:
+    for name, why in {
+        "": "name a data set",
+        "no version": "is no data set",
+        "aa/bb-v9": "`minari download` fetches",
+    }.items():
+        with pytest.raises(UserError, match=why):
+            bring_in(tmp_path, name)
+    torn = tmp_path / "minari/aa/bb-v9/data"
+    torn.mkdir(parents=True)
+    (torn / "metadata.json").write_text(json.dumps({"data_format": "hdf5"}))
+    with pytest.raises(UserError, match="cannot be opened by Minari"):
+        bring_in(tmp_path, "aa/bb-v9")
+
+
+def test_without_minari_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "minari", None)
+    with pytest.raises(UserError, match=r'Minari cannot be used .*; pip install "minari\[hdf5\]>=0.5.4"'):
+        bring_in(tmp_path)

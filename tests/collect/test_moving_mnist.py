@@ -1,0 +1,231 @@
+"""Moving MNIST: the published file in the small, digits from each kind of file, and flights worked out by hand."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from collect import moving_mnist as mm
+from configs import parse
+from worldmodel.errors import UserError
+from worldmodel.store import Store
+
+
+class Here:
+    """Does in this process what a pool does in others, which take seconds to start."""
+
+    def __init__(self, make: Callable[[], Any], workers: int, say: object) -> None:
+        self.make = make
+
+    def __enter__(self) -> Here:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def map(self, tasks: Iterable[Any]) -> Iterator[Any]:
+        with self.make() as run:
+            yield from map(run, tasks)
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("collect.files.Pool", Here)
+
+
+def args(tmp_path: Path, *flags: str, out: str = "data.zarr") -> mm.Args:
+    return parse(mm.Args, "collect", ["--out", str(tmp_path / out), "--workers", "1", *flags])
+
+
+def frames_of(path: Path) -> np.ndarray:
+    store = Store(path)
+    assert store.names == ("frames",)
+    frames = store.read("frames", 0, store.rows)
+    return frames.reshape(len(store.ends), -1, *frames.shape[1:])
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> tuple[Path, np.ndarray]:
+    """(time, video, height, width), as published."""
+    videos = np.random.default_rng(0).integers(0, 256, (5, 120, 16, 12), np.uint8)
+    np.save(tmp_path / "mnist_test_seq.npy", videos)
+    return tmp_path / "mnist_test_seq.npy", videos
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_published_file(here: None, tmp_path: Path, published: tuple[Path, np.ndarray], channels: int) -> None:
+    path, videos = published
+    mm.main(args(tmp_path, "--source", str(path), "--channels", str(channels)))
+    frames = frames_of(tmp_path / "data.zarr")
+    assert frames.shape == (120, 5, 16, 12, channels)
+    for c in range(channels):
+        np.testing.assert_array_equal(frames[..., c], videos.transpose(1, 0, 2, 3))
+    store = Store(tmp_path / "data.zarr")
+    assert [len(store.episodes(split)) for split in ("train", "valid", "test")] == [96, 12, 12]
+
+
+def test_a_file_that_is_not_the_published_one(tmp_path: Path, published: tuple[Path, np.ndarray]) -> None:
+    path, videos = published
+    np.save(tmp_path / "float.npy", videos / 2)
+    np.save(tmp_path / "flat.npy", videos[0])
+    (tmp_path / "text.npy").write_text("not an array")
+    (tmp_path / "empty.npy").touch()
+    (tmp_path / "torn.npy").write_bytes(path.read_bytes()[:-100])
+    for name, told in (
+        ("float", r"holds float64 \(5, 120, 16, 12\), but Moving MNIST is uint8"),
+        ("flat", r"holds uint8 \(120, 16, 12\), but"),
+        ("text", "cannot be read"),
+        ("empty", "cannot be read"),
+        ("torn", "cannot be read"),
+        ("missing", "is no file; give mnist_test_seq.npy"),
+    ):
+        with pytest.raises(UserError, match=rf"{name}.npy {told}"):
+            mm.main(args(tmp_path, "--source", str(tmp_path / f"{name}.npy")))
+
+
+def test_a_flight_bounces_as_worked_out_by_hand() -> None:
+    """In a room of 10 by 4: down to 8, 11 is mirrored to 9, then back; sideways from 1 through 0 and on."""
+    path = mm.fly(np.array([[5.0, 1.0]]), np.array([[3.0, -1.5]]), 6, np.array([10.0, 4.0]))
+    assert path[0, :, 0].tolist() == [5, 8, 9, 6, 3, 0]
+    assert path[0, :, 1].tolist() == [1, 0.5, 2, 3.5, 3, 1.5]  # 1, -0.5, -2, -3.5, -5, -6.5, mirrored at 0 and 4
+    still = mm.fly(np.array([[0.0, 3.0]]), np.array([[2.0, 0.0]]), 3, np.array([0.0, 4.0]))
+    np.testing.assert_allclose(still, [[[0, 3]] * 3], atol=1e-8)  # a digit as big as the frame
+
+
+def test_digits_are_drawn_where_they_are_and_the_brighter_one_counts() -> None:
+    frames = np.zeros((2, 2, 5, 6), np.uint8)
+    first = np.array([[[9, 1], [2, 3]], [[5, 5], [5, 5]]], np.uint8)
+    mm.draw(frames, first, np.array([[[0, 0], [3, 4]], [[1, 1], [1, 1]]]))
+    mm.draw(frames, np.full((2, 2, 2), 4, np.uint8), np.array([[[0, 1], [0, 0]], [[0, 0], [3, 3]]]))
+    expected = np.zeros((2, 2, 5, 6), int)
+    expected[0, 0, :2, :3] = [[9, 4, 4], [2, 4, 4]]
+    expected[0, 1, :2, :2] = 4
+    expected[0, 1, 3:, 4:] = [[9, 1], [2, 3]]
+    expected[1, 0, :3, :3] = [[4, 4, 0], [4, 5, 5], [0, 5, 5]]
+    expected[1, 1, 1:3, 1:3] = 5
+    expected[1, 1, 3:, 3:5] = 4
+    np.testing.assert_array_equal(frames, expected)
+
+
+def test_a_single_digit_flies_at_its_speed_in_every_direction(here: None, tmp_path: Path) -> None:
+    """One lit pixel tells where the digit is; no wall is passed, and between walls the steps are of one length."""
+    np.save(tmp_path / "digits.npy", np.pad(np.array([[[200]]], np.uint8), ((0, 0), (0, 3), (0, 1))))
+    flags = ["--digits", str(tmp_path / "digits.npy"), "--per-video", "1", "--episodes", "60", "--length", "30"]
+    mm.main(args(tmp_path, *flags, "--channels", "1", "--speed", "2.5", "--size", "160"))
+    frames = frames_of(tmp_path / "data.zarr")[..., 0]
+    assert frames.shape == (60, 30, 160, 160)
+    assert set(np.unique(frames)) == {0, 200}
+    assert (np.count_nonzero(frames, (2, 3)) == 1).all()
+    where = np.stack(np.nonzero(frames)[2:], -1).reshape(60, 30, 2)
+    assert where[..., 0].max() <= 156
+    assert where[..., 1].max() <= 158
+    straight = (where.min((1, 2)) > 1) & (where[..., 0].max(1) < 155) & (where[..., 1].max(1) < 157)
+    far = where[straight, -1] - where[straight, 0]
+    assert len(far) > 15
+    np.testing.assert_allclose(np.hypot(*far.T), 2.5 * 29, atol=1.5)  # of rounding
+    assert len(set(zip(*np.sign(far).T, strict=True)) & {(1, 1), (1, -1), (-1, 1), (-1, -1)}) == 4
+
+
+def idx(images: np.ndarray) -> bytes:
+    return struct.pack(">BBBB3I", 0, 0, 8, 3, *images.shape) + images.tobytes()
+
+
+def test_digits_of_each_kind_of_file(here: None, tmp_path: Path) -> None:
+    images = np.random.default_rng(1).integers(1, 256, (7, 28, 28), np.uint8)
+    np.save(tmp_path / "digits.npy", images)
+    (tmp_path / "digits-idx3-ubyte").write_bytes(idx(images))
+    (tmp_path / "digits-idx3-ubyte.gz").write_bytes(gzip.compress(idx(images)))
+    for i, name in enumerate(("digits.npy", "digits-idx3-ubyte", "digits-idx3-ubyte.gz")):
+        digits = str(tmp_path / name)
+        np.testing.assert_array_equal(mm.load_digits(args(tmp_path, "--digits", digits)), images)
+        mm.main(args(tmp_path, "--digits", digits, "--episodes", "3", "--length", "4", "--per-video", "1", out=str(i)))
+    frames = frames_of(tmp_path / "0")
+    np.testing.assert_array_equal(frames, frames_of(tmp_path / "1"))
+    np.testing.assert_array_equal(frames, frames_of(tmp_path / "2"))
+    seen = set()
+    for frame in frames.reshape(-1, 64, 64, 3):
+        np.testing.assert_array_equal(frame, np.repeat(frame[..., :1], 3, -1))
+        rows, columns = np.nonzero(frame[..., 0])  # no pixel of these digits is dark
+        y, x = rows.min(), columns.min()
+        shown = frame[y : y + 28, x : x + 28, 0]
+        seen.add(images.tobytes().index(shown.tobytes()))  # one of the digits, whole
+        assert np.count_nonzero(frame[..., 0]) == 28 * 28
+    assert seen <= set(range(0, 7 * 784, 784))
+    assert len(seen) > 1
+
+
+def test_digits_that_cannot_be_used(tmp_path: Path) -> None:
+    images = np.zeros((2, 28, 28), np.uint8)
+    whole = idx(images)
+    bad = {
+        "labels": (struct.pack(">II", 0x801, 3) + b"\1\2\3" + bytes(20), "not a whole idx3-ubyte file of images"),
+        "torn": (whole[:-1], "not a whole idx3-ubyte"),
+        "torn.gz": (gzip.compress(whole)[:-9], "cannot be read"),
+        "garbled.gz": (gzip.compress(whole)[:10] + b"\xff" * 30, "cannot be read"),
+        "empty": (b"", "cannot be read"),
+        "text.npy": (b"hello", "cannot be read"),
+        "missing": (None, 'does not exist; give a file of digits, or "font"'),
+    }
+    for name, (data, told) in bad.items():
+        if data is not None:
+            (tmp_path / name).write_bytes(data)
+        with pytest.raises(UserError, match=rf"{name} .*{told}|{name} {told}"):
+            mm.main(args(tmp_path, "--digits", str(tmp_path / name)))
+    np.save(tmp_path / "big.npy", np.zeros((2, 28, 70), np.uint8))
+    with pytest.raises(UserError, match=r"2 digits of \(28, 70\) do not fit into frames of 64"):
+        mm.main(args(tmp_path, "--digits", str(tmp_path / "big.npy")))
+    for settings in ({"channels": 2}, {"episodes": 0}, {"speed": -1.0}):
+        with pytest.raises(UserError, match=next(iter(settings))):
+            mm.Args(**settings)  # type: ignore[arg-type]
+
+
+def test_the_digits_of_the_font_are_ten_and_whole() -> None:
+    digits = mm.font_digits()
+    assert (digits.shape, digits.dtype) == ((30, 28, 28), np.uint8)
+    assert len({digit.tobytes() for digit in digits}) == 30
+    assert (digits.max((1, 2)) == 255).all()
+    assert not digits[:, [0, -1]].any()  # nothing is cut off
+    assert not digits[:, :, [0, -1]].any()
+
+
+def test_the_seed_decides_and_the_number_of_processes_does_not(
+    here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ["--episodes", "120", "--length", "6"]
+    for out, seed in (("a", "0"), ("other", "1")):
+        mm.main(args(tmp_path, *flags, "--seed", seed, out=out))
+    monkeypatch.undo()  # two processes
+    mm.main(replace(args(tmp_path, *flags, out="b"), workers=2))
+    a, b, other = (frames_of(tmp_path / name) for name in ("a", "b", "other"))
+    assert a.shape == (120, 6, 64, 64, 3)
+    np.testing.assert_array_equal(a, b)
+    assert len({video.tobytes() for video in [*a, *other]}) == 240
+    with pytest.raises(UserError, match=r"recorded with settings.episodes = 120, but 130 was asked for"):
+        mm.main(args(tmp_path, "--episodes", "130", "--length", "6", out="a"))
+
+
+def test_cut_short_it_goes_on_to_the_same_store(here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = ["--episodes", "130", "--length", "4"]
+    mm.main(args(tmp_path, *flags, out="whole"))
+    usual = mm.make
+
+    def stops(settings: mm.Args, digits: np.ndarray, batch: int) -> Any:
+        if batch == 2:
+            raise KeyboardInterrupt
+        return usual(settings, digits, batch)
+
+    monkeypatch.setattr(mm, "make", stops)
+    with pytest.raises(KeyboardInterrupt):
+        mm.main(args(tmp_path, *flags, out="cut"))
+    assert len(Store(tmp_path / "cut").ends) == 2 * mm.BATCH
+    monkeypatch.setattr(mm, "make", usual)
+    mm.main(args(tmp_path, *flags, out="cut"))
+    np.testing.assert_array_equal(frames_of(tmp_path / "cut"), frames_of(tmp_path / "whole"))
+    assert len(Store(tmp_path / "cut").ends) == 130

@@ -1,0 +1,413 @@
+"""Videos written here, GIFs byte for byte; what is in the store is worked out by hand."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from collect import video
+from collect.files import BrokenFile
+from worldmodel.errors import UserError
+from worldmodel.store import Store
+
+ROOT = Path(__file__).resolve().parents[2]
+RED, GREEN, BLUE, YELLOW, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 255, 255)
+Options = dict[str, Any]
+
+
+class Here:
+    """Does in this process what a pool does in others, which take seconds to start."""
+
+    def __init__(self, make: Callable[[], Any], workers: int, say: object) -> None:
+        self.make = make
+
+    def __enter__(self) -> Here:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def map(self, tasks: Iterable[Any]) -> Iterator[Any]:
+        with self.make() as run:
+            yield from map(run, tasks)
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("collect.files.Pool", Here)
+
+
+def grey(level: int, height: int = 48, width: int = 80) -> np.ndarray:
+    return np.full((height, width, 3), level, np.uint8)
+
+
+def levels(frames: np.ndarray) -> list[int]:
+    """Greys of steps of 10, as codecs leave them."""
+    return np.rint(frames.mean((1, 2, 3)) / 10).astype(int).tolist()
+
+
+def write(path: Path, frames: Iterable[np.ndarray], rate: float = 25, codec: str = "mpeg4", **how: Any) -> Path:
+    """A video; `times` (in thousandths of a second) and `aspect` of a pixel may be given."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    times = how.get("times")
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream(codec, rate=Fraction(rate).limit_denominator(1001))
+        stream.bit_rate = 4_000_000
+        for i, pixels in enumerate(frames):
+            if not i:
+                stream.height, stream.width = pixels.shape[:2]
+                stream.pix_fmt = "yuv420p"
+                if "aspect" in how:
+                    stream.codec_context.sample_aspect_ratio = how["aspect"]
+                if times:
+                    stream.codec_context.time_base = Fraction(1, 1000)
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            if times:
+                frame.pts, frame.time_base = times[i], Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def ramp(n: int, first: int = 0) -> list[np.ndarray]:
+    return [grey(10 * (first + i)) for i in range(n)]
+
+
+def quadrants(height: int, width: int) -> np.ndarray:
+    """Four colours that meet in the middle of the central square, in a black frame; white beside it."""
+    side = min(height, width)
+    top, left, half, rim = (height - side) // 2, (width - side) // 2, side // 2, side // 6
+    square = np.zeros((side, side, 3), np.uint8)
+    for i, colour in enumerate((RED, GREEN, BLUE, YELLOW)):
+        y, x = half * (i // 2), half * (i % 2)
+        square[y : y + half, x : x + half] = colour
+    for edge in (slice(rim), slice(side - rim, None)):
+        square[edge] = square[:, edge] = 0
+    picture = np.full((height, width, 3), WHITE, np.uint8)
+    picture[top : top + side, left : left + side] = square
+    return picture
+
+
+def check_quadrants(frame: np.ndarray, colours: tuple[tuple[int, int, int], ...], tolerance: int) -> None:
+    """A black frame of 4 pixels of 24, then the colours; a pixel or two at edges is left out, where filters mix."""
+    assert frame.shape == (24, 24, 3)
+    for edge in (slice(1, 3), slice(21, 23)):
+        assert frame[edge, 1:23].max() <= tolerance
+        assert frame[1:23, edge].max() <= tolerance
+    for i, colour in enumerate(colours):
+        rows, columns = (slice(14, 19) if late else slice(5, 10) for late in divmod(i, 2))
+        assert np.abs(frame[rows, columns].astype(int) - colour).max() <= tolerance, (i, frame[rows, columns][2, 2])
+
+
+def gif(frames: list[Options], height: int = 8, width: int = 8) -> bytes:
+    """A GIF of frames {colour or pixels, at, delay (hundredths), disposal, clear}; colours are the palette's indices.
+
+    A clear code comes before the codes get longer than a byte, so each pixel is a byte.
+    """
+    palette = bytes(sum((RED, GREEN, BLUE, YELLOW, (0, 0, 0)), ())).ljust(3 * 128, b"\x50")
+    out = b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80 | 6, 0, 0) + palette
+    for frame in frames:
+        pixels = np.asarray(frame["pixels"], np.uint8)
+        y, x = frame.get("at", (0, 0))
+        clear = frame.get("clear")
+        flags = frame.get("disposal", 1) << 2 | (clear is not None)
+        out += b"\x21\xf9\x04" + struct.pack("<BHB", flags, frame.get("delay", 10), clear or 0) + b"\0"
+        out += b"\x2c" + struct.pack("<HHHHB", x, y, pixels.shape[1], pixels.shape[0], 0) + b"\x07"
+        flat = pixels.tobytes()
+        codes = b"".join(b"\x80" + flat[i : i + 100] for i in range(0, len(flat), 100)) + b"\x81"
+        blocks = [codes[i : i + 255] for i in range(0, len(codes), 255)]
+        out += b"".join(bytes([len(b)]) + b for b in blocks) + b"\0"
+    return out + b"\x3b"
+
+
+def block(colour: int, height: int = 8, width: int = 8) -> np.ndarray:
+    return np.full((height, width), colour)
+
+
+def decode(path: Path, **settings: Any) -> np.ndarray:
+    return video.decode(path, path.name, video.Args(**({"min_frames": 1} | settings)))
+
+
+def same(a: Path, b: Path) -> None:
+    one, other = Store(a), Store(b)
+    np.testing.assert_array_equal(one.ends, other.ends)
+    assert one.names == other.names
+    for name in one.names:
+        np.testing.assert_array_equal(one.read(name, 0, one.rows), other.read(name, 0, other.rows))
+
+
+def test_a_square_is_cut_and_filtered_as_worked_out_by_hand() -> None:
+    row = [0, 0, 10, 80, 150, 220, 0, 0]  # the square is the middle four
+    picture = Image.fromarray(np.tile(np.array(row, np.uint8)[None, :, None], (4, 1, 3)))
+    left, right = (0 + 3 * 10 + 3 * 80 + 150) / 8, (80 + 3 * 150 + 3 * 220 + 0) / 8  # a triangle four pixels wide
+    expected = np.floor([left + 0.5, right + 0.5])[None, :, None] * np.ones((2, 2, 3))
+    np.testing.assert_array_equal(video.square(picture, 2), expected)
+    np.testing.assert_array_equal(video.square(picture, 4)[0, :, 0], [10, 80, 150, 220])
+    tall = picture.transpose(Image.Transpose.TRANSPOSE)
+    np.testing.assert_array_equal(video.square(tall, 2), expected.transpose(1, 0, 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [("a.avi", "mpeg4"), ("a.mp4", "libx264"), ("a.mkv", "libx264"), ("a.webm", "libvpx-vp9"), ("a.MOV", "mpeg4")],
+)
+@pytest.mark.parametrize("shape", [(48, 80), (96, 48)])
+def test_the_picture_of_every_kind_of_file(tmp_path: Path, name: str, codec: str, shape: tuple[int, int]) -> None:
+    path = write(tmp_path / name, [quadrants(*shape)] * 3, codec=codec)
+    frames = decode(path, size=24)
+    assert (frames.shape, frames.dtype) == ((3, 24, 24, 3), np.uint8)
+    check_quadrants(frames[-1], (RED, GREEN, BLUE, YELLOW), 12)
+
+
+def test_pixels_that_are_not_square(tmp_path: Path) -> None:
+    """Pixels twice as wide as high: 48 rows and 24 columns are the square, and white lies left and right of it."""
+    wide = quadrants(48, 80)[:, ::2]
+    frames = decode(write(tmp_path / "a.mp4", [wide] * 2, aspect=Fraction(2)), size=24)
+    check_quadrants(frames[-1], (RED, GREEN, BLUE, YELLOW), 12)
+
+
+def test_a_video_that_is_to_be_turned(tmp_path: Path) -> None:
+    """As phones write it: the track's matrix takes x to the y axis and y to minus x, a quarter clockwise."""
+    path = write(tmp_path / "a.mp4", [quadrants(48, 80)] * 2)
+    data, one = path.read_bytes(), 1 << 16
+    straight = struct.pack(">9i", one, 0, 0, 0, one, 0, 0, 0, 1 << 30)
+    at = data.index(straight, data.index(b"tkhd"))
+    turned = struct.pack(">9i", 0, one, 0, -one, 0, 0, 48 * one, 0, 1 << 30)
+    path.write_bytes(data[:at] + turned + data[at + 36 :])
+    check_quadrants(decode(path, size=24)[-1], (BLUE, RED, YELLOW, GREEN), 12)
+
+
+def test_which_frames_are_taken(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.avi", ramp(24), rate=30)
+    assert levels(decode(path)) == list(range(24))
+    assert levels(decode(path, fps=30)) == list(range(24))
+    assert levels(decode(path, fps=10)) == [1, 4, 7, 10, 13, 16, 19, 22]  # on screen at 0.05, 0.15, ...
+    assert levels(decode(path, fps=60)) == sorted([*range(24), *range(24)])
+    assert levels(decode(path, every=5)) == [0, 5, 10, 15, 20]
+    assert levels(decode(path, every=5, max_frames=3)) == [0, 5, 10]
+    assert levels(decode(path, fps=10, every=2, max_frames=9)) == [1, 7, 13, 19]
+
+
+def test_time_stamps_count_and_not_the_rate(tmp_path: Path) -> None:
+    """Rounded to milliseconds they are one frame each; a picture that stays long is taken often."""
+    rounded = [round(1000 * i / 29.97) for i in range(20)]
+    path = write(tmp_path / "a.mkv", ramp(20), rate=29.97, codec="libx264", times=rounded)
+    assert levels(decode(path, fps=29.97)) == list(range(20))
+    path = write(tmp_path / "b.mkv", ramp(4), rate=10, codec="libx264", times=[500, 600, 900, 1000])
+    assert levels(decode(path, fps=10)) == [0, 1, 1, 1, 2, 3]
+
+
+def test_gifs_of_partial_frames_that_are_transparent_and_taken_away_again(tmp_path: Path) -> None:
+    r, g, b, y, k, c = 0, 1, 2, 3, 4, 9
+    hole = block(g, 4, 4)
+    hole[0, 0] = c
+    frames = [
+        {"pixels": block(r), "delay": 10},
+        {"pixels": hole, "at": (0, 4), "delay": 3, "clear": c, "disposal": 2},  # then its place is cleared
+        {"pixels": block(b, 2, 2), "at": (6, 0), "delay": 20, "clear": c, "disposal": 3},  # then what was before
+        {"pixels": block(y, 1, 8), "at": (7, 0), "delay": 0},
+    ]
+    path = tmp_path / "a.gif"
+    path.write_bytes(gif(frames))
+    expected = np.full((4, 8, 8, 3), RED, np.uint8)
+    expected[1, :4, 4:] = GREEN
+    expected[1, 0, 4] = RED
+    expected[2:, :4, 4:] = WHITE
+    expected[2, 6:, :2] = BLUE
+    expected[3, 7] = YELLOW
+    np.testing.assert_array_equal(decode(path, size=8), expected)
+    # They end at 0.1, 0.13, 0.33 and, since browsers take a tenth for none, 0.43 seconds.
+    np.testing.assert_array_equal(decode(path, size=8, fps=10), expected[[0, 2, 2, 3]])
+    assert video.rate_of([video.Clip(path, "a")]) == pytest.approx(4 / 0.43, rel=1e-3)
+    path.write_bytes(gif([frames[0], {"pixels": block(g, 4, 4), "disposal": 2}, frames[2]]))  # cleared without a colour
+    expected[0, :4, :4], expected[0, 6:, :2] = WHITE, BLUE
+    np.testing.assert_array_equal(decode(path, size=8)[2], expected[0])
+    see_through = [{"pixels": np.where(np.eye(8) > 0, c, k), "clear": c}]
+    path.write_bytes(gif(see_through))
+    np.testing.assert_array_equal(decode(path, size=8)[0, :, :, 0], 255 * np.eye(8))
+
+
+def torn(path: Path, share: float) -> Path:
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    return path
+
+
+@pytest.fixture
+def noise() -> list[np.ndarray]:
+    """Frames that take about the same number of bytes each."""
+    return list(np.random.default_rng(0).integers(0, 255, (30, 48, 80, 3), np.uint8))
+
+
+def broken(folder: Path, noise: list[np.ndarray]) -> dict[str, str]:
+    """Files that cannot be read, and what is said of them."""
+    torn(write(folder / "half.avi", noise), 0.5)
+    torn(write(folder / "half.mkv", noise, codec="libx264"), 0.5)
+    torn(write(folder / "half.mp4", noise), 0.5)
+    (folder / "half.gif").write_bytes(gif([{"pixels": block(0)}, {"pixels": block(1, 60, 60)}], 60, 60)[:2000])
+    (folder / "text.gif").write_text("not found\n" * 50)
+    (folder / "text.avi").write_text("not found\n" * 50)
+    (folder / "empty.mp4").touch()
+    write(folder / "short.avi", ramp(3))
+    return {
+        "empty.mp4": "Invalid data",
+        "half.avi": r"it ends after 1\d of 30 frames",
+        "half.gif": "truncated",
+        "half.mkv": r"it ends after 0.\d of 1.2 seconds",
+        "half.mp4": "Invalid data",
+        "short.avi": "it has 3 frames, and 5 are asked for",
+        "text.avi": "Invalid data",
+        "text.gif": "cannot identify image",
+    }
+
+
+def test_files_that_are_broken_are_named(
+    here: None, tmp_path: Path, noise: list[np.ndarray], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    why = broken(folder, noise)
+    for name, told in why.items():
+        with pytest.raises(BrokenFile, match=rf"^{re.escape(name)}: .*{told}"):
+            decode(folder / name, min_frames=5)
+    args = video.Args(source=folder, out=out, workers=1, size=16, min_frames=5)
+    with pytest.raises(UserError, match=rf"none of the {len(why)} files of .* could be read; see .*skipped.txt"):
+        video.main(args)
+    write(folder / "good.avi", ramp(6))
+    out = tmp_path / "other"
+    video.main(replace(args, out=out))
+    assert f"1 episodes, 6 frames; {len(why)} of {len(why) + 1} files were skipped" in capsys.readouterr().out
+    skipped = (out / "skipped.txt").read_text().splitlines()
+    assert [line.partition(":")[0] for line in skipped] == sorted(why)
+    assert levels(Store(out).read("frames", 0, 6)) == list(range(6))
+
+
+def test_a_folder_of_classes(here: None, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    for i, name in enumerate(("run/b.avi", "deep/er/jump/a.mp4", "run/a.mkv")):
+        write(folder / name, ramp(6, first=6 * i), rate=20, codec="libx264" if name.endswith("mkv") else "mpeg4")
+    (folder / "run" / "c.gif").write_bytes(gif([{"pixels": block(i)} for i in range(5)]))
+    (folder / "notes.txt").write_text("not a video")
+    args = video.Args(source=folder, out=tmp_path / "out", workers=1, size=16, min_frames=5, labels=True, every=2)
+    video.main(replace(args, min_frames=3))
+    store = Store(tmp_path / "out")
+    assert (store.world.name, store.world.classes, store.world.frame_shape) == ("in", ("jump", "run"), (16, 16, 3))
+    assert store.world.fps == 10  # every other one of the first video's
+    assert store.world.action.width == 0
+    assert store.names == ("frames", "label")
+    assert store.ends.tolist() == [3, 6, 9, 12]
+    assert store.read("label", 0, 12).tolist() == [0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1]
+    assert levels(store.read("frames", 0, 9)) == [6, 8, 10, 12, 14, 16, 0, 2, 4]
+    np.testing.assert_array_equal(store.read("frames", 9, 12)[:, 8, 8], [RED, BLUE, (0, 0, 0)])
+    write(folder / "loose.avi", ramp(6))
+    with pytest.raises(UserError, match=r"loose.avi has no class"):
+        video.main(args)
+
+
+def test_pieces_stay_in_the_split_of_their_video(
+    here: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "in"
+    for i in range(10):
+        write(folder / f"{i}.avi", [grey(20 * i)] * (7 if i else 5))
+    args = video.Args(source=folder, out=tmp_path / "out", workers=1, size=16, min_frames=1, length=3)
+    video.main(args)
+    store = Store(tmp_path / "out")
+    assert np.diff(store.ends, prepend=0).tolist() == [3] * 19  # of 5 frames one piece, of 7 two
+    whose = np.rint(store.read("frames", 0, store.rows).mean((1, 2, 3)) / 20).astype(int)
+    assert whose.tolist() == [0] * 3 + np.repeat(range(1, 10), 6).tolist()
+    split = store.read("split", 0, store.rows)
+    assert len(set(zip(whose, split, strict=True))) == 10
+    assert sorted(split[whose == i][0] for i in range(10)) == [0] * 8 + [1, 2]
+    for i in range(9):
+        (folder / f"{i}.avi").unlink()
+    write(folder / "9.avi", ramp(20))
+    video.main(replace(args, out=tmp_path / "one", length=2))
+    assert "1 videos are too few to split" in capsys.readouterr().out
+    one = Store(tmp_path / "one")
+    assert one.names == ("frames",)
+    assert [len(one.episodes(split)) for split in ("train", "valid", "test")] == [8, 1, 1]
+
+
+def many(folder: Path) -> None:
+    for i in range(6):
+        write(folder / f"{i}.avi", ramp(8, first=2 * i))
+    (folder / "2.avi").write_text("broken")
+    (folder / "5.gif").write_text("broken")
+
+
+def test_cut_short_it_goes_on_to_the_same_store(here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "in"
+    many(folder)
+    args = video.Args(source=folder, out=tmp_path / "whole", workers=1, size=16, min_frames=1, length=3)
+    video.main(args)
+    decoded: list[str] = []
+    usual = video.decode
+
+    def stops(path: Path, name: str, settings: video.Videos) -> np.ndarray:
+        decoded.append(name)
+        if len(decoded) == 4:
+            raise KeyboardInterrupt
+        return usual(path, name, settings)
+
+    monkeypatch.setattr(video, "decode", stops)
+    cut = replace(args, out=tmp_path / "cut")
+    with contextlib.suppress(KeyboardInterrupt):
+        video.main(cut)
+    assert len(Store(cut.out).ends) == 4  # of files 0 and 1
+    video.main(cut)
+    assert decoded == ["0.avi", "1.avi", "2.avi", "3.avi", "2.avi", "3.avi", "4.avi", "5.avi", "5.gif"]
+    same(args.out, cut.out)
+    assert (cut.out / "skipped.txt").read_text() == (args.out / "skipped.txt").read_text()
+    assert [line[:5] for line in (cut.out / "skipped.txt").read_text().splitlines()] == ["2.avi", "5.gif"]
+    write(folder / "0a.avi", ramp(8))
+    with pytest.raises(UserError, match=r"recorded with settings.files = \w+, but \w+ was asked for"):
+        video.main(cut)
+
+
+def test_two_processes_make_the_same_store_and_the_script_says_what_it_did(here: None, tmp_path: Path) -> None:
+    many(tmp_path / "in")
+    script = [sys.executable, str(ROOT / "collect/video.py"), "--source", "in", "--out", "two", "--workers", "2"]
+    flags = ["--size", "16", "--min-frames", "2"]
+    done = subprocess.run([*script, *flags], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    first, second, last = done.stdout.splitlines()
+    assert first.startswith("skipped: 2.avi: Invalid data found")
+    assert second.startswith("skipped: 5.gif: cannot identify image")
+    assert last == "data: two: 5 episodes, 40 frames; 2 of 7 files were skipped"
+    video.main(video.Args(source=tmp_path / "in", out=tmp_path / "one", workers=1, size=16, min_frames=2))
+    same(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"size": 0}, "size must be at least 1"),
+        ({"every": 0}, "every must be at least 1"),
+        ({"fps": -1.0}, "fps must be at least 0"),
+        ({"length": -1}, "length must be at least 0"),
+        ({"max_frames": 4}, "max_frames 4 is below min_frames 16"),
+    ],
+)
+def test_settings_that_make_no_sense(settings: Options, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        video.Args(**settings)
+
+
+def test_a_folder_without_videos(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no files of this kind"):
+        video.main(video.Args(source=tmp_path, out=tmp_path / "out"))
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        video.main(video.Args(source=tmp_path / "nowhere", out=tmp_path / "out"))

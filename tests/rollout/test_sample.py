@@ -1,0 +1,114 @@
+"""Samples under classes, actions and conditioning frames, copied or drawn anew, beside a frame held still."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rollout import sample
+from rollout.sample import Truth, scores
+from train import prior, tokens, vqvae
+from worldmodel.dream import load_prior
+from worldmodel.errors import UserError
+from worldmodel.given import CodeClips, Given
+from worldmodel.store import Store
+from worldmodel.world import World
+from worldmodel.writer import StoreWriter
+
+NAMES = ("still", "moving")
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """A run on squares that stand still or move, of whose prior class and first frame are the condition."""
+    run = tmp_path_factory.mktemp("classes")
+    with StoreWriter(run / "data.zarr", World(name="squares", frame_shape=(16, 16, 3), classes=NAMES), {}) as writer:
+        for i in range(40):
+            frames = np.full((8, 16, 16, 3), 40, np.uint8)
+            for t in range(8):
+                column = (i // 2 + t * (i % 2)) % 4 * 4
+                frames[t, 4:12, column : column + 4] = (250, 200, 60)
+            writer.append({"frames": frames, "label": np.full(8, i % 2)})
+    from tests.conftest import stages
+
+    v, t, p, _ = stages(run, mode="paper", steps=80)
+    vqvae.main(v)
+    tokens.main(t)
+    model = replace(p.model, seen=1, resnet=18, units=16)
+    prior.main(replace(p, actions=False, classes=True, model=model, fit=replace(p.fit, steps=120, batch_size=8)))
+    return run
+
+
+def test_a_prior_of_classes_and_frames_samples_both_kinds(classes: Path, capsys: pytest.CaptureFixture) -> None:
+    """The square of the class that moves moves on from the conditioning frame, and the other one stays."""
+    args = sample.Args(run=classes, clips=4, each=2, split="train")
+    sample.main(args)
+    assert "1 frames given" in capsys.readouterr().out
+    made = np.load(classes / "samples" / "samples.npy").reshape(2, 4, 8, 16, 16, 3)
+    truth = sample.real_clips(classes, load_prior(classes / "prior"), 1, 4, "train")
+    error = np.abs(made.astype(int) - truth.frames).mean((0, 2, 3, 4, 5))
+    assert (error < 12).all(), "of 255: it learned where each square goes"
+    told = json.loads((classes / "samples" / "samples.json").read_text())
+    assert told["conditioning frames"] == "regenerated"
+    assert told["psnr"]["mean of samples"][6]["mean"] > told["psnr"]["last given frame, held"][6]["mean"]
+    for kind in NAMES:
+        sample.main(replace(args, name=kind))
+        made = np.load(classes / "samples" / "samples.npy").reshape(2, 4, 8, 16, 16, 3)
+        changes = np.abs(np.diff(made.astype(int), axis=2)).mean()
+        assert (changes > 5) == (kind == "moving")
+    assert {f.name for f in (classes / "samples").iterdir()} == {
+        "samples.gif", "samples.png", "samples.npy", "samples.json"
+    }  # fmt: skip
+
+
+def test_conditioning_frames_are_copied_if_that_is_asked_for(classes: Path) -> None:
+    copied, real = sample.sample_clips(classes, 4, 1, 0, "cpu", 3, "train")
+    drawn, _ = sample.sample_clips(classes, 4, 0, 0, "cpu", 3, "train")
+    assert np.array_equal(copied[:, 0], real[:, 0])
+    assert not np.array_equal(drawn[:, 0], real[:, 0])
+    assert np.array_equal(copied[:, 1:], drawn[:, 1:])
+
+
+def test_samples_depend_on_the_seed_alone(classes: Path) -> None:
+    first, again, other = (sample.sample_clips(classes, 3, 0, seed, "cpu", 2, "train")[0] for seed in (0, 0, 1))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_mistakes_are_told_in_a_sentence(classes: Path, toy_run: Path) -> None:
+    args = sample.Args(run=classes, clips=4, each=1, split="train")
+    with pytest.raises(UserError, match="knows no class 'flying'; it knows still, moving"):
+        sample.main(replace(args, name="flying"))
+    with pytest.raises(UserError, match="have seen later frames"):
+        sample.main(replace(args, context=2))
+    with pytest.raises(UserError, match="looks at no conditioning frames that could be copied"):
+        sample.main(sample.Args(run=toy_run, clips=2, each=1, copy=True))
+    with pytest.raises(UserError, match="looks at 1 conditioning frames, and the protocol gives 3"):
+        sample.sample_clips(classes, 2, 3, 0, "cpu", 2)
+    config = load_prior(classes / "prior").config
+    with pytest.raises(UserError, match="has no label; collect data with it"):
+        CodeClips(config, Store(toy_run / "tokens.zarr"), "train")
+
+
+def test_a_stream_continues_true_codes_under_true_actions(toy_run: Path, tmp_path: Path) -> None:
+    before = {p: p.stat().st_mtime for p in toy_run.rglob("*") if p.is_file()}
+    videos, real = sample.sample_clips(toy_run, 6, 2, 0, "cpu", 4)
+    assert videos.shape == real.shape == (6, 8, 16, 16, 3)
+    assert np.abs(videos[:, 2:].astype(int) - real[:, 2:]).mean() < 15, "the actions say where the square goes"
+    assert before == {p: p.stat().st_mtime for p in toy_run.rglob("*") if p.is_file()}
+
+
+def test_scores_by_hand() -> None:
+    """Two samples, one of them right: the best is perfect, the mean half way, and a frame held still is off by 10."""
+    frames = np.zeros((2, 3, 16, 16, 3), np.uint8)
+    frames[:, 1:] = 10
+    samples = np.stack([frames, np.full_like(frames, 30)])
+    result = scores(Truth(Given(None, None, None), frames, np.arange(2)), samples, 1, variance=(10 / 255) ** 2)  # type: ignore[arg-type]
+    nmse = {row: [m.mean for m in means] for row, means in result["nmse"].items()}
+    assert nmse["best of samples"] == pytest.approx([0, 0])
+    assert nmse["mean of samples"] == pytest.approx([2, 2])
+    assert nmse["last given frame, held"] == pytest.approx([1, 1])

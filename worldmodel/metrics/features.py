@@ -1,0 +1,231 @@
+"""Feature networks: clips to the numbers that distances and scores are computed from.
+
+No weights come with this package. They are a file of the user's, with the sha256 that its publisher states: another
+file is refused, and the hash goes into every result. Kinds:
+
+    i3d          state dict of I3D with Kinetics-400 logits (i3d.py has the names); .safetensors, or .pt of tensors
+    torchscript  the same network as a TorchScript file. It is called with (b, 3, t, 224, 224) in [-1, 1] and, as far as
+                 its `forward` has arguments of these names, rescale=False, resize=False, return_features=True; it
+                 gives (b, 400). A script is a program: the hash is what says that it is the one you trust
+    c3d          state dict of C3D with UCF-101 logits and its mean (c3d.py)
+    random_conv  no file: a small network with random weights of a fixed seed. It tries a pipeline out, and tells clips
+                 from noise; its figures compare with nobody's, and never carry the name of a published metric
+
+Whether a file of 400 logits was trained on Kinetics-400 cannot be seen from it: that is taken at the user's word.
+
+Dimensions: n b clips, t h w time and space, d features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from torch import Tensor, nn
+
+from worldmodel.errors import UserError
+from worldmodel.metrics.c3d import C3D, FRAMES, SIZE, cut_mean
+from worldmodel.metrics.i3d import I3D
+
+Kind = Literal["i3d", "torchscript", "c3d", "random_conv"]
+I3D_LOGITS, C3D_LOGITS, RANDOM = "I3D Kinetics-400 logits", "C3D UCF-101 logits", "random features"
+SEED = 0
+"""Of the weights of random_conv."""
+TO_224 = "bilinear to 224 x 224, corners not aligned, not antialiased; [-1, 1]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """A network, how clips are prepared for it, and where it came from."""
+
+    kind: Kind
+    network: str
+    """What it computes; figures of different networks do not compare."""
+    sha256: str
+    """Of the file, or of random_conv's weights."""
+    input_size: int
+    """Height and width that the network sees; 0 for those of the clips."""
+    preprocessing: str
+    prepare: Callable[[Tensor], Tensor]
+    """uint8 (b, t, h, w, 3) -> what the network takes."""
+    model: Callable[[Tensor], Tensor]
+    device: str = "cpu"
+
+    @torch.no_grad()
+    def __call__(self, clips: np.ndarray, batch: int = 8) -> np.ndarray:
+        """Features (n, d) float32 of uint8 clips (n, t, h, w, 3)."""
+        self.check(clips)
+        parts = []
+        # TF32 would round a GPU's features to ten bits
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            for at in range(0, len(clips), batch):
+                part = torch.from_numpy(np.ascontiguousarray(clips[at : at + batch])).to(self.device)
+                parts.append(self.model(self.prepare(part)).float().cpu().numpy())
+        return np.concatenate(parts)
+
+    def check(self, clips: np.ndarray) -> None:
+        """`UserError` for clips that the network cannot take."""
+        if clips.dtype != np.uint8 or clips.ndim != 5 or clips.shape[-1] != 3 or not len(clips):
+            raise UserError(f"features are of uint8 clips (n, t, h, w, 3), not of {clips.dtype} {clips.shape}")
+        frames = clips.shape[1]
+        if self.kind == "c3d" and frames != FRAMES:
+            raise UserError(f"C3D takes clips of {FRAMES} frames, not {frames}; ask for as many")
+        if self.is_i3d and frames < 9:
+            raise UserError(f"I3D takes clips of at least 9 frames, not {frames}; ask for more")
+
+    @property
+    def is_i3d(self) -> bool:
+        """Are distances of these features FVD?"""
+        return self.network.startswith(I3D_LOGITS)
+
+    def to_json(self) -> dict[str, Any]:
+        names = ("kind", "network", "sha256", "input_size", "preprocessing")
+        return {name: getattr(self, name) for name in names}
+
+
+def load_features(
+    kind: Kind, weights: Path | None = None, sha256: str = "", device: str = "cpu", epsilon: float = 1e-5
+) -> Features:
+    """The network of a kind; `epsilon` is that of I3D's batch norm."""
+    if kind == "random_conv":
+        if weights:
+            raise UserError(f"random_conv has random weights; leave {weights} away, or choose another kind of features")
+        return _random(device)
+    if weights is None:
+        raise UserError(f"{kind} features need weights: give their file and its sha256, or use random_conv")
+    data, found = checked(weights, sha256)
+    if kind == "torchscript":
+        return _torchscript(weights, data, found, device)
+    if kind == "i3d":
+        model = filled(I3D(epsilon=epsilon), read_state(weights, data), weights).to(device)
+        other = "" if epsilon == 1e-5 else f", batch norm epsilon {epsilon:g}"  # than that of the paper's code
+        return Features(
+            kind=kind, network=I3D_LOGITS + other, sha256=found, input_size=224, preprocessing=TO_224,
+            prepare=to_224, model=model, device=device,
+        )  # fmt: skip
+    state = read_state(weights, data)
+    if "mean" in state:
+        state["mean"] = cut_mean(state["mean"])
+    return Features(
+        kind=kind, network=C3D_LOGITS, sha256=found, input_size=SIZE,
+        preprocessing=f"blue green red; bilinear to {SIZE} x {SIZE}, corners aligned; 0 to 255 minus the mean",
+        prepare=channels_first, model=filled(C3D(), state, weights).to(device), device=device,
+    )  # fmt: skip
+
+
+def checked(path: Path, sha256: str) -> tuple[bytes, str]:
+    """A file's bytes and their sha256, which must be the one that is given."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; give the file of a feature network's weights")
+    data = path.read_bytes()
+    found = hashlib.sha256(data).hexdigest()
+    if not sha256:
+        raise UserError(f"{path} has sha256 {found}; compare that with its publisher's, then give it")
+    if sha256.lower() != found:
+        raise UserError(f"{path} has sha256 {found} instead of {sha256}; it is another file, get the right one")
+    return data, found
+
+
+def read_state(path: Path, data: bytes) -> dict[str, Tensor]:
+    """A state dict from bytes; no code in them is run."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_safetensors(data)
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        state = state.get("state_dict", state)
+        if not all(isinstance(value, Tensor) for value in state.values()):
+            raise TypeError("it holds more than tensors")
+        return dict(state)
+    except Exception as error:  # each format has errors of its own, and torch.load those of pickle and of zip
+        told = " ".join(str(error).split())[:80] or type(error).__name__
+        cure = "" if isinstance(error, SafetensorError) else ", or its kind is torchscript"
+        raise UserError(f"{path} is no state dict of tensors ({told}); convert it to safetensors{cure}") from None
+
+
+def filled(model: nn.Module, state: dict[str, Tensor], path: Path) -> nn.Module:
+    """A model with a state dict; `UserError` naming the first tensor that does not fit."""
+    counters = {k for k in state.keys() | model.state_dict().keys() if k.endswith("num_batches_tracked")}
+    expected = model.state_dict()
+    for key in sorted((state.keys() | expected.keys()) - counters):
+        shapes = [tuple(d[key].shape) if key in d else "missing" for d in (state, expected)]
+        if shapes[0] != shapes[1]:
+            name = type(model).__name__
+            raise UserError(
+                f"{path} is no {name} as {name.lower()}.py has it: {key} is {shapes[0]} there and {shapes[1]} here"
+            )
+    model.load_state_dict({k: v for k, v in state.items() if k not in counters}, strict=False)
+    return model.float().eval().requires_grad_(False)
+
+
+def channels_first(clips: Tensor) -> Tensor:
+    """uint8 (b, t, h, w, 3) -> float (b, 3, t, h, w), 0 to 255."""
+    return clips.movedim(-1, 1).float()
+
+
+def to_224(clips: Tensor) -> Tensor:
+    """uint8 (b, t, h, w, 3) -> float (b, 3, t, 224, 224) in [-1, 1]."""
+    b, t = clips.shape[:2]
+    frames = clips.flatten(0, 1).movedim(-1, 1).float()
+    frames = F.interpolate(frames, (224, 224), mode="bilinear", align_corners=False)
+    return frames.unflatten(0, (b, t)).transpose(1, 2) / 127.5 - 1
+
+
+def _torchscript(path: Path, data: bytes, sha256: str, device: str) -> Features:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # the files that people have are of this format
+            script = torch.jit.load(io.BytesIO(data), map_location=device).eval()
+        known = {a.name for a in script.forward.schema.arguments}
+    except RuntimeError as error:
+        raise UserError(f"{path} is no TorchScript ({' '.join(str(error).split())[:80]}); use another kind") from None
+    options = {"rescale": False, "resize": False, "return_features": True}
+    options = {name: value for name, value in options.items() if name in known}
+    features = Features(
+        kind="torchscript", network="", sha256=sha256, input_size=224, preprocessing=TO_224,
+        prepare=to_224, model=lambda x: script(x, **options), device=device,
+    )  # fmt: skip
+    try:
+        probe = features(np.zeros((1, 16, 64, 64, 3), np.uint8))
+    except RuntimeError as error:
+        told = " ".join(str(error).split())[-80:]
+        raise UserError(f"{path} does not take clips (1, 3, 16, 224, 224) ({told}); export it for such") from None
+    if probe.ndim != 2 or len(probe) != 1:
+        raise UserError(f"{path} gives {probe.shape} for one clip instead of (1, features); export it to give those")
+    network = I3D_LOGITS if probe.shape[1] == 400 else f"{probe.shape[1]} TorchScript features"
+    return replace(features, network=network)
+
+
+class RandomConv(nn.Module):
+    """Three strided 3D convolutions: (b, 3, t, h, w) -> means and deviations of the last one's channels (b, 128)."""
+
+    def __init__(self, seed: int = SEED) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.weights = nn.ParameterList()
+        for a, b in ((3, 16), (16, 32), (32, 64)):
+            self.weights.append(torch.randn(b, a, 3, 3, 3, generator=generator) * (2 / (27 * a)) ** 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, weight in enumerate(self.weights):
+            x = F.relu(F.conv3d(x, weight, stride=(2 if i else 1, 2, 2), padding=1))
+        x = x.flatten(2)
+        return torch.cat([x.mean(2), x.std(2, correction=0)], dim=1)
+
+
+def _random(device: str) -> Features:
+    model = RandomConv().eval().requires_grad_(False)
+    total = hashlib.sha256(b"".join(w.numpy().tobytes() for w in model.weights))
+    return Features(
+        kind="random_conv", network=RANDOM, sha256=total.hexdigest(), input_size=0, preprocessing="[-1, 1]",
+        prepare=lambda clips: channels_first(clips) / 127.5 - 1, model=model.to(device), device=device,
+    )  # fmt: skip

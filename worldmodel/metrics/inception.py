@@ -1,0 +1,39 @@
+"""Inception score (Salimans et al., 2016; Table 2): are samples of one class each, and of many classes together?
+
+    IS = exp(mean over x of KL(p(y|x) || p(y))),  p(y) the mean of p(y|x)
+
+from 1, where the classifier sees no difference between samples, to the number of classes. TGAN2's protocol, which
+the paper follows: the C3D of UCF-101, one score from each of ten sets of 2048 samples, their mean and standard
+deviation (over ten, not nine). The score grows with the number of samples, so it is part of the protocol.
+
+Dimensions: n samples, k classes. Everything here is float64.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.special import log_softmax, rel_entr
+
+from worldmodel.errors import UserError
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """Logits (n, k) -> p(y|x) (n, k)."""
+    return np.exp(log_softmax(np.asarray(logits, np.float64), axis=1))
+
+
+def inception_score(p: np.ndarray) -> float:
+    """The score of probabilities (n, k) whose rows sum to 1; a probability of 0 is allowed."""
+    p = np.asarray(p, np.float64)
+    if p.ndim != 2 or not len(p):
+        raise UserError(f"an inception score needs probabilities (samples, classes), not {p.shape}")
+    if not ((p >= 0).all() and np.allclose(p.sum(1), 1, atol=1e-6)):  # nan fails too
+        raise UserError("an inception score needs probabilities that sum to 1; give logits to `probabilities` first")
+    return float(np.exp(rel_entr(p, p.mean(0)).sum(1).mean()))
+
+
+def split_scores(p: np.ndarray, splits: int) -> np.ndarray:
+    """The scores (splits,) of as many parts of probabilities (n, k), in order and as equal as they can be."""
+    if not 1 <= splits <= len(p):
+        raise UserError(f"{len(p)} samples cannot be cut into {splits} parts; ask for 1 to {len(p)}")
+    return np.array([inception_score(part) for part in np.array_split(p, splits)])

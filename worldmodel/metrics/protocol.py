@@ -1,0 +1,121 @@
+"""Protocols: everything beside the model that a figure of Tables 1 to 7 depends on.
+
+A Fréchet distance of 256 clips is not one of 2,048, and 100 samples of a clip are not one: figures of different
+protocols may be tens of points apart for the same model. So a figure carries its protocol, and stands beside a
+published one only if theirs are equal in every field.
+
+    paper   Tables 1 and 3 to 7: 256 clips of 16 frames, and a sample of each that continues its first frame; mean
+            and standard deviation of ten trials
+    pooled  what later papers report on BAIR: 100 samples of each of 256 clips together, against those clips
+    large   2,048 unconditional samples against 2,048 clips, once
+    tgan2   Table 2's inception score: 2,048 unconditional samples, ten times
+
+The frames that are given count among the 16, and samples show them as the model decodes them, not copied. Spreads
+are standard deviations over the trials themselves (ten, not nine), as the paper's code and TGAN2's have them. Two
+things differ from the paper's code: what is decoded is rounded to uint8, not cut, and R-FVD is the mean of all trials,
+not a single one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from worldmodel.errors import UserError, at_least
+from worldmodel.metrics.features import C3D_LOGITS, I3D_LOGITS
+
+Name = Literal["paper", "pooled", "large", "tgan2"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How a figure is taken."""
+
+    name: str
+    metric: Literal["frechet", "inception"]
+    frames: int = 16
+    """Frames of a clip."""
+    given: int
+    """Of these, the first ones that a sample is given."""
+    clips: int
+    """Real clips of a trial."""
+    samples: int = 1
+    """Samples of each clip."""
+    trials: int
+    size: int = 0
+    """Height and width of the clips before the feature network's own resizing; 0 where any will do."""
+    split: str = "test"
+    """Where the real clips are from."""
+    steered: bool = False
+    """Do samples know the actions of the clip they continue?"""
+    features: str
+    """What the network of its published figures computes."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "frames", "samples", "trials")
+        at_least(self, 0, "given", "size")
+        at_least(self, 2, "clips")
+        if self.given >= self.frames:
+            raise UserError(f"of clips of {self.frames} frames {self.given} cannot be given; give fewer")
+
+    def altered(self, **changes: Any) -> Protocol:
+        """With other values for those that are not None; the name then says which."""
+        known = {field.name for field in fields(self)}
+        assert changes.keys() <= known
+        differ = {k: v for k, v in changes.items() if v is not None and v != getattr(self, k)}
+        told = ", ".join(f"{k} = {v}" for k, v in differ.items())
+        return replace(self, **differ, name=f"{self.name} but {told}") if differ else self
+
+    def check(self, clips: np.ndarray, what: str) -> None:
+        """`UserError` for clips (n, t, h, w, 3) of another number, length or size than those of a trial."""
+        if clips.dtype != np.uint8 or clips.ndim != 5 or clips.shape[-1] != 3:
+            raise UserError(f"{what} are uint8 clips (n, t, h, w, 3), not {clips.dtype} {clips.shape}")
+        if len(clips) != self.clips:
+            raise UserError(f"protocol {self.name} compares {self.clips} clips at a time, but {what} are {len(clips)}")
+        if clips.shape[1] != self.frames:
+            raise UserError(
+                f"protocol {self.name} compares clips of {self.frames} frames, but {what} have {clips.shape[1]}; give"
+                f" such clips, or alter it with --frames {clips.shape[1]}"
+            )
+        if self.size and clips.shape[2:4] != (self.size, self.size):
+            h, w = clips.shape[2:4]
+            raise UserError(
+                f"protocol {self.name} compares clips of {self.size} x {self.size}, but {what} have {h} x {w};"
+                f" give such clips, or alter it with --size {h if h == w else 0}"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+PAPER = Protocol(name="paper", metric="frechet", given=1, clips=256, trials=10, size=64, features=I3D_LOGITS)
+POOLED = Protocol(
+    name="pooled", metric="frechet", given=1, clips=256, samples=100, trials=1, size=64, features=I3D_LOGITS
+)
+LARGE = Protocol(name="large", metric="frechet", given=0, clips=2048, trials=1, features=I3D_LOGITS)
+TGAN2 = Protocol(name="tgan2", metric="inception", given=0, clips=2048, trials=10, features=C3D_LOGITS)
+PROTOCOLS: dict[str, Protocol] = {p.name: p for p in (PAPER, POOLED, LARGE, TGAN2)}
+
+
+@dataclass(frozen=True)
+class Trials:
+    """A figure of several trials."""
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.values))
+
+    @property
+    def sd(self) -> float | None:
+        """Standard deviation over the trials; None of a single one."""
+        return float(np.std(self.values)) if len(self.values) > 1 else None
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f}" + (f" ± {self.sd:.2f}" if self.sd is not None else "")
+
+    def to_json(self) -> dict[str, Any]:
+        return {"mean": self.mean, "sd": self.sd, "trials": list(self.values)}

@@ -1,0 +1,62 @@
+"""A 3D ResNet for conditioning frames (section 3, Table 9): what the prior's cross-attention looks at.
+
+Residual blocks as in He et al. (2015), with 3x3x3 convolutions and, as in the official code, LayerNorm: depth 18 or 34,
+widths that double from an eighth of `units` (64 of the paper's 512) to all of them. The paper says no more; the official
+code has a stem at full resolution and a spatial stride of 4 in all, so a frame of 64 x 64 becomes 16 x 16 features, and
+time is not strided.
+
+Dimensions: b batch, f conditioning frames, c channels, h w space.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from worldmodel.layers import AxisPositions, ChannelNorm
+
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+"""Blocks of each of the four groups."""
+STRIDES = (1, 2, 2, 1)
+"""In height and width, of each group's first block."""
+
+
+def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv3d:
+    return nn.Conv3d(inputs, outputs, kernel, (1, stride, stride), padding=kernel // 2, bias=False)
+
+
+class ResNetBlock(nn.Module):
+    """Two convolutions with norms beside a shortcut, which is projected where the shape changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = convolution(inputs, outputs, 3, stride), ChannelNorm(outputs)
+        self.conv2, self.norm2 = convolution(outputs, outputs, 3), ChannelNorm(outputs)
+        self.shortcut: nn.Module = nn.Identity()
+        if (inputs, stride) != (outputs, 1):
+            self.shortcut = nn.Sequential(convolution(inputs, outputs, 1, stride), ChannelNorm(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.shortcut(x) + self.norm2(self.conv2(y)))
+
+
+class ResNet(nn.Module):
+    """Frames (b, f, H, W, c) -> features (b, f * H/4 * W/4, units), each with the embedding of its position."""
+
+    def __init__(self, depth: int, frames: int, shape: tuple[int, int, int], units: int) -> None:
+        super().__init__()
+        widths = (units // 8, units // 4, units // 2, units)
+        inputs, blocks = widths[0], []
+        self.stem = nn.Sequential(convolution(shape[2], inputs, 3), ChannelNorm(inputs), nn.ReLU())
+        for width, count, stride in zip(widths, BLOCKS[depth], STRIDES, strict=True):
+            for i in range(count):
+                blocks.append(ResNetBlock(inputs, width, stride if i == 0 else 1))
+                inputs = width
+        self.blocks = nn.Sequential(*blocks)
+        self.positions = AxisPositions((frames, -(-shape[0] // 4), -(-shape[1] // 4)), units)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Frames are floats in [-0.5, 0.5]."""
+        features = self.blocks(self.stem(frames.movedim(-1, 1))).movedim(1, -1)
+        return (features + self.positions().to(features.dtype)).flatten(1, 3)

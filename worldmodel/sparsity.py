@@ -1,0 +1,47 @@
+"""Sparse attention over space-time, one pattern for all layers (section 4.1; Child et al., 2019).
+
+The paper says no more than "local and strided". The official code has DeepSpeed's blocks of 32: four local ones, and
+strides along all axes but the last. Here the same two ideas are said code by code, so that the pattern depends on no
+kernel's block size. A position sees, of what it may see at all (its order and window decide that),
+
+    local    the `local` positions before it
+    strided  its own place in the other frames, and its own column in its own frame
+
+On a CPU the pattern is a mask of bits for the fused dense kernel. On CUDA the same rule makes a block mask for
+FlexAttention, which skips every 128 x 128 block that is empty and stores no L x L matrix.
+
+Dimensions: positions are numbered frame after frame in raster order over (h, w, g); n = h*w*g of a frame.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+
+from worldmodel.order import Order
+
+
+def sees(order: Order, window: int, local: int, q: Tensor, k: Tensor) -> Tensor:
+    """Bool, as q and k broadcast: may position q attend to position k? `local` 0 is dense."""
+    n, rank = len(order), order.rank.to(q.device)
+    ago, i, j = q // n - k // n, q % n, k % n
+    causal = ((ago > 0) & (ago < window)) | ((ago == 0) & (rank[i] >= rank[j]))
+    if not local:
+        return causal
+    row = order.w * order.g
+    strided = (i == j) | ((ago == 0) & (i % row == j % row))
+    return causal & (((q - k).abs() < local) | strided)
+
+
+def clip_mask(order: Order, frames: int, window: int, local: int = 0) -> Tensor:
+    """(frames*n, frames*n) bool: `sees` of all positions of a clip, worked out one frame at a time."""
+    every = torch.arange(frames * len(order))
+    return torch.cat([sees(order, window, local, rows[:, None], every) for rows in every.split(len(order))])
+
+
+def block_mask(order: Order, frames: int, window: int, local: int, device: torch.device) -> BlockMask:
+    """`sees` of all positions of a clip as FlexAttention wants it."""
+    length = frames * len(order)
+    rule = lambda b, head, q, k: sees(order, window, local, q, k)  # noqa: E731
+    return create_block_mask(rule, None, None, length, length, device=str(device))
