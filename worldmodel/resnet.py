@@ -1,9 +1,9 @@
 """A 3D ResNet for conditioning frames (section 3, Table 9): what the prior's cross-attention looks at.
 
 Residual blocks as in He et al. (2015), with 3x3x3 convolutions and, as in the official code, LayerNorm: depth 18 or 34,
-widths that double from an eighth of `units` (64 of the paper's 512) to all of them. The paper says no more; the official
-code has a stem at full resolution and a spatial stride of 4 in all, so a frame of 64 x 64 becomes 16 x 16 features, and
-time is not strided.
+widths that double from an eighth of `units` (64 of the paper's 512) to all of them. The paper says no more; the
+official code has a stem at full resolution and a spatial stride of 4 in all, so a frame of 64 x 64 becomes 16 x 16
+features, and time is not strided.
 
 Dimensions: b batch, f conditioning frames, c channels, h w space.
 """

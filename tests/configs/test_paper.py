@@ -125,7 +125,7 @@ def prior_by_hand(c: PriorConfig) -> int:
 
 
 def resnet_by_hand(depth: int) -> int:
-    """Stem of 64; groups of 64, 128, 256, 512; a projection where the width changes; norms have two numbers a channel."""
+    """Stem of 64; groups of 64, 128, 256, 512; projections where it changes; norms have two numbers a channel."""
     total = 3 * 64 * 27 + 2 * 64
     inputs = 64
     for width, blocks in zip((64, 128, 256, 512), {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}[depth], strict=True):

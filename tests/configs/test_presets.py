@@ -98,7 +98,8 @@ def test_every_preset_fits_the_scripts(path: Path) -> None:
         "moving_mnist_small": collect.moving_mnist,
     }  # fmt: skip
     sections = {
-        "policy": policy, "collect": readers.get(path.stem, collect.vizdoom), "vqvae": vqvae, "tokens": tokens, "prior": prior,
+        "policy": policy, "collect": readers.get(path.stem, collect.vizdoom),
+        "vqvae": vqvae, "tokens": tokens, "prior": prior,
         "outcome": outcome, "dream": rollout.dream, "evaluate": rollout.evaluate, "score": rollout.policy,
         "export": train.export, "outcome_scores": rollout.outcome, "endless": rollout.endless,
         "control": rollout.control, "benchmark": rollout.benchmark,

@@ -11,6 +11,7 @@ import pytest
 
 from rollout import sample
 from rollout.sample import Truth, scores
+from tests.conftest import stages
 from train import prior, tokens, vqvae
 from worldmodel.dream import load_prior
 from worldmodel.errors import UserError
@@ -23,7 +24,7 @@ NAMES = ("still", "moving")
 
 
 @pytest.fixture(scope="module")
-def classes(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on squares that stand still or move, of whose prior class and first frame are the condition."""
     run = tmp_path_factory.mktemp("classes")
     with StoreWriter(run / "data.zarr", World(name="squares", frame_shape=(16, 16, 3), classes=NAMES), {}) as writer:
@@ -33,13 +34,11 @@ def classes(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
                 column = (i // 2 + t * (i % 2)) % 4 * 4
                 frames[t, 4:12, column : column + 4] = (250, 200, 60)
             writer.append({"frames": frames, "label": np.full(8, i % 2)})
-    from tests.conftest import stages
-
-    v, t, p, _ = stages(run, mode="paper", steps=80)
+    v, t, p, _ = stages(run, mode="paper", steps=120)
     vqvae.main(v)
     tokens.main(t)
     model = replace(p.model, seen=1, resnet=18, units=16)
-    prior.main(replace(p, actions=False, classes=True, model=model, fit=replace(p.fit, steps=120, batch_size=8)))
+    prior.main(replace(p, actions=False, classes=True, model=model, fit=replace(p.fit, steps=600, batch_size=8)))
     return run
 
 
@@ -50,16 +49,17 @@ def test_a_prior_of_classes_and_frames_samples_both_kinds(classes: Path, capsys:
     assert "1 frames given" in capsys.readouterr().out
     made = np.load(classes / "samples" / "samples.npy").reshape(2, 4, 8, 16, 16, 3)
     truth = sample.real_clips(classes, load_prior(classes / "prior"), 1, 4, "train")
-    error = np.abs(made.astype(int) - truth.frames).mean((0, 2, 3, 4, 5))
-    assert (error < 12).all(), "of 255: it learned where each square goes"
+    error = lambda shift: np.abs(made.astype(int) - np.roll(truth.frames, shift, 0)).mean()  # noqa: E731
+    assert error(0) < 0.7 * min(error(k) for k in (1, 2, 3)), "it learned where the square of each frame is"
     told = json.loads((classes / "samples" / "samples.json").read_text())
     assert told["conditioning frames"] == "regenerated"
-    assert told["psnr"]["mean of samples"][6]["mean"] > told["psnr"]["last given frame, held"][6]["mean"]
+    assert told["nmse"]["mean of samples"][6]["mean"] < told["nmse"]["last given frame, held"][6]["mean"]
+    changes = {}
     for kind in NAMES:
         sample.main(replace(args, name=kind))
         made = np.load(classes / "samples" / "samples.npy").reshape(2, 4, 8, 16, 16, 3)
-        changes = np.abs(np.diff(made.astype(int), axis=2)).mean()
-        assert (changes > 5) == (kind == "moving")
+        changes[kind] = np.abs(np.diff(made.astype(int), axis=2)).mean()
+    assert changes["moving"] > 2 * changes["still"]
     assert {f.name for f in (classes / "samples").iterdir()} == {
         "samples.gif", "samples.png", "samples.npy", "samples.json"
     }  # fmt: skip
