@@ -17,6 +17,8 @@ from worldmodel.layers import AxisPositions, ChannelNorm
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 """Blocks of each of the four groups."""
+LEAST = 16
+"""Channels: a LayerNorm over fewer lets little of a picture through."""
 STRIDES = (1, 2, 2, 1)
 """In height and width, of each group's first block."""
 
@@ -46,7 +48,7 @@ class ResNet(nn.Module):
 
     def __init__(self, depth: int, frames: int, shape: tuple[int, int, int], units: int) -> None:
         super().__init__()
-        widths = (units // 8, units // 4, units // 2, units)
+        widths = [max(LEAST, units // part) for part in (8, 4, 2)] + [units]
         inputs, blocks = widths[0], []
         self.stem = nn.Sequential(convolution(shape[2], inputs, 3), ChannelNorm(inputs), nn.ReLU())
         for width, count, stride in zip(widths, BLOCKS[depth], STRIDES, strict=True):
