@@ -28,6 +28,8 @@ from worldmodel.writer import Episode, StoreWriter
 
 SKIPPED = "skipped.txt"
 Item = TypeVar("Item")
+Read = Callable[[Item], Sequence[Episode]]
+"""What makes episodes of an item, or raises `BrokenFile`."""
 
 
 class BrokenFile(Exception):
@@ -53,7 +55,7 @@ class Files:
 
 
 @contextlib.contextmanager
-def reading(read: Callable[[Item], Sequence[Episode]]) -> Iterator[Callable[[Item], tuple[Sequence[Episode], str]]]:
+def reading(read: Read[Item]) -> Iterator[Callable[[Item], tuple[Sequence[Episode], str]]]:
     """What each process does with an item: its episodes, or why there are none."""
 
     def one(item: Item) -> tuple[Sequence[Episode], str]:
@@ -63,9 +65,6 @@ def reading(read: Callable[[Item], Sequence[Episode]]) -> Iterator[Callable[[Ite
             return (), " ".join(str(error).split())
 
     yield one
-
-
-Read = Callable[[Item], Sequence[Episode]]
 
 
 def fill(args: Files, world: World, items: Sequence[Item], read: Read[Item], **how: Any) -> None:
@@ -85,7 +84,7 @@ def fill(args: Files, world: World, items: Sequence[Item], read: Read[Item], **h
     print(f"data: {args.out}: {told}" + (f"; {skipped} of {len(items):,} files were skipped" if skipped else ""))
 
 
-def _run(writer: StoreWriter, items: Sequence[Item], read: Callable[[Item], Sequence[Episode]], workers: int) -> int:
+def _run(writer: StoreWriter, items: Sequence[Item], read: Read[Item], workers: int) -> int:
     """Read what is still missing; returns the number of items that were skipped in all."""
     progress = writer.progress or {"item": 0, "written": 0, "skipped": []}  # the next item, and how much of it is there
     first, written, bad = progress["item"], progress["written"], list(progress["skipped"])

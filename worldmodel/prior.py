@@ -62,9 +62,10 @@ class Prior(nn.Module):
                 f"the prior's config asks for a codebook of {shape}, the VQ-VAE has {tuple(codebook.shape)}"
             )
         self.register_buffer("codebook", torch.zeros(shape) if codebook is None else codebook.clone())
-        if config.local:  # what the last frame of a full ring sees of it
+        if config.local:  # what the last frame of a full ring sees of it, each frame in the order it is cached in
             last = clip_mask(self.order, config.reach, config.reach, config.local)[-len(self.order) :]
-            self.register_buffer("reachable", last.unflatten(1, (config.reach, -1)), persistent=False)
+            reachable = last.unflatten(1, (config.reach, -1))[..., torch.cat(self.order.passes)]
+            self.register_buffer("reachable", reachable, persistent=False)
         self.register_buffer("parents", self.order.parents, persistent=False)
         self.inputs = nn.ModuleList(
             nn.Linear(config.group * config.code_dim, config.width, bias=False)
@@ -273,7 +274,7 @@ class Prior(nn.Module):
         """(positions, keys) what a pass sees of the ring and of its frame so far, under sparse attention."""
         slots = self.config.reach - 1
         back = (torch.arange(slots, device=positions.device) - cache.time) % max(slots, 1)  # slots behind the oldest
-        rows = self.reachable[positions][..., torch.cat(self.order.passes).to(positions.device)]  # as they were cached
+        rows = self.reachable[positions]
         return torch.cat([rows[:, back].flatten(1), rows[:, slots, : cache.done + len(positions)]], dim=1)
 
     def _turn(self, times: Tensor, dtype: torch.dtype) -> Tensor | None:

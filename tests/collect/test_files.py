@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from collect import files
 from collect.files import SKIPPED, BrokenFile, Files, fill, labelled, splits
-from collect.pool import Make
 from worldmodel.errors import UserError
 from worldmodel.store import Store
 from worldmodel.world import World
@@ -72,27 +70,6 @@ def test_episodes_come_in_the_order_of_the_files_and_broken_ones_are_told(
     assert store.read("frames", 0, store.rows)[::700, 0, 0, 0].tolist() == [0, 1, 2, 20, 21, 22, 23]
     told = (source.parent / "data.zarr" / SKIPPED).read_text().splitlines()
     assert [line.partition(": ")[0] for line in told] == [str(source / "1.txt"), str(source / "4.txt")]
-
-
-class Here:
-    """What a pool does, in this process: quick, and interrupted where we want it."""
-
-    def __init__(self, make: Make, *_: object) -> None:
-        self.make = make
-
-    def __enter__(self) -> Here:
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def map(self, items: Iterable[Path]) -> Iterator[tuple[Sequence[Episode], str]]:
-        with self.make() as one:
-            yield from map(one, items)
-
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "Pool", Here)
 
 
 class Interrupted(Exception):

@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,8 @@ import numpy as np
 import pytest
 from minari.data_collector import EpisodeBuffer
 
-from collect import files
 from collect import minari as script
 from collect.files import labelled
-from collect.pool import Make
 from worldmodel.errors import UserError
 from worldmodel.store import Store
 from worldmodel.world import ActionSpec, World
@@ -35,26 +32,9 @@ KINDS = {
 }
 
 
-class Here:
-    """What a pool does, in this process; the test of the command line has real ones."""
-
-    def __init__(self, make: Make, *_: object) -> None:
-        self.make = make
-
-    def __enter__(self) -> Here:
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def map(self, items: Iterable[int]) -> Iterator[Any]:
-        with self.make() as one:
-            yield from map(one, items)
-
-
 @pytest.fixture(autouse=True)
-def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def datasets(here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
-    monkeypatch.setattr(files, "Pool", Here)
     script.opened.cache_clear()
     return tmp_path / "minari"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import struct
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,28 +15,6 @@ from collect import moving_mnist as mm
 from configs import parse
 from worldmodel.errors import UserError
 from worldmodel.store import Store
-
-
-class Here:
-    """Does in this process what a pool does in others, which take seconds to start."""
-
-    def __init__(self, make: Callable[[], Any], workers: int, say: object) -> None:
-        self.make = make
-
-    def __enter__(self) -> Here:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def map(self, tasks: Iterable[Any]) -> Iterator[Any]:
-        with self.make() as run:
-            yield from map(run, tasks)
-
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("collect.files.Pool", Here)
 
 
 def args(tmp_path: Path, *flags: str, out: str = "data.zarr") -> mm.Args:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,26 +19,7 @@ HOST = "https://38.media.tumblr.com/9f6c25cc350f12aa74a7dc386a5c4985/"
 BACK, SPOT = (200, 40, 40), (20, 60, 220)
 
 
-class Here:
-    """Does in this process what a pool does in others, which take seconds to start."""
-
-    def __init__(self, make: Callable[[], Any], workers: int, say: object) -> None:
-        self.make = make
-
-    def __enter__(self) -> Here:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def map(self, tasks: Iterable[Any]) -> Iterator[Any]:
-        with self.make() as run:
-            yield from map(run, tasks)
-
-
-@pytest.fixture(autouse=True)
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("collect.files.Pool", Here)
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def spotted(column: int) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,26 +21,7 @@ GROUPS = range(1, 9)
 FRAMES = 3
 
 
-class Here:
-    """Does in this process what a pool does in others, which take seconds to start."""
-
-    def __init__(self, make: Callable[[], Any], workers: int, say: object) -> None:
-        self.make = make
-
-    def __enter__(self) -> Here:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def map(self, tasks: Iterable[Any]) -> Iterator[Any]:
-        with self.make() as run:
-            yield from map(run, tasks)
-
-
-@pytest.fixture(autouse=True)
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("collect.files.Pool", Here)
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def write_video(path: Path, colour: tuple[int, int, int]) -> None:

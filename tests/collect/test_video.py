@@ -7,7 +7,7 @@ import re
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -26,28 +26,6 @@ from worldmodel.store import Store
 ROOT = Path(__file__).resolve().parents[2]
 RED, GREEN, BLUE, YELLOW, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 255, 255)
 Options = dict[str, Any]
-
-
-class Here:
-    """Does in this process what a pool does in others, which take seconds to start."""
-
-    def __init__(self, make: Callable[[], Any], workers: int, say: object) -> None:
-        self.make = make
-
-    def __enter__(self) -> Here:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def map(self, tasks: Iterable[Any]) -> Iterator[Any]:
-        with self.make() as run:
-            yield from map(run, tasks)
-
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("collect.files.Pool", Here)
 
 
 def grey(level: int, height: int = 48, width: int = 80) -> np.ndarray:

@@ -1,0 +1,31 @@
+"""What the readers' tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import pytest
+
+
+class Here:
+    """Does in this process what a pool does in others, which take seconds to start."""
+
+    def __init__(self, make: Callable[[], Any], workers: int, say: object) -> None:
+        self.make = make
+
+    def __enter__(self) -> Here:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def map(self, tasks: Iterable[Any]) -> Iterator[Any]:
+        with self.make() as run:
+            yield from map(run, tasks)
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are read in this process."""
+    monkeypatch.setattr("collect.files.Pool", Here)
