@@ -57,13 +57,15 @@ class Order:
 
     @cached_property
     def rank(self) -> Tensor:
-        """(n,) the pass of each position."""
+        """(n,) the pass of each position; on the CPU even where a model is built on another device, or on none."""
+        each = product(range(self.h), range(self.w), range(self.g))
         if self.name == "raster":
-            return torch.arange(len(self))
-        if self.name == "block":
-            each = product(range(self.h), range(self.w), range(self.g))
-            return torch.tensor([(i % 2 * 2 + j % 2) * self.g + c for i, j, c in each])
-        return torch.tensor([(i + j) * self.g + c for i, j, c in product(range(self.h), range(self.w), range(self.g))])
+            ranks = list(range(len(self)))
+        elif self.name == "block":
+            ranks = [(i % 2 * 2 + j % 2) * self.g + c for i, j, c in each]
+        else:
+            ranks = [(i + j) * self.g + c for i, j, c in each]
+        return torch.tensor(ranks, device="cpu")
 
     @property
     def first(self) -> Tensor:

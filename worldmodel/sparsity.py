@@ -36,7 +36,7 @@ def sees(order: Order, window: int, local: int, q: Tensor, k: Tensor) -> Tensor:
 
 def clip_mask(order: Order, frames: int, window: int, local: int = 0) -> Tensor:
     """(frames*n, frames*n) bool: `sees` of all positions of a clip, worked out one frame at a time."""
-    every = torch.arange(frames * len(order))
+    every = torch.arange(frames * len(order), device="cpu")
     return torch.cat([sees(order, window, local, rows[:, None], every) for rows in every.split(len(order))])
 
 
