@@ -117,10 +117,12 @@ class AxisPositions(nn.Module):
     axes take the remainder.
     """
 
-    def __init__(self, sizes: tuple[int, ...], dim: int) -> None:
+    def __init__(self, sizes: tuple[int, ...], dim: int, spread: float = 0.01) -> None:
+        """`spread` is the standard deviation of the embeddings before training."""
         super().__init__()
         parts = [dim // len(sizes) + (i < dim % len(sizes)) for i in range(len(sizes))]
-        self.axes = nn.ParameterList(nn.Parameter(torch.randn(n, p) * 0.01) for n, p in zip(sizes, parts, strict=True))
+        axes = [torch.randn(n, p) * spread for n, p in zip(sizes, parts, strict=True)]
+        self.axes = nn.ParameterList(nn.Parameter(axis) for axis in axes)
 
     def forward(self) -> Tensor:
         """(*sizes, dim)."""

@@ -73,12 +73,12 @@ class Prior(nn.Module):
         )
         self.start = nn.Parameter(torch.randn(config.width) * 0.02)
         place = config.grid if config.grid[2] > 1 else config.grid[:2]
-        self.positions = AxisPositions(place if config.mode == "stream" else (t, *place), config.width)
+        self.positions = AxisPositions(place if config.mode == "stream" else (t, *place), config.width, config.spread)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = ConditionalNorm(config.width, config.condition_dim)
         self.head = Head(config)
         if config.seen:
-            self.resnet = ResNet(config.resnet, config.seen, config.seen_shape, config.units)
+            self.resnet = ResNet(config.resnet, config.seen, config.seen_shape, config.units, config.spread)
         self._masks: dict[tuple[int, torch.device], Mask] = {}
 
     def look(self, frames: Tensor) -> Tensor:

@@ -5,6 +5,10 @@ widths that double from an eighth of `units` (64 of the paper's 512) to all of t
 official code has a stem at full resolution and a spatial stride of 4 in all, so a frame of 64 x 64 becomes 16 x 16
 features, and time is not strided.
 
+Two departures, without which the features of a small prior soon said nothing of the frame: the last norm of each block
+begins at zero, so that a block begins as its shortcut (Goyal et al., 2017); and the stem has a bias, since a LayerNorm
+right after a convolution without one takes the brightness of a picture away.
+
 Dimensions: b batch, f conditioning frames, c channels, h w space.
 """
 
@@ -23,8 +27,8 @@ STRIDES = (1, 2, 2, 1)
 """In height and width, of each group's first block."""
 
 
-def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv3d:
-    return nn.Conv3d(inputs, outputs, kernel, (1, stride, stride), padding=kernel // 2, bias=False)
+def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, bias: bool = False) -> nn.Conv3d:
+    return nn.Conv3d(inputs, outputs, kernel, (1, stride, stride), padding=kernel // 2, bias=bias)
 
 
 class ResNetBlock(nn.Module):
@@ -34,6 +38,7 @@ class ResNetBlock(nn.Module):
         super().__init__()
         self.conv1, self.norm1 = convolution(inputs, outputs, 3, stride), ChannelNorm(outputs)
         self.conv2, self.norm2 = convolution(outputs, outputs, 3), ChannelNorm(outputs)
+        nn.init.zeros_(self.norm2.weight)
         self.shortcut: nn.Module = nn.Identity()
         if (inputs, stride) != (outputs, 1):
             self.shortcut = nn.Sequential(convolution(inputs, outputs, 1, stride), ChannelNorm(outputs))
@@ -46,17 +51,17 @@ class ResNetBlock(nn.Module):
 class ResNet(nn.Module):
     """Frames (b, f, H, W, c) -> features (b, f * H/4 * W/4, units), each with the embedding of its position."""
 
-    def __init__(self, depth: int, frames: int, shape: tuple[int, int, int], units: int) -> None:
+    def __init__(self, depth: int, frames: int, shape: tuple[int, int, int], units: int, spread: float = 0.01) -> None:
         super().__init__()
         widths = [max(LEAST, units // part) for part in (8, 4, 2)] + [units]
         inputs, blocks = widths[0], []
-        self.stem = nn.Sequential(convolution(shape[2], inputs, 3), ChannelNorm(inputs), nn.ReLU())
+        self.stem = nn.Sequential(convolution(shape[2], inputs, 3, bias=True), ChannelNorm(inputs), nn.ReLU())
         for width, count, stride in zip(widths, BLOCKS[depth], STRIDES, strict=True):
             for i in range(count):
                 blocks.append(ResNetBlock(inputs, width, stride if i == 0 else 1))
                 inputs = width
         self.blocks = nn.Sequential(*blocks)
-        self.positions = AxisPositions((frames, -(-shape[0] // 4), -(-shape[1] // 4)), units)
+        self.positions = AxisPositions((frames, -(-shape[0] // 4), -(-shape[1] // 4)), units, spread)
 
     def forward(self, frames: Tensor) -> Tensor:
         """Frames are floats in [-0.5, 0.5]."""

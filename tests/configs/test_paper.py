@@ -125,8 +125,8 @@ def prior_by_hand(c: PriorConfig) -> int:
 
 
 def resnet_by_hand(depth: int) -> int:
-    """Stem of 64; groups of 64, 128, 256, 512; projections where it changes; norms have two numbers a channel."""
-    total = 3 * 64 * 27 + 2 * 64
+    """Stem of 64, biased; widths of 64, 128, 256, 512; projected where it changes; norms have two numbers a channel."""
+    total = 3 * 64 * 27 + 64 + 2 * 64
     inputs = 64
     for width, blocks in zip((64, 128, 256, 512), {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}[depth], strict=True):
         total += inputs * width * 27 + (2 * blocks - 1) * width * width * 27 + 2 * blocks * 2 * width
