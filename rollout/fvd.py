@@ -12,19 +12,14 @@ A run without a prior gives R-FVD alone. Without weights, `--features random_con
 go by another name. The paper's figure is printed beside ours only where data, protocol and feature network are the
 same; a flag that alters the protocol alters its name too.
 
-Files are .npy of uint8 (n, t, h, w, 3). Sample i continues clip i modulo the number of clips of a trial. Of real clips
-(and reconstructions) there are those of one trial, used in all, or those of all trials in order.
-
 Writes <metric>-<protocol>-<features>.json and .txt into <run>/evaluation, or beside the samples.
 """
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +31,14 @@ import torch
 from tqdm import tqdm
 
 from configs import command
-from worldmodel.checkpoint import digest, read_header, write_atomic, write_json
-from worldmodel.clips import Clips
-from worldmodel.dream import load_vqvae
+from rollout.sources import Source, from_files, from_run, models, reconstructing
+from worldmodel.checkpoint import read_header, write_atomic, write_json
 from worldmodel.errors import UserError
 from worldmodel.metrics.features import C3D_LOGITS, Features, Kind, load_features
 from worldmodel.metrics.frechet import Gaussian, distance
 from worldmodel.metrics.inception import inception_score, probabilities
 from worldmodel.metrics.protocol import PROTOCOLS, Name, Protocol, Trials
 from worldmodel.metrics.published import beside
-from worldmodel.store import Store
-from worldmodel.vqvae import to_uint8
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPARED = {
@@ -114,20 +106,6 @@ class Args:
             raise UserError("reconstructions in a file go with --samples and --real; give those too")
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where clips come from."""
-
-    draw: Callable[[int], tuple[np.ndarray | None, np.ndarray | None]]
-    """The k-th set of samples and of the clips that they continue, each (clips, t, h, w, 3), or what there is of it."""
-    reconstruct: Callable[[int, np.ndarray], np.ndarray] | None
-    """Of a trial and its real clips."""
-    data: str
-    made_of: dict[str, Any]
-    """Digests of models and files."""
-    seeds: list[int]
-
-
 def altered(args: Args) -> Protocol:
     """The protocol as the flags alter it."""
     changes = {name: getattr(args, name) for name in ("frames", "given", "clips", "trials", "size")}
@@ -141,70 +119,15 @@ def steered(args: Args) -> bool:
     return read_header(args.run / "prior")[0]["model"].get("condition", "none") != "none"
 
 
-def from_files(args: Args, protocol: Protocol) -> Source:
-    """Clips of files."""
-    n, trials = protocol.clips, protocol.trials
+def source_of(args: Args, protocol: Protocol) -> Source:
+    """The clips that the flags name."""
+    if args.samples is None:
+        assert args.run
+        return from_run(args.run, protocol, args.dataset, args.seed, args.device, args.batch)
+    reconstruct = reconstructing(args.run, args.device, args.batch) if args.run else None
     paths = {"samples": args.samples, "real": args.real, "reconstructions": args.reconstructions}
-    files = {name: read_clips(path) for name, path in paths.items() if path}
-    for name, clips in files.items():
-        if name == "samples":
-            wanted = [n * trials * protocol.samples]
-        else:
-            wanted = sorted({n, n * trials}) if name == "real" else [len(files["real"])]
-        if len(clips) not in wanted:
-            raise UserError(
-                f"protocol {protocol.name} takes {' or '.join(map(str, wanted))} {name}, but {paths[name]} has"
-                f" {len(clips)}; give as many, or alter it with --clips, --samples-each and --trials"
-            )
-
-    def part(name: str, trial: int) -> np.ndarray:
-        clips = files[name]
-        return np.array(clips[trial * n : trial * n + n] if len(clips) > n else clips)
-
-    reconstruct = reconstructing(args, args.run) if args.run else None
-    return Source(
-        draw=lambda k: (part("samples", k), part("real", k // protocol.samples) if args.real else None),
-        reconstruct=(lambda trial, _: part("reconstructions", trial)) if args.reconstructions else reconstruct,
-        data=args.dataset,
-        made_of={name: sha256(path) for name, path in paths.items() if path} | models(args.run),
-        seeds=[],
-    )
-
-
-def from_run(args: Args, protocol: Protocol) -> Source:
-    """Samples of a run's prior and the clips they continue, or, where there is no prior yet, clips alone."""
-    assert args.run
-    store, run = Store(args.run / "data.zarr"), args.run
-    seeds = [args.seed + k for k in range(protocol.trials * protocol.samples)]
-
-    def sampled(k: int) -> tuple[np.ndarray, np.ndarray]:
-        from rollout.sample import sample_clips
-
-        return sample_clips(run, protocol.clips, protocol.given, seeds[k], args.device, args.batch)
-
-    def real(k: int) -> tuple[None, np.ndarray]:
-        clips = Clips(store, protocol.split, protocol.frames, ["frames"], cache="off")
-        return None, clips.fixed(protocol.clips, seeds[k])["frames"]
-
-    return Source(
-        draw=sampled if (run / "prior").exists() else real,
-        reconstruct=reconstructing(args, run),
-        data=args.dataset or store.world.name,
-        made_of=models(run),
-        seeds=seeds,
-    )
-
-
-def reconstructing(args: Args, run: Path) -> Callable[[int, np.ndarray], np.ndarray]:
-    """What a run's VQ-VAE makes of clips."""
-    vqvae = load_vqvae(run / "vqvae").to(args.device).eval()
-
-    @torch.no_grad()
-    def reconstruct(trial: int, clips: np.ndarray) -> np.ndarray:
-        parts = torch.from_numpy(clips).split(args.batch)
-        return torch.cat([to_uint8(vqvae.decode(vqvae.encode(p.to(args.device)))).cpu() for p in parts]).numpy()
-
-    return reconstruct
+    source = from_files({name: path for name, path in paths.items() if path}, protocol, args.dataset, reconstruct)
+    return replace(source, made_of=source.made_of | models(args.run))
 
 
 def distances(args: Args, protocol: Protocol, features: Features, source: Source) -> dict[str, Trials]:
@@ -304,26 +227,6 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def read_clips(path: Path) -> np.ndarray:
-    """The array of a file, mapped."""
-    try:
-        clips = np.load(path, mmap_mode="r", allow_pickle=False)
-        assert isinstance(clips, np.ndarray) and clips.ndim
-        return clips
-    except (ValueError, EOFError, AssertionError) as error:
-        raise UserError(f"{path} is no .npy of clips ({error}); write it with numpy.save") from None
-
-
-def sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def models(run: Path | None) -> dict[str, str]:
-    """Digests of what a run has trained."""
-    return {part: digest(run / part) for part in ("vqvae", "prior") if run and (run / part).exists()}
-
-
 def commit() -> str | None:
     """The commit of this clone, with "-dirty" if files differ from it; None where it is no clone."""
     git = ["git", "-C", str(ROOT)]
@@ -344,7 +247,7 @@ def main(args: Args) -> None:
     if protocol.metric == "inception" and args.features == "random_conv":
         raise UserError("an inception score needs a trained classifier; give --features c3d and its --weights")
     features = load_features(args.features, args.weights, args.sha256, args.device, args.epsilon)
-    source = (from_files if args.samples else from_run)(args, protocol)
+    source = source_of(args, protocol)
     measure = distances if protocol.metric == "frechet" else scores
     result = report(protocol, features, source, measure(args, protocol, features, source))
     folder = args.out or (args.run / "evaluation" if args.run else args.samples.parent)  # type: ignore[union-attr]

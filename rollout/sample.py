@@ -131,12 +131,12 @@ def load(run: Path, prior: str, device: str) -> tuple[VQVAE, Prior]:
     return load_vqvae(run / "vqvae").to(device), load_prior(run / prior).to(device)
 
 
-def sample_clips(
-    run: Path, n: int, given: int, seed: int, device: str, batch: int, split: str = "test"
-) -> tuple[np.ndarray, np.ndarray]:
-    """n samples and the n real clips whose conditions, and first `given` frames, they were drawn under.
+def sampler(
+    run: Path, n: int, given: int, device: str, batch: int, split: str = "test"
+) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
+    """For a seed, n samples and the n real clips whose conditions, and first `given` frames, they are drawn under.
 
-    Conditioning frames are copied into the samples, as a protocol with given frames counts them in both.
+    The given frames are as the model draws or decodes them, not copied, as the paper's protocol has it.
     """
     vqvae, prior = load(run, "prior", device)
     stride = vqvae.config.stride[0]
@@ -145,8 +145,7 @@ def sample_clips(
         raise UserError(f"{run} looks at {prior.config.seen} conditioning frames, and the protocol gives {given}")
     truth = real_clips(run, prior, stride, n, split)
     context = -(-given // stride) if stream else 0
-    copy = truth.given.frames is not None and given > 0
-    return draw(vqvae, prior, truth.given, seed, context, copy, batch=batch), truth.frames
+    return lambda seed: (draw(vqvae, prior, truth.given, seed, context, batch=batch), truth.frames)
 
 
 def scores(truth: Truth, samples: np.ndarray, first: int, variance: float) -> dict[str, dict[str, list[Mean]]]:

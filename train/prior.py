@@ -74,8 +74,9 @@ def configure(args: Args, vqvae: VQVAE, width: int, classes: int = 0) -> PriorCo
         raise UserError(
             f"the VQ-VAE is in {v.mode} mode, but the prior in {args.model.mode} mode; set --model.mode {v.mode}"
         )
-    if (args.actions and not width) or (args.classes and not classes):
-        raise UserError(f"{args.run} was recorded without {'classes' if width else 'actions'}; train without them")
+    for name, asked, there in (("actions", args.actions, width), ("classes", args.classes, classes)):
+        if asked and not there:
+            raise UserError(f"{args.run} was recorded without {name}; train without --{name}")
     frames = v.latent[0] if clip else args.frames
     actions = (v.frames - (not args.every_action) if clip else v.stride[0]) * width * args.actions
     classes *= args.classes

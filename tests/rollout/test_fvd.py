@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
-import types
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rollout import fvd
+from rollout import fvd, sources
 from worldmodel.checkpoint import digest, save_checkpoint
 from worldmodel.dream import load_vqvae
 from worldmodel.errors import UserError
@@ -85,18 +84,17 @@ def with_prior(run: Path, monkeypatch: pytest.MonkeyPatch, condition: str, wande
     save_checkpoint(run / "prior", nn.Linear(1, 1), {"kind": "prior", "model": {"condition": condition}})
     asked: list[int] = []
 
-    def sample_clips(
-        run: Path, n: int, given: int, seed: int, device: str, batch: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        asked.append(seed)
-        real = films(n, seed=1000 + (seed if wander else 0))
-        samples = films(n, seed)
-        samples[:, :given] = real[:, :given]
-        return samples, real
+    def sampler(run: Path, n: int, given: int, device: str, batch: int, split: str) -> Callable:
+        def draw(seed: int) -> tuple[np.ndarray, np.ndarray]:
+            asked.append(seed)
+            real = films(n, seed=1000 + (seed if wander else 0))
+            samples = films(n, seed)
+            samples[:, :given] = real[:, :given]
+            return samples, real
 
-    module = types.ModuleType("rollout.sample")
-    module.sample_clips = sample_clips  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "rollout.sample", module)
+        return draw
+
+    monkeypatch.setattr(sources, "sampler", sampler)
     return asked
 
 
@@ -161,7 +159,7 @@ def test_a_run_without_a_prior_is_judged_by_its_reconstructions(run: Path, netwo
     assert found["made_of"] == {"vqvae": digest(run / "vqvae")}
     assert (found["data"], found["seeds"]) == ("toy", [3, 4])
     store, features = Store(run / "data.zarr"), load_features("torchscript", weights, sha256)
-    source = fvd.from_run(fvd.Args(run=run, seed=3, **SMALL), PAPER.altered(clips=6, trials=2, size=16))
+    source = sources.from_run(run, PAPER.altered(clips=6, trials=2, size=16), "", 3, "cpu", 4)
     _, real = source.draw(0)
     assert real is not None
     held = np.concatenate([store.episode(i, ["frames"])["frames"] for i in store.episodes("test")])
@@ -243,7 +241,7 @@ def features_of(network: str) -> Features:
 def test_the_papers_figure_stands_beside_ours(
     protocol: Any, network: str, data: str, comparison: str, printed: str | None
 ) -> None:
-    source = fvd.Source(draw=lambda k: (None, None), reconstruct=None, data=data, made_of={}, seeds=[])
+    source = sources.Source(draw=lambda k: (None, None), reconstruct=None, data=data, made_of={}, seeds=[])
     found = fvd.report(protocol, features_of(network), source, {comparison: Trials((110.0, 112.0))})
     text = fvd.table(found)
     assert found["figures"][comparison]["paper"] == printed

@@ -80,15 +80,18 @@ def test_the_class_tells_the_prior_how_squares_move(classes: Path) -> None:
 
 
 def test_conditioning_frames_are_copied_if_that_is_asked_for(classes: Path) -> None:
-    copied, real = sample.sample_clips(classes, 4, 1, 0, "cpu", 3, "train")
-    drawn, _ = sample.sample_clips(classes, 4, 0, 0, "cpu", 3, "train")
+    vqvae, prior = sample.load(classes, "prior", "cpu")
+    truth = sample.real_clips(classes, prior, 1, 4, "train")
+    real = truth.frames
+    copied, drawn = (sample.draw(vqvae, prior, truth.given, 0, copy=copy, batch=3) for copy in (True, False))
     assert np.array_equal(copied[:, 0], real[:, 0])
     assert not np.array_equal(drawn[:, 0], real[:, 0])
     assert np.array_equal(copied[:, 1:], drawn[:, 1:])
 
 
 def test_samples_depend_on_the_seed_alone(classes: Path) -> None:
-    first, again, other = (sample.sample_clips(classes, 3, 0, seed, "cpu", 2, "train")[0] for seed in (0, 0, 1))
+    draw = sample.sampler(classes, 3, 0, "cpu", 2, "train")
+    first, again, other = (draw(seed)[0] for seed in (0, 0, 1))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
 
@@ -102,7 +105,7 @@ def test_mistakes_are_told_in_a_sentence(classes: Path, toy_run: Path) -> None:
     with pytest.raises(UserError, match="looks at no conditioning frames that could be copied"):
         sample.main(sample.Args(run=toy_run, clips=2, each=1, copy=True))
     with pytest.raises(UserError, match="looks at 1 conditioning frames, and the protocol gives 3"):
-        sample.sample_clips(classes, 2, 3, 0, "cpu", 2)
+        sample.sampler(classes, 2, 3, "cpu", 2)
     config = load_prior(classes / "prior").config
     with pytest.raises(UserError, match="has no label; collect data with it"):
         CodeClips(config, Store(toy_run / "tokens.zarr"), "train")
@@ -110,7 +113,7 @@ def test_mistakes_are_told_in_a_sentence(classes: Path, toy_run: Path) -> None:
 
 def test_a_stream_continues_true_codes_under_true_actions(toy_run: Path, tmp_path: Path) -> None:
     before = {p: p.stat().st_mtime for p in toy_run.rglob("*") if p.is_file()}
-    videos, real = sample.sample_clips(toy_run, 6, 2, 0, "cpu", 4)
+    videos, real = sample.sampler(toy_run, 6, 2, "cpu", 4)(0)
     assert videos.shape == real.shape == (6, 8, 16, 16, 3)
     assert np.abs(videos[:, 2:].astype(int) - real[:, 2:]).mean() < 15, "the actions say where the square goes"
     assert before == {p: p.stat().st_mtime for p in toy_run.rglob("*") if p.is_file()}
