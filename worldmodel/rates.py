@@ -59,8 +59,8 @@ def rate(work: Callable[[], object], seconds: float, device: str) -> float:
         while time.perf_counter() - begin < seconds / 3:
             work()
             calls += 1
-        if device == "cuda":
-            torch.cuda.synchronize()
+        if device.startswith("cuda"):
+            torch.cuda.synchronize(device)
         return calls / (time.perf_counter() - begin)
 
     work()
