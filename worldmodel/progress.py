@@ -24,8 +24,8 @@ from worldmodel.rates import counter
 
 def describe(writer: SummaryWriter, settings: dict[str, Any]) -> None:
     """The settings, as text and for the HPARAMS tab: there without long ones, such as tables of statistics."""
-    writer.add_text("config", "```\n" + "\n".join(f"{k}: {v}" for k, v in settings.items()) + "\n```")
     told = {k: v if isinstance(v, int | float) else str(v) for k, v in flat(settings).items()}
+    writer.add_text("config", "```\n" + "\n".join(f"{k}: {v}" for k, v in told.items()) + "\n```")
     _, start, _ = hparams({k: v for k, v in told.items() if len(str(v)) <= 40}, {})
     writer._get_file_writer().add_summary(start, 0)
 

@@ -88,5 +88,5 @@ def machine(device: str, precision: str, seconds: float = 1.0) -> dict[str, floa
 
 @cache
 def peak(device: str, precision: str) -> float:
-    """`matmul`, measured briefly and once in a process."""
+    """`matmul`, measured briefly and once in a process; beside other work it comes out too low."""
     return matmul(device, precision, 0.3)

@@ -18,12 +18,12 @@ TRAIN = {
     "prior": EVERY | {"bits_per_dim"},
     "outcome": EVERY | {"reward", "end", "variables"},
 }
-VALID = {
+HELD_OUT = {
     "vqvae": {"nmse", "psnr", "codes_used", "perplexity"},
     "prior": {"bits_per_dim", "bits_per_dim_shuffled_conditions"},
     "outcome": {"loss", "reward", "end", "variables"},
 }
-FILMS = {"vqvae": ["valid/truth_and_reconstruction"], "prior": ["valid/truth_and_sample"], "outcome": []}
+FILMS = {"vqvae": ["held_out/truth_and_reconstruction"], "prior": ["held_out/truth_and_sample"], "outcome": []}
 
 
 def test_the_stages_tell_what_a_person_looks_for(toy_store: Path, toy_stages: Callable) -> None:
@@ -33,7 +33,7 @@ def test_the_stages_tell_what_a_person_looks_for(toy_store: Path, toy_stages: Ca
     for stage, films in FILMS.items():
         events = EventAccumulator(str(run / stage / "log"))
         events.Reload()
-        wanted = {f"train/{name}" for name in TRAIN[stage]} | {f"valid/{name}" for name in VALID[stage]}
+        wanted = {f"train/{name}" for name in TRAIN[stage]} | {f"held_out/{name}" for name in HELD_OUT[stage]}
         assert set(events.Tags()["scalars"]) == wanted
         assert {"config/text_summary", "_hparams_/session_start_info"} <= set(events.summary_metadata)
         values = {tag: events.Scalars(tag)[-1].value for tag in wanted}

@@ -240,7 +240,7 @@ def test_settings_are_text_and_can_be_compared(tmp_path: Path) -> None:
         wanted = {"kind": "prior", "fit.learning_rate": 0.25, "fit.steps": 4.0, "fit.schedule": "constant"}
         assert wanted.items() <= told(events).items()
         (text,) = events.Tensors("config/text_summary")
-        assert "'learning_rate': 0.25" in text.tensor_proto.string_val[0].decode()
+        assert "\nfit.learning_rate: 0.25\n" in text.tensor_proto.string_val[0].decode()
     assert [path.name for path in (tmp_path / "log").iterdir() if path.is_dir()] == [], "no run of its own"
     assert EXPERIMENT_TAG not in events.summary_metadata, "one run must not speak for all"
     with SummaryWriter(str(tmp_path / "long" / "log")) as writer:
