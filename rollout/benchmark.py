@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
 from itertools import product
@@ -31,8 +29,6 @@ import gymnasium as gym
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 import envs  # noqa: F401 - registers
 from configs import command
@@ -40,6 +36,7 @@ from envs.vector import DreamVectorEnv
 from worldmodel.checkpoint import digest, write_json
 from worldmodel.dream import Precision
 from worldmodel.errors import UserError
+from worldmodel.rates import counter, machine, rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,45 +62,18 @@ class Args:
             raise UserError("name a run and a precision; batch sizes must be at least 1, and seconds above 0")
 
 
-def rate(work: Callable[[], object], seconds: float, device: str) -> float:
-    """Calls a second, the median of three measurements after a warm-up."""
-
-    def once() -> float:
-        begin, calls = time.perf_counter(), 0
-        while time.perf_counter() - begin < seconds / 3:
-            work()
-            calls += 1
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return calls / (time.perf_counter() - begin)
-
-    work()
-    return float(np.median([once() for _ in range(3)]))
-
-
-def machine(device: str, precision: Precision, seconds: float = 1.0) -> dict[str, float]:
-    """FLOP/s of a matrix product in a precision and bytes/s of a copy (read and written)."""
-    a, b = torch.randn(2, 2048, 2048, device=device).to(getattr(torch, precision))
-    source = torch.empty(2**26, device=device)
-    target = torch.empty_like(source)
-    return {
-        "matmul": 2 * 2048**3 * rate(lambda: torch.mm(a, b), seconds, device),
-        "copy": 2 * source.nbytes * rate(lambda: target.copy_(source), seconds, device),
-    }
-
-
 def needs(env: DreamVectorEnv) -> dict[str, float]:
     """FLOPs and bytes of one step of all lanes: counted operations; weights and cache read once a pass."""
     assert env.lanes is not None
     lanes, dream = env.lanes.clone(), env.dream
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # whose parts are counted
+    with counter() as count:
         dream.step(lanes, np.zeros((env.num_envs, *dream.world.action.shape), dream.world.action.dtype))
     passes = len(dream.prior.order.passes)
     size = lambda model: sum(p.nbytes for p in model.parameters())  # noqa: E731
     cache = sum(t.nbytes for t in (*lanes.cache.keys, *lanes.cache.values))
     rest = [dream.vqvae.decoder, dream.vqvae.up, dream.vqvae.from_code, dream.outcome]
     read = passes * (size(dream.prior) + cache) + sum(size(part) for part in rest if isinstance(part, nn.Module))
-    return {"flops": float(counter.get_total_flops()), "bytes": float(read)}
+    return {"flops": float(count.get_total_flops()), "bytes": float(read)}
 
 
 def measure(args: Args, run: str, precision: Precision, lanes: int) -> dict[str, Any]:

@@ -120,7 +120,7 @@ def main(args: Args) -> None:
     def evaluate(writer: SummaryWriter, step: int) -> None:
         with evaluating(model):
             for name, value in loss(batch).items():
-                writer.add_scalar(f"valid/{name}", value, step)
+                writer.add_scalar(f"held_out/{name}", value, step)
 
     fit(
         model,

@@ -27,6 +27,7 @@ import gymnasium as gym
 import numpy as np
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import TensorBoardOutputFormat
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecFrameStack, VecMonitor
 
 from configs import command
@@ -35,6 +36,7 @@ from envs.sb3 import SB3VecEnv
 from worldmodel.checkpoint import FILE, digest, load_optimizer, load_weights, read_header, same_config
 from worldmodel.dream import Precision
 from worldmodel.errors import UserError
+from worldmodel.progress import describe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +143,7 @@ class Held(VecEnvWrapper):
 
 
 class Saver(BaseCallback):
-    """A checkpoint every `save_every` steps and at the end, Ctrl-C included."""
+    """A checkpoint every `save_every` steps and at the end, Ctrl-C included; the settings beside SB3's own scalars."""
 
     def __init__(self, args: Args, saved: int) -> None:
         super().__init__()
@@ -150,6 +152,11 @@ class Saver(BaseCallback):
     def save(self) -> None:
         self.saved = self.model.num_timesteps
         save_policy(self.args.out, self.model.policy, settings(self.args), {"steps": self.saved})  # type: ignore[arg-type]
+
+    def _on_training_start(self) -> None:
+        for output in self.logger.output_formats:
+            if isinstance(output, TensorBoardOutputFormat) and not self.saved:
+                describe(output.writer, settings(self.args))
 
     def _on_rollout_end(self) -> None:
         if self.num_timesteps - self.saved >= self.args.save_every:

@@ -110,15 +110,15 @@ def evaluate(prior: Prior, vqvae: VQVAE, held: Given, fps: float, writer: Summar
         return torch.cat(losses).mean().item() / math.log(2)
 
     with evaluating(prior):
-        writer.add_scalar("valid/bits_per_dim", bits(), step)
+        writer.add_scalar("held_out/bits_per_dim", bits(), step)
         if held.condition is not None:
-            writer.add_scalar("valid/bits_per_dim_shuffled_conditions", bits(shuffled=True), step)
+            writer.add_scalar("held_out/bits_per_dim_shuffled_conditions", bits(shuffled=True), step)
         few, frames = held[:4], held.codes.shape[1]
         known = 0 if prior.config.mode == "paper" else frames // 4
         generator = torch.Generator().manual_seed(0)
         drawn = continuation(prior, few.codes[:, :known], frames, generator, few.condition, features(prior, few))
         films = [to_uint8(vqvae.decode(c)).cpu().numpy() for c in (few.codes, drawn)]
-        add_film(writer, "valid/truth_and_sample", enlarge(side_by_side(films), 2), step, fps)
+        add_film(writer, "held_out/truth_and_sample", enlarge(side_by_side(films), 2), step, fps)
 
 
 def main(args: Args) -> None:

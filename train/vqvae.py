@@ -59,12 +59,12 @@ def evaluate(model: VQVAE, frames: torch.Tensor, fps: float, writer: SummaryWrit
         codes = torch.cat([model.encode(part) for part in frames.split(8)])
         decoded = torch.cat([to_uint8(model.decode(part)) for part in codes.split(8)]).cpu().numpy()
     truth = frames.cpu().numpy()
-    writer.add_scalar("valid/nmse", nmse(decoded, truth, model.config.variance).mean(), step)
-    writer.add_scalar("valid/psnr", psnr(decoded, truth).mean(), step)
+    writer.add_scalar("held_out/nmse", nmse(decoded, truth, model.config.variance).mean(), step)
+    writer.add_scalar("held_out/psnr", psnr(decoded, truth).mean(), step)
     for name, value in usage(codes, model.config.codes).items():
-        writer.add_scalar(f"valid/{name}", value, step)
+        writer.add_scalar(f"held_out/{name}", value, step)
     film = enlarge(side_by_side([truth[:4], decoded[:4]]), 2)
-    add_film(writer, "valid/truth_and_reconstruction", film, step, fps)
+    add_film(writer, "held_out/truth_and_reconstruction", film, step, fps)
 
 
 def main(args: Args) -> None:

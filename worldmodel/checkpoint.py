@@ -139,14 +139,15 @@ def same_config(folder: Path, config: dict[str, Any]) -> None:
 
 def difference(saved: dict[str, Any], asked: dict[str, Any]) -> str:
     """The first setting in which two JSON configs differ, in words; empty if there is none."""
-    a, b = _flat(saved), _flat(asked)
+    a, b = flat(saved), flat(asked)
     for key in sorted(a.keys() | b.keys()):
         if a.get(key) != b.get(key):
             return f"{key} = {a.get(key)}, but {b.get(key)} was asked for"
     return ""
 
 
-def _flat(data: Any, path: str = "") -> dict[str, Any]:
+def flat(data: Any, path: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, whose keys are paths: {"model": {"width": 4}} -> {"model.width": 4}."""
     if isinstance(data, dict):
-        return {k: v for name, item in data.items() for k, v in _flat(item, f"{path}.{name}".strip(".")).items()}
+        return {k: v for name, item in data.items() for k, v in flat(item, f"{path}.{name}".strip(".")).items()}
     return {path: data}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +28,8 @@ from tqdm import tqdm
 
 from worldmodel.checkpoint import FILE, load_optimizer, load_weights, read_header, same_config, save_checkpoint
 from worldmodel.errors import UserError, at_least
-from worldmodel.progress import Meter, Stop
+from worldmodel.progress import Meter, Stop, describe
+from worldmodel.rates import peak
 
 Batch = dict[str, Tensor]
 
@@ -78,12 +80,16 @@ def keep_memory() -> None:
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: never trim the heap
 
 
+def chosen(device: torch.device, precision: str) -> str:
+    """What a precision comes to on a device. Processors without bfloat16 units emulate it, far slower."""
+    if precision != "auto":
+        return precision
+    return "bfloat16" if device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
+
+
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The autocast of a precision. Processors without bfloat16 units emulate it, far slower."""
-    hardware = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.autocast(
-        device.type, torch.bfloat16, enabled=precision == "bfloat16" or (precision == "auto" and hardware)
-    )
+    """The autocast of a precision."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=chosen(device, precision) == "bfloat16")
 
 
 def learning_rate(config: FitConfig, step: int) -> float:
@@ -120,19 +126,23 @@ def fit(
         print(f"{out}: already trained for {step:,} steps")
         return
 
+    if step == 0:
+        shutil.rmtree(out / "log", ignore_errors=True)  # of a run that is gone
+
     def save() -> None:
         save_checkpoint(out, model, settings, {"step": step}, optimizer)
 
-    started, meter = time.monotonic(), Meter()
+    started, meter = time.monotonic(), Meter(peak(str(device), chosen(device, config.precision)))
     with (
         Stop() as stop,
         SummaryWriter(str(out / "log"), purge_step=step + 1 if step else 0) as writer,
         tqdm(total=config.steps, initial=step, unit=" clips", unit_scale=config.batch_size, desc=out.name) as bar,
     ):
         if step == 0:
-            writer.add_text("config", "```\n" + "\n".join(f"{k}: {v}" for k, v in settings.items()) + "\n```")
+            describe(writer, settings)
         for batch in batches(sample, config, step):
-            values = train_step(model, loss, {k: v.to(device) for k, v in batch.items()}, optimizer, config, step)
+            with meter.counted():
+                values = train_step(model, loss, {k: v.to(device) for k, v in batch.items()}, optimizer, config, step)
             step += 1
             bar.update()
             meter.add(values, config.batch_size)

@@ -1,4 +1,9 @@
-"""What goes on around training: means and throughput for TensorBoard, and a way to stop between two steps."""
+"""What goes on around training: what TensorBoard shows of it, and a way to stop between two steps.
+
+The HPARAMS tab compares runs by their settings and the last value of every scalar, held-out ones included.
+SummaryWriter's `add_hparams` is not used: it writes a run of its own beside each run, and an experiment summary with
+the settings of one run, which the tab then takes for those of all. Without one it gathers them from every run.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +11,40 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from worldmodel.checkpoint import flat
+from worldmodel.rates import counter
+
+
+def describe(writer: SummaryWriter, settings: dict[str, Any]) -> None:
+    """The settings, as text and for the HPARAMS tab: there without long ones, such as tables of statistics."""
+    told = {k: v if isinstance(v, int | float) else str(v) for k, v in flat(settings).items()}
+    writer.add_text("config", "```\n" + "\n".join(f"{k}: {v}" for k, v in told.items()) + "\n```")
+    _, start, _ = hparams({k: v for k, v in told.items() if len(str(v)) <= 40}, {})
+    writer._get_file_writer().add_summary(start, 0)
 
 
 class Meter:
-    """Means of the scalars since the last log, and clips a second."""
+    """Means of the scalars since the last log, clips a second, and the share of the machine's peak."""
 
-    def __init__(self) -> None:
+    def __init__(self, peak: float) -> None:
+        self.peak, self.flops = peak, 0
+        """FLOP/s of the machine, FLOPs of a step once one is counted."""
         self.restart()
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Round every step; the first one is counted, and a little slower for it."""
+        with nullcontext() if self.flops else counter() as count:
+            yield
+        if count is not None:
+            self.flops = count.get_total_flops()
 
     def restart(self) -> None:
         self.sums: dict[str, Tensor] = {}
@@ -40,7 +67,9 @@ class Meter:
         for name, value in means.items():
             writer.add_scalar(f"train/{name}", value, step)
         writer.add_scalar("train/learning_rate", rate, step)
-        writer.add_scalar("train/clips_per_second", self.clips / (time.monotonic() - self.since), step)
+        seconds = time.monotonic() - self.since
+        writer.add_scalar("train/clips_per_second", self.clips / seconds, step)
+        writer.add_scalar("train/share_of_peak", self.flops * self.steps / seconds / self.peak, step)
         self.restart()
         return means["loss"]
 

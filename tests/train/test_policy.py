@@ -10,6 +10,7 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from envs.policies import load_policy, policy_folder
 from rollout import policy as rollout_policy
@@ -61,6 +62,11 @@ def test_a_run_goes_on_exports_and_refuses_other_settings(tmp_path: Path) -> Non
     policy.main(args)
     assert read_header(tmp_path / "run")[1] == {"steps": 32}
     before = (tmp_path / "run" / FILE).read_bytes()
+    events = EventAccumulator(str(tmp_path / "run" / "log_1"))
+    events.Reload()
+    assert events.Scalars("time/fps")[-1].step == 32
+    assert b"n_steps: 16" in events.Tensors("config/text_summary")[0].tensor_proto.string_val[0]
+    assert "_hparams_/session_start_info" in events.summary_metadata
     with pytest.raises(UserError, match=r"training.steps = 32, but 64 was asked for"):
         policy.main(replace(args, steps=64))
     assert (tmp_path / "run" / FILE).read_bytes() == before

@@ -10,11 +10,18 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.metadata import (
+    EXPERIMENT_TAG,
+    SESSION_START_INFO_TAG,
+    parse_session_start_info_plugin_data,
+)
+from torch.utils.tensorboard import SummaryWriter
 
 from worldmodel.checkpoint import read_header, read_tensors
 from worldmodel.errors import UserError
 from worldmodel.fit import FitConfig, fit, learning_rate
 from worldmodel.prior import Prior, PriorConfig
+from worldmodel.progress import Meter, describe
 from worldmodel.vqvae import VQVAE, VQVAEConfig
 
 QUIET = {"log_every": 2, "save_every": 100, "evaluate_every": 100}
@@ -173,20 +180,69 @@ def test_a_loss_that_is_no_number_stops_before_it_does_harm(tmp_path: Path) -> N
     assert not (tmp_path / "checkpoint.safetensors").exists()
 
 
-def test_tensorboard_has_what_a_person_looks_for(tmp_path: Path) -> None:
-    run("vqvae", tmp_path, FitConfig(steps=4, batch_size=4, **QUIET))
-    events = EventAccumulator(str(tmp_path / "log"))
+def log(out: Path) -> EventAccumulator:
+    events = EventAccumulator(str(out / "log"))
     events.Reload()
-    names = {
-        "loss",
-        "nmse",
-        "commitment",
-        "codes_used",
-        "perplexity",
-        "gradient_norm",
-        "learning_rate",
-        "clips_per_second",
+    return events
+
+
+def told(events: EventAccumulator) -> dict[str, object]:
+    """The settings in the HPARAMS tab."""
+    content = events.SummaryMetadata(SESSION_START_INFO_TAG).plugin_data.content
+    values = parse_session_start_info_plugin_data(content).hparams
+    return {name: getattr(value, value.WhichOneof("kind")) for name, value in values.items()}
+
+
+def test_tensorboard_has_what_a_person_looks_for(tmp_path: Path) -> None:
+    config = FitConfig(steps=4, batch_size=4, learning_rate=1e-2, schedule="cosine", **QUIET)
+    run("vqvae", tmp_path, config)
+    events = log(tmp_path)
+    last = {tag.removeprefix("train/"): events.Scalars(tag)[-1] for tag in events.Tags()["scalars"]}
+    assert set(last) == {
+        *("loss", "nmse", "commitment", "codes_used", "perplexity"),
+        *("gradient_norm", "learning_rate", "clips_per_second", "share_of_peak"),
     }
-    assert {f"train/{name}" for name in names} == set(events.Tags()["scalars"])
+    assert all(event.step == 4 and event.value > 0 for event in last.values())
+    assert last["loss"].value == pytest.approx(last["nmse"].value + 0.25 * last["commitment"].value)
+    assert last["codes_used"].value <= 16
+    assert last["learning_rate"].value == pytest.approx(learning_rate(config, 3))
+    assert last["share_of_peak"].value < 1
     assert [e.step for e in events.Scalars("train/loss")] == [2, 4]
-    assert "config/text_summary" in events.Tags()["tensors"]
+
+
+def test_throughput_and_share_of_peak_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of a second, each of them a product of (4, 6) and (6, 2) there and back, at a peak of 1,000 FLOP/s."""
+    monkeypatch.setattr("time.monotonic", iter([0.0, 100.0, 103.0, 108.0, 108.0, 200.0, 204.0]).__next__)
+    meter, weight = Meter(1000.0), torch.ones(6, 2, requires_grad=True)
+    with SummaryWriter(str(tmp_path / "log")) as writer:
+        for step in range(5):
+            with meter.counted():
+                values = {"loss": (torch.ones(4, 6) @ weight).sum()}
+                values["loss"].backward()
+            meter.add({"loss": values["loss"].detach()}, 4)
+            if step == 2:
+                with meter.paused():  # 3 of the 108 seconds
+                    pass
+                meter.log(writer, 3, 0.1)
+    (clips,), (share,) = (log(tmp_path).Scalars(f"train/{name}") for name in ("clips_per_second", "share_of_peak"))
+    assert clips.value == pytest.approx(3 * 4 / 105)
+    assert share.value == pytest.approx(3 / 105 * (2 * 2 * 4 * 6 * 2) / 1000)
+
+
+def test_settings_are_text_and_can_be_compared(tmp_path: Path) -> None:
+    """Also after a stop, and after a run of other settings in the same place."""
+    run("prior", tmp_path, FitConfig(steps=2, batch_size=4, learning_rate=0.1, **QUIET))
+    config = FitConfig(steps=4, batch_size=4, learning_rate=0.25, minutes=1e-9, **QUIET)
+    for done, restart in ((1, True), (2, False)):
+        with pytest.raises(UserError, match=f"time is up after step {done} of 4"):
+            run("prior", tmp_path, config, restart=restart)
+        events = log(tmp_path)
+        wanted = {"kind": "prior", "fit.learning_rate": 0.25, "fit.steps": 4.0, "fit.schedule": "constant"}
+        assert wanted.items() <= told(events).items()
+        (text,) = events.Tensors("config/text_summary")
+        assert "\nfit.learning_rate: 0.25\n" in text.tensor_proto.string_val[0].decode()
+    assert [path.name for path in (tmp_path / "log").iterdir() if path.is_dir()] == [], "no run of its own"
+    assert EXPERIMENT_TAG not in events.summary_metadata, "one run must not speak for all"
+    with SummaryWriter(str(tmp_path / "long" / "log")) as writer:
+        describe(writer, {"model": {"width": 4, "size": (8, 8), "changes": tuple(range(64)), "begin": None}})
+    assert told(log(tmp_path / "long")) == {"model.width": 4.0, "model.size": "(8, 8)", "model.begin": "None"}
