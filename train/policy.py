@@ -63,8 +63,6 @@ class Args:
     """Stop after so many of them; 0 for all."""
     stack: int = 1
     """Last frames that the policy sees at once, at most 4: a single one does not show where things are going."""
-    hold: int = 1
-    """Steps of the environment for which an action is held in training, which count as one step here."""
     n_envs: int = 8
     """Environments stepped in one process, or lanes of the dream."""
     n_steps: int = 128
@@ -115,33 +113,6 @@ class Shaped(VecEnvWrapper):
         return frames, shaped, done, infos
 
 
-class Held(VecEnvWrapper):
-    """Each action held for some steps, whose rewards are added up: longer moves to explore with, fewer to credit.
-
-    A lane whose episode ends meanwhile spends the rest of the hold in its next one, unrewarded.
-    """
-
-    def __init__(self, env: VecEnv, steps: int) -> None:
-        super().__init__(env)
-        self.steps = steps
-
-    def reset(self) -> Any:
-        return self.venv.reset()
-
-    def step_async(self, actions: np.ndarray) -> None:
-        self.actions = actions
-
-    def step_wait(self) -> Any:
-        total, done = np.zeros(self.num_envs), np.zeros(self.num_envs, bool)
-        told: list[dict[str, Any]] = [{}] * self.num_envs
-        for _ in range(self.steps):
-            frames, rewards, over, infos = self.venv.step(self.actions)
-            total += rewards * ~done
-            told = [last if d else info for d, last, info in zip(done, told, infos, strict=True)]
-            done |= over
-        return frames, total, done, told
-
-
 class Saver(BaseCallback):
     """A checkpoint every `save_every` steps and at the end, Ctrl-C included; the settings beside SB3's own scalars."""
 
@@ -183,14 +154,12 @@ def make_envs(args: Args) -> VecEnv:
             envs = SB3VecEnv(gym.make_vec(args.env, num_envs=args.n_envs, autoreset_mode="SameStep", **dream))
     except gym.error.Error as error:
         raise UserError(str(error)) from None
-    return Held(VecFrameStack(Shaped(VecMonitor(envs), args), args.stack), args.hold)
+    return VecFrameStack(Shaped(VecMonitor(envs), args), args.stack)
 
 
 def main(args: Args) -> None:
     if not 1 <= args.stack <= MEMORY:
         raise UserError(f"a policy sees from 1 to {MEMORY} frames at once, not {args.stack}")
-    if args.hold < 1:
-        raise UserError(f"an action is held for 1 step or more, not {args.hold}")
     environments = make_envs(args)
     ppo = PPO(
         "CnnPolicy",

@@ -48,15 +48,6 @@ def test_shaping_is_a_difference_of_potentials() -> None:
     assert discounted == pytest.approx(plain - 1.0), "shaping adds only what the start was worth: no policy gains by it"
 
 
-def test_an_action_is_held_and_rewarded_until_the_episode_ends() -> None:
-    env = policy.Held(policy.DummyVecEnv([Scripted]), 2)
-    env.reset()
-    assert env.step(np.zeros(1, int))[1:3] == (pytest.approx(8.0), np.array([False]))
-    _, reward, done, infos = env.step(np.zeros(1, int))
-    assert (reward[0], done[0], infos[0]["HEALTH"]) == (pytest.approx(-96.0), True, 0.0), "not the next episode's 4"
-    assert "terminal_observation" in infos[0]
-
-
 def test_a_run_goes_on_exports_and_refuses_other_settings(tmp_path: Path) -> None:
     args = policy.Args(out=tmp_path / "run", steps=32, n_envs=2, n_steps=16, epochs=1, scenario="basic", shaping=0)
     policy.main(args)
