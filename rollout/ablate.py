@@ -9,9 +9,9 @@ several, share it: what has the base's VQ-VAE lies in <out>/base, priors of othe
 not lies in <out>/table_N/<row>. Every stage resumes, and a row whose figures are there under the same settings is not
 done again, so an interrupted table goes on with the same command. `--seeds 3` trains every row three times.
 
-Rows are measured on the same clips of the test split; rollout/ablation_scores.py says by which figures. The
-paper's column and ours are of other data, protocols and, without I3D's weights, feature networks: they stand side by
-side, not on one scale. What can be compared is the order of the rows, and the table says how far both agree.
+Rows are measured on the same clips of the test split; rollout/ablation_scores.py says by which figures. The paper's
+column and ours are of other data, protocols and, without I3D's weights, feature networks: they stand side by side, not
+on one scale. What can be compared is the order of the rows, and the table says how far both agree.
 
 Writes <out>/table_N.md, .json and .png.
 """
@@ -143,10 +143,10 @@ def train(args: Args, work: Job) -> None:
 def settings(args: Args, work: Job) -> dict[str, Any]:
     """All that a row's figures depend on, as JSON would give it back."""
     first, second, third = stages(args, work)
-    told: dict[str, Any] = {"data": Store(args.data).rows, "vqvae": {"model": first.model, "fit": first.fit.settings()}}
+    told: dict[str, Any] = {"data": Store(args.data).rows, "tokens": {"every": second.every}}
+    told["vqvae"] = {"model": first.model, "fit": first.fit.settings()}
     if third is not None:
         conditions = {name: getattr(third, name) for name in ("actions", "every_action", "classes")}
-        told["tokens"] = {"every": second.every}
         told["prior"] = {"model": third.model, "fit": third.fit.settings()} | conditions
     told |= {name: getattr(args, name) for name in ("clips", "trials", "features", "sha256", "batch")}
     return json.loads(json.dumps(told, default=asdict))
@@ -175,7 +175,7 @@ def evaluate(args: Args, work: Job) -> dict[str, Any]:
         size=size if size == args.vqvae.model.size[1] else 0, steered=args.prior.actions or args.prior.classes,
     )  # fmt: skip
     features = load_features(args.features, args.weights, args.sha256, args.device)
-    ruler = Ruler(args.data, protocol, features, args.batch, args.device)
+    ruler = Ruler(args.data, args.tokens.every, protocol, features, args.batch, args.device)
     scores = score_prior(ruler, work.run, work.prior) if work.row.prior else score_vqvae(ruler, work.run)
     told = {"seed": work.seed, "latent": work.row.vqvae.latent, "commit": fvd.commit(), "made_of": made_of(work)}
     write_json(work.result, scores | told | {"settings": settings(args, work)})

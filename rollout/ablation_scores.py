@@ -43,6 +43,8 @@ class Ruler:
 
     data: Path
     """Store of frames."""
+    every: int
+    """Clips begin at every so many frames of an episode, as those of codes do."""
     protocol: Protocol
     features: Features
     batch: int
@@ -50,9 +52,10 @@ class Ruler:
 
 
 def score_vqvae(ruler: Ruler, run: Path) -> dict[str, Any]:
-    """Of a run's VQ-VAE alone."""
-    vqvae = load_vqvae(run / "vqvae").to(ruler.device)
-    clips = Clips(Store(ruler.data), "test", vqvae.config.frames, ["frames"]).fixed(ruler.protocol.clips)
+    """Of a run's VQ-VAE alone; where clips do not overlap, on those that its prior would be measured on."""
+    vqvae, split = load_vqvae(run / "vqvae").to(ruler.device), ruler.protocol.split
+    source = Clips(Store(ruler.data), split, vqvae.config.frames, ["frames"], align=ruler.every)
+    clips = source.fixed(ruler.protocol.clips)
     return _score(ruler, run, vqvae, clips["frames"], clips["episode"])
 
 

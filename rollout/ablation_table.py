@@ -122,14 +122,15 @@ def markdown(
     theirs, network, p = published(table), first["features"]["network"], first["protocol"]
     metrics, figures = list(next(iter(theirs.values()))), [f for f in SHOWN if f in first["figures"]]
     seeds = sorted({one["seed"] for of_row in results.values() for one in of_row})
+    drawn = f", samples given {p['given']} frames and {'the' if p['steered'] else 'no'} actions, {p['trials']} trials"
+    drawn = drawn if "samples_real" in figures else ""
     head = [TITLES[table][1], *(f"paper: {m} ↓" for m in metrics), "ours: latents", "parameters, M"]
     head += [f"{name(f, network)} {'↑' if f in UP else '↓'}" for f in figures]
     lines = [
         f"Table {table}: {TITLES[table][0]}.",
         "",
         f"Paper: BAIR; {PAPER.features}, {PAPER.clips} clips of {PAPER.frames} frames, {PAPER.trials} trials. Ours:"
-        f" {first['data']}; {p['clips']} clips of {p['frames']} frames, {p['given']} given,"
-        f" {'under their actions' if p['steered'] else 'no actions'}, {p['trials']} trials; models of seed"
+        f" {first['data']}; {p['clips']} clips of {p['frames']} frames{drawn}; models of seed"
         f" {', '.join(map(str, seeds))}."
         + ("" if network.startswith(I3D_LOGITS) else f" d is the Frechet distance of {network}, which is no FVD."),
         "",

@@ -137,6 +137,11 @@ def test_rows_that_are_the_same_model_share_it(toy_store: Path, called: list[str
         assert ours["bits/frame"]["mean"] == pytest.approx(16 * ours["bits/code"]["mean"]), "4 x 4 codes a frame"
         assert len(ours["samples_real"]["trials"]) == 2
         assert ours["NMSE"] == rows[0]["ours"]["NMSE"]
+    weights = digest(base / "vqvae")
+    ablate.main(replace(args, table=3))
+    same = json.loads((args.out / "table_3.json").read_text())["rows"][1]
+    assert same["runs"][0]["made_of"] == {"vqvae": weights}
+    assert same["ours"]["NMSE"] == rows[0]["ours"]["NMSE"], "measured on the same clips"
 
 
 def test_mistakes_are_told_in_a_sentence(tmp_path: Path) -> None:
