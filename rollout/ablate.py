@@ -191,18 +191,21 @@ def main(args: Args) -> None:
     made = rows(args.table, args.vqvae.model, args.prior.model)
     if args.table == 3:
         print("\n".join(f"{row.setting}: {parameters(row.vqvae):,} parameters" for row in made))
-    results: dict[str, list[dict[str, Any]]] = {row.setting: [] for row in made}
-    for seed in range(args.seeds):
-        for row in made:
-            work = job(args, row, seed)
-            found = finished(args, work)
-            if found is None:
-                print(f"table {args.table}, {row.setting}, seed {seed}: {work.run}")
-                train(args, work)
-                found = evaluate(args, work)
-            results[row.setting].append(found)
-            text = render(args.table, results, args.seeds, args.out / f"table_{args.table}")
-    print(f"{text}\n\ntable: {args.out}/table_{args.table}.md, .json and .png")
+    jobs = [job(args, row, seed) for seed in range(args.seeds) for row in made]
+    done = {work.result: found for work in jobs if (found := finished(args, work)) is not None}
+
+    def show() -> str:
+        """Write the table of what is done so far."""
+        results = {row.setting: [done[w.result] for w in jobs if w.row is row and w.result in done] for row in made}
+        return render(args.table, results, args.seeds, args.out / f"table_{args.table}")
+
+    for work in jobs:
+        if work.result not in done:
+            print(f"table {args.table}, {work.row.setting}, seed {work.seed}: {work.run}")
+            train(args, work)
+            done[work.result] = evaluate(args, work)
+            show()  # for one who looks in meanwhile
+    print(f"{show()}\n\ntable: {args.out}/table_{args.table}.md, .json and .png")
 
 
 if __name__ == "__main__":
