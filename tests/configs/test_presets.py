@@ -78,6 +78,7 @@ def test_every_preset_fits_the_scripts(path: Path) -> None:
     import collect.tgif
     import collect.ucf101
     import collect.vizdoom
+    import rollout.ablate
     import rollout.benchmark
     import rollout.control
     import rollout.dream
@@ -104,7 +105,7 @@ def test_every_preset_fits_the_scripts(path: Path) -> None:
         "export": train.export, "outcome_scores": rollout.outcome, "endless": rollout.endless,
         "control": rollout.control, "benchmark": rollout.benchmark,
         "rank": rollout.rank, "plan": rollout.plan, "play": rollout.play,
-        "sample": rollout.sample, "fvd": rollout.fvd,
+        "sample": rollout.sample, "fvd": rollout.fvd, "ablate": rollout.ablate,
     }  # fmt: skip
     preset = read_preset(path.stem)
     assert sections.keys() == set(SECTIONS)

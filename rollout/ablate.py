@@ -1,0 +1,212 @@
+"""The paper's ablations, Tables 3 to 7: train the rows of a table, evaluate them, set our column beside the paper's.
+
+    python collect/vizdoom.py --preset demo
+    python rollout/ablate.py --preset ablate --table 5
+
+Without a preset the base is the paper's own model on BAIR, which asks for GPUs; `--preset ablate` is small, and on
+ViZDoom. Each row runs the stages of train/ in a run folder of its own. Rows that are the same model, in one table or in
+several, share it: what has the base's VQ-VAE lies in <out>/base, priors of other depths beside the base's; what has
+not lies in <out>/table_N/<row>. Every stage resumes, and a row whose figures are there under the same settings is not
+done again, so an interrupted table goes on with the same command. `--seeds 3` trains every row three times.
+
+Rows are measured on the same clips of the test split; rollout/ablation_scores.py says by which figures. The paper's
+column and ours are of other data, protocols and, without I3D's weights, feature networks: they stand side by side, not
+on one scale. What can be compared is the order of the rows, and the table says how far both agree.
+
+Writes <out>/table_N.md, .json and .png.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+
+from configs import command
+from rollout import fvd
+from rollout.ablation_scores import Ruler, score_prior, score_vqvae
+from rollout.ablation_table import render
+from train import prior as train_prior
+from train import tokens as train_tokens
+from train import vqvae as train_vqvae
+from worldmodel.ablations import Row, Table, parameters, rows
+from worldmodel.checkpoint import FILE, digest, write_json
+from worldmodel.errors import UserError, at_least
+from worldmodel.fit import FitConfig
+from worldmodel.metrics.features import Kind, load_features
+from worldmodel.metrics.protocol import PAPER
+from worldmodel.prior import PriorConfig
+from worldmodel.store import Store
+from worldmodel.vqvae import VQVAEConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Train, evaluate and render a table of the paper's ablations."""
+
+    table: Table = 3
+    """3 attention, 4 layers of the prior, 5 latent sizes, 6 codes, 7 codebooks."""
+    data: Path = Path("runs/bair/data.zarr")
+    """Store of frames."""
+    out: Path = Path("runs/ablations")
+    """Folder of all tables."""
+    vqvae: train_vqvae.Args = field(
+        default_factory=lambda: train_vqvae.Args(model=VQVAEConfig(), fit=FitConfig(steps=100_000, learning_rate=7e-4))
+    )
+    """The base's first stage; run, data and model's ablated settings are the row's."""
+    tokens: train_tokens.Args = field(default_factory=train_tokens.Args)
+    """Its second stage."""
+    prior: train_prior.Args = field(
+        default_factory=lambda: train_prior.Args(
+            actions=True,
+            every_action=True,
+            model=PriorConfig(local=128, seen=1),
+            fit=FitConfig(steps=150_000, schedule="cosine"),
+        )
+    )
+    """Its third stage."""
+    clips: int = 256
+    """Clips of the test split."""
+    trials: int = 10
+    """Sets of samples of them."""
+    features: Kind = "random_conv"
+    """Feature network of the distances."""
+    weights: Path | None = None
+    """Its file."""
+    sha256: str = ""
+    """Of that file."""
+    batch: int = 16
+    """Clips that are sampled or reconstructed at a time."""
+    seeds: int = 1
+    """Train every row so many times, with seeds 0, 1, ..."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "trials", "batch", "seeds")
+        at_least(self, 2, "clips")
+        if (self.vqvae.model.mode, self.prior.model.mode) != ("paper", "paper"):
+            raise UserError("the ablations are of models of whole clips; set mode = paper for VQ-VAE and prior")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A row under a seed."""
+
+    row: Row
+    seed: int
+    run: Path
+    """Run folder."""
+    prior: str
+    """Folder of the prior inside it."""
+
+    @property
+    def result(self) -> Path:
+        return self.run / "evaluation" / f"{'vqvae' if self.row.prior is None else self.prior}.json"
+
+
+def job(args: Args, row: Row, seed: int) -> Job:
+    """Where a row lives: rows of the same VQ-VAE under one roof."""
+    base = row.vqvae == args.vqvae.model
+    run = (args.out / "base" if base else args.out / f"table_{args.table}" / row.slug) / f"seed_{seed}"
+    usual = row.prior is None or row.prior == args.prior.model
+    return Job(row, seed, run, "prior" if usual else f"prior_{row.slug}")
+
+
+def stages(args: Args, work: Job) -> tuple[train_vqvae.Args, train_tokens.Args, train_prior.Args | None]:
+    """The arguments of each stage."""
+    where: dict[str, Any] = {"run": work.run, "data": args.data, "device": args.device}
+    v, p, row = args.vqvae, args.prior, work.row
+    first = replace(v, **where, model=row.vqvae, fit=replace(v.fit, seed=work.seed))
+    second = replace(args.tokens, **where)
+    if row.prior is None:
+        return first, second, None
+    fit = replace(p.fit, seed=work.seed)
+    return first, second, replace(p, **where, model=row.prior, fit=fit, out=work.prior)
+
+
+def train(args: Args, work: Job) -> None:
+    """All stages, each from where it stopped."""
+    first, second, third = stages(args, work)
+    train_vqvae.main(first)
+    if third is not None:
+        train_tokens.main(second)
+        train_prior.main(third)
+
+
+def settings(args: Args, work: Job) -> dict[str, Any]:
+    """All that a row's figures depend on, as JSON would give it back."""
+    first, second, third = stages(args, work)
+    told: dict[str, Any] = {"data": Store(args.data).rows, "tokens": {"every": second.every}}
+    told["vqvae"] = {"model": first.model, "fit": first.fit.settings()}
+    if third is not None:
+        conditions = {name: getattr(third, name) for name in ("actions", "every_action", "classes")}
+        told["prior"] = {"model": third.model, "fit": third.fit.settings()} | conditions
+    told |= {name: getattr(args, name) for name in ("clips", "trials", "features", "sha256", "batch")}
+    return json.loads(json.dumps(told, default=asdict))
+
+
+def made_of(work: Job) -> dict[str, str]:
+    """Digests of the models, as far as they are there."""
+    names = ("vqvae",) if work.row.prior is None else ("vqvae", work.prior)
+    return {name: digest(work.run / name) for name in names if (work.run / name / FILE).exists()}
+
+
+def finished(args: Args, work: Job) -> dict[str, Any] | None:
+    """The figures of a row, if they are of these settings and models."""
+    if not work.result.exists():
+        return None
+    found = json.loads(work.result.read_text())
+    same = found["settings"] == settings(args, work) and found["made_of"] == made_of(work)
+    return found if same else None
+
+
+def evaluate(args: Args, work: Job) -> dict[str, Any]:
+    """The figures of a trained row, written beside its models."""
+    size = args.vqvae.model.size[0]
+    protocol = PAPER.altered(
+        frames=args.vqvae.model.frames, given=args.prior.model.seen, clips=args.clips, trials=args.trials,
+        size=size if size == args.vqvae.model.size[1] else 0, steered=args.prior.actions or args.prior.classes,
+    )  # fmt: skip
+    features = load_features(args.features, args.weights, args.sha256, args.device)
+    ruler = Ruler(args.data, args.tokens.every, protocol, features, args.batch, args.device)
+    scores = score_prior(ruler, work.run, work.prior) if work.row.prior else score_vqvae(ruler, work.run)
+    told = {"seed": work.seed, "latent": work.row.vqvae.latent, "commit": fvd.commit(), "made_of": made_of(work)}
+    write_json(work.result, scores | told | {"settings": settings(args, work)})
+    return json.loads(work.result.read_text())
+
+
+def main(args: Args) -> None:
+    if "://" not in str(args.data) and not args.data.exists():
+        raise UserError(
+            f"there is no store at {args.data}; for --preset ablate `python collect/vizdoom.py --preset demo` makes"
+            " one, or give another with --data"
+        )
+    made = rows(args.table, args.vqvae.model, args.prior.model)
+    if args.table == 3:
+        print("\n".join(f"{row.setting}: {parameters(row.vqvae):,} parameters" for row in made))
+    jobs = [job(args, row, seed) for seed in range(args.seeds) for row in made]
+    done = {work.result: found for work in jobs if (found := finished(args, work)) is not None}
+
+    def show() -> str:
+        """Write the table of what is done so far."""
+        results = {row.setting: [done[w.result] for w in jobs if w.row is row and w.result in done] for row in made}
+        return render(args.table, results, args.seeds, args.out / f"table_{args.table}")
+
+    for work in jobs:
+        if work.result not in done:
+            print(f"table {args.table}, {work.row.setting}, seed {work.seed}: {work.run}")
+            train(args, work)
+            done[work.result] = evaluate(args, work)
+            show()  # for one who looks in meanwhile
+    print(f"{show()}\n\ntable: {args.out}/table_{args.table}.md, .json and .png")
+
+
+if __name__ == "__main__":
+    command(main, "ablate")

@@ -1,0 +1,153 @@
+"""Tables on the toy world: rows are trained once, resumed, shared between tables, and set beside the paper's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from rollout import ablate
+from rollout.ablate import Args
+from tests.conftest import stages
+from worldmodel.ablations import Table
+from worldmodel.checkpoint import digest
+from worldmodel.errors import UserError
+
+
+def toy(run: Path, table: Table, seeds: int = 1) -> Args:
+    """Rows of a second; the base has 1,024 codes, so that it is a row of Table 6 too."""
+    v, t, p, _ = stages(run, mode="paper", steps=4)
+    return Args(
+        table=table, data=run / "data.zarr", out=run / "out", clips=6, trials=2, batch=4, seeds=seeds, device="cpu",
+        vqvae=replace(v, model=replace(v.model, codes=1024, stride=(1, 8, 8))), tokens=t,
+        prior=replace(p, held_out=4, fit=replace(p.fit, steps=4)),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The stages that do run, in order: names of their model and row."""
+    calls: list[str] = []
+
+    def watch(module: Any, name: str) -> None:
+        inner: Callable = module.main
+
+        def main(args: Any) -> None:
+            calls.append(f"{name} {args.run.parent.name}")
+            inner(args)
+
+        monkeypatch.setattr(module, "main", main)
+
+    watch(ablate.train_vqvae, "vqvae")
+    watch(ablate.train_prior, "prior")
+    return calls
+
+
+def test_a_table_is_interrupted_and_goes_on(
+    toy_store: Path, called: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    args = toy(toy_store.parent, 6)
+    goes_on = ablate.train_tokens.main
+
+    def stop(args: Any) -> None:
+        if args.run.parent.name == "base":
+            raise KeyboardInterrupt
+        goes_on(args)
+
+    monkeypatch.setattr(ablate.train_tokens, "main", stop)
+    with pytest.raises(KeyboardInterrupt):
+        ablate.main(args)
+    half = (args.out / "table_6.md").read_text()
+    assert half.count("not yet") == 2 * 9
+    base = args.out / "base" / "seed_0"
+    weights, result = (
+        digest(base / "vqvae"),
+        args.out / "table_6" / "256_codes" / "seed_0" / "evaluation" / "prior.json",
+    )
+    first = result.read_bytes()
+
+    monkeypatch.setattr(ablate.train_tokens, "main", goes_on)
+    called.clear()
+    ablate.main(args)
+    assert called == ["vqvae base", "prior base", "vqvae 4096_codes", "prior 4096_codes"]
+    assert digest(base / "vqvae") == weights
+    assert result.read_bytes() == first
+
+    called.clear()
+    ablate.main(args)
+    assert called == [], "finished rows are not done again"
+    work = ablate.job(args, ablate.rows(6, args.vqvae.model, args.prior.model)[1], 0)
+    assert ablate.finished(args, work) is not None
+    assert ablate.finished(replace(args, trials=1), work) is None, "measured anew under other settings"
+    with pytest.raises(UserError, match=r"holds a run with fit.steps = 4, but 5 was asked for"):
+        ablate.main(replace(args, vqvae=replace(args.vqvae, fit=replace(args.vqvae.fit, steps=5))))
+    capsys.readouterr()
+
+
+def test_a_table_of_two_seeds_beside_the_papers(
+    toy_store: Path, called: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    args = toy(toy_store.parent, 3, seeds=2)
+    ablate.main(args)
+    assert called == ["vqvae no_attention", "vqvae base"] * 2, "the paper's Table 3 needs no prior"
+    text = (args.out / "table_3.md").read_text().splitlines()
+    head, _, *body = [[cell.strip() for cell in line.strip("|").split("|")] for line in text if line[:1] == "|"]
+    assert head[:4] == ["VQ-VAE", "paper: NMSE ↓", "paper: R-FVD ↓", "ours: latents"]
+    assert head[5:] == ["NMSE ↓", "PSNR ↑", "d(reconstructions, real) ↓"]
+    assert [row[:4] for row in body] == [
+        ["no attention", "0.0041", "15.3", "8 x 2 x 2"], ["with attention", "0.0033", "14.9", "8 x 2 x 2"]
+    ]  # fmt: skip
+    assert "seed 0, 1" in text[2]
+    assert "no FVD" in text[2]
+    out = capsys.readouterr().out
+    assert "no attention: " in out
+    assert text[-1] in out
+    told = json.loads((args.out / "table_3.json").read_text())
+    assert (told["data"], told["seeds"], told["features"]["kind"]) == ("toy", 2, "random_conv")
+    first, second = told["rows"]
+    values = [one["figures"]["NMSE"][0] for one in first["runs"]]
+    assert values[0] != values[1]
+    assert first["ours"]["NMSE"]["mean"] == pytest.approx(sum(values) / 2)
+    assert first["ours"]["NMSE"]["sd"] == pytest.approx(abs(values[0] - values[1]) / 2)
+    assert len(second["ours"]["reconstructions_real"]["trials"]) == 2, "one value of each seed: nothing in it is drawn"
+    assert all("commit" in one and one["settings"]["vqvae"]["fit"]["steps"] == 4 for one in second["runs"])
+    with Image.open(args.out / "table_3.png") as picture:
+        assert picture.width > 600
+
+
+def test_rows_that_are_the_same_model_share_it(toy_store: Path, called: list[str]) -> None:
+    args = toy(toy_store.parent, 4)
+    shallow = replace(args.prior, model=replace(args.prior.model, width=8))
+    ablate.main(replace(args, prior=shallow))
+    base = args.out / "base" / "seed_0"
+    assert {p.name for p in base.iterdir() if p.name.startswith("prior")} == {
+        "prior", "prior_4_layers", "prior_8_layers", "prior_16_layers"
+    }  # fmt: skip
+    assert called == ["vqvae base", "prior base"] * 4
+    rows = json.loads((args.out / "table_4.json").read_text())["rows"]
+    assert len({row["runs"][0]["made_of"]["vqvae"] for row in rows}) == 1
+    assert [row["runs"][0]["settings"]["prior"]["model"]["layers"] for row in rows] == [2, 4, 8, 16]
+    for row in rows:
+        ours = row["ours"]
+        assert ours["bits/frame"]["mean"] == pytest.approx(4 * ours["bits/code"]["mean"]), "2 x 2 codes a frame"
+        assert len(ours["samples_real"]["trials"]) == 2
+        assert ours["NMSE"] == rows[0]["ours"]["NMSE"]
+    weights = digest(base / "vqvae")
+    ablate.main(replace(args, table=3))
+    same = json.loads((args.out / "table_3.json").read_text())["rows"][1]
+    assert same["runs"][0]["made_of"] == {"vqvae": weights}
+    assert same["ours"]["NMSE"] == rows[0]["ours"]["NMSE"], "measured on the same clips"
+
+
+def test_mistakes_are_told_in_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"python collect/vizdoom.py --preset demo` makes one"):
+        ablate.main(Args(data=tmp_path / "data.zarr"))
+    with pytest.raises(UserError, match="set mode = paper"):
+        Args(vqvae=replace(Args().vqvae, model=replace(Args().vqvae.model, mode="stream")))
+    with pytest.raises(UserError, match="clips must be at least 2"):
+        Args(clips=1)
