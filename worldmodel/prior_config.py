@@ -52,12 +52,16 @@ class PriorConfig:
     """Sparse attention: a position sees the last so many positions, its own place in earlier frames, and its column in
     its own frame. 0 is dense. The official code has blocks of 32, four of them local: 128."""
     dropout: float = 0.2
+    attention_dropout: float = 0.0
+    """Of the shares of attention. The paper has none, nor has its repository; the later official one has 0.3."""
     noise: float = 0.0
     """In training, up to this share of a clip's given codes are random."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "latent", "books", "codes", "code_dim", "patch", "window", "width", "heads", "feedforward")
-        at_least(self, 0, "dropout", "noise", "local", "classes", "seen")
+        at_least(self, 0, "dropout", "attention_dropout", "noise", "local", "classes", "seen")
+        if self.attention_dropout and self.local:
+            raise UserError("sparse attention (local > 0) has no attention_dropout; set one of them to 0")
         if self.latent[1] % self.patch or self.latent[2] % self.patch:
             raise UserError(
                 f"{self.latent[1]} x {self.latent[2]} codes have no patches of {self.patch}; set --model.patch"
