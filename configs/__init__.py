@@ -24,7 +24,7 @@ from worldmodel.errors import UserError
 FOLDER = Path(__file__).parent
 SECTIONS = (
     *("policy", "score", "collect", "vqvae", "tokens", "prior", "outcome", "export", "dream", "evaluate"),
-    *("outcome_scores", "endless", "control", "benchmark", "rank", "plan", "play", "sample", "fvd", "ablate"),
+    *("outcome_scores", "endless", "control", "benchmark", "speed", "rank", "plan", "play", "sample", "fvd", "ablate"),
 )
 """The stages, each a section of a preset."""
 T = TypeVar("T")

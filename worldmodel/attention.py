@@ -24,6 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from worldmodel.causal import LONGEST, attend_rows
+
 Mask = Tensor | BlockMask | Literal["causal"] | None
 """Of attention: bits (true is seen), blocks for FlexAttention, everything up to oneself, or everything."""
 
@@ -125,24 +127,33 @@ def fused() -> Any:
     return torch.compile(flex_attention)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None) -> Tensor:
-    """Softmax attention of (..., queries, d) over (..., keys, d).
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, dropout: float = 0.0) -> Tensor:
+    """Softmax attention of (b, ..., queries, d) over (b, ..., keys, d), with dropout of the shares in training.
 
-    Many small problems on a CPU, as in a step of many dreams, are done by two plain products: the fused kernel takes
-    up to five times as long for them.
+    On a CPU the fused kernel is slow for many small problems, as in a step of many dreams or along the axes of a
+    video, which are done by two plain products in up to a fifth of its time, and slow under the masks of a clip
+    (worldmodel/causal.py).
     """
     if isinstance(mask, BlockMask):
         return (
             fused()(q, k, v, block_mask=mask) if q.device.type == "cuda" else flex_attention(q, k, v, block_mask=mask)
         )  # type: ignore[return-value]
-    if isinstance(mask, str):
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    if q.device.type != "cpu" or q.requires_grad or q.shape[-2] > 16 or len(q) < 16:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    plain, length = mask if isinstance(mask, Tensor) else None, k.shape[-2]
+    if q.device.type == "cpu" and _clip(q, k, mask) and length <= LONGEST:
+        return attend_rows(q, k, v, plain, dropout)
+    small = length <= 256 if q.requires_grad else q.shape[-2] <= 16
+    if q.device.type != "cpu" or dropout or not small or len(q) < 16 or isinstance(mask, str):
+        return F.scaled_dot_product_attention(q, k, v, plain, dropout, is_causal=isinstance(mask, str))
     scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2))
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    if plain is not None:
+        scores = scores.masked_fill(~plain, float("-inf")) if plain.dtype == torch.bool else scores + plain
     return torch.matmul(scores.softmax(-1), v)
+
+
+def _clip(q: Tensor, k: Tensor, mask: Mask) -> bool:
+    """Is this the attention of whole clips (b, a, n, d) under a mask (n, n) of bits, to be learned?"""
+    whole = isinstance(mask, Tensor) and mask.shape == (q.shape[-2], k.shape[-2]) and q.shape[-2] == k.shape[-2]
+    return q.requires_grad and (isinstance(mask, str) or whole)
 
 
 class Attention(nn.Module):
@@ -166,7 +177,7 @@ class Attention(nn.Module):
         q, k, v = qk[:, : self.heads], qk[:, self.heads :], qkv[:, heads:]
         return q.flatten(2, 3), k.flatten(2, 3), v.flatten(2, 3)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, like: Tensor) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, like: Tensor, dropout: float = 0.0) -> Tensor:
         """The attended values, back in the shape of `like` (b, t, n, width). Without a mask everything is seen."""
         share = self.heads // self.kv_heads
         one = isinstance(mask, Tensor) and mask.shape[-2] == 1
@@ -174,9 +185,9 @@ class Attention(nn.Module):
             b, _, m, d = q.shape
             y = attend(q.reshape(b, self.kv_heads, share * m, d), k, v, mask).reshape(b, self.heads, m, d)
         elif share > 1:
-            y = attend(q, k.repeat_interleave(share, 1), v.repeat_interleave(share, 1), mask)
+            y = attend(q, k.repeat_interleave(share, 1), v.repeat_interleave(share, 1), mask, dropout)
         else:
-            y = attend(q, k, v, mask)
+            y = attend(q, k, v, mask, dropout)
         return self.out(y.transpose(1, 2).reshape(like.shape))
 
 

@@ -52,6 +52,8 @@ class PriorConfig:
     """Sparse attention: a position sees the last so many positions, its own place in earlier frames, and its column in
     its own frame. 0 is dense. The official code has blocks of 32, four of them local: 128."""
     dropout: float = 0.2
+    attention_dropout: float = 0.0
+    """Of the shares of attention. The paper has none, nor has its repository; the later official one has 0.3."""
     spread: float = 0.01
     """Standard deviation of position embeddings before training. The official code has 0.01; 1 learns much faster at
     first, so that a training of a thousand steps gains a bit per code."""
@@ -60,7 +62,9 @@ class PriorConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "latent", "books", "codes", "code_dim", "patch", "window", "width", "heads", "feedforward")
-        at_least(self, 0, "dropout", "noise", "local", "classes", "seen", "spread")
+        at_least(self, 0, "dropout", "attention_dropout", "noise", "local", "classes", "seen", "spread")
+        if self.attention_dropout and self.local:
+            raise UserError("sparse attention (local > 0) has no attention_dropout; set one of them to 0")
         if self.latent[1] % self.patch or self.latent[2] % self.patch:
             raise UserError(
                 f"{self.latent[1]} x {self.latent[2]} codes have no patches of {self.patch}; set --model.patch"

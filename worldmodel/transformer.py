@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from worldmodel.attention import Attention, Cache, CrossAttention, Mask
 from worldmodel.conditioning import ConditionalNorm, Modulation
+from worldmodel.dropout import Dropout
 from worldmodel.prior_config import PriorConfig
 
 
@@ -53,7 +54,7 @@ class Block(nn.Module):
         self.attention = Attention(width, config.heads, config.layers, config.kv_heads or config.heads)
         self.norm2 = ConditionalNorm(width, config.condition_dim)
         self.widen, self.narrow = nn.Linear(width, hidden), nn.Linear(hidden, width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout, self.attention_dropout = Dropout(config.dropout), config.attention_dropout
         if config.seen:
             self.norm3 = ConditionalNorm(width, config.condition_dim)
             self.look = CrossAttention(width, config.heads, config.layers, config.units)
@@ -75,7 +76,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, layer: Layer, turn: Tensor | None, mask: Mask) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """A whole clip; also its keys and values, for a cache."""
         q, k, v = self.attention.project(self.norm1(x, layer.norms[0]), turn)
-        x = x + self.dropout(self.attention.attend(q, k, v, mask, x))
+        dropout = self.attention_dropout if self.training else 0.0
+        x = x + self.dropout(self.attention.attend(q, k, v, mask, x, dropout))
         return self.rest(x, layer), (k, v)
 
     def step(

@@ -91,6 +91,7 @@ def test_every_preset_fits_the_scripts(path: Path) -> None:
     import rollout.policy
     import rollout.rank
     import rollout.sample
+    import train.benchmark
     import train.export
 
     readers = {
@@ -103,7 +104,7 @@ def test_every_preset_fits_the_scripts(path: Path) -> None:
         "vqvae": vqvae, "tokens": tokens, "prior": prior,
         "outcome": outcome, "dream": rollout.dream, "evaluate": rollout.evaluate, "score": rollout.policy,
         "export": train.export, "outcome_scores": rollout.outcome, "endless": rollout.endless,
-        "control": rollout.control, "benchmark": rollout.benchmark,
+        "control": rollout.control, "benchmark": rollout.benchmark, "speed": train.benchmark,
         "rank": rollout.rank, "plan": rollout.plan, "play": rollout.play,
         "sample": rollout.sample, "fvd": rollout.fvd, "ablate": rollout.ablate,
     }  # fmt: skip

@@ -1,0 +1,134 @@
+"""Timed work gets done and is counted, on tiny models; the official side is driven through a stand-in of our own."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from train import benchmark, official, work
+from train.masks import memory
+from train.work import Task
+from worldmodel.errors import UserError
+from worldmodel.prior import PriorConfig
+from worldmodel.vqvae import VQVAEConfig
+
+VQVAE = VQVAEConfig(frames=4, size=(8, 8), stride=(2, 2, 2), hidden=8, residual=8, layers=1, heads=2, codes=8, dim=4)
+PRIOR = PriorConfig(latent=(2, 4, 4), codes=8, code_dim=4, width=8, heads=2, layers=2, feedforward=16)
+CHECKOUT = {
+    "attention": """
+        from torch import nn
+        class AddBroadcastPosEmbed(nn.Module):
+            def __init__(self, shape, embd_dim):
+                assert embd_dim % len(shape) == 0
+    """,
+    "vqvae": """
+        import pytorch_lightning, torch
+        from torch import nn
+        class SamePadConv3d(nn.Conv3d):
+            def forward(self, x):
+                return super().forward(nn.functional.pad(x, (1,) * 6))
+        class VQVAE(pytorch_lightning.LightningModule):
+            def __init__(self, args):
+                super().__init__()
+                self.save_hyperparameters()
+                self.encoder = nn.Module()
+                self.encoder.first = nn.Conv3d(3, args.n_hiddens, 2, args.downsample)
+                self.encoder.conv_last = SamePadConv3d(3, args.n_hiddens, 3)
+            def training_step(self, batch, index):
+                return self.encoder.conv_last(self.encoder.first(batch["video"])).square().mean()
+    """,
+    "gpt": "from .attention import AddBroadcastPosEmbed",
+    "download": "import gdown",
+    "data": "from torchvision.datasets.video_utils import VideoClips",
+}
+
+
+def task(what: str, **changes: object) -> Task:
+    return replace(Task(what=what, precision="float32", batch=2, vqvae=VQVAE, prior=PRIOR), **changes)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Our own few lines under the official names."""
+    for name in [n for n in sys.modules if n.split(".")[0] == "videogpt"]:
+        monkeypatch.delitem(sys.modules, name)
+    (tmp_path / "videogpt").mkdir()
+    for name, code in CHECKOUT.items():
+        lines = code.split("\n")
+        indent = min(len(line) - len(line.lstrip()) for line in lines if line.strip())
+        (tmp_path / "videogpt" / f"{name}.py").write_text("\n".join(line[indent:] for line in lines))
+    yield tmp_path
+    for name in [n for n in sys.modules if n.split(".")[0] == "videogpt" or n in official.STANDINS]:
+        if getattr(sys.modules[name], "__spec__", None) is None or name.startswith("videogpt"):
+            sys.modules.pop(name)
+
+
+@pytest.mark.parametrize("what", ["vqvae", "prior", "sample"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_work_is_done_and_counted(what: str, precision: str) -> None:
+    made = work.build(task(what, precision=precision))
+    made.call()
+    assert made.units == (2 if what == "vqvae" else 2 * 32)
+    assert made.flops > 1000 and made.bytes > 1000
+
+
+def test_what_a_pass_asks_for() -> None:
+    """By hand: two layers of 4 * 8 * 8 + 2 * 8 * 16 weights, 4 * 8 of the input and 8 * 8 of the head."""
+    weights = 2 * 512 + 32 + 64
+    flops, moved = work.passes(task("sample"), 4)
+    assert flops == 32 * 2 * (2 * weights + 2 * 2 * 32 * 8)
+    assert moved == 32 * 4 * (weights + 2 * (2 * 16 * 2 * 8))
+
+
+def test_clips_of_a_store(tmp_path: Path) -> None:
+    frames = work.fill(tmp_path / "noise.zarr", VQVAE, episodes=10)
+    assert frames.shape == (10, 30, 8, 8, 3)
+    made = work.build(task("store", store=tmp_path / "noise.zarr"))
+    clips = made.call()
+    assert isinstance(clips, torch.Tensor) and clips.shape == (2, 4, 8, 8, 3) and clips.dtype == torch.uint8
+
+
+def test_the_official_side(checkout: Path) -> None:
+    made = official.build(task("vqvae"), checkout)
+    made.call()
+    assert made.units == 2 and made.flops > 1000, "its last convolution was repaired"
+    positions = sys.modules["videogpt.attention"].AddBroadcastPosEmbed((2, 3, 4), 8)
+    assert [tuple(p.shape) for p in positions.parameters()] == [(2, 3), (3, 3), (4, 2)]
+    with pytest.raises(UserError, match=r"holds no videogpt/gpt\.py"):
+        official.load(checkout / "videogpt")
+
+
+def test_table_and_figures(tmp_path: Path, checkout: Path, capsys: pytest.CaptureFixture) -> None:
+    args = benchmark.Args(
+        what=("vqvae",), official=checkout, vqvae=VQVAE, precision=("float32",), rounds=1, seconds=0.2,
+        out=tmp_path / "speed.json",
+    )  # fmt: skip
+    benchmark.main(args)
+    figures = json.loads(args.out.read_text())
+    assert [row["side"] for row in figures["rows"]] == ["ours", "official"]
+    for row in figures["rows"]:
+        assert all(row[key] > 0 for key in ("rate", "matmul_share", "copy_share", "machine_matmul", "machine_copy"))
+    (entry,) = figures["ratios"]
+    ours, theirs = (row["rate"] for row in figures["rows"])
+    assert entry["float32"] == entry["as_shipped"] == ours / theirs
+    assert "ours / official: vqvae, batch 2" in capsys.readouterr().out
+
+
+def test_masks_by_hand() -> None:
+    sizes = memory("cpu", (2, 4, 4), 4)
+    assert [size for what, size in sizes.items() if "block" not in what] == [32 * 32, 4 * 32 * 32, 16 * 4 * 32 * 32]
+    assert all(size > 0 for size in sizes.values())
+
+
+def test_models_of_a_preset_and_bad_settings() -> None:
+    vqvae, prior = benchmark.sized(benchmark.Args(models="ucf101"))
+    assert prior.latent == vqvae.latent and prior.layers == 20 and prior.width == 1024
+    with pytest.raises(UserError, match="rounds"):
+        benchmark.Args(rounds=0)
+    with pytest.raises(UserError, match="more than 0 seconds"):
+        benchmark.Args(seconds=0)
