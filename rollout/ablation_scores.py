@@ -24,6 +24,7 @@ import torch
 
 from rollout import fvd
 from rollout.sample import draw, load, real_clips
+from rollout.sources import Source, models, reconstructing
 from train.prior import features as look
 from worldmodel.clips import Clips
 from worldmodel.dream import load_vqvae
@@ -95,12 +96,12 @@ def _score(
 ) -> dict[str, Any]:
     """Of real clips (n, t, h, w, c) of those episodes and, if there are any, of samples under a seed."""
     flags = fvd.Args(run=run, batch=ruler.batch, device=ruler.device)
-    decoded = fvd.reconstructing(flags, run)(0, real)
-    source = fvd.Source(
+    decoded = reconstructing(run, ruler.device, ruler.batch)(0, real)
+    source = Source(
         draw=lambda k: (samples and samples(k), real),
         reconstruct=lambda trial, clips: decoded,
         data=Store(ruler.data).world.name,
-        made_of=fvd.models(run),
+        made_of=models(run),
         seeds=list(range(ruler.protocol.trials)),
     )
     trials = ruler.protocol if samples else ruler.protocol.altered(trials=1)
