@@ -25,7 +25,6 @@ import torch
 from rollout import fvd
 from rollout.sample import draw, load, real_clips
 from rollout.sources import Source, models, reconstructing
-from train.prior import features as look
 from worldmodel.clips import Clips
 from worldmodel.dream import load_vqvae
 from worldmodel.given import Given
@@ -82,7 +81,8 @@ def bits_per_code(prior: Prior, given: Given, ruler: Ruler) -> np.ndarray:
     nats = []
     for part in torch.arange(len(given.codes)).split(ruler.batch):
         one = given[part].to(ruler.device)
-        nats.append(prior.loss(one.codes, one.condition, look(prior, one)).mean(1).cpu())
+        features = None if one.frames is None else prior.look(one.frames)
+        nats.append(prior.loss(one.codes, one.condition, features).mean(1).cpu())
     return torch.cat(nats).double().numpy() / math.log(2)
 
 
