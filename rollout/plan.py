@@ -4,10 +4,9 @@
 
 Every `every` steps the last real frames become a dream, forked into `candidates` futures. Each follows actions drawn
 from a distribution for each step of the horizon; the distribution moves towards the best `elite` of them, `rounds`
-times, and the likeliest first actions are played. A future is worth its predicted return, plus, since a short horizon
-seldom sees a death, what is to be had after its end: `health` for each point of HEALTH that is left, or with --critic
-what a policy's critic says of its last frames, in the critic's own currency (discounted, scaled, shaped as PPO was
-told). Beside it a random policy and those that ship play the same episodes.
+times, and the likeliest first actions are played. A future is worth its predicted return, plus `health` for each point
+of HEALTH that is left at its end, since a short horizon seldom sees a death. Beside it a random policy and one that
+ships play the same episodes.
 """
 
 from __future__ import annotations
@@ -22,19 +21,17 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from configs import command
 from envs.dream import DreamEnv
-from envs.policies import MEMORY, load_player, load_policy, policy_folder, shipped_policies, stacked
+from envs.policies import load_player, shipped_policies
 from envs.vizdoom import engine_of
 from rollout.policy import play
-from worldmodel.checkpoint import read_header, write_json
+from worldmodel.checkpoint import write_json
 from worldmodel.dream import Precision
 from worldmodel.errors import UserError
 from worldmodel.metrics.interval import bootstrap
-from worldmodel.world import World
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +69,6 @@ class Args:
     """World of the model that ships."""
     policy: str = ""
     """Policy to compare with; by default those that ship for the world."""
-    critic: str = ""
-    """Policy whose critic values the end of a future, in the place of `health`."""
     episodes: int = 5
     """Episodes of each."""
     every: int = 2
@@ -92,29 +87,11 @@ class Args:
             raise UserError("context and episodes must be at least 2, and every at least 1")
 
 
-class Critic:
-    """What a policy trained by PPO expects from here on, in units of its scaled reward."""
-
-    def __init__(self, name: str, world: World) -> None:
-        self.policy = load_policy(name, world)
-        self.depth = self.policy.observation_space.shape[0] // 3  # type: ignore[index]
-        training = read_header(policy_folder(name))[0]["training"]
-        self.gamma, self.scale, self.shaping = (training[k] for k in ("gamma", "reward_scale", "shaping"))
-
-    def __call__(self, frames: np.ndarray, health: np.ndarray | float) -> np.ndarray:
-        """(n,) for the last frames (t, n, h, w, 3); shaping took the potential of HEALTH away, so it is added again."""
-        pixels = torch.from_numpy(stacked(frames, self.depth)).permute(0, 3, 1, 2)
-        with torch.inference_mode():
-            expected = self.policy.predict_values(pixels)[:, 0].double().numpy()  # type: ignore[arg-type]
-        return expected + self.shaping * health
-
-
 class Planner:
     """A player that remembers the last frames of its episode."""
 
     def __init__(self, args: Args, dream: DreamEnv) -> None:
         self.args, self.dream = args, dream
-        self.critic = Critic(args.critic, dream.world) if args.critic else None
         self.begin()
 
     def begin(self) -> None:
@@ -142,46 +119,34 @@ class Planner:
             "variables": list(self.variables)[-given:],
         }
         self.dream.reset(seed=int(rng.integers(2**31)), options=options)
-        return cem(self.dream, self.args.cem, rng, self.critic, np.stack(frames)[:, None])
+        return cem(self.dream, self.args.cem, rng)
 
 
-def cem(
-    dream: DreamEnv, how: Cem, rng: np.random.Generator, critic: Critic | None = None, past: np.ndarray | None = None
-) -> np.ndarray:
-    """The likeliest actions (horizon,) after all rounds; `past` (t, 1, h, w, 3) are frames for the critic."""
+def cem(dream: DreamEnv, how: Cem, rng: np.random.Generator) -> np.ndarray:
+    """The likeliest actions (horizon,) after all rounds."""
     n = dream.world.action.nvec[0]
     slots = -(-how.horizon // how.hold)
     odds = np.full((slots, n), 1 / n)
     for _ in range(how.rounds):
         picks = np.stack([rng.choice(n, size=how.candidates, p=p) for p in odds], axis=1)
-        worth = value(dream, picks.repeat(how.hold, 1)[:, : how.horizon], how, int(rng.integers(2**31)), critic, past)
+        worth = value(dream, picks.repeat(how.hold, 1)[:, : how.horizon], how, int(rng.integers(2**31)))
         best = picks[np.argsort(-worth)[: how.elite]]
         share = np.stack([np.bincount(best[:, s], minlength=n) for s in range(slots)]) / how.elite
         odds = how.momentum * odds + (1 - how.momentum) * share
     return odds.argmax(1).repeat(how.hold)[: how.horizon]
 
 
-def value(
-    dream: DreamEnv,
-    actions: np.ndarray,
-    how: Cem,
-    seed: int,
-    critic: Critic | None = None,
-    past: np.ndarray | None = None,
-) -> np.ndarray:
+def value(dream: DreamEnv, actions: np.ndarray, how: Cem, seed: int) -> np.ndarray:
     """(n,) the worth of action sequences (n, horizon), each in a future of its own."""
-    fork, n = dream.fork(len(actions), seed), len(actions)
-    gamma, scale = (critic.gamma, critic.scale) if critic else (1.0, 1.0)
-    total, alive = np.zeros(n), np.ones(n, bool)
-    frames = [] if past is None else list(past.repeat(n, 1))
+    fork = dream.fork(len(actions), seed)
+    total, alive = np.zeros(len(actions)), np.ones(len(actions), bool)
     for t in range(actions.shape[1]):
         rewards, terminated, _, _ = fork.advance(actions[:, t])
-        total += gamma**t * scale * rewards * alive
+        total += rewards * alive
         alive &= ~terminated
-        frames = [*frames, fork.frames][-MEMORY:]
-    left = fork.variables[:, dream.world.variables.index("HEALTH")] if "HEALTH" in dream.world.variables else 0.0
-    after = critic(np.stack(frames), left) if critic else how.health * left
-    return total + gamma ** actions.shape[1] * after * alive
+    if "HEALTH" in dream.world.variables:
+        total += how.health * fork.variables[:, dream.world.variables.index("HEALTH")] * alive
+    return total
 
 
 def main(args: Args) -> None:
