@@ -6,6 +6,9 @@
     samples_reconstructions    FVD*
     bits/code                  the paper's bits/dim
     bits/frame                 of all codes of one frame of the video: compares where rows have other numbers of codes
+    perplexity                 of the codes' use, by which a codebook that hardly any clip depends on is seen
+    mean picture               NMSE of the mean of all these frames, held still. A VQ-VAE that is no better has
+                               collapsed: distances from its reconstructions mean nothing
 
 Reconstructions are not random, so their distance is one value; that of samples is one of each trial. Conditioning
 frames, where the prior has any, are copied into the samples, as rollout/fvd.py does it.
@@ -26,6 +29,7 @@ from rollout import fvd
 from rollout.sample import draw, load, real_clips
 from rollout.sources import Source, models, reconstructing
 from worldmodel.clips import Clips
+from worldmodel.codebook import usage
 from worldmodel.dream import load_vqvae
 from worldmodel.given import Given
 from worldmodel.metrics.features import Features
@@ -106,8 +110,13 @@ def _score(
     )
     trials = ruler.protocol if samples else ruler.protocol.altered(trials=1)
     found = fvd.distances(flags, trials, ruler.features, source)
+    with torch.no_grad():
+        codes = torch.cat([vqvae.encode(p.to(ruler.device)).cpu() for p in torch.from_numpy(real).split(ruler.batch)])
+    mean = np.broadcast_to(real.mean((0, 1)).round().astype(np.uint8), real.shape)
     errors = {"NMSE": nmse(decoded, real, vqvae.config.variance).mean(1), "PSNR": psnr(decoded, real).mean(1)}
     figures = {name: [float(values.mean())] for name, values in errors.items()}
+    figures["perplexity"] = [float(usage(codes, vqvae.config.codes)["perplexity"])]
+    figures["mean picture"] = [float(nmse(mean, real, vqvae.config.variance).mean())]
     figures |= {name: list(t.values[:1] if name == "reconstructions_real" else t.values) for name, t in found.items()}
     return {
         "figures": figures,

@@ -5,7 +5,9 @@ that its head says. In the plot both have axes of their own, one above the other
 
 Whether both columns order the rows alike is counted in pairs of rows. A pair that is closer together than its spreads
 are wide, in the paper's column or in ours, counts for nothing. Our spread is the standard deviation over the trials and
-seeds of training; NMSE and bits of a single seed have none.
+seeds of training; NMSE and bits of a single seed have none. Rows whose VQ-VAE has collapsed are shown, marked and left
+out of the count: samples and reconstructions that are all the same picture are as near to each other as can be, which
+would pass for agreement.
 """
 
 from __future__ import annotations
@@ -42,9 +44,11 @@ COUNTERPART: dict[Metric, str] = {
     "bits/dim": "bits/code",
 }
 """Our figure that tells what the paper's does."""
-SHOWN = ("NMSE", "PSNR", "reconstructions_real", "samples_real", "samples_reconstructions", "bits/code", "bits/frame")
-UP = ("PSNR",)
-"""Figures that should be high."""
+ARROWS = {
+    "NMSE": "↓", "PSNR": "↑", "perplexity": "", "reconstructions_real": "↓", "samples_real": "↓",
+    "samples_reconstructions": "↓", "bits/code": "↓", "bits/frame": "↓",
+}  # fmt: skip
+"""Our columns, and where better is."""
 Results = dict[str, list[dict[str, Any]]]
 """Of each row, in the paper's order, what `evaluate` wrote for each seed; nothing where it is not done."""
 
@@ -62,20 +66,23 @@ def ours(results: Results) -> dict[str, dict[str, Trials]]:
     table: dict[str, dict[str, Trials]] = {}
     for setting, found in results.items():
         if found:
-            figures = [f for f in SHOWN if f in found[0]["figures"]]
+            figures = [*(f for f in ARROWS if f in found[0]["figures"]), "mean picture"]
             table[setting] = {f: Trials(tuple(v for one in found for v in one["figures"][f])) for f in figures}
     return table
 
 
+def collapsed(figures: dict[str, Trials]) -> bool:
+    """Are a row's reconstructions no nearer to the clips than the mean picture of these?"""
+    return figures["NMSE"].mean >= figures["mean picture"].mean
+
+
 def agreements(table: Table, found: dict[str, dict[str, Trials]]) -> dict[Metric, Agreement]:
-    """For each column of the paper's, over the rows that are done."""
+    """For each column of the paper's, over the rows that are done and have not collapsed."""
     theirs = published(table)
-    metrics = next(iter(theirs.values()))
+    sound = {row: figures for row, figures in found.items() if not collapsed(figures)}
     return {
-        metric: agreement(
-            [theirs[row][metric] for row in found], [figures[COUNTERPART[metric]] for figures in found.values()]
-        )
-        for metric in metrics
+        metric: agreement([theirs[row][metric] for row in sound], [f[COUNTERPART[metric]] for f in sound.values()])
+        for metric in next(iter(theirs.values()))
     }
 
 
@@ -100,6 +107,7 @@ def render(table: Table, results: Results, seeds: int, stem: Path) -> str:
                 {
                     "setting": row,
                     "paper": {m: {"value": f.value, "spread": f.spread} for m, f in theirs.items()},
+                    "collapsed": row in found and collapsed(found[row]),
                     "ours": {f: t.to_json() for f, t in found.get(row, {}).items()},
                     "runs": results[row],
                 }
@@ -120,12 +128,12 @@ def markdown(
 ) -> str:
     """The table as text."""
     theirs, network, p = published(table), first["features"]["network"], first["protocol"]
-    metrics, figures = list(next(iter(theirs.values()))), [f for f in SHOWN if f in first["figures"]]
+    metrics, figures = list(next(iter(theirs.values()))), [f for f in ARROWS if f in first["figures"]]
     seeds = sorted({one["seed"] for of_row in results.values() for one in of_row})
     drawn = f", samples given {p['given']} frames and {'the' if p['steered'] else 'no'} actions, {p['trials']} trials"
     drawn = drawn if "samples_real" in figures else ""
     head = [TITLES[table][1], *(f"paper: {m} ↓" for m in metrics), "ours: latents", "parameters, M"]
-    head += [f"{name(f, network)} {'↑' if f in UP else '↓'}" for f in figures]
+    head += [f"{name(f, network)} {ARROWS[f]}".rstrip() for f in figures]
     lines = [
         f"Table {table}: {TITLES[table][0]}.",
         "",
@@ -138,13 +146,23 @@ def markdown(
         line(["---"] * len(head)),
     ]
     for row, of_paper in theirs.items():
-        cells = [row, *(plain(f.value, f.spread) for f in of_paper.values())]
+        cells = [
+            row + (" (collapsed)" if row in found and collapsed(found[row]) else ""),
+            *(plain(f.value, f.spread) for f in of_paper.values()),
+        ]
         if row in found:
             cells += [" x ".join(map(str, results[row][0]["latent"])), counted(results[row][0]["parameters"])]
             cells += [shown(found[row][f]) for f in figures]
         lines.append(line([*cells, *["not yet"] * (len(head) - len(cells))]))
     lines += ["", "Order of the rows, ours beside the paper's:", ""]
     lines += [f"* {name(COUNTERPART[m], network)} beside {m}: {a}" for m, a in order.items()]
+    if len(seeds) == 1:
+        lines += [
+            "",
+            "Models of one seed: how far NMSE and bits vary between seeds is not known, nor counted as spread.",
+        ]
+    if any(map(collapsed, found.values())):
+        lines += ["", "Collapsed: no nearer to the clips than their mean picture; left out of the count of pairs."]
     return "\n".join(lines)
 
 
@@ -169,7 +187,10 @@ def shown(trials: Trials) -> str:
 
 
 def plot(table: Table, found: dict[str, dict[str, Trials]], first: dict[str, Any], path: Path) -> None:
-    """A column of two panels for each of the paper's figures: the paper's above, ours below, each on its own axis."""
+    """A column of two panels for each of the paper's figures: the paper's above, ours below, each on its own axis.
+
+    Rows that have collapsed are hollow.
+    """
     theirs, network = published(table), first["features"]["network"]
     metrics, places = list(next(iter(theirs.values()))), range(len(theirs))
     figure, axes = plt.subplots(
@@ -180,14 +201,15 @@ def plot(table: Table, found: dict[str, dict[str, Trials]], first: dict[str, Any
         bars = [f.spread or 0 for f in column]
         above.errorbar(places, [f.value for f in column], bars, fmt="o", color="0.35", capsize=3)
         above.set_title(f"paper, BAIR: {metric}", fontsize=9)
-        done = [(k, found[row][mine]) for k, row in enumerate(theirs) if row in found]
-        below.errorbar(
-            [k for k, _ in done], [t.mean for _, t in done], [t.sd or 0 for _, t in done], fmt="s", capsize=3
-        )
+        for k, row in enumerate(theirs):
+            if row in found:
+                t, fill = found[row][mine], "none" if collapsed(found[row]) else "C0"
+                below.errorbar(k, t.mean, t.sd or 0, fmt="s", color="C0", markerfacecolor=fill, capsize=3)
         below.set_title(f"ours, {first['data']}:\n{name(mine, network)}", fontsize=9)
         below.set_xticks(list(places), list(theirs), rotation=45, ha="right", fontsize=8)
     axes[0, 0].set_xlim(-0.5, len(theirs) - 0.5)
-    figure.suptitle(f"Table {table}: {TITLES[table][0]} (lower is better)", fontsize=10)
+    told = "; hollow: collapsed" if any(map(collapsed, found.values())) else ""
+    figure.suptitle(f"Table {table}: {TITLES[table][0]} (lower is better{told})", fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
     plt.close(figure)

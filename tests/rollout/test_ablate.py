@@ -17,6 +17,7 @@ from tests.conftest import stages
 from worldmodel.ablations import Table
 from worldmodel.checkpoint import digest
 from worldmodel.errors import UserError
+from worldmodel.metrics.protocol import PAPER
 
 
 def toy(run: Path, table: Table, seeds: int = 1) -> Args:
@@ -63,7 +64,7 @@ def test_a_table_is_interrupted_and_goes_on(
     with pytest.raises(KeyboardInterrupt):
         ablate.main(args)
     half = (args.out / "table_6.md").read_text()
-    assert half.count("not yet") == 2 * 9
+    assert half.count("not yet") == 2 * 10
     base = args.out / "base" / "seed_0"
     weights, result = (
         digest(base / "vqvae"),
@@ -98,15 +99,15 @@ def test_a_table_of_two_seeds_beside_the_papers(
     text = (args.out / "table_3.md").read_text().splitlines()
     head, _, *body = [[cell.strip() for cell in line.strip("|").split("|")] for line in text if line[:1] == "|"]
     assert head[:4] == ["VQ-VAE", "paper: NMSE ↓", "paper: R-FVD ↓", "ours: latents"]
-    assert head[5:] == ["NMSE ↓", "PSNR ↑", "d(reconstructions, real) ↓"]
-    assert [row[:4] for row in body] == [
+    assert head[5:] == ["NMSE ↓", "PSNR ↑", "perplexity", "d(reconstructions, real) ↓"]
+    assert [[row[0].removesuffix(" (collapsed)"), *row[1:4]] for row in body] == [
         ["no attention", "0.0041", "15.3", "8 x 2 x 2"], ["with attention", "0.0033", "14.9", "8 x 2 x 2"]
     ]  # fmt: skip
     assert "seed 0, 1" in text[2]
     assert "no FVD" in text[2]
     out = capsys.readouterr().out
     assert "no attention: " in out
-    assert text[-1] in out
+    assert text[2] in out
     told = json.loads((args.out / "table_3.json").read_text())
     assert (told["data"], told["seeds"], told["features"]["kind"]) == ("toy", 2, "random_conv")
     first, second = told["rows"]
@@ -142,6 +143,25 @@ def test_rows_that_are_the_same_model_share_it(toy_store: Path, called: list[str
     same = json.loads((args.out / "table_3.json").read_text())["rows"][1]
     assert same["runs"][0]["made_of"] == {"vqvae": weights}
     assert same["ours"]["NMSE"] == rows[0]["ours"]["NMSE"], "measured on the same clips"
+
+
+def test_a_row_that_has_collapsed_is_marked_and_does_not_count(tmp_path: Path) -> None:
+    """The same figures, once with a mean picture that is nearer to the clips than the first row's reconstructions."""
+
+    def written(nmse: float, distance: float, still: float) -> list[dict[str, Any]]:
+        figures = {"NMSE": nmse, "PSNR": 20, "perplexity": 3, "reconstructions_real": distance, "mean picture": still}
+        told = {"data": "toy", "features": {"network": "random features"}, "protocol": PAPER.to_json()}
+        told |= {"seed": 0, "latent": [8, 2, 2], "parameters": {"vqvae": 10**6}}
+        return [told | {"figures": {name: [value] for name, value in figures.items()}}]
+
+    for still, marked, counted in ((0.9, 0, "1 of 1 pairs"), (0.4, 1, "0 of 0 pairs")):
+        rows = {"no attention": written(0.5, 3.0, still), "with attention": written(0.3, 2.0, still)}
+        text = ablate.render(3, rows, 1, tmp_path / "table_3")
+        assert text.count("(collapsed)") == marked
+        assert text.count(counted) == 2
+        assert ("left out of the count" in text) == bool(marked)
+        told = json.loads((tmp_path / "table_3.json").read_text())["rows"]
+        assert [row["collapsed"] for row in told] == [bool(marked), False]
 
 
 def test_mistakes_are_told_in_a_sentence(tmp_path: Path) -> None:
