@@ -5,9 +5,9 @@ that its head says. In the plot both have axes of their own, one above the other
 
 Whether both columns order the rows alike is counted in pairs of rows. A pair that is closer together than its spreads
 are wide, in the paper's column or in ours, counts for nothing. Our spread is the standard deviation over the trials and
-seeds of training; NMSE and bits of a single seed have none. Rows whose VQ-VAE has collapsed are shown, marked and left
-out of the count: samples and reconstructions that are all the same picture are as near to each other as can be, which
-would pass for agreement.
+seeds of training; what is not sampled has none for a single seed. Rows whose VQ-VAE has collapsed are shown, marked and
+left out of the count: samples and reconstructions that are all the same picture are as near to each other as can be,
+which would pass for agreement.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def markdown(
     if len(seeds) == 1:
         lines += [
             "",
-            "Models of one seed: how far NMSE and bits vary between seeds is not known, nor counted as spread.",
+            "Models of one seed: how far figures vary between seeds is not known, nor part of any spread.",
         ]
     if any(map(collapsed, found.values())):
         lines += ["", "Collapsed: no nearer to the clips than their mean picture; left out of the count of pairs."]
