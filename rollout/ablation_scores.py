@@ -27,18 +27,18 @@ import torch
 
 from rollout import fvd
 from rollout.sample import draw, load, real_clips
-from rollout.sources import Source, models, reconstructing
+from rollout.sources import Source, models
 from worldmodel.clips import Clips
 from worldmodel.codebook import usage
 from worldmodel.dream import load_vqvae
-from worldmodel.given import Given
+from worldmodel.given import Given, features
 from worldmodel.metrics.features import Features
 from worldmodel.metrics.frames import nmse, psnr
 from worldmodel.metrics.interval import bootstrap
 from worldmodel.metrics.protocol import Protocol
 from worldmodel.prior import Prior
 from worldmodel.store import Store
-from worldmodel.vqvae import VQVAE
+from worldmodel.vqvae import VQVAE, to_uint8
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,7 @@ def bits_per_code(prior: Prior, given: Given, ruler: Ruler) -> np.ndarray:
     nats = []
     for part in torch.arange(len(given.codes)).split(ruler.batch):
         one = given[part].to(ruler.device)
-        features = None if one.frames is None else prior.look(one.frames)
-        nats.append(prior.loss(one.codes, one.condition, features).mean(1).cpu())
+        nats.append(prior.loss(one.codes, one.condition, features(prior, one)).mean(1).cpu())
     return torch.cat(nats).double().numpy() / math.log(2)
 
 
@@ -100,7 +99,9 @@ def _score(
 ) -> dict[str, Any]:
     """Of real clips (n, t, h, w, c) of those episodes and, if there are any, of samples under a seed."""
     flags = fvd.Args(run=run, batch=ruler.batch, device=ruler.device)
-    decoded = reconstructing(run, ruler.device, ruler.batch)(0, real)
+    with torch.no_grad():
+        codes = torch.cat([vqvae.encode(p.to(ruler.device)) for p in torch.from_numpy(real).split(ruler.batch)])
+        decoded = torch.cat([to_uint8(vqvae.decode(c)).cpu() for c in codes.split(ruler.batch)]).numpy()
     source = Source(
         draw=lambda k: (samples and samples(k), real),
         reconstruct=lambda trial, clips: decoded,
@@ -110,8 +111,6 @@ def _score(
     )
     trials = ruler.protocol if samples else ruler.protocol.altered(trials=1)
     found = fvd.distances(flags, trials, ruler.features, source)
-    with torch.no_grad():
-        codes = torch.cat([vqvae.encode(p.to(ruler.device)).cpu() for p in torch.from_numpy(real).split(ruler.batch)])
     mean = np.broadcast_to(real.mean((0, 1)).round().astype(np.uint8), real.shape)
     errors = {"NMSE": nmse(decoded, real, vqvae.config.variance).mean(1), "PSNR": psnr(decoded, real).mean(1)}
     figures = {name: [float(values.mean())] for name, values in errors.items()}

@@ -32,7 +32,7 @@ from worldmodel.checkpoint import check_made_with, digest, write_atomic, write_j
 from worldmodel.clips import Clips, rows_of
 from worldmodel.dream import load_prior, load_vqvae
 from worldmodel.errors import UserError
-from worldmodel.given import CodeClips, Given
+from worldmodel.given import CodeClips, Given, features
 from worldmodel.metrics.frames import nmse, psnr
 from worldmodel.metrics.interval import Mean, bootstrap
 from worldmodel.metrics.ssim import ssim
@@ -117,9 +117,8 @@ def draw(
     for k, part in enumerate(torch.arange(len(given.codes)).split(batch)):
         one = given[part].to(device)
         generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, k]).generate_state(1)[0]))
-        features = None if one.frames is None else prior.look(one.frames)
         frames, known = prior.config.latent[0], one.codes[:, :context]
-        codes = continuation(prior, known, frames, generator, one.condition, features, sampling)
+        codes = continuation(prior, known, frames, generator, one.condition, features(prior, one), sampling)
         videos.append(to_uint8(vqvae.decode(codes)).cpu().numpy())
         if copy and one.frames is not None:
             videos[-1][:, : one.frames.shape[1]] = one.frames.cpu().numpy()

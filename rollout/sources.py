@@ -95,7 +95,7 @@ def from_run(run: Path, protocol: Protocol, data: str, seed: int, device: str, b
 
 def reconstructing(run: Path, device: str, batch: int) -> Reconstruct:
     """What a run's VQ-VAE makes of clips."""
-    vqvae = load_vqvae(run / "vqvae").to(device).eval()
+    vqvae = load_vqvae(run / "vqvae").to(device)
 
     @torch.no_grad()
     def reconstruct(trial: int, clips: np.ndarray) -> np.ndarray:

@@ -28,7 +28,7 @@ from worldmodel.checkpoint import check_made_with, digest, load_weights, read_he
 from worldmodel.dream import load_vqvae
 from worldmodel.errors import UserError
 from worldmodel.fit import Batch, FitConfig, evaluating, fit
-from worldmodel.given import CodeClips, Given, batch
+from worldmodel.given import CodeClips, Given, batch, features
 from worldmodel.pictures import add_film, enlarge, side_by_side
 from worldmodel.prior import Condition, Prior, PriorConfig
 from worldmodel.sampling import continuation
@@ -92,11 +92,6 @@ def configure(args: Args, vqvae: VQVAE, width: int, classes: int = 0) -> PriorCo
         classes=classes,
         seen_shape=(*v.size, v.channels),
     )
-
-
-def features(prior: Prior, given: Given) -> Tensor | None:
-    """Of the conditioning frames, if the prior looks at any."""
-    return None if given.frames is None else prior.look(given.frames)
 
 
 def evaluate(prior: Prior, vqvae: VQVAE, held: Given, fps: float, writer: SummaryWriter, step: int) -> None:

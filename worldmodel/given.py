@@ -16,7 +16,7 @@ from torch import Tensor
 
 from worldmodel.clips import Clips, rows_of
 from worldmodel.errors import UserError
-from worldmodel.prior_config import PriorConfig
+from worldmodel.prior import Prior, PriorConfig
 from worldmodel.store import Store
 
 
@@ -36,6 +36,11 @@ class Given:
 
     def to(self, device: torch.device | str) -> Given:
         return Given(*(None if v is None else v.to(device) for v in vars(self).values()))  # type: ignore[arg-type]
+
+
+def features(prior: Prior, given: Given) -> Tensor | None:
+    """Of the conditioning frames (b, m, units), as the prior's methods take them, if it looks at any."""
+    return None if given.frames is None else prior.look(given.frames)
 
 
 class CodeClips:

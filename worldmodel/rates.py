@@ -7,7 +7,8 @@ Work is counted while it is done, a multiplication and an addition as two operat
 attention, forward and backward. Not counted are element-wise operations, norms, softmax, look-ups, reductions and
 the optimiser. PyTorch's counter knows nothing of the attention kernel of CPUs, and counts for those of CUDA
 the scores which their backward pass works out a second time. Here attention is two products forward and four
-backward, whichever kernel does it, and whole, also where a mask hides half of it.
+backward, whichever kernel does it, and whole, also where a mask hides half of it; but where a clip is attended to block
+by block (worldmodel/causal.py), those products are counted that are done.
 """
 
 from __future__ import annotations
