@@ -70,7 +70,7 @@ def needs(env: DreamVectorEnv) -> dict[str, float]:
         dream.step(lanes, np.zeros((env.num_envs, *dream.world.action.shape), dream.world.action.dtype))
     passes = len(dream.prior.order.passes)
     size = lambda model: sum(p.nbytes for p in model.parameters())  # noqa: E731
-    cache = sum(t.nbytes for t in (*lanes.cache.keys, *lanes.cache.values))
+    cache = sum(t.nbytes for t in lanes.cache.pairs)
     rest = [dream.vqvae.decoder, dream.vqvae.up, dream.vqvae.from_code, dream.outcome]
     read = passes * (size(dream.prior) + cache) + sum(size(part) for part in rest if isinstance(part, nn.Module))
     return {"flops": float(count.get_total_flops()), "bytes": float(read)}

@@ -4,10 +4,11 @@ Time is relative in a stream: queries and keys are rotated by their frame's inde
 only), so a score depends on how many frames lie between and a cached key stays right for ever. Space is
 absolute and enters with the input.
 
-The cache is a ring of latent frames, allocated once: window - 1 slots for past frames and one slot for the
-frame in the making. Codes of a frame are written as they are predicted, so what a pass may attend to is always
-one contiguous slice: all past frames, then what the frame has so far. When a frame is finished it takes the
-oldest slot. Which slot is which does not matter to attention, since the time is in the keys.
+The cache is a ring of latent frames, allocated once: window slots, of which window - 1 are for past frames. Codes of a
+frame are written as they are predicted, behind the past frames that there are, so what a pass may attend to is always
+one contiguous slice from the start: all past frames, then what the frame has so far. A frame that is finished stays
+where it is while there is room, and from then on takes the oldest slot. Which slot is which does not matter to
+attention, since the time is in the keys. Early passes thus read little: half as much over a clip as the whole ring.
 
 Dimensions: b batch (lane), t frames, n positions of a frame with m codes each, a heads, d channels of a head, w window
 in frames.
@@ -34,9 +35,8 @@ Mask = Tensor | BlockMask | Literal["causal"] | None
 class Cache:
     """What lanes remember of their past. Tensors have the lanes first."""
 
-    keys: list[Tensor]
-    """Per layer (b, a, w*n, d): w - 1 past frames, then the current one."""
-    values: list[Tensor]
+    pairs: list[Tensor]
+    """Per layer keys and values (b, a, 2, w*n, d): past frames, then the current one."""
     valid: Tensor
     """(b, w-1) bool: does the slot hold a frame of this lane?"""
     last: Tensor
@@ -53,28 +53,30 @@ class Cache:
         """n, the positions of a frame."""
         return self.codes.shape[1]
 
-    def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Put the keys and values (b, a, m, d) of a pass after what is there; returns all that the pass may see."""
-        start = self.keys[layer].shape[2] - self.frame + self.done
-        stop = start + key.shape[2]
-        self.keys[layer][:, :, start:stop] = key
-        self.values[layer][:, :, start:stop] = value
-        return self.keys[layer][:, :, :stop], self.values[layer][:, :, :stop]
+    @property
+    def slots(self) -> int:
+        """How many of the w - 1 slots for past frames have been in use: those behind are empty in every lane."""
+        return min(self.time, self.valid.shape[1])
 
-    def mask(self, positions: int) -> Tensor | None:
-        """(b, 1, 1, keys) of what the next pass may see, or None when every lane's ring is full: the fast way."""
-        if bool(self.valid.all()):
-            return None
-        past = self.valid.repeat_interleave(self.frame, 1)
-        return F.pad(past, (0, self.done + positions), value=True)[:, None, None]
+    def write(self, layer: int, pair: Tensor) -> Tensor:
+        """Put the keys and values (b, a, 2, m, d) of a pass after what is there; returns all that the pass may see."""
+        start, m = self.slots * self.frame + self.done, pair.shape[3]
+        self.pairs[layer].narrow(3, start, m).copy_(pair)
+        return self.pairs[layer].narrow(3, 0, start + m)
+
+    def mask(self) -> Tensor | None:
+        """(b, keys) of past frames that are there, or None if all are in every lane: the fast way."""
+        valid = self.valid[:, : self.slots]
+        return None if bool(valid.all()) else valid.repeat_interleave(self.frame, 1)
 
     def finish(self, last: Tensor) -> None:
-        """The current frame is complete: it takes the oldest slot, and the next one begins."""
+        """The current frame is complete: it stays, or takes the oldest slot, and the next one begins."""
         slots, n = self.valid.shape[1], self.frame
         if slots:
             at = self.time % slots
-            for tensor in (*self.keys, *self.values):
-                tensor[:, :, at * n : (at + 1) * n] = tensor[:, :, slots * n :]
+            if self.time >= slots:
+                for pair in self.pairs:
+                    pair[:, :, :, at * n : (at + 1) * n] = pair[:, :, :, slots * n :]
             self.valid[:, at] = True
         self.last, self.time, self.done = last, self.time + 1, 0
 
@@ -85,13 +87,11 @@ class Cache:
 
     def take(self, lanes: Tensor) -> Cache:
         """A cache of some of the lanes, which may repeat."""
-        keys, values = ([t[lanes] for t in tensors] for tensors in (self.keys, self.values))
-        return replace(
-            self, keys=keys, values=values, valid=self.valid[lanes], last=self.last[lanes], codes=self.codes[lanes]
-        )
+        pairs = [pair[lanes] for pair in self.pairs]
+        return replace(self, pairs=pairs, valid=self.valid[lanes], last=self.last[lanes], codes=self.codes[lanes])
 
     def tensors(self) -> list[Tensor]:
-        return [*self.keys, *self.values, self.valid, self.last, self.codes]
+        return [*self.pairs, self.valid, self.last, self.codes]
 
     def clone(self) -> Cache:
         """A copy that shares nothing with this one."""
@@ -105,20 +105,20 @@ class Cache:
 
 
 def rotation(times: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
-    """(2, t, dim/2) cosine and sine of each frame's angles, from 1 to 1/100 radians a frame.
+    """(2, t, dim) what `rotate` multiplies by: cosine and sine of each frame's angles, 1 to 1/100 radians a frame.
 
     The angles are taken in float64, so that frame 1,000,000 is as exact as frame 1.
     """
     frequencies = 100.0 ** -torch.linspace(0, 1, dim // 2, dtype=torch.float64, device=times.device)
     angles = times.double()[:, None] * frequencies
-    return torch.stack([angles.cos(), angles.sin()]).to(dtype)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)]).to(dtype)
 
 
 def rotate(x: Tensor, turn: Tensor) -> Tensor:
-    """Rotate (..., t, n, d) by its frame's angles."""
-    cos, sin = turn[0, :, None], turn[1, :, None]
+    """Rotate (..., t*n, d) by its frame's angles; `turn` is (2, t*n or 1, d)."""
     even, odd = x.chunk(2, dim=-1)
-    return torch.cat([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
+    return torch.addcmul(x * turn[0], torch.cat([odd, even], dim=-1), turn[1])
 
 
 @cache
@@ -131,8 +131,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, dropout: float = 
     """Softmax attention of (b, ..., queries, d) over (b, ..., keys, d), with dropout of the shares in training.
 
     On a CPU the fused kernel is slow for many small problems, as in a step of many dreams or along the axes of a
-    video, which are done by two plain products in up to a fifth of its time, and slow under the masks of a clip
-    (worldmodel/causal.py).
+    video, and for single queries, as in sampling code by code. They are done by two plain products in up to a fifth of
+    its time. It is slow under the masks of a clip too (worldmodel/causal.py).
     """
     if isinstance(mask, BlockMask):
         return (
@@ -142,7 +142,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, dropout: float = 
     if q.device.type == "cpu" and _clip(q, k, mask) and length <= LONGEST:
         return attend_rows(q, k, v, plain, dropout)
     small = length <= 256 if q.requires_grad else q.shape[-2] <= 16
-    if q.device.type != "cpu" or dropout or not small or len(q) < 16 or isinstance(mask, str):
+    few = len(q) < 16 and q.shape[-2] > 1
+    if q.device.type != "cpu" or dropout or not small or few or isinstance(mask, str):
         return F.scaled_dot_product_attention(q, k, v, plain, dropout, is_causal=isinstance(mask, str))
     scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2))
     if plain is not None:
@@ -168,18 +169,19 @@ class Attention(nn.Module):
         nn.init.normal_(self.out.weight, std=(width * layers) ** -0.5)
         nn.init.zeros_(self.out.bias)
 
-    def project(self, x: Tensor, turn: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values (b, a, t*n, d), with the time turned into the first two."""
-        b, t, n, _ = x.shape
-        heads = self.heads + self.kv_heads
-        qkv = self.qkv(x).view(b, t, n, heads + self.kv_heads, -1).permute(0, 3, 1, 2, 4)  # (b, all heads, t, n, d)
-        qk = qkv[:, :heads] if turn is None else rotate(qkv[:, :heads], turn)
-        q, k, v = qk[:, : self.heads], qk[:, self.heads :], qkv[:, heads:]
-        return q.flatten(2, 3), k.flatten(2, 3), v.flatten(2, 3)
+    def project(self, x: Tensor, turn: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Queries (b, a, t*n, d), keys and values (b, a, 2, t*n, d), with the time turned into queries and keys."""
+        b, t, n, width = x.shape
+        heads = self.qkv(x).view(b, t * n, -1, width // self.heads)
+        q = heads[:, :, : self.heads].transpose(1, 2)
+        pair = heads[:, :, self.heads :].unflatten(2, (2, self.kv_heads)).permute(0, 3, 2, 1, 4)
+        if turn is None:
+            return q, pair
+        return rotate(q, turn), torch.stack([rotate(pair[:, :, 0], turn), pair[:, :, 1]], 2)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, like: Tensor, dropout: float = 0.0) -> Tensor:
+    def attend(self, q: Tensor, pair: Tensor, mask: Mask, like: Tensor, dropout: float = 0.0) -> Tensor:
         """The attended values, back in the shape of `like` (b, t, n, width). Without a mask everything is seen."""
-        share = self.heads // self.kv_heads
+        share, (k, v) = self.heads // self.kv_heads, pair.unbind(2)
         one = isinstance(mask, Tensor) and mask.shape[-2] == 1
         if share > 1 and (mask is None or one):  # a pass: the queries of a key head side by side
             b, _, m, d = q.shape

@@ -107,7 +107,7 @@ class Prior(nn.Module):
 
     def clip(
         self, codes: Tensor, condition: Tensor | None, features: Tensor | None = None, start: int = 0
-    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    ) -> tuple[Tensor, list[Tensor]]:
         """Logits (b, t, n, m, k) and each layer's keys and values, for a clip whose first frame has index `start`."""
         t = codes.shape[1]
         shared = self.shared(start, t, self.check(codes, condition), features)
@@ -141,12 +141,12 @@ class Prior(nn.Module):
     def empty(self, batch: int) -> Cache:
         """A cache with nothing in it: the next frame is a video's first."""
         c, like = self.config, self.start
-        size = (batch, c.kv_heads or c.heads, c.reach * len(self.order), c.width // c.heads)
-        keys, values = ([like.new_zeros(size) for _ in range(c.layers)] for _ in range(2))
+        size = (batch, c.kv_heads or c.heads, 2, c.reach * len(self.order), c.width // c.heads)
+        pairs = [like.new_zeros(size) for _ in range(c.layers)]
         valid = torch.zeros(batch, c.reach - 1, dtype=torch.bool, device=like.device)
         codes = torch.zeros(batch, len(self.order), c.group, dtype=torch.long, device=like.device)
         last = like.new_zeros(batch, len(self.order.last), c.group * c.code_dim)
-        return Cache(keys, values, valid, last, codes)
+        return Cache(pairs, valid, last, codes)
 
     def prefill(
         self, codes: Tensor, condition: Tensor | None = None, start: int = 0, features: Tensor | None = None
@@ -158,9 +158,8 @@ class Prior(nn.Module):
         memory = self.clip(codes, condition, features, start)[1]
         for frame in range(max(0, t - slots), t):
             at, source = (start + frame) % slots, frame * n + torch.cat(self.order.passes)
-            for layer, (k, v) in enumerate(memory):
-                cache.keys[layer][:, :, at * n : (at + 1) * n] = k[:, :, source]
-                cache.values[layer][:, :, at * n : (at + 1) * n] = v[:, :, source]
+            for ring, pair in zip(cache.pairs, memory, strict=True):
+                ring[:, :, :, at * n : (at + 1) * n] = pair[:, :, :, source]
             cache.valid[:, at] = True
         vectors = self.vectors(self.by_position(codes[:, -1:]), self.order.last)
         cache.last, cache.time = vectors[:, 0].flatten(2), start + t
@@ -168,22 +167,26 @@ class Prior(nn.Module):
 
     def begin(self, cache: Cache, condition: Tensor | None = None, features: Tensor | None = None) -> Shared:
         """What the passes over the next frame share, under its condition (b, c)."""
-        return self.shared(cache.time, 1, None if condition is None else condition[:, None], features)
+        shared = self.shared(cache.time, 1, None if condition is None else condition[:, None], features)
+        return shared._replace(past=cache.mask())
 
     def step(self, cache: Cache, positions: Tensor, shared: Shared) -> Tensor:
         """Features (b, positions, width) of one pass: the codes of its parents must be in `cache.codes`."""
-        x = self._tell(cache.codes[:, None], None if cache.done else cache.last[:, None], positions)
-        if cache.time == 0 and cache.done == 0:
-            x[:, 0] = self.start.to(x.dtype)
-        x = x + shared.places[..., positions, :]
-        mask = cache.mask(len(positions))
+        if cache.done:
+            x = self._tell(cache.codes[:, None], None, positions)
+        else:
+            x = self.inputs[0](cache.last)[:, None] if cache.time else self.start
+        x = x + shared.places[..., positions, :].expand(len(cache.codes), -1, -1, -1)
+        mask, now = shared.past, cache.done + len(positions)
+        if mask is not None:
+            mask = F.pad(mask, (0, now), value=True)[:, None, None]
         if self.config.local:
             near = self._near(cache, positions)
             mask = near if mask is None else mask & near
         for index, (layer, block) in enumerate(zip(shared.layers, self.blocks, strict=True)):
             assert isinstance(block, Block)
             x = block.step(x, layer, shared.turn, cache, index, mask)
-        cache.done += len(positions)
+        cache.done = now
         return self.norm(x, shared.norm)[:, 0]
 
     def finish(self, cache: Cache) -> None:
@@ -212,7 +215,7 @@ class Prior(nn.Module):
     def vectors(self, codes: Tensor, positions: Tensor | None = None) -> Tensor:
         """(b, t, n, m) -> (b, t, n or positions, m, code_dim), each code from its own codebook."""
         if self.config.books == 1:
-            return self.codebook[0][codes if positions is None else codes[:, :, positions]]
+            return F.embedding(codes if positions is None else codes[:, :, positions], self.codebook[0])
         book = torch.arange(codes.shape[2] * codes.shape[3], device=codes.device).view(codes.shape[2:])
         vectors = self.codebook[book % self.config.books, codes]
         return vectors if positions is None else vectors[:, :, positions]
@@ -241,7 +244,9 @@ class Prior(nn.Module):
         told = 0
         for slot, layer in enumerate(self.inputs):
             parent = self.parents[positions, slot]
-            given = self.vectors(codes, parent.clamp(min=0)).flatten(3) * (parent != NONE)[:, None]
+            given = self.vectors(codes, parent.clamp(min=0)).flatten(3)
+            if len(self.inputs) > 1:  # in the other orders only the first pass has no parents
+                given = given * (parent != NONE)[:, None]
             if slot == 0 and last is not None:
                 given[:, :, self.order.first if len(positions) == len(self.order) else slice(None)] = last
             told = told + layer(given)
@@ -273,11 +278,13 @@ class Prior(nn.Module):
     def _near(self, cache: Cache, positions: Tensor) -> Tensor:
         """(positions, keys) what a pass sees of the ring and of its frame so far, under sparse attention."""
         slots = self.config.reach - 1
-        back = (torch.arange(slots, device=positions.device) - cache.time) % max(slots, 1)  # slots behind the oldest
+        used = torch.arange(cache.slots, device=positions.device)
+        back = (used - cache.time) % max(slots, 1)  # slots behind the oldest
         rows = self.reachable[positions]
         return torch.cat([rows[:, back].flatten(1), rows[:, slots, : cache.done + len(positions)]], dim=1)
 
     def _turn(self, times: Tensor, dtype: torch.dtype) -> Tensor | None:
         if self.config.mode == "paper":
             return None
-        return rotation(times, self.config.width // self.config.heads, dtype)
+        turn = rotation(times, self.config.width // self.config.heads, dtype)
+        return turn if len(times) == 1 else turn.repeat_interleave(len(self.order), 1)

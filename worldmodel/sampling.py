@@ -1,4 +1,4 @@
-"""Sampling the next latent frame from the prior, pass by pass, with its likelihood.
+"""Sampling the next latent frame from the prior, pass by pass, with its likelihood where that is asked for.
 
 Randomness comes in as uniform numbers, one for each code, and a code is drawn by inverting the distribution at
 its number, codes being in the order of their numbers. A lane's codes thus depend on the lane's own numbers only (up to
@@ -35,12 +35,11 @@ class Sampling:
         if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise UserError(f"{self}: temperature and top_k must not be negative, and top_p must lie in (0, 1]")
 
-    def draw(self, logits: Tensor, noise: Tensor, share: Tensor | None = None) -> Tensor:
-        """Codes (b, positions) from logits and, if at hand, their softmax (b, positions, k), and uniform numbers."""
+    def draw(self, logits: Tensor, noise: Tensor) -> Tensor:
+        """Codes (b, positions) from logits (b, positions, k) and uniform numbers."""
         if self.temperature == 0:
             return logits.argmax(-1)
-        if share is None or self.temperature != 1:
-            share = (logits / self.temperature).softmax(-1)
+        share = (logits if self.temperature == 1 else logits / self.temperature).softmax(-1)
         if self.top_k or self.top_p < 1:
             share = share.masked_fill(share < self._least(share), 0)
         total = share.cumsum(-1)
@@ -56,39 +55,58 @@ class Sampling:
         return best.masked_fill(~keep, 1).amin(-1, keepdim=True)
 
 
+class Score:
+    """Log-likelihood and entropy (b,) of a frame in nats, added up while it is drawn."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.likelihood, self.entropy = torch.zeros(2, len(like), device=like.device)
+
+    def add(self, logits: Tensor, codes: Tensor) -> None:
+        """Codes (b, positions) were drawn from logits (b, positions, k)."""
+        log = logits.log_softmax(-1)
+        self.likelihood = self.likelihood + log.gather(-1, codes[..., None])[..., 0].sum(1)
+        self.entropy = self.entropy - torch.linalg.vecdot(log.exp(), log).sum(1)
+
+
 @torch.no_grad()
-def next_frame(
+def draw_frame(
     prior: Prior,
     cache: Cache,
     condition: Tensor | None,
     noise: Tensor,
     sampling: Sampling,
     features: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw one latent frame and move the cache on.
+    score: Score | None = None,
+) -> Tensor:
+    """Draw one latent frame and move the cache on; where a score is asked for, it is told.
 
-    Condition (b, c) and noise (b, n*m) in [0, 1) -> codes (b, 1, h, w, g), and (b,) log-likelihood and entropy in nats.
+    Condition (b, c) and noise (b, n*m) in [0, 1) -> codes (b, 1, h, w, g).
     """
     n, m = len(prior.order), prior.config.group
     shared, noise = prior.begin(cache, condition, features), noise.view(-1, n, m)
-    likelihood, entropy = torch.zeros(2, len(noise), device=noise.device)
     for positions in prior.order.passes:
         positions = positions.to(noise.device)
         hidden = prior.head.begin(prior.step(cache, positions, shared))
         for k in range(m):
             logits = prior.head.logits(hidden)
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            share = logits.softmax(-1)
-            codes = sampling.draw(logits, noise[:, positions, k], share)
+            codes = sampling.draw(logits, noise[:, positions, k])
             cache.codes[:, positions, k] = codes
-            total = logits.logsumexp(-1)  # log p = logit - total
-            likelihood = likelihood + (logits.gather(-1, codes[..., None])[..., 0] - total).sum(1)
-            entropy = entropy + (total - torch.linalg.vecdot(share, logits)).sum(1)
+            if score is not None:
+                score.add(logits, codes)
             if k + 1 < m:
                 hidden = prior.head.tell(hidden, prior.codebook[k % prior.config.books, codes])
     frame = prior.ungroup(cache.codes.clone()[:, None])
     prior.finish(cache)
-    return frame, likelihood, entropy
+    return frame
+
+
+def next_frame(
+    prior: Prior, cache: Cache, condition: Tensor | None, noise: Tensor, sampling: Sampling
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`draw_frame` with (b,) log-likelihood and entropy in nats."""
+    score = Score(noise)
+    return draw_frame(prior, cache, condition, noise, sampling, score=score), score.likelihood, score.entropy
 
 
 @torch.no_grad()
@@ -111,5 +129,5 @@ def continuation(
     drawn = [codes]
     for t in range(given, frames):
         noise = torch.rand(len(codes), prior.config.frame, generator=generator).to(codes.device)
-        drawn.append(next_frame(prior, cache, at(t), noise, sampling or Sampling(), features)[0])
+        drawn.append(draw_frame(prior, cache, at(t), noise, sampling or Sampling(), features))
     return torch.cat(drawn, dim=1)

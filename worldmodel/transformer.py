@@ -41,7 +41,9 @@ class Shared(NamedTuple):
     places: Tensor
     """(t or 1, n, width) position embeddings."""
     turn: Tensor | None
-    """The rotation of each frame's time."""
+    """The rotation of each position's time, or of the one frame's."""
+    past: Tensor | None = None
+    """(b, keys) which cached keys of past frames are there, if not all are."""
 
 
 class Block(nn.Module):
@@ -73,20 +75,19 @@ class Block(nn.Module):
         y = self.widen(self.norm2(x, layer.norms[1]))
         return x + self.dropout(self.narrow(y * torch.sigmoid(1.702 * y)))  # GELU as the official code has it
 
-    def forward(self, x: Tensor, layer: Layer, turn: Tensor | None, mask: Mask) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def forward(self, x: Tensor, layer: Layer, turn: Tensor | None, mask: Mask) -> tuple[Tensor, Tensor]:
         """A whole clip; also its keys and values, for a cache."""
-        q, k, v = self.attention.project(self.norm1(x, layer.norms[0]), turn)
+        q, pair = self.attention.project(self.norm1(x, layer.norms[0]), turn)
         dropout = self.attention_dropout if self.training else 0.0
-        x = x + self.dropout(self.attention.attend(q, k, v, mask, x, dropout))
-        return self.rest(x, layer), (k, v)
+        x = x + self.dropout(self.attention.attend(q, pair, mask, x, dropout))
+        return self.rest(x, layer), pair
 
     def step(
         self, x: Tensor, layer: Layer, turn: Tensor | None, cache: Cache, index: int, mask: Tensor | None
     ) -> Tensor:
         """One pass over some positions of the current frame, (b, 1, positions, width); `index` is the layer's."""
-        q, k, v = self.attention.project(self.norm1(x, layer.norms[0]), turn)
-        keys, values = cache.write(index, k, v)
-        x = x + self.attention.attend(q, keys, values, mask, x)
+        q, pair = self.attention.project(self.norm1(x, layer.norms[0]), turn)
+        x = x + self.attention.attend(q, cache.write(index, pair), mask, x)
         return self.rest(x, layer)
 
 
