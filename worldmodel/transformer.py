@@ -73,7 +73,8 @@ class Block(nn.Module):
         if layer.seen is not None:
             x = x + self.dropout(self.look(self.norm3(x, layer.norms[2]), layer.seen))
         y = self.widen(self.norm2(x, layer.norms[1]))
-        return x + self.dropout(self.narrow(y * torch.sigmoid(1.702 * y)))  # GELU as the official code has it
+        y = self.narrow(y * torch.sigmoid(1.702 * y))  # GELU as the official code has it
+        return x + (self.dropout(y) if self.training else y)
 
     def forward(self, x: Tensor, layer: Layer, turn: Tensor | None, mask: Mask) -> tuple[Tensor, Tensor]:
         """A whole clip; also its keys and values, for a cache."""

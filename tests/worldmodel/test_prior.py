@@ -72,7 +72,7 @@ def step_frame(prior: Prior, cache: Cache, codes: torch.Tensor, condition: torch
     shared = prior.begin(cache, condition)
     for positions in prior.order.passes:
         features = prior.step(cache, positions, shared)
-        logits[:, positions] = prior.head(features, vectors[:, positions]).detach()
+        logits[:, positions] = prior.head(features, vectors[:, positions]).detach().double()
         cache.codes[:, positions] = truth[:, positions]
     prior.finish(cache)
     return prior.ungroup(logits[:, None])[:, 0].flatten(1, 3)
@@ -274,3 +274,31 @@ def test_the_resnet_strides_space_by_four_and_its_depth_is_its_name() -> None:
         resnet = ResNet(depth, 1, (64, 64, 3), 512).to("meta")
         assert 1 + 2 * len(resnet.blocks) + 1 == depth
         assert resnet(torch.empty(1, 1, 64, 64, 3, device="meta")).shape == (1, 16 * 16, 512)
+
+
+@pytest.mark.parametrize("kind", [KINDS[0], KINDS[4]], ids=["stream", "paper"])
+def test_a_pass_reads_the_keys_that_are_there_and_no_others(kind: tuple) -> None:
+    """Later ones are not masked but absent: what is read grows by a pass at a time until it is the ring."""
+    prior = build(*kind)
+    codes, condition = clip(prior, 6, batch=1)
+    cache, n = prior.empty(1), len(prior.order)
+    for pair in cache.pairs:
+        pair.fill_(float("nan"))
+    ring, pair = cache.pairs[0].shape[3], torch.zeros(1, 2, 2, 1, 16, dtype=torch.float64)
+    for t in range(6):
+        assert cache.clone().write(0, pair).shape[3] == min(t * n, ring - n) + 1
+        logits = step_frame(prior, cache, codes[:, t], at(prior, condition, t))
+        assert logits.isfinite().all(), "nothing that was never written is multiplied, not even by 0"
+
+
+def test_a_bfloat16_model_remembers_single_codes_in_float32() -> None:
+    for kind, dtype in ((KINDS[4], torch.float32), (KINDS[0], torch.bfloat16)):
+        prior = build(*kind).float()
+        codes, condition = clip(prior, 2)
+        assert condition is not None
+        full = prior(codes, condition.float()).detach().flatten(2, 4)[:, 1]
+        prior, condition = prior.bfloat16(), condition.bfloat16()
+        cache = prior.prefill(codes[:, :1], at(prior, condition, slice(1)))
+        assert cache.pairs[0].dtype == dtype
+        logits = step_frame(prior, cache, codes[:, 1], at(prior, condition, 1))
+        assert (logits - full).abs().mean() < 0.03 * full.abs().mean()
