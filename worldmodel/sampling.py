@@ -35,11 +35,12 @@ class Sampling:
         if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise UserError(f"{self}: temperature and top_k must not be negative, and top_p must lie in (0, 1]")
 
-    def draw(self, logits: Tensor, noise: Tensor) -> Tensor:
-        """Codes (b, positions) from logits (b, positions, k) and uniform numbers."""
+    def draw(self, logits: Tensor, noise: Tensor, share: Tensor | None = None) -> Tensor:
+        """Codes (b, positions) from logits and, if at hand, their softmax (b, positions, k), and uniform numbers."""
         if self.temperature == 0:
             return logits.argmax(-1)
-        share = (logits if self.temperature == 1 else logits / self.temperature).softmax(-1)
+        if share is None or self.temperature != 1:
+            share = (logits / self.temperature).softmax(-1)
         if self.top_k or self.top_p < 1:
             share = share.masked_fill(share < self._least(share), 0)
         total = share.cumsum(-1)
@@ -61,11 +62,11 @@ class Score:
     def __init__(self, like: Tensor) -> None:
         self.likelihood, self.entropy = torch.zeros(2, len(like), device=like.device)
 
-    def add(self, logits: Tensor, codes: Tensor) -> None:
-        """Codes (b, positions) were drawn from logits (b, positions, k)."""
-        log = logits.log_softmax(-1)
-        self.likelihood = self.likelihood + log.gather(-1, codes[..., None])[..., 0].sum(1)
-        self.entropy = self.entropy - torch.linalg.vecdot(log.exp(), log).sum(1)
+    def add(self, logits: Tensor, share: Tensor, codes: Tensor) -> None:
+        """Codes (b, positions) were drawn from logits and their softmax (b, positions, k)."""
+        total = logits.logsumexp(-1)  # log p = logit - total
+        self.likelihood = self.likelihood + (logits.gather(-1, codes[..., None])[..., 0] - total).sum(1)
+        self.entropy = self.entropy + (total - torch.linalg.vecdot(share, logits)).sum(1)
 
 
 @torch.no_grad()
@@ -90,10 +91,11 @@ def draw_frame(
         for k in range(m):
             logits = prior.head.logits(hidden)
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            codes = sampling.draw(logits, noise[:, positions, k])
+            share = logits.softmax(-1)
+            codes = sampling.draw(logits, noise[:, positions, k], share)
             cache.codes[:, positions, k] = codes
             if score is not None:
-                score.add(logits, codes)
+                score.add(logits, share, codes)
             if k + 1 < m:
                 hidden = prior.head.tell(hidden, prior.codebook[k % prior.config.books, codes])
     frame = prior.ungroup(cache.codes.clone()[:, None])
