@@ -47,7 +47,7 @@ class Args:
     policy: tuple[str, ...] = ()
     """Folders of policies, `folder@0.3` with a share of random actions; by default those that ship."""
     scenario: str = "health_gathering_supreme"
-    """A scenario that ships with ViZDoom."""
+    """A scenario that ships with ViZDoom, or battle2."""
     episodes: int = 50
     """Episodes of each policy."""
     eyes: str = ""

@@ -37,7 +37,7 @@ class Scripted(gym.Env):
 
 
 def test_shaping_is_a_difference_of_potentials() -> None:
-    args = policy.Args(reward_scale=0.01, shaping=0.02, gamma=0.9)
+    args = policy.Args(reward_scale=0.01, shaping=(("HEALTH", 0.02),), gamma=0.9)
     env = policy.Shaped(policy.DummyVecEnv([Scripted]), args)
     env.reset()
     rewards = [env.step(np.zeros(1, int))[1][0] for _ in range(4)]
@@ -49,7 +49,7 @@ def test_shaping_is_a_difference_of_potentials() -> None:
 
 
 def test_a_run_goes_on_exports_and_refuses_other_settings(tmp_path: Path) -> None:
-    args = policy.Args(out=tmp_path / "run", steps=32, n_envs=2, n_steps=16, epochs=1, scenario="basic", shaping=0)
+    args = policy.Args(out=tmp_path / "run", steps=32, n_envs=2, n_steps=16, epochs=1, scenario="basic", shaping=())
     policy.main(args)
     assert read_header(tmp_path / "run")[1] == {"steps": 32}
     before = (tmp_path / "run" / FILE).read_bytes()
