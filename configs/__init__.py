@@ -23,6 +23,7 @@ from worldmodel.errors import UserError
 
 FOLDER = Path(__file__).parent
 SECTIONS = (
+    "imitate",
     *("policy", "score", "collect", "vqvae", "tokens", "prior", "outcome", "export", "dream", "evaluate"),
     *("outcome_scores", "endless", "control", "benchmark", "speed", "rank", "plan", "play", "sample", "fvd", "ablate"),
 )

@@ -33,7 +33,7 @@ def test_controllability_of_an_obedient_and_of_a_deaf_dream(run: Path) -> None:
     args = control.Args(run=run, clips=12, context=4, steps=4, train_steps=60)
     dream, store = Dream.load(run), control.Store(run / "data.zarr")
     held = control.held_out(dream, run, None, "test", 12, 8)
-    reader = control.learn(args, store, 3)
+    reader = control.learn(store, args.train_steps, args.seed)
     good = control.measure(args, dream, held, reader)
     assert good["inverse_dynamics"]["real frames"].mean > 0.95
     assert good["ratio"]["dreams, random actions"].mean > 0.9
