@@ -16,16 +16,18 @@ from worldmodel.world import ActionSpec
 
 from .pushing_scene import FORE, HIGH, LOW, OPEN, SHOULDER, TIMESTEP, UPPER, mjcf, places, things
 
-ACTION = ActionSpec(kind="Box", low=(-0.1, -0.1, 0.0, 0.0), high=(0.1, 0.1, 4.0, 4.0))
+SHIFT = float(np.float32(0.1))
+"""The most that a step moves the hand along x or y, in metres; as a float32, for actions are."""
+ACTION = ActionSpec(kind="Box", low=(-SHIFT, -SHIFT, 0.0, 0.0), high=(SHIFT, SHIFT, 4.0, 4.0))
 STEP = 0.2
 """Seconds that an action lasts; at its bounds the hand moves half a metre a second."""
 SETTLE = 30
 """Steps of the physics before an episode, for objects to come to rest."""
 
 
-def robot_actions(n: int, rng: np.random.Generator) -> np.ndarray:
-    """Actions (n, 4) as BAIR's robot drew them."""
-    shift = rng.uniform(-0.1, 0.1, (n, 2))
+def robot_actions(spec: ActionSpec, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Actions (n, 4) as BAIR's robot drew them: random, but seldom with the hand in the air."""
+    shift = rng.uniform(spec.low[:2], spec.high[:2], (n, 2))
     commands = rng.integers(1, 5, (n, 2)) * (rng.random((n, 2)) > (0.8, 0.9))
     return np.concatenate([shift, commands], axis=1).astype(np.float32)
 

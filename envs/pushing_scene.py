@@ -171,7 +171,9 @@ def robot(hand: np.ndarray) -> str:
       <geom class="skin" type="capsule" fromto="0 0 0 {UPPER} 0 0" size=".045" {red}/>
       <geom class="skin" type="sphere" pos="{UPPER} 0 0" size=".055" {black}/>
     </body>
-    <body name="fore" mocap="true"><geom class="skin" type="capsule" fromto="0 0 0 {FORE} 0 0" size=".036" {red}/></body>
+    <body name="fore" mocap="true">
+      <geom class="skin" type="capsule" fromto="0 0 0 {FORE} 0 0" size=".036" {red}/>
+    </body>
     <body name="hand" pos="{numbers(*hand)}" gravcomp="1">
       {slides}
       <geom class="skin" type="sphere" pos="0 0 .05" size=".043" {black}/>
