@@ -36,7 +36,7 @@ from collect.pool import Pool
 from collect.record import record
 from configs import command
 from envs.policies import Player, policy_folder
-from envs.pusher import load_pusher, player_of
+from envs.pusher import Pusher, load_pusher
 from envs.pushing import Pushing
 from envs.pushing_robot import robot_actions
 from worldmodel.checkpoint import digest
@@ -76,7 +76,8 @@ class Args(Exploration):
 def player(args: Args, env: Pushing) -> Player:
     if args.policy == "random":
         return lambda frames, rng: robot_actions(env.world.action, frames.shape[1], rng)
-    return player_of(load_pusher(args.policy), env, args.noise)
+    pusher = Pusher(load_pusher(args.policy), args.noise)
+    return lambda frames, rng: pusher.act(env.robot, rng)[None]
 
 
 @contextlib.contextmanager

