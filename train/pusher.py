@@ -37,6 +37,8 @@ class Args:
     """Also write the acting network alone here at the end."""
     steps: int = 100_000
     """Environment steps."""
+    until: int = 0
+    """Stop after so many of them; 0 for all."""
     every: int = 2
     """Environment steps for each update: physics costs a third of it."""
     width: int = 128
@@ -55,11 +57,11 @@ class Args:
 
 def settings(args: Args) -> dict[str, Any]:
     """What makes two runs the same run; where they are written does not."""
-    return {k: v for k, v in asdict(args).items() if k not in ("out", "export", "save_every")}
+    return {k: v for k, v in asdict(args).items() if k not in ("out", "export", "until", "save_every")}
 
 
 class Saver(BaseCallback):
-    """A checkpoint every `save_every` steps."""
+    """A checkpoint every `save_every` steps, and the end at `until`."""
 
     def __init__(self, args: Args) -> None:
         super().__init__()
@@ -68,12 +70,24 @@ class Saver(BaseCallback):
     def _on_step(self) -> bool:
         if self.num_timesteps % self.args.save_every == 0:
             save(self.args, self.model)  # type: ignore[arg-type]
-        return True
+        return not 0 < self.args.until <= self.num_timesteps
 
 
 def save(args: Args, sac: SAC) -> None:
-    config = {"kind": "sac_pusher_training", "training": settings(args)}
-    save_checkpoint(args.out, sac.policy, config, {"steps": sac.num_timesteps})
+    assert sac.log_ent_coef is not None
+    progress = {"steps": sac.num_timesteps, "log_entropy_weight": sac.log_ent_coef.item()}
+    save_checkpoint(args.out, sac.policy, {"kind": "sac_pusher_training", "training": settings(args)}, progress)
+
+
+def go_on(args: Args, sac: SAC) -> None:
+    """Take up a run where its last checkpoint left it."""
+    same_config(args.out, {"kind": "sac_pusher_training", "training": settings(args)})
+    load_weights(args.out, sac.policy)
+    progress = read_header(args.out)[1]
+    sac.num_timesteps = progress["steps"]
+    sac.log_ent_coef.data.fill_(progress["log_entropy_weight"])  # type: ignore[union-attr]
+    sac.learning_starts += sac.num_timesteps
+    sac.set_random_seed(args.seed + sac.num_timesteps)
 
 
 def main(args: Args) -> None:
@@ -90,13 +104,9 @@ def main(args: Args) -> None:
         seed=args.seed,
     )
     if (args.out / FILE).exists():
-        same_config(args.out, {"kind": "sac_pusher_training", "training": settings(args)})
-        load_weights(args.out, sac.policy)
-        sac.num_timesteps = read_header(args.out)[1]["steps"]
-        sac.learning_starts += sac.num_timesteps
-        sac.set_random_seed(args.seed + sac.num_timesteps)
+        go_on(args, sac)
     try:
-        if sac.num_timesteps < args.steps:
+        if sac.num_timesteps < (args.until or args.steps):
             left = args.steps - sac.num_timesteps
             sac.learn(
                 left, Saver(args), reset_num_timesteps=sac.num_timesteps == 0, tb_log_name="log", progress_bar=True
