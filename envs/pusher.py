@@ -46,10 +46,11 @@ class Task:
         self.draw()
 
     def draw(self) -> None:
-        self.object = int(self.rng.integers(len(self.robot.bodies)))
+        """A goal far away, of an object behind which the hand has room: what lies at a wall can only be moved along it."""
         for _ in range(100):
+            self.object = int(self.rng.integers(len(self.robot.bodies)))
             self.goal = self.rng.uniform(LOW[:2], HIGH[:2])
-            if np.linalg.norm(self.goal - self.place) > FAR:
+            if self.left > FAR and (self.spot > LOW[:2]).all() and (self.spot < HIGH[:2]).all():
                 break
 
     @property
@@ -73,9 +74,13 @@ class Task:
         a, b = self.ahead
         return np.array([[a, b], [-b, a]])
 
+    @property
+    def spot(self) -> np.ndarray:
+        """Where to push from, (2,)."""
+        return self.place - self.ahead * (self.robot.radii[self.object] + BEHIND)
+
     def potential(self) -> float:
-        spot = self.place - self.ahead * (self.robot.radii[self.object] + BEHIND)
-        return -10 * self.left - 3 * float(np.linalg.norm(self.robot.hand[:2] - spot))
+        return -10 * self.left - 3 * float(np.linalg.norm(self.robot.hand[:2] - self.spot))
 
     def seen(self) -> np.ndarray:
         """(SEEN,) numbers of about unit size."""

@@ -35,7 +35,7 @@ class Args:
     """Folder for all networks and the TensorBoard log; an unfinished run in it goes on."""
     export: Path | None = None
     """Also write the acting network alone here at the end."""
-    steps: int = 100_000
+    steps: int = 60_000
     """Environment steps."""
     until: int = 0
     """Stop after so many of them; 0 for all."""
