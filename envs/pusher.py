@@ -12,17 +12,14 @@ whether to lift the hand; it leaves the gripper open. Its actions are scaled to 
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
 from gymnasium import spaces
-from stable_baselines3.common.torch_layers import FlattenExtractor
-from stable_baselines3.sac.policies import Actor
+from stable_baselines3.common.policies import ActorCriticPolicy
 
-from worldmodel.checkpoint import load_weights, read_header, save_checkpoint
+from worldmodel.checkpoint import load_weights, read_header
 from worldmodel.errors import UserError
 
 from .policies import policy_folder
@@ -35,6 +32,7 @@ BEHIND = 0.03
 """Metres between an object's rim and the spot from which the hand pushes it."""
 SEEN, DONE = 12, 3
 """Numbers that the policy sees and gives."""
+KIND = "ppo_pusher"
 MIDDLE = (LOW + HIGH)[:2] / 2
 
 
@@ -46,7 +44,7 @@ class Task:
         self.draw()
 
     def draw(self) -> None:
-        """A goal far away, of an object behind which the hand has room: what lies at a wall can only be moved along it."""
+        """A far goal of an object behind which the hand has room: what lies at a wall can only be moved along it."""
         for _ in range(100):
             self.object = int(self.rng.integers(len(self.robot.bodies)))
             self.goal = self.rng.uniform(LOW[:2], HIGH[:2])
@@ -92,7 +90,7 @@ class Task:
 
     def action(self, done: np.ndarray) -> np.ndarray:
         """BAIR's action (4,) for what a policy gave (3,): ahead, left, and lifting for a step where above a half."""
-        shift = np.clip(self.turn.T @ done[:2], -1, 1) * SHIFT
+        shift = np.clip(self.turn.T @ np.clip(done[:2], -1, 1), -1, 1) * SHIFT
         return np.array([*shift, 0, done[2] > 0.5], np.float32)
 
 
@@ -119,26 +117,24 @@ class PushTask(gym.Env[np.ndarray, np.ndarray]):
         return self.task.seen(), reward, False, self.robot.steps >= self.horizon, {}
 
 
-def make_actor(width: int) -> Actor:
-    """SAC's actor, as Stable-Baselines3 builds it, with two layers of that width."""
-    seen, done = PushTask().observation_space, PushTask().action_space
-    assert isinstance(done, spaces.Box)
-    return Actor(seen, done, [width, width], FlattenExtractor(seen), SEEN)
+def make_policy(width: int) -> ActorCriticPolicy:
+    """PPO's policy and value, as Stable-Baselines3 builds them, each with two layers of that width."""
+    env = PushTask()
+    return ActorCriticPolicy(
+        env.observation_space, env.action_space, lambda left: 0.0, [width, width], log_std_init=-0.5
+    )
 
 
-def save_actor(folder: Path, actor: Actor, width: int, training: dict[str, Any], progress: dict[str, Any]) -> None:
-    save_checkpoint(folder, actor, {"kind": "sac_pusher", "width": width, "training": training}, progress)
-
-
-def load_pusher(name: str) -> Actor:
-    """The policy of a folder that train/pusher.py exported, or the one that ships as `pushing`."""
+def load_pusher(name: str) -> ActorCriticPolicy:
+    """The policy of a folder that train/pusher.py wrote, or the one that ships as `pushing`."""
     folder = policy_folder(name)
     config, _ = read_header(folder)
-    if config.get("kind") != "sac_pusher":
+    if config.get("kind") != KIND:
         raise UserError(f"{folder} holds a {config.get('kind')}, not a pusher; give a folder of train/pusher.py")
-    actor = make_actor(config["width"])
-    load_weights(folder, actor)
-    return actor.eval()
+    policy = make_policy(config["training"]["width"])
+    load_weights(folder, policy)
+    policy.set_training_mode(False)
+    return policy
 
 
 class Pusher:
@@ -147,8 +143,8 @@ class Pusher:
     Noise of `noise` times an action's bounds is laid over the ways ahead and to the left.
     """
 
-    def __init__(self, actor: Actor, noise: float = 0.0) -> None:
-        self.actor, self.noise = actor, noise
+    def __init__(self, policy: ActorCriticPolicy, noise: float = 0.0) -> None:
+        self.policy, self.noise = policy, noise
         self.task: Task | None = None
 
     def act(self, robot: Robot, rng: np.random.Generator) -> np.ndarray:
@@ -157,6 +153,5 @@ class Pusher:
             self.task = Task(robot, rng)
         elif self.task.left < NEAR:
             self.task.draw()
-        with torch.inference_mode():
-            done = self.actor(torch.from_numpy(self.task.seen())[None], deterministic=True)[0].numpy()
+        done, _ = self.policy.predict(self.task.seen(), deterministic=True)
         return self.task.action(done + self.noise * rng.normal(size=DONE) * (1, 1, 0))

@@ -79,13 +79,13 @@ class Held:
 
 
 def players(args: Args) -> dict[str, Act]:
-    actor = load_pusher(args.policy)
+    policy = load_pusher(args.policy)
     return {
         "random, over the space": lambda robot, rng: random_actions(ACTION, 1, rng)[0],
         f"random, held for {HELD}": Held(),
         ROBOT: lambda robot, rng: robot_actions(ACTION, 1, rng)[0],
-        "pusher": Pusher(actor).act,
-        f"pusher, noise {args.noise:g}": Pusher(actor, args.noise).act,
+        "pusher": Pusher(policy).act,
+        f"pusher, noise {args.noise:g}": Pusher(policy, args.noise).act,
     }
 
 
