@@ -108,7 +108,7 @@ def mjcf(found: list[Thing], spots: np.ndarray, turns: np.ndarray, hand: np.ndar
     <exclude body1="left" body2="right"/>
   </contact>
   <actuator>
-    <position joint="x" kp="900"/><position joint="y" kp="900"/><position joint="z" kp="900"/>
+    <position joint="x" kp="900"/><position joint="y" kp="900"/><position joint="z" kp="900" forcerange="-40 40"/>
     <position joint="left" kp="40"/><position joint="right" kp="40"/>
   </actuator>
 </mujoco>"""
@@ -137,15 +137,25 @@ def bench() -> str:
     x, y, rx, ry, t = (x0 + x1) / 2, (y0 + y1) / 2, (x1 - x0) / 2, (y1 - y0) / 2, 0.012
     sides = [(x0 - t, y, t, ry + 2 * t), (x1 + t, y, t, ry + 2 * t), (x, y0 - t, rx, t), (x, y1 + t, rx, t)]
     walls = "".join(
-        f'<geom name="wall{i}" type="box" pos="{numbers(cx, cy, WALL / 2 - 0.01)}"'
+        f'<geom class="skin" type="box" pos="{numbers(cx, cy, WALL / 2 - 0.01)}"'
         f' size="{numbers(sx, sy, WALL / 2 + 0.01)}" rgba=".62 .47 .33 1"/>'
-        for i, (cx, cy, sx, sy) in enumerate(sides)
+        for cx, cy, sx, sy in sides
     )
     return f"""
-    <geom name="floor" type="plane" pos="{numbers(x, y, 0)}" size="{numbers(rx, ry, 1)}" rgba=".72 .66 .58 1"/>
+    <geom type="plane" pos="{numbers(x, y, 0)}" size="{numbers(rx, ry, 1)}" rgba=".72 .66 .58 1"/>
     <geom class="skin" type="plane" pos="0 0 -.02" size="6 6 1" rgba=".38 .4 .42 1"/>
     <geom class="skin" type="box" pos="-1.2 0 1" size=".05 6 2" rgba=".5 .52 .53 1"/>
-    {walls}"""
+    {walls}
+    {box(x, y, rx, ry)}"""
+
+
+def box(x: float, y: float, rx: float, ry: float) -> str:
+    """What holds objects in, and is not drawn: thick planes on the walls' inner sides, and half a metre up."""
+    sides = [(x - rx, y, 0, 1, 0, 0), (x + rx, y, 0, -1, 0, 0), (x, y - ry, 0, 0, 1, 0), (x, y + ry, 0, 0, -1, 0)]
+    return "".join(
+        f'<geom type="plane" size="1 1 1" rgba="0 0 0 0" pos="{numbers(*side[:3])}" zaxis="{numbers(*side[3:])}"/>'
+        for side in [*sides, (x, y, 0.5, 0, 0, -1)]
+    )
 
 
 def robot(hand: np.ndarray) -> str:
