@@ -23,8 +23,8 @@ from worldmodel.errors import UserError
 
 FOLDER = Path(__file__).parent
 SECTIONS = (
-    "imitate",
-    *("policy", "score", "collect", "vqvae", "tokens", "prior", "outcome", "export", "dream", "evaluate"),
+    *("policy", "score", "imitate", "pusher", "pusher_score"),
+    *("collect", "vqvae", "tokens", "prior", "outcome", "export", "dream", "evaluate"),
     *("outcome_scores", "endless", "control", "benchmark", "speed", "rank", "plan", "play", "sample", "fvd", "ablate"),
 )
 """The stages, each a section of a preset."""

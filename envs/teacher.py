@@ -1,4 +1,4 @@
-"""A scripted player of Battle2 that cheats: it reads from the engine what is in sight, how far walls are and where it is.
+"""A scripted player of Battle2 that cheats: the engine tells it what is in sight, how far walls are and where it is.
 
 It turns to the largest monster in sight, walks up to it and shoots when it is in the middle; otherwise it goes for the
 medikits and clips that it needs, keeps off walls, turns round when it is hurt by what it does not see, and turns aside

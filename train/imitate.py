@@ -22,8 +22,8 @@ if not __package__:  # run as a file: `import vizdoom` must not find a script be
 
 import numpy as np
 import torch
-from stable_baselines3.common.policies import ActorCriticCnnPolicy
 from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticCnnPolicy
 from tqdm import tqdm
 
 from configs import command
@@ -93,7 +93,7 @@ class Lane:
 
 
 def play(lanes: list[Lane], policy: ActorCriticCnnPolicy | None, steps: int, rng: np.random.Generator) -> tuple:
-    """Views (n, h, w, 3k) and the teacher's actions at them, while the policy plays, or the teacher if there is none."""
+    """Views (n, h, w, 3k) and the teacher's actions at them, while the policy plays, or, without one, the teacher."""
     views, advice = [], []
     for _ in tqdm(range(steps // len(lanes)), unit=" steps", unit_scale=len(lanes), desc="play", leave=False):
         views.append(np.stack([lane.seen() for lane in lanes]))
@@ -139,9 +139,8 @@ def main(args: Args) -> None:
         killed = [kills for lane in lanes for kills in lane.killed]
         loss = learn(policy, seen, args, rng)
         who = "policy" if i else "teacher"
-        print(
-            f"round {i + 1}: {np.mean(killed or [np.nan]):.1f} kills in {len(killed)} episodes of the {who}, loss {loss:.3f}"
-        )
+        mean = np.mean(killed or [np.nan])
+        print(f"round {i + 1}: {mean:.1f} kills in {len(killed)} episodes of the {who}, loss {loss:.3f}")
         for lane in lanes:
             lane.killed.clear()
     save_policy(args.out, policy, asdict(args) | {"out": str(args.out)}, {"steps": args.rounds * args.steps}, False)

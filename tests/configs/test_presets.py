@@ -89,10 +89,12 @@ def test_every_preset_fits_the_scripts(path: Path) -> None:
     import rollout.plan
     import rollout.play
     import rollout.policy
+    import rollout.pusher
     import rollout.rank
     import rollout.sample
     import train.benchmark
     import train.export
+    import train.pusher
 
     readers = {
         "bair": collect.bair, "robonet": collect.robonet, "tgif": collect.tgif, "ucf101": collect.ucf101,
@@ -100,7 +102,8 @@ def test_every_preset_fits_the_scripts(path: Path) -> None:
         "moving_mnist_small": collect.moving_mnist,
     }  # fmt: skip
     sections = {
-        "policy": policy, "collect": readers.get(path.stem, collect.vizdoom),
+        "policy": policy, "pusher": train.pusher, "pusher_score": rollout.pusher,
+        "collect": readers.get(path.stem, collect.vizdoom),
         "vqvae": vqvae, "tokens": tokens, "prior": prior,
         "outcome": outcome, "dream": rollout.dream, "evaluate": rollout.evaluate, "score": rollout.policy,
         "export": train.export, "outcome_scores": rollout.outcome, "endless": rollout.endless,
