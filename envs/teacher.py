@@ -47,6 +47,7 @@ class Teacher:
     def act(self) -> np.ndarray:
         """The action (5,) for what the engine shows now."""
         state = self.env.game.get_state()
+        assert state is not None and state.labels is not None and state.depth_buffer is not None
         monsters = [label for label in state.labels if label.object_category == "Monster"]
         hurt, self.health = self._has("HEALTH") < self.health - 1, self._has("HEALTH")
         if monsters and self._has("AMMO2") > 0:
