@@ -71,6 +71,13 @@ class Pushing(gym.Env[np.ndarray, Any]):
         frame, info = self._out()
         return frame, 0.0, False, self.robot.steps >= self.world.max_episode_steps, info
 
+    def pixels(self, points: np.ndarray) -> np.ndarray:
+        """(n, 2) row and column, in pixels of a frame, of points (n, 3) in metres."""
+        camera = self.robot.model.camera("aux1").id
+        rays = (points - self.robot.data.cam_xpos[camera]) @ self.robot.data.cam_xmat[camera].reshape(3, 3)
+        focal = self.size / 2 / np.tan(np.radians(self.robot.model.cam_fovy[camera]) / 2)
+        return self.size / 2 + focal * rays[:, [1, 0]] / rays[:, 2:] * (1, -1)
+
     def _out(self) -> tuple[np.ndarray, dict[str, Any]]:
         assert self.camera is not None
         self.drawn = self.camera.draw(self.robot.model, self.robot.data)

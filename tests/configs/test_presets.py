@@ -94,6 +94,7 @@ def test_every_preset_fits_the_scripts(path: Path) -> None:
     import rollout.sample
     import train.benchmark
     import train.export
+    import train.imitate
     import train.pusher
 
     readers = {
@@ -102,7 +103,7 @@ def test_every_preset_fits_the_scripts(path: Path) -> None:
         "moving_mnist_small": collect.moving_mnist,
     }  # fmt: skip
     sections = {
-        "policy": policy, "pusher": train.pusher, "pusher_score": rollout.pusher,
+        "policy": policy, "imitate": train.imitate, "pusher": train.pusher, "pusher_score": rollout.pusher,
         "collect": readers.get(path.stem, collect.vizdoom),
         "vqvae": vqvae, "tokens": tokens, "prior": prior,
         "outcome": outcome, "dream": rollout.dream, "evaluate": rollout.evaluate, "score": rollout.policy,

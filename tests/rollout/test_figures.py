@@ -16,7 +16,8 @@ import rollout.endless as endless
 import rollout.outcome as outcome
 import rollout.rank as rank
 from envs.dream import DreamEnv
-from rollout.plan import Cem, cem, value
+from rollout.cem import Cem, cem
+from rollout.plan import survival
 from train import export
 from worldmodel.checkpoint import digest, write_json
 from worldmodel.dream import Context, Dream
@@ -86,9 +87,9 @@ def test_planning_finds_the_actions_that_end_where_it_pays(toy_run: Path) -> Non
     dream.reset(seed=0, options=options)
     dream.world = dream.vector.world = _renamed(dream)
     how = Cem(candidates=24, elite=4, rounds=3, horizon=2, hold=1, health=10.0, momentum=0.1)
-    worth = value(dream, np.array([[0, 0], [2, 2], [1, 1]]), how, seed=0)
+    worth = survival(dream, np.array([[0, 0], [2, 2], [1, 1]]), 0, how.health)
     assert worth.argmax() in (1, 2)
-    plan = cem(dream, how, np.random.default_rng(0))
+    plan = cem(dream.world.action, how, lambda a: survival(dream, a, 0, how.health), np.random.default_rng(0))
     fork = dream.fork(1)
     for action in plan:
         fork.advance(np.array([action]))
