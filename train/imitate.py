@@ -122,17 +122,20 @@ def learn(policy: ActorCriticCnnPolicy, seen: list[tuple], args: Args, rng: np.r
     return float(np.mean(losses))
 
 
+def untrained(args: Args, frame: tuple[int, int, int], actions: spaces.Space) -> ActorCriticCnnPolicy:
+    """The network that train/policy.py goes on with."""
+    height, width, channels = frame
+    image = spaces.Box(0, 255, (args.stack * channels, height, width), np.uint8)
+    shape = {"features_dim": args.features}
+    return ActorCriticCnnPolicy(image, actions, lambda _: args.learning_rate, features_extractor_kwargs=shape)
+
+
 def main(args: Args) -> None:
     torch.manual_seed(args.seed)
     torch.set_num_threads(1)
     rng = np.random.default_rng(args.seed)
     lanes = [Lane(args, int(seed)) for seed in rng.integers(2**31, size=args.n_envs)]
-    height, width, channels = lanes[0].env.world.frame_shape
-    image = spaces.Box(0, 255, (args.stack * channels, height, width), np.uint8)
-    shape = {"features_dim": args.features}
-    policy = ActorCriticCnnPolicy(
-        image, lanes[0].env.action_space, lambda _: args.learning_rate, features_extractor_kwargs=shape
-    )
+    policy = untrained(args, lanes[0].env.world.frame_shape, lanes[0].env.action_space)
     seen: list[tuple] = []
     for i in range(args.rounds):
         seen.append(play(lanes, policy if i else None, args.steps, rng))
