@@ -55,7 +55,7 @@ class Args(Exploration):
     """The pusher that ships, the folder of another, or "random"."""
     episodes: int = 2000
     """Episodes to record in all, of 30 frames each."""
-    noise: float = 0.3
+    noise: float = 0.2
     """Of the pusher's dx and dy: standard deviation, in tenths of a metre."""
     hold: tuple[float, ...] = (1.0, 4.0)
     """Steps for which a random action is held, on average; of several, each episode draws one."""

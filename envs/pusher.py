@@ -26,7 +26,7 @@ from .policies import policy_folder
 from .pushing_robot import SHIFT, Robot
 from .pushing_scene import HIGH, LOW
 
-FAR, NEAR = 0.2, 0.04
+FAR, NEAR = 0.25, 0.08
 """Metres: a goal is at least so far from its object when it is drawn, and is reached when it is so near."""
 BEHIND = 0.03
 """Metres between an object's rim and the spot from which the hand pushes it."""

@@ -51,7 +51,7 @@ class Args:
 
     policy: str = "pushing"
     """The pusher that ships, or the folder of another."""
-    noise: float = 0.3
+    noise: float = 0.2
     """Exploration noise of its second row, as in collect/pushing.py."""
     episodes: int = 100
     """Episodes of each."""

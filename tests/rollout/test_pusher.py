@@ -21,7 +21,7 @@ def test_the_shipped_pusher_moves_objects_further_than_any_random_actions(
     scores = json.loads((tmp_path / "scores.json").read_text())["scores"]
     assert scores[pusher.ROBOT]["ratio"]["mean"] == 1
     assert scores["pusher"]["ratio"]["mean"] > 2.5
-    assert scores["pusher, noise 0.3"]["ratio"]["mean"] > 2.5
+    assert scores["pusher, noise 0.2"]["ratio"]["mean"] > 2.5
     for name in ("random, over the space", "random, held for 4"):
         assert scores[name]["moved"]["mean"] < scores[pusher.ROBOT]["moved"]["mean"]
     assert "moved, x robot" in capsys.readouterr().out
