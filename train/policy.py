@@ -49,6 +49,8 @@ class Args:
     """Folder for the policy and its TensorBoard log; an unfinished run in it goes on."""
     begin: Path | None = None
     """Begin with the weights of this policy."""
+    warmup: int = 0
+    """Steps in which only the value learns: an untrained one would spoil a policy that is good already."""
     env: str = "VizdoomFrames-v0"
     """Gymnasium id."""
     scenario: str = "health_gathering_supreme"
@@ -132,6 +134,10 @@ class Saver(BaseCallback):
         for output in self.logger.output_formats:
             if isinstance(output, TensorBoardOutputFormat) and not self.saved:
                 describe(output.writer, settings(self.args))
+
+    def _on_rollout_start(self) -> None:
+        for name, parameter in self.model.policy.named_parameters():
+            parameter.requires_grad = name.startswith("value_net") or self.num_timesteps >= self.args.warmup
 
     def _on_rollout_end(self) -> None:
         if self.num_timesteps - self.saved >= self.args.save_every:

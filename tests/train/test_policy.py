@@ -21,6 +21,18 @@ from worldmodel.errors import UserError
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def test_in_the_warmup_only_the_value_learns(tmp_path: Path) -> None:
+    how = {"scenario": "basic", "shaping": (), "n_envs": 2, "n_steps": 16, "epochs": 1, "features": 16}
+    policy.main(policy.Args(out=tmp_path / "begin", steps=32, **how))  # type: ignore[arg-type]
+    before = load_policy(tmp_path / "begin").state_dict()
+    for warmup, learned in ((64, {"value_net"}), (0, {"value_net", "action_net", "features_extractor"})):
+        args = policy.Args(out=tmp_path / str(warmup), begin=tmp_path / "begin", warmup=warmup, steps=64, **how)  # type: ignore[arg-type]
+        policy.main(args)
+        after = load_policy(args.out).state_dict()
+        parts = {name.partition(".")[0] for name in after if (after[name] != before[name]).any()}
+        assert parts - {"pi_features_extractor", "vf_features_extractor"} == learned, "those are the shared one again"
+
+
 class Scripted(gym.Env):
     """Health 50, 40, 65, then death, and again."""
 
