@@ -26,6 +26,7 @@ SECTIONS = (
     *("policy", "score", "imitate", "pusher", "pusher_score"),
     *("collect", "vqvae", "tokens", "prior", "outcome", "export", "dream", "evaluate"),
     *("outcome_scores", "endless", "control", "benchmark", "speed", "rank", "plan", "play", "sample", "fvd", "ablate"),
+    "diverge",
 )
 """The stages, each a section of a preset."""
 T = TypeVar("T")

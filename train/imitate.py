@@ -146,7 +146,8 @@ def main(args: Args) -> None:
         print(f"round {i + 1}: {mean:.1f} kills in {len(killed)} episodes of the {who}, loss {loss:.3f}")
         for lane in lanes:
             lane.killed.clear()
-    save_policy(args.out, policy, asdict(args) | {"out": str(args.out)}, {"steps": args.rounds * args.steps}, False)
+    settings = {name: value for name, value in asdict(args).items() if name != "out"}
+    save_policy(args.out, policy, settings, {"steps": args.rounds * args.steps}, resumable=False)
     for lane in lanes:
         lane.env.close()
     print(f"policy: {args.out}; train/policy.py --begin {args.out} goes on from it")

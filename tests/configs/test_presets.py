@@ -81,6 +81,7 @@ def test_every_preset_fits_the_scripts(path: Path) -> None:
     import rollout.ablate
     import rollout.benchmark
     import rollout.control
+    import rollout.diverge
     import rollout.dream
     import rollout.endless
     import rollout.evaluate
@@ -109,7 +110,7 @@ def test_every_preset_fits_the_scripts(path: Path) -> None:
         "outcome": outcome, "dream": rollout.dream, "evaluate": rollout.evaluate, "score": rollout.policy,
         "export": train.export, "outcome_scores": rollout.outcome, "endless": rollout.endless,
         "control": rollout.control, "benchmark": rollout.benchmark, "speed": train.benchmark,
-        "rank": rollout.rank, "plan": rollout.plan, "play": rollout.play,
+        "rank": rollout.rank, "plan": rollout.plan, "diverge": rollout.diverge, "play": rollout.play,
         "sample": rollout.sample, "fvd": rollout.fvd, "ablate": rollout.ablate,
     }  # fmt: skip
     preset = read_preset(path.stem)

@@ -12,6 +12,7 @@ import torch
 
 import rollout.benchmark as benchmark
 import rollout.control as control
+import rollout.diverge as diverge
 import rollout.endless as endless
 import rollout.outcome as outcome
 import rollout.rank as rank
@@ -103,6 +104,18 @@ def _renamed(dream: DreamEnv):  # type: ignore[no-untyped-def]
     from dataclasses import replace
 
     return replace(dream.world, variables=("HEALTH",))
+
+
+def test_futures_of_one_frame_diverge_under_different_actions_and_agree_under_the_same(run: Path) -> None:
+    diverge.main(diverge.Args(run=run, starts=8, steps=4, ahead=(1, 4), show=1))
+    told = json.loads((run / "evaluation" / "diverge.json").read_text())
+    same, other = (told[name][1]["mean"] for name in ("same actions", "different actions"))
+    assert same < 0.5 * other, "the toy world does what its actions say"
+    assert (run / "evaluation" / "diverge.png").stat().st_size > 500
+    black, white = np.zeros((1, 2, 4, 4, 3), np.uint8), np.full((1, 2, 4, 4, 3), 255, np.uint8)
+    assert diverge.distance(black, white).tolist() == [[1.0, 1.0]]
+    with pytest.raises(UserError, match="ahead at most steps"):
+        diverge.Args(steps=4)
 
 
 def test_rank_correlation_and_its_interval() -> None:

@@ -11,9 +11,10 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from envs.policies import load_policy
+from envs.policies import load_player, load_policy
 from envs.teacher import Teacher, angle
 from envs.vizdoom import VizdoomFrames
+from rollout.policy import play
 from train import imitate
 from worldmodel.checkpoint import read_header
 from worldmodel.errors import UserError
@@ -75,3 +76,10 @@ def test_nonsense_is_refused() -> None:
         imitate.Args(stack=5)
     with pytest.raises(UserError, match="at least n_envs"):
         imitate.Args(steps=1)
+
+
+def test_the_policy_that_ships_kills_more_than_twice_as_often_as_a_random_one() -> None:
+    with contextlib.closing(VizdoomFrames("battle2")) as env:
+        players = (load_player("battle2", env.world), load_player("random", env.world))
+        ours, random = (np.mean([play(env, player, 0, i)[1] for i in range(6)]) for player in players)
+    assert ours > 2 * random, f"{ours} kills against {random}"
