@@ -24,6 +24,7 @@ from envs.pusher import NEAR, Task, load_pusher
 from envs.pushing import Pushing
 from envs.pushing_robot import ACTION, robot_actions
 from envs.pushing_scene import LOW
+from envs.vector import DreamVectorEnv
 from worldmodel.metrics.interval import bootstrap
 
 if TYPE_CHECKING:
@@ -54,6 +55,12 @@ def follow(frames: np.ndarray, places: np.ndarray, colour: np.ndarray) -> np.nda
     return places
 
 
+def colour(frame: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """(3,) of a frame (h, w, 3) around a place."""
+    row, column = np.clip(place.astype(int), 1, len(frame) - 2)
+    return np.median(frame[row - 1 : row + 2, column - 1 : column + 2].reshape(-1, 3), axis=0)
+
+
 class Foresight:
     """The object and the goal of an episode, as pixels, and what a future is worth for them."""
 
@@ -61,20 +68,19 @@ class Foresight:
         self.env = env
         spots = np.append(task.place, env.robot.objects[task.object, 2]), np.append(task.goal, 0.03)
         self.place, self.goal = (env.pixels(spot[None])[0] for spot in spots)
-        row, column = np.clip(self.place.astype(int), 1, env.size - 2)
-        self.colour = np.median(frame[row - 1 : row + 2, column - 1 : column + 2].reshape(-1, 3), axis=0)
+        self.colour = colour(frame, self.place)
 
     def see(self, frame: np.ndarray) -> None:
         """Follow the object into the next real frame."""
         self.place = follow(frame[None], self.place[None], self.colour)[0]
 
-    def value(self, dream: DreamEnv, actions: np.ndarray, seed: int) -> np.ndarray:
+    def value(self, dream: DreamVectorEnv, actions: np.ndarray, seed: int) -> np.ndarray:
         """(n,) of actions (n, horizon, 4)."""
-        fork = dream.fork(len(actions), seed)
+        fork, shown = dream.fork(len(actions), seed), colour(dream.frames[0], self.place)  # it may fade in a dream
         places, cost = np.tile(self.place, (len(actions), 1)), np.zeros(len(actions))
         for t in range(actions.shape[1]):
             fork.advance(actions[:, t].astype(np.float32))
-            places = follow(fork.frames, places, self.colour)
+            places = follow(fork.frames, places, shown)
             way = self.goal - places
             left = np.linalg.norm(way, axis=1)
             behind = places - BEHIND * way / np.maximum(left, 1e-6)[:, None]
@@ -106,7 +112,7 @@ def score(args: Args, dream: DreamEnv, planner_of: type[Planner]) -> tuple[str, 
 
     def planning(env: Pushing, frame: np.ndarray, task: Task) -> Act:
         aim = Foresight(env, frame, task)
-        planner = planner_of(args, dream, aim.value)
+        planner = planner_of(args, dream, lambda dream, a, s: aim.value(dream.vector, a, s))
 
         def act(env: Pushing, frame: np.ndarray, rng: np.random.Generator) -> np.ndarray:
             aim.see(frame)
