@@ -93,7 +93,7 @@ def main(args: Args) -> None:
     rows = [
         np.concatenate([held.frames[i, c - 1 : c], one]) for i in range(args.show) for plan in film[i] for one in plan
     ]
-    save_png(folder / "diverge.png", enlarge(film_strip(np.stack(rows)[:, :: max(1, args.steps // 8)]), 2))
+    save_png(folder / "diverge.png", enlarge(film_strip(np.stack(rows)[:, :: -(-args.steps // 8)]), 2))
     protocol = asdict(args) | {"run": str(args.run), "data": str(args.data), "prior": digest(args.run / "prior")}
     write_json(folder / "diverge.json", {"protocol": protocol} | plain(told))
     print(f"picture: {folder / 'diverge.png'}")
