@@ -21,20 +21,22 @@ BACKENDS = ("egl", "osmesa")
 
 
 def context(size: int) -> Any:
-    """An OpenGL context; MUJOCO_GL, where it is set, says which."""
+    """An OpenGL context; MUJOCO_GL, where it is set, says which.
+
+    Each is tried twice: a window that somebody closed in this process may have closed the display that was open.
+    """
     asked = os.environ.get("MUJOCO_GL", "").lower()
-    why = []
-    for name in (asked,) if asked else BACKENDS:
+    why = {}
+    for name in np.repeat((asked,) if asked else BACKENDS, 2):
         try:
             made = importlib.import_module(f"mujoco.{name}").GLContext(size, size)
             made.make_current()
             return made
         except Exception as error:  # PyOpenGL has an error of its own for each way to be missing
-            why.append(f"{name}: {line(error)}")
-            if not asked:
-                forget()
+            why[name] = f"{name}: {line(error)}"
+            forget()
     raise UserError(
-        f"nothing can draw here ({'; '.join(why)}); on Debian, apt-get install libegl1 or libosmesa6, "
+        f"nothing can draw here ({'; '.join(why.values())}); on Debian, apt-get install libegl1 or libosmesa6, "
         "and leave MUJOCO_GL unset or name one that is there"
     )
 

@@ -41,8 +41,10 @@ def test_held_actions_change_once_in_four_steps() -> None:
     act, rng = pusher.Held(), np.random.default_rng(0)
 
     class Robot:
-        steps = 1
+        steps = 0
 
+    act(Robot(), rng)  # type: ignore[arg-type]
+    Robot.steps = 1
     actions = np.array([act(Robot(), rng) for _ in range(2000)])  # type: ignore[arg-type]
     ACTION.check(actions)
     assert np.any(actions[1:] != actions[:-1], axis=1).mean() == pytest.approx(0.25, abs=0.04)
