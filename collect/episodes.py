@@ -13,7 +13,7 @@ new policy inside the dream begins.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +22,12 @@ import numpy as np
 
 from envs.policies import MEMORY, Player
 from worldmodel.errors import UserError
-from worldmodel.world import World, random_actions
+from worldmodel.world import ActionSpec, World, random_actions
 from worldmodel.writer import Episode
 
 Env = gym.Env[np.ndarray, Any]
+Draw = Callable[[ActionSpec, int, np.random.Generator], np.ndarray]
+"""Random actions (n, ...) of an action space."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +51,10 @@ class Exploration:
 class Lane:
     """One engine, its episode so far, and the random action that it may be holding."""
 
-    def __init__(self, env: Env, world: World, how: Exploration, seed: int, rng: np.random.Generator) -> None:
-        self.env, self.world, self.rng, self.done = env, world, rng, False
+    def __init__(
+        self, env: Env, world: World, how: Exploration, seed: int, rng: np.random.Generator, draw: Draw = random_actions
+    ) -> None:
+        self.env, self.world, self.rng, self.draw, self.done = env, world, rng, draw, False
         epsilon = 1.0 if rng.random() < how.random_share else how.epsilon
         self.hold = how.hold[rng.integers(len(how.hold))]
         self.begin = epsilon / (epsilon + self.hold * (1 - epsilon))  # makes a share epsilon of all steps random
@@ -68,7 +72,7 @@ class Lane:
         """Whether the next action is the held one."""
         if self.left == 0 and self.rng.random() < self.begin:
             self.left = int(self.rng.geometric(1 / self.hold))
-            self.held = random_actions(self.world.action, 1, self.rng)[0]
+            self.held = self.draw(self.world.action, 1, self.rng)[0]
         if self.left == 0:
             return False
         self.left -= 1
@@ -94,11 +98,19 @@ class Lane:
         }
 
 
-def play(envs: Sequence[Env], world: World, player: Player, how: Exploration, seed: int, group: int) -> list[Episode]:
-    """The episodes of a group, one in each environment, side by side."""
+def play(
+    envs: Sequence[Env],
+    world: World,
+    player: Player,
+    how: Exploration,
+    seed: int,
+    group: int,
+    draw: Draw = random_actions,
+) -> list[Episode]:
+    """The episodes of a group, one in each environment, side by side; what is random is as `draw` has it."""
     seeds = np.random.SeedSequence([seed, group]).generate_state(len(envs) + 1).tolist()
     rng = np.random.default_rng(seeds.pop())
-    lanes = [Lane(env, world, how, s, rng) for env, s in zip(envs, seeds, strict=True)]
+    lanes = [Lane(env, world, how, s, rng, draw) for env, s in zip(envs, seeds, strict=True)]
     while playing := [lane for lane in lanes if not lane.done]:
         asking = []
         for lane in playing:

@@ -36,7 +36,7 @@ from envs.policies import load_player, load_policy, policy_folder
 from envs.vizdoom import VizdoomFrames
 from worldmodel.checkpoint import digest
 from worldmodel.errors import UserError
-from worldmodel.world import World
+from worldmodel.world import World, random_actions
 from worldmodel.writer import Episode, StoreWriter
 
 LANES = 4
@@ -50,7 +50,7 @@ class Args(Exploration):
     out: Path = Path("runs/health_gathering_supreme/data.zarr")
     """The store; one that is not complete goes on."""
     scenario: str = "health_gathering_supreme"
-    """A scenario that ships with ViZDoom."""
+    """A scenario that ships with ViZDoom, or battle2."""
     policy: str = ""
     """Folder of a policy, or "random"; by default the one that ships for the scenario."""
     episodes: int = 200
@@ -88,10 +88,11 @@ def bare_engine(args: Args, seconds: float = 2.0) -> float:
     rng = np.random.default_rng(args.seed)
     with contextlib.closing(make_env(args)) as env:
         env.reset(seed=args.seed)
-        game, buttons = env.engine.game, env.engine.button_map
+        game, actions = env.game, random_actions(env.world.action, 1000, rng)
+        buttons = [env.buttons.press(action).tolist() for action in actions]
         begin, steps = time.perf_counter(), 0
         while (passed := time.perf_counter() - begin) < seconds:
-            game.make_action(buttons[rng.integers(len(buttons))].tolist(), args.frame_skip)
+            game.make_action(buttons[steps % len(buttons)], args.frame_skip)
             if game.is_episode_finished():
                 game.new_episode()
             steps += 1

@@ -23,8 +23,10 @@ from worldmodel.errors import UserError
 
 FOLDER = Path(__file__).parent
 SECTIONS = (
-    *("policy", "score", "collect", "vqvae", "tokens", "prior", "outcome", "export", "dream", "evaluate"),
+    *("policy", "score", "imitate", "pusher", "pusher_score"),
+    *("collect", "vqvae", "tokens", "prior", "outcome", "export", "dream", "evaluate"),
     *("outcome_scores", "endless", "control", "benchmark", "speed", "rank", "plan", "play", "sample", "fvd", "ablate"),
+    "diverge",
 )
 """The stages, each a section of a preset."""
 T = TypeVar("T")

@@ -51,6 +51,7 @@ def save_policy(
         "kind": "ppo_cnn",
         "observation": list(policy.observation_space.shape or ()),
         "action": {"kind": spec.kind, "nvec": spec.nvec, "low": spec.low, "high": spec.high},
+        "features": policy.features_dim,
         "training": training,
     }
     save_checkpoint(folder, policy, config, progress, policy.optimizer if resumable else None)
@@ -76,7 +77,8 @@ def load_policy(folder: str | Path, world: World | None = None) -> ActorCriticCn
             "choose another policy"
         )
     image = spaces.Box(0, 255, (channels, height, width), np.uint8)
-    policy = ActorCriticCnnPolicy(image, to_space(spec), lr_schedule=lambda _: 0.0)
+    shape = {"features_dim": config.get("features", 512)}  # SB3's default, and that of older policies
+    policy = ActorCriticCnnPolicy(image, to_space(spec), lambda _: 0.0, features_extractor_kwargs=shape)
     load_weights(folder, policy)
     policy.set_training_mode(False)
     return policy
@@ -85,13 +87,20 @@ def load_policy(folder: str | Path, world: World | None = None) -> ActorCriticCn
 @torch.inference_mode()
 def act(policy: ActorCriticCnnPolicy, frames: np.ndarray, epsilon: float, rng: np.random.Generator) -> np.ndarray:
     """Sampled actions for frames (n, h, w, 3k); with chance `epsilon` each is uniformly random instead."""
-    noise = torch.from_numpy(rng.gumbel(size=(len(frames), *_logit_shape(policy)))).float()
+    spec = to_spec(policy.action_space)
+    noise = torch.from_numpy(rng.gumbel(size=(len(frames), spec.width))).float()
     pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)  # SB3's own way to the logits takes a third longer
     features = policy.extract_features(pixels, policy.pi_features_extractor)
     logits = policy.action_net(policy.mlp_extractor.forward_actor(features))  # type: ignore[arg-type]
-    actions = (logits + noise).argmax(-1).numpy()  # Gumbel-max: a sample from our own generator
-    random = rng.integers(0, noise.shape[-1], size=len(frames))
-    return np.where(rng.random(len(frames)) < epsilon, random, actions)
+    factors = (logits + noise).split(spec.nvec, dim=-1)  # Gumbel-max: a sample of each factor from our own generator
+    actions = torch.stack([factor.argmax(-1) for factor in factors], dim=-1).numpy().reshape(-1, *spec.shape)
+    return explored(actions, spec, epsilon, rng)
+
+
+def explored(actions: np.ndarray, spec: ActionSpec, epsilon: float, rng: np.random.Generator) -> np.ndarray:
+    """The actions (n, ...), each replaced with chance `epsilon` by a uniformly random one."""
+    random, chance = random_actions(spec, len(actions), rng), rng.random(len(actions))
+    return np.where((chance < epsilon).reshape(-1, *[1] * len(spec.shape)), random, actions)
 
 
 def load_player(name: str, world: World, deterministic: bool = False) -> Player:
@@ -113,7 +122,7 @@ def load_player(name: str, world: World, deterministic: bool = False) -> Player:
 
     def likeliest(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         chosen, _ = policy.predict(stacked(frames, depth), deterministic=True)
-        return np.where(rng.random(len(chosen)) < epsilon, random_actions(world.action, len(chosen), rng), chosen)
+        return explored(chosen, world.action, epsilon, rng)
 
     return likeliest if deterministic else lambda frames, rng: act(policy, stacked(frames, depth), epsilon, rng)
 
@@ -123,8 +132,3 @@ def stacked(frames: np.ndarray, depth: int) -> np.ndarray:
     frames = frames[-depth:]
     padded = np.pad(frames, [(depth - len(frames), 0)] + [(0, 0)] * 4)
     return np.concatenate(list(padded), axis=-1)
-
-
-def _logit_shape(policy: ActorCriticCnnPolicy) -> tuple[int, ...]:
-    assert isinstance(policy.action_space, spaces.Discrete)
-    return (int(policy.action_space.n),)

@@ -10,8 +10,11 @@ What differs from ViZDoom's own Gymnasium wrapper, and why:
 * The engine writes its settings and a working folder into the current directory. Here each instance
   has a temporary folder of its own, gone after `close`.
 
-Reward, buttons and game variables are the scenario's. For Health Gathering Supreme: +1 a tic alive
-(+4 a step at frame skip 4), -100 at death, actions (none, forward, right, left), HEALTH in `info`.
+Reward and game variables are the scenario's, buttons are those of `envs.buttons`. For Health Gathering Supreme: +1 a
+tic alive (+4 a step at frame skip 4), -100 at death, actions (none, forward, right, left), HEALTH in `info`. For
+Battle2: +1 for each monster killed, five factors of action, and AMMO2, HEALTH and USER2, which counts the kills.
+
+The frame skip of 4 is that of the scores that these scenarios are known by (Kempka et al., 2016, and later work).
 """
 
 from __future__ import annotations
@@ -19,7 +22,6 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -27,26 +29,14 @@ import numpy as np
 import vizdoom as vzd
 from gymnasium import spaces
 from PIL import Image
-from vizdoom.gymnasium_wrapper.base_gymnasium_env import VizdoomEnv
 
 from worldmodel.errors import UserError
 from worldmodel.world import World
 
+from .buttons import Buttons
 from .render import Viewer
+from .scenarios import Scenario, find
 from .spaces import to_spec
-
-TIME_LIMIT = {"take_cover": 2100}
-"""Tics, for scenarios that set no limit themselves: that of Gym's DoomTakeCover, by which its scores are known."""
-
-
-def scenario_config(scenario: str) -> Path:
-    """The .cfg of a scenario that ships with ViZDoom; `UserError` listing them for an unknown name."""
-    folder = Path(vzd.scenarios_path)
-    path = folder / f"{scenario}.cfg"
-    if not path.exists():
-        known = ", ".join(sorted(p.stem for p in folder.glob("*.cfg")))
-        raise UserError(f"there is no scenario {scenario!r}; ViZDoom ships {known}")
-    return path
 
 
 def engine_of(world: World) -> VizdoomFrames:
@@ -56,11 +46,28 @@ def engine_of(world: World) -> VizdoomFrames:
     return VizdoomFrames(**world.env_kwargs)
 
 
+def open_game(scenario: Scenario, folder: str) -> vzd.DoomGame:
+    """An engine that is set up but not started, without a window, whose files go into a folder."""
+    game = vzd.DoomGame()
+    game.load_config(str(scenario.config))
+    if scenario.wad is not None:
+        game.set_doom_scenario_path(str(scenario.wad))
+    if scenario.level:
+        game.set_doom_map(scenario.level)
+    game.add_game_args(scenario.arguments)
+    game.set_mode(vzd.Mode.PLAYER)  # never in real time
+    game.set_window_visible(False)
+    game.set_screen_format(vzd.ScreenFormat.RGB24)
+    game.set_screen_resolution(vzd.ScreenResolution.RES_160X120)
+    game.set_doom_config_path(f"{folder}/vizdoom.ini")
+    return game
+
+
 class VizdoomFrames(gym.Env[np.ndarray, Any]):
     """A scenario as small RGB frames.
 
     Observation: `Box(0, 255, (size, size, 3), uint8)`, the 160x120 screen averaged over areas.
-    Action: one button at a time, `Discrete(buttons + 1)` with "nothing" first.
+    Action: `Discrete(buttons + 1)`, one at a time with "nothing" first; `MultiDiscrete` for Battle2.
     `info`: the scenario's game variables by name, as float.
     """
 
@@ -77,24 +84,18 @@ class VizdoomFrames(gym.Env[np.ndarray, Any]):
         """`horizon`, in steps, defaults to the scenario's limit in tics over `frame_skip`; 0 means none."""
         if frame_skip < 1 or size < 1:
             raise UserError(f"frame_skip and size must be at least 1, not {frame_skip} and {size}")
-        config = scenario_config(scenario)
+        found = find(scenario)
         self.render_mode, self.frame_skip, self.size = render_mode, frame_skip, size
         self.metadata = {**self.metadata, "render_fps": vzd.DEFAULT_TICRATE / frame_skip}
         self.folder = tempfile.mkdtemp(prefix="vizdoom-")
-        self.engine = VizdoomEnv(
-            config_file=str(config),
-            frame_skip=frame_skip,
-            max_buttons_pressed=1,
-            screen_resolution="RES_160X120",
-        )
-        game = self.engine.game
-        game.set_doom_config_path(f"{self.folder}/vizdoom.ini")
-        tics = game.get_episode_timeout() or TIME_LIMIT.get(scenario, 0)
+        self.game, self.alone = open_game(found, self.folder), bool(found.arguments)
+        tics = self.game.get_episode_timeout() or found.limit
         limit = tics // frame_skip if horizon is None else horizon
-        game.set_episode_timeout(0)
-        self.action_space = self.engine.action_space
+        self.game.set_episode_timeout(0)
+        self.buttons = Buttons(self.game.get_available_buttons(), found.factored)
+        self.action_space = self.buttons.space
         self.observation_space = spaces.Box(0, 255, (size, size, 3), np.uint8)
-        self.variables = tuple(v.name for v in game.get_available_game_variables())
+        self.variables = tuple(v.name for v in self.game.get_available_game_variables())
         self.world = World(
             name=scenario,
             env_id="VizdoomFrames-v0",
@@ -109,23 +110,34 @@ class VizdoomFrames(gym.Env[np.ndarray, Any]):
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
-        with contextlib.chdir(self.folder):
-            self._see(self.engine.reset(seed=seed)[0])
+        self.game.set_seed(int(self.np_random.integers(2**32, dtype=np.uint32)))
+        if self.alone:  # a game for several players goes on where it was, whatever the seed
+            self.game.close()
+        if self.game.is_running():
+            self.game.new_episode()
+        else:
+            with contextlib.chdir(self.folder):
+                self.game.init()
+        self._see()
         self.elapsed = 0
         return self._out()
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        observation, reward, terminated, _, _ = self.engine.step(self.world.action.check(action)[()])
+        buttons = self.buttons.press(self.world.action.check(action))
+        reward = self.game.make_action(buttons.tolist(), self.frame_skip)
+        terminated = self.game.is_episode_finished()
         if not terminated:  # the engine has no picture of the end: the last one stays
-            self._see(observation)
+            self._see()
         self.elapsed += 1
         truncated = not terminated and 0 < self.world.max_episode_steps <= self.elapsed
         frame, info = self._out()
         return frame, float(reward), bool(terminated), truncated, info
 
-    def _see(self, observation: dict[str, np.ndarray]) -> None:
-        self.screen = observation["screen"].copy()
-        self.values = observation.get("gamevariables", np.zeros(0, np.float32)).copy()
+    def _see(self) -> None:
+        state = self.game.get_state()
+        assert state is not None
+        self.screen = state.screen_buffer.copy()
+        self.values = np.array([] if state.game_variables is None else state.game_variables, np.float32)
 
     def _out(self) -> tuple[np.ndarray, dict[str, Any]]:
         if self.render_mode == "human":
@@ -138,5 +150,5 @@ class VizdoomFrames(gym.Env[np.ndarray, Any]):
 
     def close(self) -> None:
         self.viewer.close()
-        self.engine.close()
+        self.game.close()
         shutil.rmtree(self.folder, ignore_errors=True)

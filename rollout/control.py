@@ -4,12 +4,13 @@
 
 * Delta-PSNR (Bruce et al., 2024, Genie, section 3): PSNR of the frame dreamed under the true actions minus PSNR of the
   one dreamed under random actions, both against the true frame, `ahead` steps on. Above zero: actions matter.
-* Inverse dynamics: a classifier learns, from real frames of the training split only, to read the action from two frames
-  in a row. Its accuracy (balanced over actions) on dreams of held-out starts, over that on real frames under actions of
-  the same kind, says how much of an action's effect is dreamed: under the true actions, over the held-out frames they
-  led to, and under random ones, over real frames of the engine under random ones, to which a policy led. (The player
-  has momentum, so an action that goes against the one before is harder to read, in the engine as well.) On
-  reconstructions the accuracy says what blur alone costs. Where there is no engine, held-out frames stand below both.
+* Inverse dynamics: a classifier learns, from real frames of the training split only, to read the action from two
+  frames in a row (rollout/inverse.py). Its accuracy (balanced over actions) on dreams of held-out starts, over that
+  on real frames under actions of the same kind, says how much of an action's effect is dreamed: under the true
+  actions, over the held-out frames they led to, and under random ones, over real frames of the engine under random
+  ones, to which a policy led. (The player has momentum, so an action that goes against the one before is harder to
+  read, in the engine as well.) On reconstructions the accuracy says what blur alone costs. Where there is no engine,
+  held-out frames stand below both.
 
 Intervals are over episodes, or over starts of the engine, each in an episode of its own.
 """
@@ -26,25 +27,22 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from configs import command
 from envs.policies import MEMORY, Player, load_player, shipped_policies
 from envs.vizdoom import engine_of
 from rollout.evaluate import Held, dreams, held_out, plain, reconstructions
+from rollout.inverse import hits, learn
 from worldmodel.checkpoint import digest, write_json
-from worldmodel.clips import Clips
 from worldmodel.dream import Dream, Precision
 from worldmodel.errors import UserError
 from worldmodel.metrics.frames import psnr
 from worldmodel.metrics.interval import bootstrap, ratio
 from worldmodel.sampling import Sampling
 from worldmodel.store import Store
-from worldmodel.vqvae import to_float
-from worldmodel.world import World
+from worldmodel.world import World, random_actions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,56 +79,8 @@ class Args:
             raise UserError("clips, context, ahead, train_steps and lead must be at least 1, and steps at least ahead")
 
 
-def classifier(actions: int) -> nn.Module:
-    """Two frames and their difference (n, 9, h, w) -> logits of the action between them."""
-    return nn.Sequential(
-        nn.Conv2d(9, 32, 4, 2, 1), nn.ReLU(),
-        nn.Conv2d(32, 48, 4, 2, 1), nn.ReLU(),
-        nn.Conv2d(48, 64, 4, 2, 1), nn.ReLU(),
-        nn.Flatten(), nn.LazyLinear(128), nn.ReLU(), nn.Linear(128, actions),
-    )  # fmt: skip
-
-
-def pair(before: np.ndarray, after: np.ndarray) -> Tensor:
-    """uint8 frames (n, h, w, 3), twice -> (n, 9, h, w)."""
-    a, b = (to_float(torch.from_numpy(x)).movedim(-1, 1) for x in (before, after))
-    return torch.cat([a, b, b - a], dim=1)
-
-
-def learn(args: Args, store: Store, actions: int) -> nn.Module:
-    """A classifier of real pairs of the training split; every action is as frequent as any other."""
-    torch.manual_seed(args.seed)
-    clips, model = Clips(store, "train", 2, ["frames", "action"]), classifier(actions)
-    rng, optimizer = np.random.default_rng(args.seed), None
-    for _ in tqdm(range(args.train_steps), unit=" steps", desc="classifier"):
-        batch = clips.sample(rng, 128)
-        x, y = pair(batch["frames"][:, 0], batch["frames"][:, 1]), torch.from_numpy(batch["action"][:, 0].astype(int))
-        logits = model(x)
-        optimizer = optimizer or torch.optim.Adam(model.parameters(), 1e-3)
-        weight = (y.bincount(minlength=actions) + 1.0).reciprocal()
-        loss = F.cross_entropy(logits, y, weight=weight / weight.mean())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return model.eval()
-
-
-@torch.no_grad()
-def hits(model: nn.Module, films: np.ndarray, actions: np.ndarray) -> np.ndarray:
-    """(n,) how many of the actions (n, t) are read rightly from films (n, t + 1, h, w, 3), rare actions weighing more.
-
-    Their mean is the accuracy with every action as frequent as any other (balanced accuracy).
-    """
-    n, t = actions.shape
-    share = np.bincount(actions.ravel()) / actions.size
-    weight = 1 / (share * np.count_nonzero(share) + (share == 0))
-    before, after = films[:, :-1].reshape(n * t, *films.shape[2:]), films[:, 1:].reshape(n * t, *films.shape[2:])
-    read = torch.cat([model(pair(before[i : i + 512], after[i : i + 512])).argmax(1) for i in range(0, n * t, 512)])
-    return ((read.numpy().reshape(n, t) == actions) * weight[actions]).mean(1)
-
-
 def strayed_for_real(args: Args, world: World, player: Player, actions: np.ndarray) -> np.ndarray:
-    """Frames (n, t + 1, h, w, 3) of the engine under actions (n, t), after a policy led to where they begin."""
+    """Frames (n, t + 1, h, w, 3) of the engine under actions (n, t, ...), after a policy led to where they begin."""
     rng, films = np.random.default_rng(args.seed), list[np.ndarray]()
     with contextlib.closing(engine_of(world)) as engine:
         while len(films) < len(actions):
@@ -150,8 +100,8 @@ def strayed_for_real(args: Args, world: World, player: Player, actions: np.ndarr
 def measure(args: Args, dream: Dream, held: Held, model: nn.Module, player: Player | None = None) -> dict[str, Any]:
     """Every figure; the player, if there is an engine, leads to where its random actions begin."""
     n, c, steps = len(held.codes), args.context, args.steps
-    true = held.actions[:, c - 1 : c - 1 + steps]
-    random = np.random.default_rng(args.seed).integers(dream.world.action.nvec[0], size=true.shape)
+    spec, true = dream.world.action, held.actions[:, c - 1 : c - 1 + steps]
+    random = random_actions(spec, n * steps, np.random.default_rng(args.seed)).reshape(true.shape)
     with tqdm(total=2 * n * steps, unit=" steps", desc="dreams") as bar:
         obeyed, strayed = (dreams(dream, held, a, c, args.seed, 64, bar) for a in (true, random))
     at, truth = args.ahead - 1, held.frames[:, c:]
@@ -163,11 +113,11 @@ def measure(args: Args, dream: Dream, held: Held, model: nn.Module, player: Play
         "dreams, true actions": (np.concatenate([decoded[:, :1], obeyed], 1), true),
         "dreams, random actions": (np.concatenate([decoded[:, :1], strayed], 1), random),
     }
-    read = {k: hits(model, film, a) for k, (film, a) in films.items()}
+    read = {k: hits(model, film, spec, a) for k, (film, a) in films.items()}
     told = {k: bootstrap(v, held.episode) for k, v in read.items()}
     over = {k: ratio(read[k], read["real frames"], held.episode) for k in films if k.startswith("dreams")}
     if player is not None:
-        strayed_real = hits(model, strayed_for_real(args, dream.world, player, random), random)
+        strayed_real = hits(model, strayed_for_real(args, dream.world, player, random), spec, random)
         told["real frames, random actions"] = bootstrap(strayed_real)  # each from an episode of its own
         over["dreams, random actions"] = ratio(read["dreams, random actions"], strayed_real, None)
     return {"delta_psnr": bootstrap(gain, held.episode), "inverse_dynamics": told, "ratio": over}
@@ -178,10 +128,10 @@ def main(args: Args) -> None:
     store, world = Store(args.data or args.run / "data.zarr"), dream.world
     policy = args.policy or next(iter(shipped_policies(world.name)), "random")
     player = load_player(policy, world) if world.env_id == "VizdoomFrames-v0" else None
-    if world.action.kind != "Discrete" or dream.stride > 1:
-        raise UserError("actions are read as classes of single steps; this dream has other actions or a time stride")
+    if dream.stride > 1:
+        raise UserError("actions are read from single steps; this dream has a time stride")
     held = held_out(dream, args.run, args.data, args.split, args.clips, args.context + args.steps)
-    result = measure(args, dream, held, learn(args, store, world.action.nvec[0]), player)
+    result = measure(args, dream, held, learn(store, args.train_steps, args.seed), player)
     print(f"delta-PSNR, {args.ahead} steps ahead: {result['delta_psnr']} dB (above 0: actions matter)")
     for name, accuracy in result["inverse_dynamics"].items():
         print(f"action read from {name:28}{accuracy!s:>24}")

@@ -1,12 +1,12 @@
 """Plan in the dream, act in the engine: the cross-entropy method through `fork`.
 
     python rollout/plan.py --world take_cover
+    python rollout/plan.py --world pushing      # rollout/foresight.py: push an object to a goal that is given by pixels
 
-Every `every` steps the last real frames become a dream, forked into `candidates` futures. Each follows actions drawn
-from a distribution for each step of the horizon; the distribution moves towards the best `elite` of them, `rounds`
-times, and the likeliest first actions are played. A future is worth its predicted return, plus `health` for each point
-of HEALTH that is left at its end, since a short horizon seldom sees a death. Beside it a random policy and one that
-ships play the same episodes.
+Every `every` steps the last real frames become a dream, forked into futures that follow the candidates of
+`rollout/cem.py`, and the first actions of the plan are played. Of Doom a future is worth its predicted return, plus
+`health` for each point of HEALTH that is left at its end, since a short horizon seldom sees a death. Beside it a
+random policy and one that ships play the same episodes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections import deque
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 if not __package__:
@@ -27,36 +29,13 @@ from configs import command
 from envs.dream import DreamEnv
 from envs.policies import load_player, shipped_policies
 from envs.vizdoom import engine_of
+from rollout import foresight
+from rollout.cem import Cem, cem
 from rollout.policy import play
 from worldmodel.checkpoint import write_json
-from worldmodel.dream import Precision
+from worldmodel.dream import PRETRAINED, Precision
 from worldmodel.errors import UserError
 from worldmodel.metrics.interval import bootstrap
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cem:
-    """The cross-entropy method over discrete actions."""
-
-    candidates: int = 32
-    """Futures of a round."""
-    elite: int = 6
-    """Of them, those that the distribution moves towards."""
-    rounds: int = 2
-    horizon: int = 8
-    """Steps of a future."""
-    hold: int = 2
-    """Steps for which an action of a future is held."""
-    health: float = 1.0
-    """Worth of a point of HEALTH at the end of a future."""
-    momentum: float = 0.2
-    """Share of the old distribution in the new one."""
-
-    def __post_init__(self) -> None:
-        if min(self.elite, self.rounds, self.horizon, self.hold) < 1 or self.elite > self.candidates:
-            raise UserError("elite, rounds, horizon and hold must be at least 1, and elite at most candidates")
-        if not 0 <= self.momentum <= 1:
-            raise UserError(f"momentum must lie between 0 and 1, not at {self.momentum}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +43,9 @@ class Args:
     """Plan in a dream and act in its engine."""
 
     run: str = ""
-    """Run folder of the dream; by default the model that ships."""
+    """Run folder of the dream; by default the model that ships for the world, or else runs/<world>."""
     world: str = "health_gathering_supreme"
-    """World of the model that ships."""
+    """World of the dream."""
     policy: str = ""
     """Policy to compare with; by default those that ship for the world."""
     episodes: int = 5
@@ -88,56 +67,46 @@ class Args:
 
 
 class Planner:
-    """A player that remembers the last frames of its episode."""
+    """A player that remembers the last frames of its episode.
 
-    def __init__(self, args: Args, dream: DreamEnv) -> None:
-        self.args, self.dream = args, dream
+    `value` gives the worth of actions (n, horizon, *shape) from the dream as it stands, its futures seeded.
+    """
+
+    def __init__(self, args: Args, dream: DreamEnv, value: Callable[[DreamEnv, np.ndarray, int], np.ndarray]) -> None:
+        self.args, self.dream, self.value = args, dream, value
         self.begin()
 
     def begin(self) -> None:
         self.frames: deque[np.ndarray] = deque(maxlen=self.args.context)
-        self.actions: deque[int] = deque(maxlen=self.args.context - 1)
+        self.actions: deque[np.ndarray] = deque(maxlen=self.args.context - 1)
         self.variables: deque[list[float]] = deque(maxlen=self.args.context)
-        self.ready: list[int] = []
+        self.ready: list[np.ndarray] = []
 
-    def act(self, frame: np.ndarray, variables: list[float], rng: np.random.Generator) -> int:
+    def act(self, frame: np.ndarray, variables: list[float], rng: np.random.Generator) -> np.ndarray:
         """The next action; plans when none is ready."""
         self.frames.append(frame)
         self.variables.append(variables)
         if not self.ready:
-            self.ready = self.plan(rng)[: self.args.every].tolist()
+            self.ready = list(self.plan(rng)[: self.args.every])
         self.actions.append(self.ready.pop(0))
         return self.actions[-1]
 
     def plan(self, rng: np.random.Generator) -> np.ndarray:
-        """The best sequence of actions (horizon,) from here."""
+        """The best sequence of actions (horizon, *shape) from here."""
+        spec = self.dream.world.action
         given = min(len(self.frames), len(self.actions) + 1)
         frames, actions = list(self.frames)[-given:], list(self.actions)[len(self.actions) - given + 1 :]
         options = {
             "frames": np.stack(frames),
-            "actions": np.array(actions, int),
+            "actions": np.array(actions, spec.dtype).reshape(-1, *spec.shape),
             "variables": list(self.variables)[-given:],
         }
         self.dream.reset(seed=int(rng.integers(2**31)), options=options)
-        return cem(self.dream, self.args.cem, rng)
+        return cem(spec, self.args.cem, lambda a: self.value(self.dream, a, int(rng.integers(2**31))), rng)
 
 
-def cem(dream: DreamEnv, how: Cem, rng: np.random.Generator) -> np.ndarray:
-    """The likeliest actions (horizon,) after all rounds."""
-    n = dream.world.action.nvec[0]
-    slots = -(-how.horizon // how.hold)
-    odds = np.full((slots, n), 1 / n)
-    for _ in range(how.rounds):
-        picks = np.stack([rng.choice(n, size=how.candidates, p=p) for p in odds], axis=1)
-        worth = value(dream, picks.repeat(how.hold, 1)[:, : how.horizon], how, int(rng.integers(2**31)))
-        best = picks[np.argsort(-worth)[: how.elite]]
-        share = np.stack([np.bincount(best[:, s], minlength=n) for s in range(slots)]) / how.elite
-        odds = how.momentum * odds + (1 - how.momentum) * share
-    return odds.argmax(1).repeat(how.hold)[: how.horizon]
-
-
-def value(dream: DreamEnv, actions: np.ndarray, how: Cem, seed: int) -> np.ndarray:
-    """(n,) the worth of action sequences (n, horizon), each in a future of its own."""
+def survival(dream: DreamEnv, actions: np.ndarray, seed: int, health: float) -> np.ndarray:
+    """(n,) return of action sequences (n, horizon), each in a future of its own, and the health left at its end."""
     fork = dream.fork(len(actions), seed)
     total, alive = np.zeros(len(actions)), np.ones(len(actions), bool)
     for t in range(actions.shape[1]):
@@ -145,35 +114,48 @@ def value(dream: DreamEnv, actions: np.ndarray, how: Cem, seed: int) -> np.ndarr
         total += rewards * alive
         alive &= ~terminated
     if "HEALTH" in dream.world.variables:
-        total += how.health * fork.variables[:, dream.world.variables.index("HEALTH")] * alive
+        total += health * fork.variables[:, dream.world.variables.index("HEALTH")] * alive
     return total
 
 
 def main(args: Args) -> None:
-    dream = DreamEnv(model=args.run, world=args.world, horizon=0, precision=args.precision)
+    run = args.run or ("" if (PRETRAINED / args.world).exists() else f"runs/{args.world}")
+    dream = DreamEnv(model=run, world=args.world, horizon=0, precision=args.precision)
+    if dream.vector.dream.stride > 1:
+        raise UserError("plans are of single steps; this dream has a time stride")
+    if dream.world.env_id == "BAIRPushing-v0":
+        told, scores = foresight.score(args, dream, Planner)
+    else:
+        told, scores = in_the_engine(args, dream)
+    print(told)
+    settings = asdict(args) | {"out": str(args.out)}
+    write_json(args.out, {"settings": settings, "scores": scores})
+
+
+def in_the_engine(args: Args, dream: DreamEnv) -> tuple[str, dict[str, list]]:
+    """Survival and return of a random policy, of those that ship, and of planning."""
     world, scores = dream.world, {}
-    if world.action.kind != "Discrete" or dream.vector.dream.stride > 1:
-        raise UserError("plans are of single steps with discrete actions; this dream has others")
-    planner, rivals = Planner(args, dream), (args.policy,) if args.policy else shipped_policies(world.name)
+    planner = Planner(args, dream, partial(survival, health=args.cem.health))
+    rivals = (args.policy,) if args.policy else shipped_policies(world.name)
     with contextlib.closing(engine_of(world)) as env:
         players = {name: load_player(name, world) for name in ("random", *rivals)}
         for name, player in players.items():
             scores[name] = np.array([play(env, player, args.seed, i) for i in range(args.episodes)])
-        bar = tqdm(range(args.episodes), unit=" episodes", desc="plan")
 
         def plan(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
             return np.array([planner.act(frames[-1, 0], env.values.tolist(), rng)])
 
         planned = []
-        for i in bar:
+        for i in tqdm(range(args.episodes), unit=" episodes", desc="plan"):
             planner.begin()
             planned.append(play(env, plan, args.seed, i))
         scores["planned"] = np.array(planned)
     skip = world.env_kwargs["frame_skip"]
-    for name, played in scores.items():
-        print(f"{name:30} survives {bootstrap(played[:, 0] * skip)} tics, return {played[:, 1].mean():.1f}")
-    settings = asdict(args) | {"out": str(args.out)}
-    write_json(args.out, {"settings": settings, "scores": {k: v.tolist() for k, v in scores.items()}})
+    lines = [
+        f"{name:30} survives {bootstrap(played[:, 0] * skip)} tics, return {played[:, 1].mean():.1f}"
+        for name, played in scores.items()
+    ]
+    return "\n".join(lines), {k: v.tolist() for k, v in scores.items()}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Score policies in the real engine, next to a random one.
+"""Score policies in the real engine, next to a random one: survival, and return, which in Battle2 counts kills.
 
     python rollout/policy.py                                   # the policy that ships
     python rollout/policy.py --policy runs/policy runs/dreamed_policy
@@ -47,7 +47,7 @@ class Args:
     policy: tuple[str, ...] = ()
     """Folders of policies, `folder@0.3` with a share of random actions; by default those that ship."""
     scenario: str = "health_gathering_supreme"
-    """A scenario that ships with ViZDoom."""
+    """A scenario that ships with ViZDoom, or battle2."""
     episodes: int = 50
     """Episodes of each policy."""
     eyes: str = ""
@@ -81,9 +81,16 @@ def interval(values: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], 
     return np.percentile(statistic(values[..., picks]), [2.5, 97.5]).tolist()
 
 
+def times(values: np.ndarray, random: np.ndarray, seed: int) -> dict[str, Any]:
+    """The mean of values over that of the random policy's in the same episodes."""
+    both = np.stack([values, random])
+    with np.errstate(divide="ignore", invalid="ignore"):  # a random policy may have no return at all
+        low, high = interval(both, lambda b: b[0].mean(-1) / b[1].mean(-1), seed)
+        return {"mean": values.mean() / random.mean(), "interval95": [low, high]}
+
+
 def score(steps: np.ndarray, returns: np.ndarray, random: np.ndarray, args: Args) -> dict[str, Any]:
-    """The numbers of one policy; `random` are the steps of the random one in the same episodes."""
-    both = np.stack([steps, random])
+    """The numbers of one policy; `random` are steps and returns of the random one in the same episodes."""
     low, high = interval(steps, lambda s: s.mean(-1), args.seed)
     return {
         "steps": {"mean": steps.mean(), "sd": steps.std(ddof=1), "interval95": [low, high]},
@@ -92,25 +99,28 @@ def score(steps: np.ndarray, returns: np.ndarray, random: np.ndarray, args: Args
             "sd": steps.std(ddof=1) * args.frame_skip,
             "interval95": [low * args.frame_skip, high * args.frame_skip],
         },
-        "return": {"mean": returns.mean(), "sd": returns.std(ddof=1)},
-        "times_random": {
-            "mean": steps.mean() / random.mean(),
-            "interval95": interval(both, lambda b: b[0].mean(-1) / b[1].mean(-1), args.seed),
+        "return": {
+            "mean": returns.mean(),
+            "sd": returns.std(ddof=1),
+            "interval95": interval(returns, lambda r: r.mean(-1), args.seed),
         },
+        "times_random": times(steps, random[0], args.seed),
+        "return_times_random": times(returns, random[1], args.seed),
         "episodes": {"steps": steps.tolist(), "returns": returns.tolist()},
     }
 
 
 def table(scores: dict[str, dict[str, Any]]) -> str:
     lines = [
-        f"{'policy':<30}{'steps':>8}{'sd':>8}{'tics':>8}{'sd':>8}{'95% interval':>18}{'return':>9}{'x random':>10}"
+        f"{'policy':<30}{'tics':>8}{'sd':>8}{'95% interval':>18}{'x random':>10}"
+        f"{'return':>9}{'sd':>8}{'95% interval':>18}{'x random':>10}"
     ]
     for name, s in scores.items():
-        low, high = s["tics"]["interval95"]
+        (low, high), (least, most) = s["tics"]["interval95"], s["return"]["interval95"]
         lines.append(
-            f"{name[-29:]:<30}{s['steps']['mean']:>8.1f}{s['steps']['sd']:>8.1f}"
-            f"{s['tics']['mean']:>8.0f}{s['tics']['sd']:>8.0f}{f'{low:.0f} to {high:.0f}':>18}"
-            f"{s['return']['mean']:>9.1f}{s['times_random']['mean']:>10.2f}"
+            f"{name[-29:]:<30}{s['tics']['mean']:>8.0f}{s['tics']['sd']:>8.0f}{f'{low:.0f} to {high:.0f}':>18}"
+            f"{s['times_random']['mean']:>10.2f}{s['return']['mean']:>9.1f}{s['return']['sd']:>8.1f}"
+            f"{f'{least:.1f} to {most:.1f}':>18}{s['return_times_random']['mean']:>10.2f}"
         )
     return "\n".join(lines)
 
@@ -133,7 +143,7 @@ def main(args: Args) -> None:
                     played.append(play(env, player, args.seed, i))
                     bar.update()
                 results[name] = np.array(played).T
-    random = results["random"][0]
+    random = results["random"]
     scores = {name: score(steps, returns, random, args) for name, (steps, returns) in results.items()}
     write_json(args.out / "scores.json", {"settings": asdict(args) | {"out": str(args.out)}, "scores": scores})
     print(table(scores))

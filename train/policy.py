@@ -4,9 +4,11 @@
     python train/policy.py --env VideoGPTDream-v0            # in the dream of it that ships
     python train/policy.py --env VideoGPTDream-v0 --env-model runs/demo
 
-The engine's reward (one a tic, -100 at death) says little about what to do, so training adds potential-based
-shaping (Ng, Harada and Russell, 1999), which leaves the best policy what it was:
-F(s, s') = gamma * phi(s') - phi(s) with phi = weight * HEALTH. What is reported as reward is the engine's own.
+The engine's reward (Health Gathering: one a tic, -100 at death; Battle2: one a kill) says little about what to do, so
+training adds potential-based shaping (Ng, Harada and Russell, 1999), which leaves the best policy what it was:
+F(s, s') = gamma * phi(s') - phi(s), where phi is a weighted sum of game variables. What is reported as reward is the
+engine's own. Sample Factory also pays for gains of health and ammunition, but less for what is lost than for what is
+won, which is no potential and can be farmed.
 
 A run that was interrupted goes on with its weights, its optimizer and its schedule; the episodes in play are lost, and
 the environments begin again with other seeds.
@@ -47,6 +49,8 @@ class Args:
     """Folder for the policy and its TensorBoard log; an unfinished run in it goes on."""
     begin: Path | None = None
     """Begin with the weights of this policy."""
+    warmup: int = 0
+    """Steps in which only the value learns: an untrained one would spoil a policy that is good already."""
     env: str = "VizdoomFrames-v0"
     """Gymnasium id."""
     scenario: str = "health_gathering_supreme"
@@ -77,8 +81,10 @@ class Args:
     """Discount."""
     reward_scale: float = 0.01
     """The engine's reward is multiplied by this for learning."""
-    shaping: float = 0.02
-    """Potential per point of HEALTH; 0 turns shaping off."""
+    shaping: tuple[tuple[str, float], ...] = (("HEALTH", 0.02),)
+    """Game variables, and the potential of a point of each; none turns shaping off."""
+    features: int = 512
+    """Width of the last layer of the network; 512 is Mnih et al.'s (2015)."""
     save_every: int = 25_000
     """Steps between two checkpoints."""
     export: Path | None = None
@@ -88,16 +94,16 @@ class Args:
 
 
 class Shaped(VecEnvWrapper):
-    """reward -> scale * reward + gamma * phi(s') - phi(s), where phi = weight * HEALTH, and 0 after the end."""
+    """reward -> scale * reward + gamma * phi(s') - phi(s), where phi is a sum of variables, and 0 after the end."""
 
     def __init__(self, env: VecEnv, args: Args) -> None:
         super().__init__(env)
         self.args = args
 
     def _potential(self, infos: Sequence[dict[str, Any]]) -> np.ndarray:
-        if self.args.shaping and "HEALTH" not in infos[0]:
-            raise UserError("this world has no HEALTH to shape the reward by; set --shaping 0")
-        return np.array([self.args.shaping * info["HEALTH"] if self.args.shaping else 0.0 for info in infos])
+        if missing := [name for name, _ in self.args.shaping if name not in infos[0]]:
+            raise UserError(f"this world has no {missing[0]} to shape the reward by; set --shaping to what it has")
+        return np.array([sum(weight * info[name] for name, weight in self.args.shaping) for info in infos])
 
     def reset(self) -> Any:
         frames = self.venv.reset()
@@ -128,6 +134,10 @@ class Saver(BaseCallback):
         for output in self.logger.output_formats:
             if isinstance(output, TensorBoardOutputFormat) and not self.saved:
                 describe(output.writer, settings(self.args))
+
+    def _on_rollout_start(self) -> None:
+        for name, parameter in self.model.policy.named_parameters():
+            parameter.requires_grad = name.startswith("value_net") or self.num_timesteps >= self.args.warmup
 
     def _on_rollout_end(self) -> None:
         if self.num_timesteps - self.saved >= self.args.save_every:
@@ -172,6 +182,7 @@ def main(args: Args) -> None:
         gamma=args.gamma,
         seed=args.seed,
         tensorboard_log=str(args.out),
+        policy_kwargs={"features_extractor_kwargs": {"features_dim": args.features}},
     )
     if (args.out / FILE).exists():
         same_config(args.out, read_header(args.out)[0] | {"training": settings(args)})

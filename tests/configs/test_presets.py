@@ -81,6 +81,7 @@ def test_every_preset_fits_the_scripts(path: Path) -> None:
     import rollout.ablate
     import rollout.benchmark
     import rollout.control
+    import rollout.diverge
     import rollout.dream
     import rollout.endless
     import rollout.evaluate
@@ -89,10 +90,13 @@ def test_every_preset_fits_the_scripts(path: Path) -> None:
     import rollout.plan
     import rollout.play
     import rollout.policy
+    import rollout.pusher
     import rollout.rank
     import rollout.sample
     import train.benchmark
     import train.export
+    import train.imitate
+    import train.pusher
 
     readers = {
         "bair": collect.bair, "robonet": collect.robonet, "tgif": collect.tgif, "ucf101": collect.ucf101,
@@ -100,12 +104,13 @@ def test_every_preset_fits_the_scripts(path: Path) -> None:
         "moving_mnist_small": collect.moving_mnist,
     }  # fmt: skip
     sections = {
-        "policy": policy, "collect": readers.get(path.stem, collect.vizdoom),
+        "policy": policy, "imitate": train.imitate, "pusher": train.pusher, "pusher_score": rollout.pusher,
+        "collect": readers.get(path.stem, collect.vizdoom),
         "vqvae": vqvae, "tokens": tokens, "prior": prior,
         "outcome": outcome, "dream": rollout.dream, "evaluate": rollout.evaluate, "score": rollout.policy,
         "export": train.export, "outcome_scores": rollout.outcome, "endless": rollout.endless,
         "control": rollout.control, "benchmark": rollout.benchmark, "speed": train.benchmark,
-        "rank": rollout.rank, "plan": rollout.plan, "play": rollout.play,
+        "rank": rollout.rank, "plan": rollout.plan, "diverge": rollout.diverge, "play": rollout.play,
         "sample": rollout.sample, "fvd": rollout.fvd, "ablate": rollout.ablate,
     }  # fmt: skip
     preset = read_preset(path.stem)

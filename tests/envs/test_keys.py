@@ -16,10 +16,9 @@ MEANING = {"w": "MOVE_FORWARD", "a": ("TURN_LEFT", "MOVE_LEFT"), "d": ("TURN_RIG
 @pytest.mark.parametrize("scenario", KEYS)
 def test_each_key_presses_the_button_that_people_expect(scenario: str) -> None:
     with contextlib.closing(VizdoomFrames(scenario)) as env:
-        buttons = [b.name for b in env.engine.game.get_available_buttons()]
         for key, action in keys(env.world).items():
             if key in MEANING:
-                pressed = [b for b, on in zip(buttons, env.engine.button_map[action], strict=True) if on]
+                pressed = [b for b, on in zip(env.buttons.names, env.buttons.press(action), strict=True) if on]
                 assert len(pressed) == 1
                 assert pressed[0] in MEANING[key]
 

@@ -113,5 +113,5 @@ def test_actions_outside_the_space_are_refused(env: VizdoomFrames, action: objec
 
 
 def test_an_unknown_scenario_is_named_with_the_known_ones() -> None:
-    with pytest.raises(UserError, match=r"no scenario 'doom9'; ViZDoom ships .*health_gathering_supreme"):
+    with pytest.raises(UserError, match=r"no scenario 'doom9'; choose one of .*health_gathering_supreme"):
         VizdoomFrames("doom9")

@@ -12,11 +12,13 @@ import torch
 
 import rollout.benchmark as benchmark
 import rollout.control as control
+import rollout.diverge as diverge
 import rollout.endless as endless
 import rollout.outcome as outcome
 import rollout.rank as rank
 from envs.dream import DreamEnv
-from rollout.plan import Cem, cem, value
+from rollout.cem import Cem, cem
+from rollout.plan import survival
 from train import export
 from worldmodel.checkpoint import digest, write_json
 from worldmodel.dream import Context, Dream
@@ -33,7 +35,7 @@ def test_controllability_of_an_obedient_and_of_a_deaf_dream(run: Path) -> None:
     args = control.Args(run=run, clips=12, context=4, steps=4, train_steps=60)
     dream, store = Dream.load(run), control.Store(run / "data.zarr")
     held = control.held_out(dream, run, None, "test", 12, 8)
-    reader = control.learn(args, store, 3)
+    reader = control.learn(store, args.train_steps, args.seed)
     good = control.measure(args, dream, held, reader)
     assert good["inverse_dynamics"]["real frames"].mean > 0.95
     assert good["ratio"]["dreams, random actions"].mean > 0.9
@@ -86,9 +88,9 @@ def test_planning_finds_the_actions_that_end_where_it_pays(toy_run: Path) -> Non
     dream.reset(seed=0, options=options)
     dream.world = dream.vector.world = _renamed(dream)
     how = Cem(candidates=24, elite=4, rounds=3, horizon=2, hold=1, health=10.0, momentum=0.1)
-    worth = value(dream, np.array([[0, 0], [2, 2], [1, 1]]), how, seed=0)
+    worth = survival(dream, np.array([[0, 0], [2, 2], [1, 1]]), 0, how.health)
     assert worth.argmax() in (1, 2)
-    plan = cem(dream, how, np.random.default_rng(0))
+    plan = cem(dream.world.action, how, lambda a: survival(dream, a, 0, how.health), np.random.default_rng(0))
     fork = dream.fork(1)
     for action in plan:
         fork.advance(np.array([action]))
@@ -102,6 +104,18 @@ def _renamed(dream: DreamEnv):  # type: ignore[no-untyped-def]
     from dataclasses import replace
 
     return replace(dream.world, variables=("HEALTH",))
+
+
+def test_futures_of_one_frame_diverge_under_different_actions_and_agree_under_the_same(run: Path) -> None:
+    diverge.main(diverge.Args(run=run, starts=8, steps=4, ahead=(1, 4), show=1))
+    told = json.loads((run / "evaluation" / "diverge.json").read_text())
+    same, other = (told[name][1]["mean"] for name in ("same actions", "different actions"))
+    assert same < 0.5 * other, "the toy world does what its actions say"
+    assert (run / "evaluation" / "diverge.png").stat().st_size > 500
+    black, white = np.zeros((1, 2, 4, 4, 3), np.uint8), np.full((1, 2, 4, 4, 3), 255, np.uint8)
+    assert diverge.distance(black, white).tolist() == [[1.0, 1.0]]
+    with pytest.raises(UserError, match="ahead at most steps"):
+        diverge.Args(steps=4)
 
 
 def test_rank_correlation_and_its_interval() -> None:

@@ -21,6 +21,18 @@ from worldmodel.errors import UserError
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def test_in_the_warmup_only_the_value_learns(tmp_path: Path) -> None:
+    how = {"scenario": "basic", "shaping": (), "n_envs": 2, "n_steps": 16, "epochs": 1, "features": 16}
+    policy.main(policy.Args(out=tmp_path / "begin", steps=32, **how))  # type: ignore[arg-type]
+    before = load_policy(tmp_path / "begin").state_dict()
+    for warmup, learned in ((64, {"value_net"}), (0, {"value_net", "action_net", "features_extractor"})):
+        args = policy.Args(out=tmp_path / str(warmup), begin=tmp_path / "begin", warmup=warmup, steps=64, **how)  # type: ignore[arg-type]
+        policy.main(args)
+        after = load_policy(args.out).state_dict()
+        parts = {name.partition(".")[0] for name in after if (after[name] != before[name]).any()}
+        assert parts - {"pi_features_extractor", "vf_features_extractor"} == learned, "those are the shared one again"
+
+
 class Scripted(gym.Env):
     """Health 50, 40, 65, then death, and again."""
 
@@ -37,7 +49,7 @@ class Scripted(gym.Env):
 
 
 def test_shaping_is_a_difference_of_potentials() -> None:
-    args = policy.Args(reward_scale=0.01, shaping=0.02, gamma=0.9)
+    args = policy.Args(reward_scale=0.01, shaping=(("HEALTH", 0.02),), gamma=0.9)
     env = policy.Shaped(policy.DummyVecEnv([Scripted]), args)
     env.reset()
     rewards = [env.step(np.zeros(1, int))[1][0] for _ in range(4)]
@@ -49,7 +61,7 @@ def test_shaping_is_a_difference_of_potentials() -> None:
 
 
 def test_a_run_goes_on_exports_and_refuses_other_settings(tmp_path: Path) -> None:
-    args = policy.Args(out=tmp_path / "run", steps=32, n_envs=2, n_steps=16, epochs=1, scenario="basic", shaping=0)
+    args = policy.Args(out=tmp_path / "run", steps=32, n_envs=2, n_steps=16, epochs=1, scenario="basic", shaping=())
     policy.main(args)
     assert read_header(tmp_path / "run")[1] == {"steps": 32}
     before = (tmp_path / "run" / FILE).read_bytes()

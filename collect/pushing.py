@@ -1,0 +1,133 @@
+"""Record the simulated robot that pushes objects, into a store like that of BAIR's data (`collect/bair.py`).
+
+    python collect/pushing.py                    # 2,000 episodes: the pusher that ships, three in ten random
+    python collect/pushing.py --policy random    # as BAIR's robot drew its actions, all of them
+
+The same arrays, of the same types and shapes, with the same names: the configuration that trains on one store trains
+on the other. Episodes have 30 frames; the split is 8:1:1.
+
+The pusher knows which object it means to push where, and a frame does not show that: over its actions lies noise, and
+the exploration of `collect/episodes.py`, whose random actions are drawn as BAIR's robot drew them, each held for one
+step or for four on average. Killed at any moment, the same command goes on, and ends with the same store. The last
+lines compare with the bare renderer: as many processes that do nothing but draw, on the same machine right after.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+from tqdm import tqdm
+
+from collect.episodes import Exploration, play
+from collect.files import labelled
+from collect.pool import Pool
+from collect.record import record
+from configs import command
+from envs.policies import Player, policy_folder
+from envs.pusher import Pusher, load_pusher
+from envs.pushing import Pushing
+from envs.pushing_robot import robot_actions
+from worldmodel.checkpoint import digest
+from worldmodel.errors import UserError, at_least
+from worldmodel.layout import SPLITS, split_of
+from worldmodel.writer import Episode, StoreWriter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(Exploration):
+    """Record the simulated robot that pushes objects."""
+
+    out: Path = Path("runs/pushing/data.zarr")
+    """The store; one that is not complete goes on."""
+    policy: str = "pushing"
+    """The pusher that ships, the folder of another, or "random"."""
+    episodes: int = 2000
+    """Episodes to record in all, of 30 frames each."""
+    noise: float = 0.2
+    """Of the pusher's dx and dy: standard deviation, in tenths of a metre."""
+    hold: tuple[float, ...] = (1.0, 4.0)
+    """Steps for which a random action is held, on average; of several, each episode draws one."""
+    random_share: float = 0.3
+    """Share of the episodes that are random throughout."""
+    workers: int = min(os.cpu_count() or 1, 16)
+    """Processes that play."""
+    seed: int = 0
+    """Of the episodes, the actions and the split."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 1, "episodes", "workers")
+        if self.noise < 0:
+            raise UserError(f"noise is a standard deviation of at least 0, not {self.noise}")
+
+
+def player(args: Args, env: Pushing) -> Player:
+    if args.policy == "random":
+        return lambda frames, rng: robot_actions(env.world.action, frames.shape[1], rng)
+    pusher = Pusher(load_pusher(args.policy), args.noise)
+    return lambda frames, rng: pusher.act(env.robot, rng)[None]
+
+
+@contextlib.contextmanager
+def playing(args: Args) -> Iterator[Callable[[int], list[Episode]]]:
+    """What each process does with the index of an episode."""
+    torch.set_num_threads(1)
+    with contextlib.closing(Pushing()) as env:
+        act = player(args, env)
+
+        def one(i: int) -> list[Episode]:
+            (episode,) = play([env], env.world, act, args, args.seed, i, robot_actions)
+            return [labelled(episode, split=SPLITS.index(split_of(i + 1, args.seed)[i]))]
+
+        yield one
+
+
+def bare_renderer(args: Args, seconds: float = 2.0) -> float:
+    """Frames a second of drawing alone."""
+    with contextlib.closing(Pushing()) as env:
+        env.reset(seed=args.seed)
+        assert env.camera is not None
+        begin, frames = time.perf_counter(), 0
+        while (passed := time.perf_counter() - begin) < seconds:
+            env.camera.draw(env.robot.model, env.robot.data)
+            frames += 1
+    return frames / passed
+
+
+def settings(args: Args) -> dict[str, Any]:
+    """What makes two recordings the same, beside their world."""
+    policy = "random"
+    if args.policy != "random":
+        load_pusher(args.policy)  # says what is wrong before any process starts
+        policy = digest(policy_folder(args.policy))
+    exploration = {"epsilon": args.epsilon, "hold": args.hold, "random_share": args.random_share, "noise": args.noise}
+    return {"policy": policy, "seed": args.seed, **exploration}
+
+
+def main(args: Args) -> None:
+    with StoreWriter(args.out, Pushing().world, settings(args), args.seed) as writer:
+        complete = writer.episodes >= args.episodes
+        if not complete:
+            with Pool(partial(playing, args), args.workers, tqdm.write) as pool:
+                rate = record(pool, writer, 1, args.episodes, 0)
+                bare = sum(pool.everywhere(partial(bare_renderer, args)))
+            share = f"{rate / bare:.0%} of the bare renderer's {bare:,.0f} frames/s"
+            print(f"{rate:,.0f} frames/s by {args.workers} processes: {share}")
+        told = f"{writer.episodes:,} episodes, {writer.rows:,} frames"
+        print(f"data: {args.out} {'was complete already' if complete else 'is complete'}: {told}")
+
+
+if __name__ == "__main__":
+    command(main, "collect")

@@ -1,0 +1,80 @@
+"""Pictures of a MuJoCo scene without a window: EGL, then OSMesa, whichever the machine has; both work in software.
+
+MuJoCo's own renderer is bound to one model. Ours draws any: episodes with other objects are other models, and a new
+OpenGL context for each would cost more than the episode. Shadows, reflections and multisampling are off.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import mujoco
+import numpy as np
+
+from worldmodel.errors import UserError
+from worldmodel.layout import line
+
+BACKENDS = ("egl", "osmesa")
+
+
+def context(size: int) -> Any:
+    """An OpenGL context; MUJOCO_GL, where it is set, says which.
+
+    Each is tried twice: a window that somebody closed in this process may have closed the display that was open.
+    """
+    asked = os.environ.get("MUJOCO_GL", "").lower()
+    why = {}
+    for name in np.repeat((asked,) if asked else BACKENDS, 2):
+        try:
+            made = importlib.import_module(f"mujoco.{name}").GLContext(size, size)
+            made.make_current()
+            return made
+        except Exception as error:  # PyOpenGL has an error of its own for each way to be missing
+            why[name] = f"{name}: {line(error)}"
+            forget()
+    raise UserError(
+        f"nothing can draw here ({'; '.join(why.values())}); on Debian, apt-get install libegl1 or libosmesa6, "
+        "and leave MUJOCO_GL unset or name one that is there"
+    )
+
+
+def forget() -> None:
+    """PyOpenGL is bound to the first platform that was tried: the next one needs it anew."""
+    os.environ.pop("PYOPENGL_PLATFORM", None)
+    for name in list(sys.modules):
+        if name.startswith(("OpenGL", *(f"mujoco.{backend}" for backend in BACKENDS))):
+            del sys.modules[name]
+
+
+class Offscreen:
+    """Draws models of one kind as pictures (size, size, 3) uint8 from a named camera."""
+
+    def __init__(self, model: Any, camera: str, size: int) -> None:
+        self.gl = context(size)
+        self.size = size
+        self.view = mujoco.MjvCamera()
+        self.view.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        self.view.fixedcamid = model.camera(camera).id
+        self.options = mujoco.MjvOption()
+        self.context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self.context)
+        self.rectangle = mujoco.MjrRect(0, 0, size, size)
+        self.scene = mujoco.MjvScene(model, maxgeom=200)
+        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+            self.scene.flags[flag] = 0
+
+    def draw(self, model: Any, data: Any) -> np.ndarray:
+        self.gl.make_current()
+        everything = mujoco.mjtCatBit.mjCAT_ALL
+        mujoco.mjv_updateScene(model, data, self.options, None, self.view, everything, self.scene)
+        mujoco.mjr_render(self.rectangle, self.scene, self.context)
+        frame = np.empty((self.size, self.size, 3), np.uint8)
+        mujoco.mjr_readPixels(frame, None, self.rectangle, self.context)
+        return np.ascontiguousarray(frame[::-1])  # OpenGL's first row is the lowest
+
+    def close(self) -> None:
+        self.context.free()
+        self.gl.free()

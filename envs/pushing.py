@@ -1,0 +1,97 @@
+"""A robot pushing objects about a bin, in the manner of BAIR's data (Ebert et al., 2017), simulated by MuJoCo.
+
+Frames, actions and what is recorded beside them have the names and meanings of the published data, so that a store of
+this environment and one that `collect/bair.py` read can stand for each other:
+
+* 64x64x3 uint8 from one fixed oblique camera; 30 frames an episode, 29 steps of 0.2 s.
+* Action `Box(4)`: dx and dy of the hand in metres, steps for which the gripper closes, steps for which the hand is
+  lifted (`envs/pushing_robot.py` says where this comes from). Numbers of steps are rounded.
+* `info`: x, y, z of the hand in metres in the robot's frame, BAIR's `endeffector_pos`.
+* Reward 0, as there; an episode never terminates, and is truncated after its last step.
+
+Objects, their colours and places, and the hand's first place are drawn from the episode's seed. A frame is drawn at
+twice its size and averaged, since multisampling in software costs more.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from worldmodel.errors import UserError
+from worldmodel.world import World
+
+from .offscreen import Offscreen
+from .pushing_robot import ACTION, STEP, Robot
+from .render import Viewer
+from .spaces import to_space
+
+FINER = 2
+"""Pixels of the drawing, each way, that are averaged into one of the frame."""
+
+
+class Pushing(gym.Env[np.ndarray, Any]):
+    """BAIR's robot pushing as small RGB frames; what is drawn, before it is averaged, is what `render` shows."""
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array", "human"], "render_fps": 1 / STEP}
+
+    def __init__(self, size: int = 64, horizon: int = 29, render_mode: str | None = None) -> None:
+        """`horizon` is the length of an episode in steps, one less than its frames."""
+        if size < 1 or horizon < 1:
+            raise UserError(f"size and horizon must be at least 1, not {size} and {horizon}")
+        self.render_mode, self.size = render_mode, size
+        self.observation_space = spaces.Box(0, 255, (size, size, 3), np.uint8)
+        self.action_space = to_space(ACTION)
+        self.variables = ("x", "y", "z")
+        self.world = World(
+            name="bair",
+            env_id="BAIRPushing-v0",
+            env_kwargs={"size": size, "horizon": horizon},
+            frame_shape=(size, size, 3),
+            action=ACTION,
+            variables=self.variables,
+            fps=1 / STEP,
+            max_episode_steps=horizon,
+        )
+        self.viewer = Viewer("BAIR pushing", self.world.fps)
+        self.camera: Offscreen | None = None
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.robot = Robot(self.np_random)
+        if self.camera is None:  # one drawing context draws all episodes
+            self.camera = Offscreen(self.robot.model, "aux1", FINER * self.size)
+        return self._out()
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.robot.act(self.world.action.check(action))
+        frame, info = self._out()
+        return frame, 0.0, False, self.robot.steps >= self.world.max_episode_steps, info
+
+    def pixels(self, points: np.ndarray) -> np.ndarray:
+        """(n, 2) row and column, in pixels of a frame, of points (n, 3) in metres."""
+        camera = self.robot.model.camera("aux1").id
+        rays = (points - self.robot.data.cam_xpos[camera]) @ self.robot.data.cam_xmat[camera].reshape(3, 3)
+        focal = self.size / 2 / np.tan(np.radians(self.robot.model.cam_fovy[camera]) / 2)
+        return self.size / 2 + focal * rays[:, [1, 0]] / rays[:, 2:] * (1, -1)
+
+    def _out(self) -> tuple[np.ndarray, dict[str, Any]]:
+        assert self.camera is not None
+        self.drawn = self.camera.draw(self.robot.model, self.robot.data)
+        if self.render_mode == "human":
+            self.viewer.show(self.drawn)
+        parts = self.drawn.reshape(self.size, FINER, self.size, FINER, 3)
+        frame = np.rint(parts.mean((1, 3))).astype(np.uint8)
+        return frame, dict(zip(self.variables, self.robot.hand.tolist(), strict=True))
+
+    def render(self) -> np.ndarray | None:  # type: ignore[override]
+        return self.drawn.copy() if self.render_mode == "rgb_array" else None
+
+    def close(self) -> None:
+        self.viewer.close()
+        if self.camera is not None:
+            self.camera.close()
+            self.camera = None

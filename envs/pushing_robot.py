@@ -1,0 +1,100 @@
+"""The physics of `BAIRPushing-v0`: a scene, and what BAIR's four numbers do to it. Nothing is drawn here.
+
+What an action means is what the robot that recorded BAIR's data made of it (`apply_act` of github.com/febert/visual_mpc
+and its predecessors): (dx, dy, close, up). The desired place of the hand moves by dx and dy metres and is kept within
+the workspace; `close` other than 0 closes the gripper for that many steps, `up` lifts the hand by 0.1 m for that many;
+a later command replaces an earlier one. The robot drew dx and dy evenly from -0.1 to 0.1, `close` as 0 four times in
+five, `up` as 0 nine times in ten, and else each as 1 to 4 evenly: `robot_actions`.
+"""
+
+from __future__ import annotations
+
+import mujoco
+import numpy as np
+
+from worldmodel.world import ActionSpec
+
+from .pushing_scene import FORE, HIGH, LOW, OPEN, SHOULDER, TIMESTEP, UPPER, mjcf, places, things
+
+SHIFT = float(np.float32(0.1))
+"""The most that a step moves the hand along x or y, in metres; as a float32, for actions are."""
+ACTION = ActionSpec(kind="Box", low=(-SHIFT, -SHIFT, 0.0, 0.0), high=(SHIFT, SHIFT, 4.0, 4.0))
+STEP = 0.2
+"""Seconds that an action lasts; at its bounds the hand moves half a metre a second."""
+SETTLE = 30
+"""Steps of the physics before an episode, for objects to come to rest."""
+
+
+def robot_actions(spec: ActionSpec, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Actions (n, 4) as BAIR's robot drew them: random, but seldom with the hand in the air."""
+    shift = rng.uniform(spec.low[:2], spec.high[:2], (n, 2))
+    commands = rng.integers(1, 5, (n, 2)) * (rng.random((n, 2)) > (0.8, 0.9))
+    return np.concatenate([shift, commands], axis=1).astype(np.float32)
+
+
+class Robot:
+    """An arm with a gripper over a bin of objects."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        found = things(rng)
+        self.goal = np.append(rng.uniform(LOW[:2], HIGH[:2]), LOW[2])
+        spots = places(found, self.goal[:2], rng)
+        text = mjcf(found, spots, rng.uniform(0, 2 * np.pi, len(found)), self.goal)
+        self.model = mujoco.MjModel.from_xml_string(text)
+        self.data = mujoco.MjData(self.model)
+        self.start = self.goal.copy()
+        self.bodies = [self.model.body(f"object{i}").id for i in range(len(found))]
+        self.radii = np.array([one.radius for one in found])
+        self.links = [int(self.model.body(name).mocapid[0]) for name in ("upper", "fore")]
+        self.steps = self.opens = self.lowers = 0
+        for body in self.bodies:  # friction of what rolls: it comes to rest in a few steps
+            dofs = self.model.body_dofadr[body] + np.arange(6)
+            self.model.dof_damping[dofs] = [0.05] * 3 + [1e-4] * 3
+        self._run(SETTLE)
+
+    def act(self, action: np.ndarray) -> None:
+        """One step under (dx, dy, close, up)."""
+        self.goal[:2] = np.clip(self.goal[:2] + action[:2], LOW[:2], HIGH[:2])
+        close, up = np.rint(action[2:]).astype(int).tolist()
+        self.opens = self.steps + close if close else self.opens
+        self.lowers = self.steps + up if up else self.lowers
+        self.goal[2] = HIGH[2] if self.lowers > self.steps else LOW[2]
+        closed = self.opens > self.steps
+        self.data.ctrl[:3] = self.goal - self.start
+        self.data.ctrl[3:] = OPEN if closed else 0.0
+        self._run(round(STEP / TIMESTEP))
+        self.steps += 1
+
+    def _run(self, steps: int) -> None:
+        mujoco.mj_step(self.model, self.data, steps)
+        self._follow()
+        mujoco.mj_forward(self.model, self.data)
+
+    def _follow(self) -> None:
+        """The elbow of a two-link arm from shoulder to hand, bent upwards, and the links along it."""
+        wrist = self.hand + np.array([0, 0, 0.05])
+        reach = wrist - SHOULDER
+        far = min(float(np.linalg.norm(reach)), UPPER + FORE - 1e-3)
+        along = reach / np.linalg.norm(reach)
+        upwards = np.array([0, 0, 1]) - along * along[2]
+        a = (far**2 + UPPER**2 - FORE**2) / (2 * far)
+        elbow = SHOULDER + a * along + np.sqrt(max(UPPER**2 - a**2, 0)) * upwards / np.linalg.norm(upwards)
+        for link, begin, end in zip(self.links, (SHOULDER, elbow), (elbow, wrist), strict=True):
+            self.data.mocap_pos[link] = begin
+            self.data.mocap_quat[link] = turned((end - begin) / np.linalg.norm(end - begin))
+
+    @property
+    def hand(self) -> np.ndarray:
+        """Where the hand is, (3,): BAIR's `endeffector_pos`."""
+        return self.start + self.data.qpos[:3]
+
+    @property
+    def objects(self) -> np.ndarray:
+        """Where the objects are, (n, 3)."""
+        return self.data.xpos[self.bodies].copy()
+
+
+def turned(direction: np.ndarray) -> np.ndarray:
+    """The quaternion that turns the x axis to a direction of length 1."""
+    quaternion = np.array([1 + direction[0], 0, -direction[2], direction[1]])
+    return quaternion / np.linalg.norm(quaternion)

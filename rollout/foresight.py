@@ -1,0 +1,133 @@
+"""Visual foresight (Ebert et al., 2018): push an object to a goal, both given as pixels, by planning in the dream.
+
+A person would click on the object and on where it should go; here both come from the simulator. In every imagined
+future the object is followed by its colour (mean shift: the centre of what has its colour around where it was), and a
+future is worth minus the object's mean distance from the goal in pixels. Since most futures never touch the object,
+the distance from the dreamed hand to the spot behind it counts too, less. Real frames are followed in the same way
+between two plans: from the first click on, nothing but frames and the hand's own position reaches the planner.
+
+Scored in the simulator, on the same objects and goals: random actions as BAIR's robot drew them, the pusher that
+ships, which is told where things are, and the plan.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from envs.dream import DreamEnv
+from envs.pusher import NEAR, Task, load_pusher
+from envs.pushing import Pushing
+from envs.pushing_robot import ACTION, robot_actions
+from envs.pushing_scene import LOW
+from envs.vector import DreamVectorEnv
+from worldmodel.metrics.interval import bootstrap
+
+if TYPE_CHECKING:
+    from rollout.plan import Args, Planner
+
+COLOUR, WINDOW = 40.0, 5.0
+"""Standard deviations of what passes for the object: of its colour (0 to 255), and in pixels around its last place."""
+LEAST = 2.0
+"""Pixels' worth of the object's colour below which it is hidden, and stays where it was."""
+BEHIND, APPROACH = 5.0, 0.3
+"""Pixels from the object to where the hand pushes from, and the weight of the hand's distance from there."""
+TIPS = np.array([0, 0, LOW[2] - 0.03])
+"""From the hand down to between the tips of its fingers, in metres."""
+Act = Callable[[Pushing, np.ndarray, np.random.Generator], np.ndarray]
+"""An action (4,) for the simulator and its last frame."""
+
+
+def follow(frames: np.ndarray, places: np.ndarray, colour: np.ndarray) -> np.ndarray:
+    """(n, 2) row and column of an object in frames (n, h, w, 3), for where it was (n, 2), by its colour (3,)."""
+    grid = np.moveaxis(np.indices(frames.shape[1:3]), 0, -1) + 0.5
+    off = ((frames - colour) ** 2).sum(-1) / COLOUR**2
+    for _ in range(2):
+        away = ((grid - places[:, None, None]) ** 2).sum(-1) / WINDOW**2
+        weight = np.exp(-(off + away) / 2)
+        mass = weight.sum((1, 2))
+        centre = np.einsum("nhw,hwc->nc", weight, grid) / np.maximum(mass, 1e-9)[:, None]
+        places = np.where(mass[:, None] > LEAST, centre, places)
+    return places
+
+
+def colour(frame: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """(3,) of a frame (h, w, 3) around a place."""
+    row, column = np.clip(place.astype(int), 1, len(frame) - 2)
+    return np.median(frame[row - 1 : row + 2, column - 1 : column + 2].reshape(-1, 3), axis=0)
+
+
+class Foresight:
+    """The object and the goal of an episode, as pixels, and what a future is worth for them."""
+
+    def __init__(self, env: Pushing, frame: np.ndarray, task: Task) -> None:
+        self.env = env
+        spots = np.append(task.place, env.robot.objects[task.object, 2]), np.append(task.goal, 0.03)
+        self.place, self.goal = (env.pixels(spot[None])[0] for spot in spots)
+        self.colour = colour(frame, self.place)
+
+    def see(self, frame: np.ndarray) -> None:
+        """Follow the object into the next real frame."""
+        self.place = follow(frame[None], self.place[None], self.colour)[0]
+
+    def value(self, dream: DreamVectorEnv, actions: np.ndarray, seed: int) -> np.ndarray:
+        """(n,) of actions (n, horizon, 4)."""
+        fork, shown = dream.fork(len(actions), seed), colour(dream.frames[0], self.place)  # it may fade in a dream
+        places, cost = np.tile(self.place, (len(actions), 1)), np.zeros(len(actions))
+        for t in range(actions.shape[1]):
+            fork.advance(actions[:, t].astype(np.float32))
+            places = follow(fork.frames, places, shown)
+            way = self.goal - places
+            left = np.linalg.norm(way, axis=1)
+            behind = places - BEHIND * way / np.maximum(left, 1e-6)[:, None]
+            hand = np.linalg.norm(self.env.pixels(fork.variables - TIPS) - behind, axis=1)
+            cost += left + APPROACH * hand
+        return -cost / actions.shape[1]
+
+
+def play(env: Pushing, seed: int, i: int, begin: Callable[[Pushing, np.ndarray, Task], Act]) -> tuple[float, float]:
+    """Metres from the object to its goal in episode i, at the beginning and at the end."""
+    scene, task_rng, action_rng = (int(s) for s in np.random.SeedSequence([seed, i]).generate_state(3))
+    frame, _ = env.reset(seed=scene)
+    task, rng, over = Task(env.robot, np.random.default_rng(task_rng)), np.random.default_rng(action_rng), False
+    act, first = begin(env, frame, task), task.left
+    while not over:
+        frame, _, _, over, _ = env.step(act(env, frame, rng))
+    return first, task.left
+
+
+def score(args: Args, dream: DreamEnv, planner_of: type[Planner]) -> tuple[str, dict[str, Any]]:
+    """A table, and the distances of every episode."""
+    policy = load_pusher(args.policy or "pushing")
+
+    def at_random(env: Pushing, frame: np.ndarray, task: Task) -> Act:
+        return lambda env, frame, rng: robot_actions(ACTION, 1, rng)[0]
+
+    def pushing(env: Pushing, frame: np.ndarray, task: Task) -> Act:
+        return lambda env, frame, rng: task.action(policy.predict(task.seen(), deterministic=True)[0])
+
+    def planning(env: Pushing, frame: np.ndarray, task: Task) -> Act:
+        aim = Foresight(env, frame, task)
+        planner = planner_of(args, dream, lambda dream, a, s: aim.value(dream.vector, a, s))
+
+        def act(env: Pushing, frame: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+            aim.see(frame)
+            return planner.act(frame, env.robot.hand.tolist(), rng)
+
+        return act
+
+    played = {}
+    with contextlib.closing(Pushing(**dream.world.env_kwargs)) as env:
+        for name, begin in {"random": at_random, "pusher": pushing, "planned": planning}.items():
+            episodes = tqdm(range(args.episodes), unit=" episodes", desc=name)
+            played[name] = np.array([play(env, args.seed, i, begin) for i in episodes])
+    lines = [f"{'metres to the goal':20}{'at first':>24}{'at the end':>24}{'nearer by':>24}{'reached':>10}"]
+    for name, ways in played.items():
+        first, last = ways.T
+        cells = "".join(f"{bootstrap(x)!s:>24}" for x in (first, last, first - last))
+        lines.append(f"{name:20}{cells}{(last < NEAR).mean():>10.0%}")
+    return "\n".join(lines), {name: ways.tolist() for name, ways in played.items()}

@@ -1,0 +1,124 @@
+"""The simulated robot's store: it can stand for one of BAIR's, and is the same however it was recorded."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from collect import bair, pushing
+from configs import overlay, read_preset
+from envs.pushing import Pushing
+from tests.collect.conftest import Here
+from tests.collect.test_bair import written
+from train import prior, vqvae
+from worldmodel.errors import UserError
+from worldmodel.layout import open_array, open_root
+from worldmodel.store import Store
+from worldmodel.vqvae import VQVAE
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten random episodes, by two processes."""
+    out = tmp_path_factory.mktemp("pushing") / "data.zarr"
+    script = [sys.executable, str(ROOT / "collect/pushing.py"), "--out", str(out), "--policy", "random"]
+    done = subprocess.run([*script, "--workers", "2", "--episodes", "10"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "of the bare renderer's" in done.stdout
+    assert "10 episodes, 300 frames" in done.stdout
+    return out
+
+
+def test_a_store_of_bairs_has_the_same_arrays_and_world(recorded: Path, tmp_path: Path) -> None:
+    """Read from a record of BAIR's as published; only where numbers must differ do they."""
+    (tmp_path / "bair/train").mkdir(parents=True)
+    (tmp_path / "bair/train/traj_0_to_0.tfrecords").write_bytes(written(1))
+    bair.main(bair.Args(source=tmp_path / "bair", out=tmp_path / "bair.zarr", workers=1, valid=0))
+    real, ours = Store(tmp_path / "bair.zarr"), Store(recorded)
+    assert real.names == ours.names
+    for name in real.names:
+        a, b = (open_array(open_root(store.path)[0], store.path, f"data/{name}", 0) for store in (real, ours))
+        assert (a.dtype, a.shape[1:], a.chunks) == (b.dtype, b.shape[1:], b.chunks), name
+    assert real.ends[0] == ours.ends[0] == 30
+    same = ("name", "frame_shape", "variables", "classes", "max_episode_steps")
+    assert [getattr(real.world, n) for n in same] == [getattr(ours.world, n) for n in same]
+    assert (real.world.action.kind, real.world.action.shape) == (ours.world.action.kind, ours.world.action.shape)
+    a, b = real.episode(0), ours.episode(0)
+    for name in ("reward", "terminated", "truncated"):
+        np.testing.assert_array_equal(a[name], b[name])
+    assert not a["action"][-1].any() and not b["action"][-1].any()
+
+
+def test_the_papers_configuration_of_bair_trains_on_it(recorded: Path) -> None:
+    """One conditioning frame, and the 64 numbers of a clip's actions."""
+    preset = read_preset("bair")
+    video = overlay(vqvae.Args(), preset["vqvae"], "vqvae").model
+    args = overlay(prior.Args(), preset["prior"], "prior")
+    world = Store(recorded).world
+    assert world.frame_shape == (*video.size, 3)
+    small = replace(video, hidden=16, residual=16, layers=1, codes=8, dim=8)
+    config = prior.configure(args, VQVAE(small), world.action.width)
+    assert (config.condition_dim, config.seen) == (64, 1)
+
+
+def test_the_split_is_of_the_episodes_8_to_1_to_1(recorded: Path) -> None:
+    store = Store(recorded)
+    assert [len(store.episodes(split)) for split in ("train", "valid", "test")] == [8, 1, 1]
+
+
+class Alone(Here):
+    """This process, which is timed as one."""
+
+    def everywhere(self, function: Callable[[], Any]) -> list[Any]:
+        return [1.0]
+
+
+def test_another_process_and_a_pause_make_the_same_store(
+    recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pushing, "Pool", Alone)
+    out = tmp_path / "data.zarr"
+    for episodes in (3, 10):
+        pushing.main(pushing.Args(out=out, policy="random", episodes=episodes))
+    one, other = Store(out), Store(recorded)
+    for name in one.names:
+        np.testing.assert_array_equal(one.read(name, 0, one.rows), other.read(name, 0, other.rows))
+
+
+def test_what_was_told_is_what_the_environment_does(recorded: Path) -> None:
+    """The first episode, played again from its own actions and seed."""
+    episode = Store(recorded).episode(0)
+    seed = int(np.random.SeedSequence([0, 0]).generate_state(2)[0])
+    with contextlib.closing(Pushing()) as env:
+        frame, info = env.reset(seed=seed)
+        for t in range(29):
+            np.testing.assert_array_equal(frame, episode["frames"][t])
+            np.testing.assert_allclose(list(info.values()), episode["variables"][t], rtol=1e-6)
+            frame, _, _, truncated, info = env.step(episode["action"][t])
+            assert truncated == episode["truncated"][t]
+
+
+def test_exploration_draws_as_bairs_robot_did(recorded: Path) -> None:
+    store = Store(recorded)
+    actions = store.read("action", 0, store.rows)
+    assert 0.6 < (actions[:, 2] == 0).mean() < 0.95
+    assert set(actions[:, 2:].ravel()) <= {0, 1, 2, 3, 4}
+
+
+def test_settings_that_make_no_sense(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="noise is a standard deviation"):
+        pushing.Args(noise=-1)
+    with pytest.raises(UserError, match="episodes must be at least 1"):
+        pushing.Args(episodes=0)
+    with pytest.raises(UserError, match="not a pusher"):
+        pushing.main(pushing.Args(policy="health_gathering_supreme", out=tmp_path / "data.zarr"))

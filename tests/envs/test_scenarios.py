@@ -1,0 +1,119 @@
+"""Every scenario opens and plays; Battle2's map is the right one or none."""
+
+from __future__ import annotations
+
+import contextlib
+import zipfile
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import numpy as np
+import pytest
+import vizdoom as vzd
+from gymnasium import spaces
+
+from envs import scenarios
+from envs.buttons import Buttons
+from envs.vizdoom import VizdoomFrames
+from worldmodel.errors import UserError
+from worldmodel.world import random_actions
+
+
+def test_all_that_ships_is_known() -> None:
+    shipped = {path.stem for path in Path(vzd.scenarios_path).glob("*.cfg")}
+    assert set(scenarios.names()) >= shipped - {"doom", "doom2"}, "only those whose maps are sold may be missing"
+    assert "battle2" in scenarios.names()
+
+
+@pytest.mark.parametrize("name", scenarios.names())
+def test_ten_steps_of_each_scenario_and_another_episode(name: str) -> None:
+    with contextlib.closing(VizdoomFrames(name)) as env:
+        frame, info = env.reset(seed=0)
+        for action in random_actions(env.world.action, 10, np.random.default_rng(0)):
+            after, reward, terminated, truncated, info = env.step(action)
+            assert (after.shape, after.dtype) == ((64, 64, 3), np.uint8)
+            assert after.std() > 5, "a picture, not a colour"
+            assert np.isfinite(reward)
+            assert set(info) == set(env.variables)
+            assert not truncated
+            if terminated:
+                env.reset()
+        assert not np.array_equal(after, frame)
+        np.testing.assert_array_equal(env.reset(seed=0)[0], frame)
+
+
+def test_battle2_has_the_factors_of_table_9() -> None:
+    with contextlib.closing(VizdoomFrames("battle2")) as env:
+        assert env.action_space == spaces.MultiDiscrete([3, 3, 2, 2, 11])
+        assert env.world.action.width * 15 == 315
+        assert env.variables == ("AMMO2", "HEALTH", "USER2")
+        assert env.world.max_episode_steps == 525
+        first = env.reset(seed=1)[1]
+        told = [env.step(np.array([0, 0, 1, 0, 5]))[4] for _ in range(10)]  # the trigger, and no turn
+        assert told[-1]["AMMO2"] < first["AMMO2"]
+
+
+def test_buttons_that_are_pressed_together() -> None:
+    names = ("MOVE_BACKWARD", "ATTACK", "MOVE_FORWARD", "TURN_LEFT_RIGHT_DELTA", "SPEED")
+    buttons = Buttons([getattr(vzd.Button, name) for name in names], factored=True)
+    assert buttons.space == spaces.MultiDiscrete([3, 2, 11, 2])
+    assert buttons.press([0, 0, 5, 0]).tolist() == [0, 0, 0, 0, 0]
+    assert buttons.press([1, 1, 0, 1]).tolist() == [1, 1, 0, -10, 1]
+    assert buttons.press([2, 0, 8, 0]).tolist() == [0, 0, 1, 6, 0]
+
+
+def test_buttons_one_at_a_time() -> None:
+    names = ("ATTACK", "TURN_LEFT_RIGHT_DELTA", "MOVE_LEFT")
+    buttons = Buttons([getattr(vzd.Button, name) for name in names], factored=False)
+    assert buttons.space == spaces.Discrete(5)
+    pressed = [buttons.press(action).tolist() for action in range(5)]
+    assert pressed == [[0, 0, 0], [0, 0, 1], [1, 0, 0], [0, -10, 0], [0, 10, 0]]
+
+
+def test_a_scenario_whose_map_is_sold_says_which() -> None:
+    with pytest.raises(UserError, match=r"no scenario 'doom2' without doom2.wad in .*; choose one of .*freedoom2"):
+        scenarios.find("doom2")
+
+
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("BATTLE2_WAD", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "worldmodel" / "battle2.wad"
+
+
+def fake_pip(monkeypatch: pytest.MonkeyPatch, returncode: int, content: bytes = b"") -> None:
+    """A pip that leaves a wheel with this map, or fails."""
+
+    def run(command: list[str], **_: object) -> CompletedProcess[str]:
+        if not returncode:
+            folder = Path(command[command.index("-d") + 1])
+            with zipfile.ZipFile(folder / "sample_factory-2.1.1-py3-none-any.whl", "w") as wheel:
+                wheel.writestr(scenarios.MEMBER, content)
+        return CompletedProcess(command, returncode, "", "noise\nERROR: no network")
+
+    monkeypatch.setattr(scenarios.subprocess, "run", run)
+
+
+def test_without_a_network_one_sentence(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_pip(monkeypatch, returncode=1)
+    with pytest.raises(UserError, match=r"could not be fetched \(ERROR: no network\); .* or set BATTLE2_WAD"):
+        scenarios.battle2()
+    assert not empty_cache.exists()
+
+
+def test_another_map_is_refused_and_not_kept(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_pip(monkeypatch, returncode=0, content=b"PWAD")
+    with pytest.raises(UserError, match=r"is not Battle2's map: its sha256 is"):
+        scenarios.battle2()
+    assert not empty_cache.exists()
+
+
+def test_a_path_goes_before_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = tmp_path / "copy.wad"
+    copy.write_bytes(scenarios.battle2().read_bytes())
+    monkeypatch.setenv("BATTLE2_WAD", str(copy))
+    assert scenarios.battle2() == copy
+    monkeypatch.setenv("BATTLE2_WAD", str(tmp_path / "none.wad"))
+    with pytest.raises(UserError, match=r"BATTLE2_WAD names .*none.wad, where there is no file"):
+        scenarios.battle2()

@@ -1,0 +1,66 @@
+"""Dreams of worlds whose actions are several choices or numbers: Battle2's five factors, the robot's four numbers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+import envs  # noqa: F401 - registers
+from rollout import control
+from train import outcome, prior, tokens, vqvae
+from worldmodel.world import ActionSpec, World, random_actions
+from worldmodel.writer import StoreWriter
+
+BATTLE2 = ActionSpec(kind="MultiDiscrete", nvec=(3, 3, 2, 2, 11))
+PUSHING = ActionSpec(kind="Box", low=(-0.1, -0.1, 0.0, 0.0), high=(0.1, 0.1, 4.0, 4.0))
+SPACES = {
+    "MultiDiscrete": (BATTLE2, gym.spaces.MultiDiscrete([3, 3, 2, 2, 11])),
+    "Box": (PUSHING, gym.spaces.Box(np.float32(PUSHING.low), np.float32(PUSHING.high))),
+}
+
+
+@pytest.fixture(params=SPACES)
+def run(request: pytest.FixtureRequest, tmp_path: Path, toy_stages) -> Path:  # type: ignore[no-untyped-def]
+    """A run folder of a few steps on noise, named by its kind of space: what is dreamed does not matter here."""
+    spec, folder, rng = SPACES[request.param][0], tmp_path / request.param, np.random.default_rng(0)
+    world = World(name="x", frame_shape=(16, 16, 3), action=spec, variables=("x",), max_episode_steps=20)
+    with StoreWriter(folder / "data.zarr", world, {}) as writer:
+        for _ in range(20):
+            zeros = np.zeros(21, bool)
+            writer.append(
+                {
+                    "frames": rng.integers(256, size=(21, 16, 16, 3), dtype=np.uint8),
+                    "action": random_actions(spec, 21, rng).astype(spec.dtype) * (np.arange(21) < 20)[:, None],
+                    "reward": zeros.astype(np.float32),
+                    "terminated": zeros,
+                    "truncated": np.arange(21) == 19,
+                    "variables": rng.random((21, 1), np.float32),
+                }
+            )
+    for stage, args in zip((vqvae, tokens, prior, outcome), toy_stages(folder, steps=4), strict=True):
+        stage.main(replace(args, frames=8) if stage is outcome else args)
+    return folder
+
+
+def test_the_dream_has_the_spaces_that_were_recorded_and_its_actions_are_read_back(run: Path) -> None:
+    env = gym.make("VideoGPTDream-v0", model=run)
+    assert env.action_space == SPACES[run.name][1]
+    check_env(env.unwrapped, skip_render_check=True)
+    frames = []
+    for seed in (0, 0, 1):
+        env.action_space.seed(seed)
+        env.reset(seed=0)
+        frames.append(np.stack([env.step(env.action_space.sample())[0] for _ in range(4)]))
+    np.testing.assert_array_equal(frames[0], frames[1])
+    lanes = gym.make_vec("VideoGPTDream-v0", num_envs=3, model=run)
+    lanes.reset(seed=0)
+    assert lanes.step(lanes.action_space.sample())[0].shape == (3, 16, 16, 3)
+    control.main(control.Args(run=run, clips=4, context=4, steps=4, train_steps=4))
+    told = json.loads((run / "evaluation" / "control.json").read_text())
+    assert 0 <= told["inverse_dynamics"]["real frames"]["mean"] <= 1

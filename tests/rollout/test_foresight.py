@@ -1,0 +1,97 @@
+"""Planning by pixels: what is followed, where points lie on the picture, and plans in a dream that is the simulator."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+import pytest
+
+from envs.pusher import Task
+from envs.pushing import Pushing
+from rollout.cem import Cem, cem
+from rollout.foresight import Foresight, follow
+from worldmodel.errors import UserError
+from worldmodel.world import ActionSpec
+
+BOX = ActionSpec(kind="Box", low=(-1.0, 0.0), high=(1.0, 4.0))
+
+
+def test_numbers_move_to_where_the_worth_is() -> None:
+    goal = np.array([[0.5, 2.0], [-0.8, 0.0]])
+    how = Cem(candidates=128, elite=16, rounds=12, horizon=4, hold=2, momentum=0.1)
+    plan = cem(BOX, how, lambda a: -((a - goal.repeat(2, 0)) ** 2).sum((1, 2)), np.random.default_rng(0))
+    assert (plan.shape, plan.dtype) == ((4, 2), np.float32)
+    np.testing.assert_allclose(plan, goal.repeat(2, 0), atol=0.1)
+    np.testing.assert_array_equal(plan[0], plan[1])
+
+
+def test_several_choices_a_step_are_refused() -> None:
+    with pytest.raises(UserError, match=r"not of MultiDiscrete\(3, 2\)"):
+        cem(ActionSpec(kind="MultiDiscrete", nvec=(3, 2)), Cem(), lambda a: a, np.random.default_rng(0))
+
+
+def test_an_object_is_followed_by_its_colour_and_stays_where_it_hides() -> None:
+    frames = np.full((3, 32, 32, 3), 120, np.uint8)
+    frames[0, 10:14, 8:12] = frames[1, 13:17, 9:13] = (200, 20, 30)
+    frames[:, 20:24, 8:12] = (20, 40, 220)  # another one
+    places = follow(frames, np.tile([12.0, 10.0], (3, 1)), np.array([200.0, 20, 30]))
+    np.testing.assert_allclose(places, [[12, 10], [15, 11], [12, 10]], atol=0.4)
+
+
+@pytest.fixture
+def env() -> Iterator[Pushing]:
+    with contextlib.closing(Pushing()) as env:
+        yield env
+
+
+def test_points_lie_where_the_picture_shows_them(env: Pushing) -> None:
+    frame, _ = env.reset(seed=3)
+    for place, body in zip(env.pixels(env.robot.objects), env.robot.bodies, strict=True):
+        row, column = place.astype(int)
+        colour = env.robot.model.geom_rgba[env.robot.model.body_geomadr[body], :3] * 255
+        shown = frame[row, column].astype(float)
+        alike = np.dot(shown - shown.mean(), colour - colour.mean())
+        assert alike / np.linalg.norm(shown - shown.mean()) / np.linalg.norm(colour - colour.mean()) > 0.9
+
+
+class Simulated:
+    """A dream that is the simulator itself: futures are copies of it."""
+
+    def __init__(self, env: Pushing) -> None:
+        self.env, self.frames = env, env._out()[0][None]
+
+    def fork(self, n: int, seed: int) -> Simulated:
+        future = Simulated(self.env)
+        future.robots = [copy.copy(self.env.robot) for _ in range(n)]
+        for robot in future.robots:
+            robot.data, robot.goal = copy.copy(self.env.robot.data), self.env.robot.goal.copy()
+        return future
+
+    def advance(self, actions: np.ndarray) -> None:
+        frames, hands = [], []
+        kept = self.env.robot
+        for robot, action in zip(self.robots, actions, strict=True):
+            self.env.robot = robot
+            robot.act(action)
+            frames.append(self.env._out()[0])
+            hands.append(robot.hand)
+        self.env.robot = kept
+        self.frames, self.variables = np.stack(frames), np.stack(hands)
+
+
+def test_with_a_perfect_dream_a_plan_brings_the_object_nearer(env: Pushing) -> None:
+    frame, _ = env.reset(seed=1)
+    task, rng = Task(env.robot, np.random.default_rng(1)), np.random.default_rng(0)
+    aim, first = Foresight(env, frame, task), task.left
+    how = Cem(candidates=16, elite=4, rounds=2, horizon=6, hold=2)
+    for _ in range(6):
+        worth = partial(aim.value, Simulated(env), seed=0)  # type: ignore[arg-type]
+        fit = cem(env.world.action, how, worth, rng)
+        for action in fit[:2]:
+            frame = env.step(action)[0]
+            aim.see(frame)
+    assert task.left < first - 0.05

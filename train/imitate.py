@@ -1,0 +1,157 @@
+"""Teach a policy on frames what a scripted player does that sees more (DAgger; Ross, Gordon and Bagnell, 2011).
+
+    python train/imitate.py --preset battle2       # then: python train/policy.py --preset battle2
+
+In Battle2 a random player kills about one monster in 500 steps: PPO has too little to go by in the hour that 2 cores
+allow. So the policy first learns from `envs.teacher`, which plays by the engine's labels, and PPO begins with that.
+
+In the first round the teacher plays; from then on the policy does, and the teacher says at every step what it would
+have done: the policy learns what to do in the places where its own mistakes lead. After each round it is trained on
+all that was seen so far.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+if not __package__:  # run as a file: `import vizdoom` must not find a script beside this one
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticCnnPolicy
+from tqdm import tqdm
+
+from configs import command
+from envs.policies import MEMORY, act, save_policy, stacked
+from envs.teacher import Teacher
+from envs.vizdoom import VizdoomFrames
+from worldmodel.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Imitate the scripted player of a scenario."""
+
+    out: Path = Path("runs/battle2_imitation")
+    """Folder for the policy."""
+    scenario: str = "battle2"
+    """A scenario that the teacher knows."""
+    rounds: int = 6
+    """Of playing and training; in the first one the teacher plays."""
+    steps: int = 10_000
+    """Environment steps of a round."""
+    epochs: int = 2
+    """Passes over all that was seen, after each round."""
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    """Adam's."""
+    stack: int = 4
+    """Last frames that the policy sees at once, at most 4."""
+    features: int = 128
+    """Width of the last layer of the network."""
+    n_envs: int = 8
+    """Engines, stepped one after the other."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.stack <= MEMORY:
+            raise UserError(f"a policy sees from 1 to {MEMORY} frames at once, not {self.stack}")
+        if min(self.rounds, self.epochs, self.batch_size, self.n_envs) < 1 or self.steps < self.n_envs:
+            raise UserError("rounds, epochs, batch_size and n_envs must be at least 1, and steps at least n_envs")
+
+
+class Lane:
+    """One engine, its teacher, and the last frames of its episode."""
+
+    def __init__(self, args: Args, seed: int) -> None:
+        self.env = VizdoomFrames(args.scenario)
+        self.teacher, self.depth = Teacher(self.env, np.random.default_rng(seed)), args.stack
+        self.killed: list[float] = []
+        self._reset(seed)
+
+    def _reset(self, seed: int | None = None) -> None:
+        self.teacher.begin()
+        self.frames = deque([self.env.reset(seed=seed)[0]], maxlen=self.depth)
+        self.reward = 0.0
+
+    def seen(self) -> np.ndarray:
+        """(h, w, 3 depth) as the policy sees it."""
+        return stacked(np.stack(self.frames)[:, None], self.depth)[0]
+
+    def step(self, action: np.ndarray) -> None:
+        frame, reward, terminated, truncated, _ = self.env.step(action)
+        self.frames.append(frame)
+        self.reward += reward
+        if terminated or truncated:
+            self.killed.append(self.reward)
+            self._reset()
+
+
+def play(lanes: list[Lane], policy: ActorCriticCnnPolicy | None, steps: int, rng: np.random.Generator) -> tuple:
+    """Views (n, h, w, 3k) and the teacher's actions at them, while the policy plays, or, without one, the teacher."""
+    views, advice = [], []
+    for _ in tqdm(range(steps // len(lanes)), unit=" steps", unit_scale=len(lanes), desc="play", leave=False):
+        views.append(np.stack([lane.seen() for lane in lanes]))
+        advice.append(np.stack([lane.teacher.act() for lane in lanes]))
+        actions = advice[-1] if policy is None else act(policy, views[-1], 0.0, rng)
+        for lane, action in zip(lanes, actions, strict=True):
+            lane.step(action)
+    return np.concatenate(views), np.concatenate(advice)
+
+
+def learn(policy: ActorCriticCnnPolicy, seen: list[tuple], args: Args, rng: np.random.Generator) -> float:
+    """Maximise the likelihood of the teacher's actions; returns the loss of the last pass, in nats an action."""
+    views, advice = (np.concatenate(part) for part in zip(*seen, strict=True))
+    losses: list[float] = []
+    for _ in tqdm(range(args.epochs), unit=" passes", desc="learn", leave=False):
+        losses.clear()
+        for batch in np.array_split(rng.permutation(len(views)), max(1, len(views) // args.batch_size)):
+            pixels = torch.from_numpy(views[batch]).permute(0, 3, 1, 2)
+            likelihood = policy.get_distribution(pixels).log_prob(torch.from_numpy(advice[batch]))
+            loss = -likelihood.mean()
+            policy.optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+            policy.optimizer.step()
+            losses.append(loss.item())
+    return float(np.mean(losses))
+
+
+def untrained(args: Args, frame: tuple[int, int, int], actions: spaces.Space) -> ActorCriticCnnPolicy:
+    """The network that train/policy.py goes on with."""
+    height, width, channels = frame
+    image = spaces.Box(0, 255, (args.stack * channels, height, width), np.uint8)
+    shape = {"features_dim": args.features}
+    return ActorCriticCnnPolicy(image, actions, lambda _: args.learning_rate, features_extractor_kwargs=shape)
+
+
+def main(args: Args) -> None:
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(1)
+    rng = np.random.default_rng(args.seed)
+    lanes = [Lane(args, int(seed)) for seed in rng.integers(2**31, size=args.n_envs)]
+    policy = untrained(args, lanes[0].env.world.frame_shape, lanes[0].env.action_space)
+    seen: list[tuple] = []
+    for i in range(args.rounds):
+        seen.append(play(lanes, policy if i else None, args.steps, rng))
+        killed = [kills for lane in lanes for kills in lane.killed]
+        loss = learn(policy, seen, args, rng)
+        who = "policy" if i else "teacher"
+        mean = np.mean(killed or [np.nan])
+        print(f"round {i + 1}: {mean:.1f} kills in {len(killed)} episodes of the {who}, loss {loss:.3f}")
+        for lane in lanes:
+            lane.killed.clear()
+    settings = {name: value for name, value in asdict(args).items() if name != "out"}
+    save_policy(args.out, policy, settings, {"steps": args.rounds * args.steps}, resumable=False)
+    for lane in lanes:
+        lane.env.close()
+    print(f"policy: {args.out}; train/policy.py --begin {args.out} goes on from it")
+
+
+if __name__ == "__main__":
+    command(main, "imitate")
