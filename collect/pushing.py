@@ -1,7 +1,7 @@
 """Record the simulated robot that pushes objects, into a store like that of BAIR's data (`collect/bair.py`).
 
     python collect/pushing.py                    # 2,000 episodes: the pusher that ships, three in ten random
-    python collect/pushing.py --policy random    # as BAIR's robot drew its actions, all of them
+    python collect/pushing.py --policy random    # as BAIR's robot drew its actions, all of them, each for one step
 
 The same arrays, of the same types and shapes, with the same names: the configuration that trains on one store trains
 on the other. Episodes have 30 frames; the split is 8:1:1.
@@ -19,7 +19,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,8 @@ def settings(args: Args) -> dict[str, Any]:
 
 
 def main(args: Args) -> None:
+    if args.policy == "random":  # exploration is for what is not random already
+        args = replace(args, epsilon=0.0, random_share=0.0)
     with StoreWriter(args.out, Pushing().world, settings(args), args.seed) as writer:
         complete = writer.episodes >= args.episodes
         if not complete:

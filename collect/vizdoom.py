@@ -32,7 +32,7 @@ from collect.episodes import Exploration, play
 from collect.pool import Pool
 from collect.record import record
 from configs import command
-from envs.policies import load_player, load_policy, policy_folder
+from envs.policies import load_player, load_policy, policy_folder, shipped_policies
 from envs.vizdoom import VizdoomFrames
 from worldmodel.checkpoint import digest
 from worldmodel.errors import UserError
@@ -47,8 +47,8 @@ LANES = 4
 class Args(Exploration):
     """Record a ViZDoom scenario."""
 
-    out: Path = Path("runs/health_gathering_supreme/data.zarr")
-    """The store; one that is not complete goes on."""
+    out: Path | None = None
+    """The store, runs/<scenario>/data.zarr if not given; one that is not complete goes on."""
     scenario: str = "health_gathering_supreme"
     """A scenario that ships with ViZDoom, or battle2."""
     policy: str = ""
@@ -103,6 +103,10 @@ def settings(args: Args, world: World, length: int) -> dict[str, Any]:
     """What makes two recordings the same, beside their world; where they are written and by how many does not."""
     if args.policy == "random":
         policy = "random"
+    elif not args.policy and args.scenario not in shipped_policies(args.scenario):
+        raise UserError(
+            f"no policy ships for {args.scenario}; give --policy a folder of train/policy.py, or --policy random"
+        )
     else:
         load_policy(args.policy or args.scenario, world)  # says what is wrong before any process starts
         policy = digest(policy_folder(args.policy or args.scenario))
@@ -118,7 +122,8 @@ def main(args: Args) -> None:
         raise UserError(f"a length of {length} is impossible: it is 0, or from 2 to {world.max_episode_steps + 1}")
     if total < 1 or args.workers < 1:
         raise UserError(f"{total} episodes by {args.workers} workers are none; ask for at least one of each")
-    with StoreWriter(args.out, world, settings(args, world, length), args.seed) as writer:
+    out = args.out or Path("runs") / args.scenario / "data.zarr"
+    with StoreWriter(out, world, settings(args, world, length), args.seed) as writer:
         complete = writer.episodes >= total
         if not complete:
             with Pool(partial(playing, args), args.workers, tqdm.write) as pool:
@@ -127,7 +132,7 @@ def main(args: Args) -> None:
             share = f"{rate / bare:.0%} of the bare engine's {bare:,.0f} steps/s"
             print(f"{rate:,.0f} frames/s by {args.workers} processes: {share}")
         told = f"{writer.episodes:,} episodes, {writer.rows:,} frames, {writer.rows / writer.episodes:.1f} on average"
-        print(f"data: {args.out} {'was complete already' if complete else 'is complete'}: {told}")
+        print(f"data: {out} {'was complete already' if complete else 'is complete'}: {told}")
 
 
 if __name__ == "__main__":

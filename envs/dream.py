@@ -17,7 +17,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from worldmodel.dream import Precision
+from worldmodel.rates import Precision
 
 from .keys import keys
 from .render import Viewer

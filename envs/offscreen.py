@@ -11,13 +11,18 @@ import os
 import sys
 from typing import Any
 
-import mujoco
 import numpy as np
 
 from worldmodel.errors import UserError
 from worldmodel.layout import line
 
 BACKENDS = ("egl", "osmesa")
+CURE = "on Debian, apt-get install libegl1 or libosmesa6, and leave MUJOCO_GL unset or name one that is there"
+try:
+    import mujoco
+except Exception as error:  # it loads what MUJOCO_GL names, and has an error of its own for each way to fail
+    asked = os.environ.get("MUJOCO_GL")
+    raise UserError(f"MuJoCo does not start with MUJOCO_GL={asked} ({line(error)}); {CURE}") from None
 
 
 def context(size: int) -> Any:
@@ -26,6 +31,8 @@ def context(size: int) -> Any:
     Each is tried twice: a window that somebody closed in this process may have closed the display that was open.
     """
     asked = os.environ.get("MUJOCO_GL", "").lower()
+    if asked not in ("", *BACKENDS):
+        raise UserError(f"MUJOCO_GL is {asked}, which draws in a window; {CURE}")
     why = {}
     for name in np.repeat((asked,) if asked else BACKENDS, 2):
         try:
@@ -35,10 +42,7 @@ def context(size: int) -> Any:
         except Exception as error:  # PyOpenGL has an error of its own for each way to be missing
             why[name] = f"{name}: {line(error)}"
             forget()
-    raise UserError(
-        f"nothing can draw here ({'; '.join(why.values())}); on Debian, apt-get install libegl1 or libosmesa6, "
-        "and leave MUJOCO_GL unset or name one that is there"
-    )
+    raise UserError(f"nothing can draw here ({'; '.join(why.values())}); {CURE}")
 
 
 def forget() -> None:

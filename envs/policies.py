@@ -35,7 +35,7 @@ def policy_folder(name: str) -> Path:
 
 def shipped_policies(world: str) -> tuple[str, ...]:
     """Names of the policies that ship for a world: `<world>`, trained in the engine, and `<world>_dream`."""
-    return tuple(sorted(p.name.removesuffix("_policy") for p in PRETRAINED.glob(f"{world}*_policy")))
+    return tuple(name for name in (world, f"{world}_dream") if (PRETRAINED / f"{name}_policy").exists())
 
 
 def save_policy(

@@ -26,11 +26,14 @@ from worldmodel.world import World
 
 from .offscreen import Offscreen
 from .pushing_robot import ACTION, STEP, Robot
+from .pushing_scene import DRAWN
 from .render import Viewer
 from .spaces import to_space
 
 FINER = 2
 """Pixels of the drawing, each way, that are averaged into one of the frame."""
+LARGEST = DRAWN // FINER
+"""Height and width of a frame that the drawing has room for."""
 
 
 class Pushing(gym.Env[np.ndarray, Any]):
@@ -40,8 +43,8 @@ class Pushing(gym.Env[np.ndarray, Any]):
 
     def __init__(self, size: int = 64, horizon: int = 29, render_mode: str | None = None) -> None:
         """`horizon` is the length of an episode in steps, one less than its frames."""
-        if size < 1 or horizon < 1:
-            raise UserError(f"size and horizon must be at least 1, not {size} and {horizon}")
+        if not 1 <= size <= LARGEST or horizon < 1:
+            raise UserError(f"size must be from 1 to {LARGEST} and horizon at least 1, not {size} and {horizon}")
         self.render_mode, self.size = render_mode, size
         self.observation_space = spaces.Box(0, 255, (size, size, 3), np.uint8)
         self.action_space = to_space(ACTION)
@@ -67,6 +70,8 @@ class Pushing(gym.Env[np.ndarray, Any]):
         return self._out()
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        if self.camera is None:
+            raise UserError("no episode has begun; call reset first")
         self.robot.act(self.world.action.check(action))
         frame, info = self._out()
         return frame, 0.0, False, self.robot.steps >= self.world.max_episode_steps, info

@@ -9,11 +9,11 @@ five, `up` as 0 nine times in ten, and else each as 1 to 4 evenly: `robot_action
 
 from __future__ import annotations
 
-import mujoco
 import numpy as np
 
 from worldmodel.world import ActionSpec
 
+from .offscreen import mujoco
 from .pushing_scene import FORE, HIGH, LOW, OPEN, SHOULDER, TIMESTEP, UPPER, mjcf, places, things
 
 SHIFT = float(np.float32(0.1))

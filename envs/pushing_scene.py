@@ -27,6 +27,8 @@ SHOULDER, UPPER, FORE = np.array([0.02, -0.045, 0.42]), 0.42, 0.46
 """Where the arm begins, and the lengths of its links."""
 TIMESTEP = 0.01
 """Of the physics, in seconds."""
+DRAWN = 512
+"""Height and width of the largest drawing."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def mjcf(found: list[Thing], spots: np.ndarray, turns: np.ndarray, hand: np.ndar
   <visual>
     <headlight ambient=".42 .42 .42" diffuse=".28 .28 .28" specular="0 0 0"/>
     <quality shadowsize="0" offsamples="0"/>
-    <global offwidth="512" offheight="512"/>
+    <global offwidth="{DRAWN}" offheight="{DRAWN}"/>
     <map znear=".05" zfar="20"/>
   </visual>
   <statistic extent="1" center=".6 0 .2"/>

@@ -24,8 +24,9 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from worldmodel.dream import Context, Dream, Lanes, Precision, shipped
+from worldmodel.dream import Context, Dream, Lanes, shipped
 from worldmodel.errors import UserError
+from worldmodel.rates import Precision
 from worldmodel.sampling import Sampling
 
 from .spaces import to_space
@@ -40,7 +41,8 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """`num_envs` lanes of the dream of a run folder `model`, or of the model that ships for `world`.
 
     `horizon` (or `max_episode_steps`): steps until `truncated`, the recorded limit if None, 0 for none. `temperature`,
-    `top_k`, `top_p`: how codes are drawn. `precision="bfloat16"` is faster for many lanes on hardware that has it.
+    `top_k`, `top_p`: how codes are drawn. `precision="bfloat16"` is faster for many lanes on hardware that has it, and
+    "auto" takes it there only.
 
     `reset(options=...)` takes `{"context": i}`, or one number a lane: starting contexts beside the model;
     or `{"frames": (t, h, w, 3), "actions": (t - 1, ...), "variables": (t, v) or (v,)}` of your own for all lanes, uint8

@@ -34,9 +34,8 @@ import envs  # noqa: F401 - registers
 from configs import command
 from envs.vector import DreamVectorEnv
 from worldmodel.checkpoint import digest, write_json
-from worldmodel.dream import Precision
 from worldmodel.errors import UserError
-from worldmodel.rates import counter, machine, rate
+from worldmodel.rates import Precision, counter, machine, rate
 
 
 @dataclass(frozen=True, kw_only=True)

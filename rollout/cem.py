@@ -30,6 +30,8 @@ class Cem:
     """Steps of a future."""
     hold: int = 2
     """Steps for which an action of a future is held."""
+    numbers: int = 0
+    """Of a Box, only so many of an action's first numbers are planned, the others do nothing; 0 for all."""
     health: float = 1.0
     """Worth of a point of HEALTH at the end of a future."""
     momentum: float = 0.2
@@ -38,6 +40,8 @@ class Cem:
     def __post_init__(self) -> None:
         if min(self.elite, self.rounds, self.horizon, self.hold) < 1 or self.elite > self.candidates:
             raise UserError("elite, rounds, horizon and hold must be at least 1, and elite at most candidates")
+        if self.numbers < 0:
+            raise UserError(f"numbers must be at least 0, not {self.numbers}")
         if not 0 <= self.momentum <= 1:
             raise UserError(f"momentum must lie between 0 and 1, not at {self.momentum}")
 
@@ -62,10 +66,11 @@ class Odds:
 class Normal:
     """Of a Box: mean and standard deviation of each number in each slot, cut at the bounds."""
 
-    def __init__(self, spec: ActionSpec, slots: int) -> None:
+    def __init__(self, spec: ActionSpec, slots: int, numbers: int) -> None:
         self.low, self.high = np.array(spec.low), np.array(spec.high)
         self.mean = np.tile(np.clip(0.0, self.low, self.high), (slots, 1))
         self.sd = np.tile((self.high - self.low) / 4, (slots, 1))
+        self.sd[:, numbers or self.sd.shape[1] :] = 0
 
     def draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
         return np.clip(rng.normal(self.mean, self.sd, (n, *self.mean.shape)), self.low, self.high)
@@ -83,7 +88,7 @@ def cem(spec: ActionSpec, how: Cem, worth: Worth, rng: np.random.Generator) -> n
     if spec.kind == "MultiDiscrete":
         raise UserError(f"plans are of one choice or of numbers a step, not of {spec}")
     slots = -(-how.horizon // how.hold)
-    distribution = Normal(spec, slots) if spec.kind == "Box" else Odds(spec, slots)
+    distribution = Normal(spec, slots, how.numbers) if spec.kind == "Box" else Odds(spec, slots)
     for _ in range(how.rounds):
         picks = distribution.draw(how.candidates, rng)
         best = np.argsort(-worth(picks.repeat(how.hold, 1)[:, : how.horizon]))[: how.elite]

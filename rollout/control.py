@@ -27,19 +27,19 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
-from torch import nn
 from tqdm import tqdm
 
 from configs import command
 from envs.policies import MEMORY, Player, load_player, shipped_policies
 from envs.vizdoom import engine_of
 from rollout.evaluate import Held, dreams, held_out, plain, reconstructions
-from rollout.inverse import hits, learn
+from rollout.inverse import Reader, hits, learn
 from worldmodel.checkpoint import digest, write_json
-from worldmodel.dream import Dream, Precision
+from worldmodel.dream import Dream
 from worldmodel.errors import UserError
 from worldmodel.metrics.frames import psnr
 from worldmodel.metrics.interval import bootstrap, ratio
+from worldmodel.rates import Precision
 from worldmodel.sampling import Sampling
 from worldmodel.store import Store
 from worldmodel.world import World, random_actions
@@ -97,7 +97,7 @@ def strayed_for_real(args: Args, world: World, player: Player, actions: np.ndarr
     return np.stack(films)
 
 
-def measure(args: Args, dream: Dream, held: Held, model: nn.Module, player: Player | None = None) -> dict[str, Any]:
+def measure(args: Args, dream: Dream, held: Held, reader: Reader, player: Player | None = None) -> dict[str, Any]:
     """Every figure; the player, if there is an engine, leads to where its random actions begin."""
     n, c, steps = len(held.codes), args.context, args.steps
     spec, true = dream.world.action, held.actions[:, c - 1 : c - 1 + steps]
@@ -113,11 +113,11 @@ def measure(args: Args, dream: Dream, held: Held, model: nn.Module, player: Play
         "dreams, true actions": (np.concatenate([decoded[:, :1], obeyed], 1), true),
         "dreams, random actions": (np.concatenate([decoded[:, :1], strayed], 1), random),
     }
-    read = {k: hits(model, film, spec, a) for k, (film, a) in films.items()}
+    read = {k: hits(reader, film, a) for k, (film, a) in films.items()}
     told = {k: bootstrap(v, held.episode) for k, v in read.items()}
     over = {k: ratio(read[k], read["real frames"], held.episode) for k in films if k.startswith("dreams")}
     if player is not None:
-        strayed_real = hits(model, strayed_for_real(args, dream.world, player, random), spec, random)
+        strayed_real = hits(reader, strayed_for_real(args, dream.world, player, random), random)
         told["real frames, random actions"] = bootstrap(strayed_real)  # each from an episode of its own
         over["dreams, random actions"] = ratio(read["dreams, random actions"], strayed_real, None)
     return {"delta_psnr": bootstrap(gain, held.episode), "inverse_dynamics": told, "ratio": over}

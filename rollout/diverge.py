@@ -3,9 +3,10 @@
     python rollout/diverge.py --run runs/pushing --context 1
 
 From each held-out start two samples are dreamed under the actions that were taken, and two under those of another
-start. The picture has four rows a start, in that order, each beginning with the frame that was given. The numbers are
-the distance between two samples, as the root mean square of pixels over their range: under the same actions, under
-different ones, and between real frames of different starts, which is the most there is to diverge.
+episode, if there are enough. The picture has four rows a start, in that order, each beginning with the frame that was
+given. The numbers are the distance between two samples, as the root mean square of pixels over their range: under the
+same actions, under different ones, and between real frames of different episodes, which is the most there is to
+diverge.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ import numpy as np
 from tqdm import tqdm
 
 from configs import command
-from rollout.evaluate import Held, dreams, held_out, plain
+from rollout.evaluate import Held, dreams, held_out, plain, shuffle
 from worldmodel.checkpoint import digest, write_json
-from worldmodel.dream import Dream, Precision
+from worldmodel.dream import Dream
 from worldmodel.errors import UserError
 from worldmodel.metrics.interval import bootstrap
 from worldmodel.pictures import enlarge, film_strip, save_png
+from worldmodel.rates import Precision
 from worldmodel.sampling import Sampling
 
 
@@ -61,11 +63,11 @@ class Args:
 
 
 def samples(args: Args, dream: Dream, held: Held) -> np.ndarray:
-    """(n, 2 plans, 2 samples, steps, h, w, 3): each start under its own actions and under those of another start."""
+    """(n, 2 plans, 2 samples, steps, h, w, 3): each start under its own actions and under those of another."""
     c, films = args.context, []
     own = held.actions[:, c - 1 : c - 1 + args.steps]
     with tqdm(total=4 * len(own) * args.steps, unit=" steps", desc="dreams") as bar:
-        for plan in (own, np.roll(own, 1, axis=0)):
+        for plan in (own, own[shuffle(held.episode, args.seed)]):
             films.append([dreams(dream, held, plan, c, args.seed + k, args.batch, bar) for k in range(2)])
     return np.moveaxis(np.array(films), 2, 0)
 
@@ -83,7 +85,7 @@ def main(args: Args) -> None:
     apart = {
         "same actions": distance(film[:, 0, 0], film[:, 0, 1]),
         "different actions": distance(film[:, 0, 0], film[:, 1, 1]),
-        "other real episodes": distance(real, np.roll(real, 1, axis=0)),
+        "other real episodes": distance(real, real[shuffle(held.episode, args.seed)]),
     }
     told = {name: [bootstrap(d[:, t - 1], held.episode) for t in args.ahead] for name, d in apart.items()}
     print(f"{'distance between samples, steps on':36}" + "".join(f"{t:>24}" for t in args.ahead))

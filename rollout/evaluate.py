@@ -14,6 +14,9 @@ the shuffled actions. A dream is a sample and the future is not certain, so a cl
 of several dreams of it. With a time stride above 1 the dream holds the last action of each latent frame.
 Intervals are 95%, bootstrapped over episodes. The difference between true and shuffled actions is taken clip by
 clip. Writes <run>/evaluation/results.json and .txt, and prints the table.
+
+The paper has no figure by this protocol; its own metrics, with its figures beside ours, are those of rollout/fvd.py,
+which takes a run in paper mode or in stream mode. Paper mode does not dream.
 """
 
 from __future__ import annotations
@@ -32,12 +35,13 @@ import torch
 from tqdm import tqdm
 
 from configs import command
-from worldmodel.checkpoint import check_made_with, digest, write_atomic, write_json
+from worldmodel.checkpoint import check_made_with, digest, read_header, write_atomic, write_json
 from worldmodel.clips import Clips
-from worldmodel.dream import Context, Dream, Precision
+from worldmodel.dream import Context, Dream
 from worldmodel.errors import UserError
 from worldmodel.metrics.frames import nmse, psnr
 from worldmodel.metrics.interval import Mean, bootstrap
+from worldmodel.rates import Precision
 from worldmodel.sampling import Sampling
 from worldmodel.store import Store
 from worldmodel.vqvae import to_uint8
@@ -203,6 +207,11 @@ def plain(value: Any) -> Any:
 
 
 def main(args: Args) -> None:
+    paper = f"python rollout/fvd.py --run {args.run}"
+    if read_header(args.run / "prior")[0]["model"].get("mode") == "paper":
+        raise UserError(
+            f"{args.run} is in paper mode, which ends after a clip and cannot dream; the paper's metrics: {paper}"
+        )
     dream = Dream.load(args.run, args.sampling, args.device, args.precision)
     held = held_out(dream, args.run, args.data, args.split, args.clips, args.context + max(args.ahead))
     result = measure(args, dream, held)
@@ -222,6 +231,7 @@ def main(args: Args) -> None:
     print(
         f"\ntable:        {folder}/results.txt and results.json"
         f"\npictures:     {args.run}/dreams (rollout/dream.py writes them)"
+        f"\npaper's FVD:  {paper} (needs a feature network)"
         f"\nTensorBoard:  tensorboard --logdir {args.run}"
         f'\nenvironment:  import envs; gymnasium.make("VideoGPTDream-v0", model="{args.run}")'
     )

@@ -1,10 +1,15 @@
 """Visual foresight (Ebert et al., 2018): push an object to a goal, both given as pixels, by planning in the dream.
 
 A person would click on the object and on where it should go; here both come from the simulator. In every imagined
-future the object is followed by its colour (mean shift: the centre of what has its colour around where it was), and a
+future the object is followed by its colour (mean shift: the centre of what has its hue around where it was), and a
 future is worth minus the object's mean distance from the goal in pixels. Since most futures never touch the object,
 the distance from the dreamed hand to the spot behind it counts too, less. Real frames are followed in the same way
 between two plans: from the first click on, nothing but frames and the hand's own position reaches the planner.
+
+It is the hue that is followed, since shade, and how a dream blurs an object into the grey bin, change only how much of
+it there is. Within 29 steps of the pusher's play an object is lost (more than 4 pixels off) in 7% of episodes; by the
+distance of colours it was in 38%. Only the hand's way is planned (`cem.numbers` 2): with perfect foresight plans that
+also lift the hand and close the gripper come no nearer.
 
 Scored in the simulator, on the same objects and goals: random actions as BAIR's robot drew them, the pusher that
 ships, which is told where things are, and the plan.
@@ -30,10 +35,12 @@ from worldmodel.metrics.interval import bootstrap
 if TYPE_CHECKING:
     from rollout.plan import Args, Planner
 
-COLOUR, WINDOW = 40.0, 5.0
-"""Standard deviations of what passes for the object: of its colour (0 to 255), and in pixels around its last place."""
-LEAST = 2.0
-"""Pixels' worth of the object's colour below which it is hidden, and stays where it was."""
+WINDOW = 5.0
+"""Standard deviation of where an object is sought around its last place, in pixels."""
+OTHER, GREY = 1.5, 20.0
+"""What a unit of another hue costs, and how much of its own (0 to 255) an object's pixel has over the bin's."""
+LEAST = 1.0
+"""Pixels' worth of the object's hue below which it is hidden, and stays where it was."""
 BEHIND, APPROACH = 5.0, 0.3
 """Pixels from the object to where the hand pushes from, and the weight of the hand's distance from there."""
 TIPS = np.array([0, 0, LOW[2] - 0.03])
@@ -45,14 +52,22 @@ Act = Callable[[Pushing, np.ndarray, np.random.Generator], np.ndarray]
 def follow(frames: np.ndarray, places: np.ndarray, colour: np.ndarray) -> np.ndarray:
     """(n, 2) row and column of an object in frames (n, h, w, 3), for where it was (n, 2), by its colour (3,)."""
     grid = np.moveaxis(np.indices(frames.shape[1:3]), 0, -1) + 0.5
-    off = ((frames - colour) ** 2).sum(-1) / COLOUR**2
+    hue, strength = hues(frames), float(np.linalg.norm(hues(colour)))
+    much = hue @ (hues(colour) / max(strength, 1e-6))
+    other = np.sqrt(np.maximum((hue**2).sum(-1) - much**2, 0))
+    share = np.clip(much - OTHER * other - GREY, 0, strength) / max(strength, 1e-6)
     for _ in range(2):
         away = ((grid - places[:, None, None]) ** 2).sum(-1) / WINDOW**2
-        weight = np.exp(-(off + away) / 2)
+        weight = share * np.exp(-away / 2)
         mass = weight.sum((1, 2))
         centre = np.einsum("nhw,hwc->nc", weight, grid) / np.maximum(mass, 1e-9)[:, None]
         places = np.where(mass[:, None] > LEAST, centre, places)
     return places
+
+
+def hues(colours: np.ndarray) -> np.ndarray:
+    """Colours (..., 3) without what they have in common with grey; the direction is the hue."""
+    return colours - colours.mean(-1, keepdims=True, dtype=np.float32)
 
 
 def colour(frame: np.ndarray, place: np.ndarray) -> np.ndarray:
@@ -76,11 +91,11 @@ class Foresight:
 
     def value(self, dream: DreamVectorEnv, actions: np.ndarray, seed: int) -> np.ndarray:
         """(n,) of actions (n, horizon, 4)."""
-        fork, shown = dream.fork(len(actions), seed), colour(dream.frames[0], self.place)  # it may fade in a dream
+        fork = dream.fork(len(actions), seed)
         places, cost = np.tile(self.place, (len(actions), 1)), np.zeros(len(actions))
         for t in range(actions.shape[1]):
             fork.advance(actions[:, t].astype(np.float32))
-            places = follow(fork.frames, places, shown)
+            places = follow(fork.frames, places, self.colour)
             way = self.goal - places
             left = np.linalg.norm(way, axis=1)
             behind = places - BEHIND * way / np.maximum(left, 1e-6)[:, None]

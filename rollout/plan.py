@@ -33,9 +33,10 @@ from rollout import foresight
 from rollout.cem import Cem, cem
 from rollout.policy import play
 from worldmodel.checkpoint import write_json
-from worldmodel.dream import PRETRAINED, Precision
+from worldmodel.dream import PRETRAINED
 from worldmodel.errors import UserError
 from worldmodel.metrics.interval import bootstrap
+from worldmodel.rates import Precision
 
 
 @dataclass(frozen=True, kw_only=True)

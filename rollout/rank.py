@@ -32,8 +32,8 @@ from envs.vector import DreamVectorEnv
 from envs.vizdoom import VizdoomFrames, engine_of
 from rollout.policy import play
 from worldmodel.checkpoint import write_json
-from worldmodel.dream import Precision
 from worldmodel.errors import UserError
+from worldmodel.rates import Precision
 
 
 @dataclass(frozen=True, kw_only=True)

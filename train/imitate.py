@@ -127,7 +127,9 @@ def untrained(args: Args, frame: tuple[int, int, int], actions: spaces.Space) ->
     height, width, channels = frame
     image = spaces.Box(0, 255, (args.stack * channels, height, width), np.uint8)
     shape = {"features_dim": args.features}
-    return ActorCriticCnnPolicy(image, actions, lambda _: args.learning_rate, features_extractor_kwargs=shape)
+    policy = ActorCriticCnnPolicy(image, actions, lambda _: args.learning_rate, features_extractor_kwargs=shape)
+    torch.nn.init.zeros_(policy.value_net.weight)  # it learns no values, and random ones would mislead PPO
+    return policy
 
 
 def main(args: Args) -> None:

@@ -36,9 +36,9 @@ from configs import command
 from envs.policies import MEMORY, load_policy, policy_folder, save_policy
 from envs.sb3 import SB3VecEnv
 from worldmodel.checkpoint import FILE, digest, load_optimizer, load_weights, read_header, same_config
-from worldmodel.dream import Precision
 from worldmodel.errors import UserError
 from worldmodel.progress import describe
+from worldmodel.rates import Precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +157,8 @@ def make_envs(args: Args) -> VecEnv:
     """All environments: engines one after the other, or one forward pass for all lanes of a dream."""
     try:
         if gym.spec(args.env).vector_entry_point is None:
-            envs: VecEnv = DummyVecEnv([lambda: gym.make(args.env, scenario=args.scenario)] * args.n_envs)
+            scenario: dict[str, Any] = {"scenario": args.scenario} if args.env == "VizdoomFrames-v0" else {}
+            envs: VecEnv = DummyVecEnv([lambda: gym.make(args.env, **scenario)] * args.n_envs)
         else:
             dream: dict[str, Any] = {"model": args.env_model, "world": args.scenario}
             dream |= {"temperature": args.temperature, "precision": args.precision}

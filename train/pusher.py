@@ -25,6 +25,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 from configs import command
 from envs.pusher import KIND, PushTask, make_policy
 from worldmodel.checkpoint import FILE, load_optimizer, load_weights, read_header, same_config, save_checkpoint
+from worldmodel.errors import at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,9 @@ class Args:
     """Steps between two checkpoints."""
     seed: int = 0
     """Of episodes, weights and actions."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "steps", "width", "n_envs", "n_steps", "epochs", "save_every")
 
 
 def settings(args: Args) -> dict[str, Any]:

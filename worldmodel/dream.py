@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -31,12 +31,10 @@ from worldmodel.errors import UserError
 from worldmodel.layers import Memory
 from worldmodel.outcome import OutcomeConfig, OutcomeModel, preceding
 from worldmodel.prior import Prior, PriorConfig
+from worldmodel.rates import Precision, chosen
 from worldmodel.sampling import Sampling, next_frame
 from worldmodel.vqvae import VQVAE, VQVAEConfig, to_uint8
 from worldmodel.world import World, tuples
-
-Precision = Literal["float32", "bfloat16"]
-"""Of the prior and the decoder in a dream: bfloat16 is faster for many lanes where the hardware multiplies it."""
 
 
 @dataclass(frozen=True)
@@ -161,14 +159,16 @@ class Dream:
             raise UserError("this prior knows no actions; train one with train/prior.py --actions")
         self.vqvae, self.prior, self.outcome = vqvae.eval(), prior.eval(), outcome.eval()
         if precision not in get_args(Precision):
-            raise UserError(f"precision is {' or '.join(get_args(Precision))}, not {precision!r}")
-        if precision == "bfloat16":  # what has its part in every step; codes and outcomes stay exact
+            raise UserError(f"precision is {', '.join(get_args(Precision))}, not {precision!r}")
+        self.device = prior.start.device
+        if (
+            chosen(self.device, precision) == "bfloat16"
+        ):  # what has its part in every step; codes and outcomes stay exact
             for part in (self.prior, self.vqvae.from_code, self.vqvae.decoder, self.vqvae.up):
                 part.bfloat16()
         inputs_first(prior)
         self.world, self.sampling = world, sampling or Sampling()
         self.stride = vqvae.config.stride[0]
-        self.device = prior.start.device
 
     @staticmethod
     def load(

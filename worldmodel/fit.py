@@ -29,7 +29,7 @@ from tqdm import tqdm
 from worldmodel.checkpoint import FILE, load_optimizer, load_weights, read_header, same_config, save_checkpoint
 from worldmodel.errors import UserError, at_least
 from worldmodel.progress import Meter, Stop, describe
-from worldmodel.rates import peak
+from worldmodel.rates import Precision, chosen, peak
 
 Batch = dict[str, Tensor]
 
@@ -48,8 +48,8 @@ class FitConfig:
     """Steps of a linear rise at the start."""
     clip_gradient: float = 1.0
     """Largest norm of the gradient."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 autocast where the processor multiplies it in hardware, float32 elsewhere."""
+    precision: Precision = "auto"
+    """Of autocast."""
     seed: int = 0
     minutes: float = 0
     """Stop after so long, with a checkpoint; 0 for no limit."""
@@ -80,14 +80,7 @@ def keep_memory() -> None:
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: never trim the heap
 
 
-def chosen(device: torch.device, precision: str) -> str:
-    """What a precision comes to on a device. Processors without bfloat16 units emulate it, far slower."""
-    if precision != "auto":
-        return precision
-    return "bfloat16" if device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """The autocast of a precision."""
     return torch.autocast(device.type, torch.bfloat16, enabled=chosen(device, precision) == "bfloat16")
 

@@ -17,13 +17,22 @@ import time
 from collections.abc import Callable
 from functools import cache
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+Precision = Literal["auto", "float32", "bfloat16"]
+"""auto: bfloat16 where the processor multiplies it in hardware, float32 elsewhere."""
 KERNELS = ("efficient_attention", "flash_attention", "cudnn_attention", "flash_attention_for_cpu")
+
+
+def chosen(device: torch.device, precision: Precision) -> Precision:
+    """What a precision comes to on a device. Processors without bfloat16 units emulate it, far slower."""
+    if precision != "auto":
+        return precision
+    return "bfloat16" if device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
 
 
 def attention(query: torch.Size, key: torch.Size, value: torch.Size) -> int:

@@ -23,7 +23,7 @@ from worldmodel.errors import UserError
 WHEEL, MEMBER = "sample-factory==2.1.1", "sf_examples/vizdoom/doom/scenarios/battle2.wad"
 SHA256 = "0851ae13490433b1e335d427dd391b3e0a6a33a97a16c0190579a2820935e522"
 
-TIME_LIMIT = {"take_cover": 2100}
+TIME_LIMIT = {"take_cover": 2100, "multi": 2100, "multi_duel": 2100}
 """Tics, for scenarios that set no limit themselves: that of Gym's DoomTakeCover, by which its scores are known."""
 ALONE = "-host 1 -deathmatch +sv_forcerespawn 1 +sv_respawnprotect 1 +sv_nocheats 1"
 """Arguments that open a scenario for several players to a single one."""

@@ -113,6 +113,7 @@ def test_exploration_draws_as_bairs_robot_did(recorded: Path) -> None:
     actions = store.read("action", 0, store.rows)
     assert 0.6 < (actions[:, 2] == 0).mean() < 0.95
     assert set(actions[:, 2:].ravel()) <= {0, 1, 2, 3, 4}
+    assert (actions[1:, :2] != actions[:-1, :2]).any(1).all(), "none is held"
 
 
 def test_settings_that_make_no_sense(tmp_path: Path) -> None:

@@ -204,6 +204,25 @@ def test_where_nothing_can_draw_one_sentence_says_what_to_install(monkeypatch: p
     assert tried[4:] == ["mujoco.osmesa", "mujoco.osmesa"]
 
 
+@pytest.mark.parametrize(("name", "says"), [("glfw", "MUJOCO_GL is glfw, which draws in a window"), ("foo", "=foo")])
+def test_a_backend_that_cannot_be_is_named_with_the_cure(name: str, says: str) -> None:
+    """In a process of its own: MuJoCo reads the variable when it is imported."""
+    code = "import gymnasium, envs; gymnasium.make('BAIRPushing-v0').reset()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"MUJOCO_GL": name}, capture_output=True, text=True
+    )
+    last = done.stderr.strip().splitlines()[-1]
+    assert says in last
+    assert "apt-get install libegl1" in last
+
+
+def test_what_is_asked_of_no_episode_or_too_large_is_refused() -> None:
+    with pytest.raises(UserError, match="call reset first"):
+        Pushing().step(np.zeros(4, np.float32))
+    with pytest.raises(UserError, match="size must be from 1 to 256"):
+        Pushing(size=257)
+
+
 def test_what_failed_first_does_not_stand_in_the_way_of_the_next() -> None:
     """In a process of its own: PyOpenGL remembers the first platform that it was asked for."""
     code = """

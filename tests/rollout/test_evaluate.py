@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from torch import nn
 
 from rollout import dream, evaluate
+from worldmodel.checkpoint import save_checkpoint
 from worldmodel.dream import Dream
+from worldmodel.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +65,9 @@ def test_pictures_are_written(run: Path) -> None:
     assert gif.size == (3 * 3 * 16, 2 * 3 * 16 + 14)
     strip = Image.open(run / "dreams" / "strip.png")
     assert strip.size == (9 * 32, 6 * 32)
+
+
+def test_what_cannot_dream_is_sent_to_the_papers_metrics(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "prior", nn.Linear(1, 1), {"model": {"mode": "paper"}}, {})
+    with pytest.raises(UserError, match=r"paper mode, .* python rollout/fvd.py --run"):
+        evaluate.main(evaluate.Args(run=tmp_path))

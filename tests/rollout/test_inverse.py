@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rollout.inverse import classes, hits, labels
+from rollout.inverse import Reader, classes, hits, labels
 from worldmodel.world import ActionSpec
 
 KEYS = ActionSpec(kind="Discrete", nvec=(4,))
@@ -21,7 +21,8 @@ def test_factors_of_each_space() -> None:
     assert classes(PAD) == (3, 2)
     assert labels(PAD, np.array([[[2, 0], [1, 1]]])).tolist() == [[[2, 0], [1, 1]]]
     assert classes(ARM) == (3, 3)
-    assert labels(ARM, np.array([[-0.3, 0.0], [0.0, 2.0], [0.3, 4.0]])).tolist() == [[0, 0], [1, 1], [2, 2]]
+    cuts = np.array([[-0.1, 0.0], [0.1, 0.0]])  # the second is 0 in two thirds of the data
+    assert labels(ARM, np.array([[-0.3, 0.0], [0.0, 0.0], [0.3, 1.0]]), cuts).tolist() == [[0, 0], [1, 0], [2, 2]]
 
 
 class Reads(nn.Module):
@@ -37,6 +38,6 @@ def test_accuracy_is_balanced_within_each_factor_and_averaged_over_them() -> Non
     films = np.zeros((2, 3, 8, 8, 3), np.uint8)
     films[:, 1:, :, :, 0] = actions[:, :, 0, None, None]
     films[1, 2, :, :, 0] = 0  # reads 0 where the action was 2
-    read = hits(Reads(), films, PAD, actions)
+    read = hits(Reader(Reads(), PAD), films, actions)
     first, second = 2 / 3, 1 / 2  # of three values two are read, of two one
     assert read.mean() == pytest.approx((first + second) / 2)

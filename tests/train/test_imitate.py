@@ -57,6 +57,7 @@ def test_a_run_leaves_a_policy_that_loads_and_depends_on_the_seed_alone(tmp_path
     a, b, c = (load_policy(tmp_path / name).state_dict() for name in "abc")
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert not all(torch.equal(a[k], c[k]) for k in a)
+    assert not a["value_net.weight"].any(), "PPO would begin with values that mean nothing"
     assert read_header(tmp_path / "a")[1] == {"steps": 48}
 
 

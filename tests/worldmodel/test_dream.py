@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from worldmodel.dream import Context, Dream, Lanes, Precision
+from worldmodel.dream import Context, Dream, Lanes
 from worldmodel.errors import UserError
+from worldmodel.rates import Precision
 from worldmodel.sampling import Sampling
 from worldmodel.vqvae import VQVAE, VQVAEConfig
 
