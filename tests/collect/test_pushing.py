@@ -18,11 +18,11 @@ from configs import overlay, read_preset
 from envs.pushing import Pushing
 from tests.collect.conftest import Here
 from tests.collect.test_bair import written
-from train import prior, vqvae
+from train import prior, tokens, vqvae
+from worldmodel.checkpoint import read_header
 from worldmodel.errors import UserError
 from worldmodel.layout import open_array, open_root
 from worldmodel.store import Store
-from worldmodel.vqvae import VQVAE
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -59,16 +59,19 @@ def test_a_store_of_bairs_has_the_same_arrays_and_world(recorded: Path, tmp_path
     assert not a["action"][-1].any() and not b["action"][-1].any()
 
 
-def test_the_papers_configuration_of_bair_trains_on_it(recorded: Path) -> None:
-    """One conditioning frame, and the 64 numbers of a clip's actions."""
-    preset = read_preset("bair")
-    video = overlay(vqvae.Args(), preset["vqvae"], "vqvae").model
-    args = overlay(prior.Args(), preset["prior"], "prior")
-    world = Store(recorded).world
-    assert world.frame_shape == (*video.size, 3)
-    small = replace(video, hidden=16, residual=16, layers=1, codes=8, dim=8)
-    config = prior.configure(args, VQVAE(small), world.action.width)
-    assert (config.condition_dim, config.seen) == (64, 1)
+def test_the_papers_configuration_of_bair_trains_on_it(recorded: Path, tmp_path: Path) -> None:
+    """Two steps of each model of configs/bair.yaml, fewer and narrower layers apart: one frame and 64 numbers given."""
+    preset, shorter = read_preset("bair"), {"steps": 2, "batch_size": 2, "log_every": 1}
+    video, gpt = overlay(vqvae.Args(), preset["vqvae"], "vqvae"), overlay(prior.Args(), preset["prior"], "prior")
+    narrow = replace(video.model, stride=(4, 8, 8), hidden=16, residual=16, layers=1, codes=8, dim=8)
+    where = {"run": tmp_path, "data": recorded, "device": "cpu", "held_out": 2}
+    vqvae.main(replace(video, **where, model=narrow, fit=replace(video.fit, **shorter)))
+    tokens.main(tokens.Args(run=tmp_path, data=recorded, every=14, device="cpu"))
+    narrow = replace(gpt.model, width=16, heads=2, layers=1, feedforward=16, resnet=18, units=32, local=8)
+    prior.main(replace(gpt, **where, model=narrow, fit=replace(gpt.fit, **shorter)))
+    config, progress = read_header(tmp_path / "prior")
+    assert progress == {"step": 2}
+    assert (config["model"]["condition"], config["model"]["condition_dim"], config["model"]["seen"]) == ("clip", 64, 1)
 
 
 def test_the_split_is_of_the_episodes_8_to_1_to_1(recorded: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,10 +27,16 @@ SPACES = {
 
 
 @pytest.fixture(params=SPACES)
-def run(request: pytest.FixtureRequest, tmp_path: Path, toy_stages) -> Path:  # type: ignore[no-untyped-def]
-    """A run folder of a few steps on noise, named by its kind of space: what is dreamed does not matter here."""
-    spec, folder, rng = SPACES[request.param][0], tmp_path / request.param, np.random.default_rng(0)
+def run(request: pytest.FixtureRequest, tmp_path: Path, toy_stages: Callable) -> Path:
+    """A run folder named by its kind of space."""
+    spec = SPACES[request.param][0]
     world = World(name="x", frame_shape=(16, 16, 3), action=spec, variables=("x",), max_episode_steps=20)
+    return trained_on_noise(tmp_path / request.param, world, toy_stages)
+
+
+def trained_on_noise(folder: Path, world: World, toy_stages: Callable) -> Path:
+    """A run folder of a few steps on noise: what is dreamed does not matter."""
+    spec, rng = world.action, np.random.default_rng(0)
     with StoreWriter(folder / "data.zarr", world, {}) as writer:
         for _ in range(20):
             zeros = np.zeros(21, bool)
@@ -40,7 +47,7 @@ def run(request: pytest.FixtureRequest, tmp_path: Path, toy_stages) -> Path:  # 
                     "reward": zeros.astype(np.float32),
                     "terminated": zeros,
                     "truncated": np.arange(21) == 19,
-                    "variables": rng.random((21, 1), np.float32),
+                    "variables": rng.random((21, len(world.variables)), np.float32),
                 }
             )
     for stage, args in zip((vqvae, tokens, prior, outcome), toy_stages(folder, steps=4), strict=True):

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from envs.pusher import Task
 from envs.pushing import Pushing
+from rollout import plan
 from rollout.cem import Cem, cem
 from rollout.foresight import Foresight, follow
+from tests.envs.test_spaces_of_dreams import trained_on_noise
 from worldmodel.errors import UserError
 from worldmodel.world import ActionSpec
 
@@ -27,6 +31,12 @@ def test_numbers_move_to_where_the_worth_is() -> None:
     assert (plan.shape, plan.dtype) == ((4, 2), np.float32)
     np.testing.assert_allclose(plan, goal.repeat(2, 0), atol=0.1)
     np.testing.assert_array_equal(plan[0], plan[1])
+
+
+def test_numbers_that_are_not_planned_do_nothing() -> None:
+    seen: list[np.ndarray] = []
+    plan = cem(BOX, Cem(numbers=1), lambda a: seen.append(a) or np.zeros(len(a)), np.random.default_rng(0))
+    assert all(not a[..., 1].any() and a[..., 0].any() for a in [*seen, plan])
 
 
 def test_several_choices_a_step_are_refused() -> None:
@@ -95,3 +105,17 @@ def test_with_a_perfect_dream_a_plan_brings_the_object_nearer(env: Pushing) -> N
             frame = env.step(action)[0]
             aim.see(frame)
     assert task.left < first - 0.05
+
+
+def test_the_command_scores_all_three_from_the_same_beginnings(
+    tmp_path: Path, toy_stages: Callable, capsys: pytest.CaptureFixture
+) -> None:
+    with contextlib.closing(Pushing(size=16)) as env:
+        run = trained_on_noise(tmp_path / "run", env.world, toy_stages)
+    how = Cem(candidates=4, elite=2, rounds=1, horizon=3, hold=1, numbers=2)
+    plan.main(plan.Args(run=str(run), world="pushing", episodes=2, context=4, cem=how, out=tmp_path / "plan.json"))
+    scores = json.loads((tmp_path / "plan.json").read_text())["scores"]
+    first = {name: [ways[0] for ways in episodes] for name, episodes in scores.items()}
+    assert first["random"] == first["pusher"] == first["planned"]
+    assert np.mean([ways[1] for ways in scores["pusher"]]) < np.mean(first["pusher"]) - 0.1, "it knows where things are"
+    assert "metres to the goal" in capsys.readouterr().out
