@@ -3,7 +3,7 @@
 A person would click on the object and on where it should go; here both come from the simulator. In every imagined
 future the object is followed by its colour (mean shift: the centre of what has its hue around where it was), and a
 future is worth minus the object's mean distance from the goal in pixels. Since most futures never touch the object,
-the distance from the dreamed hand to the spot behind it counts too, less. Real frames are followed in the same way
+the distance from the hand to the spot behind it counts too, less. Real frames are followed in the same way
 between two plans: from the first click on, nothing but frames and the hand's own position reaches the planner.
 
 It is the hue that is followed, since shade, and how a dream blurs an object into the grey bin, change only how much of
@@ -28,7 +28,7 @@ from envs.dream import DreamEnv
 from envs.pusher import NEAR, Task, load_pusher
 from envs.pushing import Pushing
 from envs.pushing_robot import ACTION, robot_actions
-from envs.pushing_scene import LOW
+from envs.pushing_scene import HIGH, LOW
 from envs.vector import DreamVectorEnv
 from worldmodel.metrics.interval import bootstrap
 
@@ -77,7 +77,10 @@ def colour(frame: np.ndarray, place: np.ndarray) -> np.ndarray:
 
 
 class Foresight:
-    """The object and the goal of an episode, as pixels, and what a future is worth for them."""
+    """The object and the goal of an episode, as pixels, and what a future is worth for them.
+
+    Where the hand will be is not dreamed: it goes where it is told, within the workspace.
+    """
 
     def __init__(self, env: Pushing, frame: np.ndarray, task: Task) -> None:
         self.env = env
@@ -93,14 +96,15 @@ class Foresight:
         """(n,) of actions (n, horizon, 4)."""
         fork = dream.fork(len(actions), seed)
         places, cost = np.tile(self.place, (len(actions), 1)), np.zeros(len(actions))
+        hand = np.tile(self.env.robot.hand, (len(actions), 1))
         for t in range(actions.shape[1]):
             fork.advance(actions[:, t].astype(np.float32))
             places = follow(fork.frames, places, self.colour)
             way = self.goal - places
             left = np.linalg.norm(way, axis=1)
             behind = places - BEHIND * way / np.maximum(left, 1e-6)[:, None]
-            hand = np.linalg.norm(self.env.pixels(fork.variables - TIPS) - behind, axis=1)
-            cost += left + APPROACH * hand
+            hand[:, :2] = np.clip(hand[:, :2] + actions[:, t, :2], LOW[:2], HIGH[:2])
+            cost += left + APPROACH * np.linalg.norm(self.env.pixels(hand - TIPS) - behind, axis=1)
         return -cost / actions.shape[1]
 
 

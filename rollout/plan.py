@@ -57,6 +57,8 @@ class Args:
     """Frames that a dream is given, fewer at the start of an episode."""
     precision: Precision = "float32"
     """Of the dream."""
+    temperature: float = 1.0
+    """Of the dream; below 1 futures differ less by chance."""
     cem: Cem = field(default_factory=Cem)
     seed: int = 0
     out: Path = Path("runs/plan.json")
@@ -121,7 +123,7 @@ def survival(dream: DreamEnv, actions: np.ndarray, seed: int, health: float) -> 
 
 def main(args: Args) -> None:
     run = args.run or ("" if (PRETRAINED / args.world).exists() else f"runs/{args.world}")
-    dream = DreamEnv(model=run, world=args.world, horizon=0, precision=args.precision)
+    dream = DreamEnv(model=run, world=args.world, horizon=0, precision=args.precision, temperature=args.temperature)
     if dream.vector.dream.stride > 1:
         raise UserError("plans are of single steps; this dream has a time stride")
     if dream.world.env_id == "BAIRPushing-v0":

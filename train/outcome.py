@@ -24,6 +24,7 @@ from worldmodel.checkpoint import check_made_with
 from worldmodel.dream import load_vqvae
 from worldmodel.errors import UserError
 from worldmodel.fit import Batch, FitConfig, evaluating, fit
+from worldmodel.given import scale_of
 from worldmodel.outcome import OutcomeConfig, OutcomeModel
 from worldmodel.store import Store
 from worldmodel.vqvae import VQVAE
@@ -90,6 +91,7 @@ def configure(args: Args, store: Store, vqvae: VQVAE, train: Sequences) -> Outco
         codes=v.codes,
         code_dim=v.dim,
         condition_dim=v.stride[0] * store.world.action.width,
+        condition_scale=scale_of(store.world, train.rows["condition"]),
         variables=len(store.world.variables),
         variable_mean=tuple(variables.mean(0).tolist()),
         variable_std=tuple((variables.std(0) + 1e-6).tolist()),

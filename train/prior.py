@@ -19,6 +19,7 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -28,7 +29,7 @@ from worldmodel.checkpoint import check_made_with, digest, load_weights, read_he
 from worldmodel.dream import load_vqvae
 from worldmodel.errors import UserError
 from worldmodel.fit import Batch, FitConfig, evaluating, fit
-from worldmodel.given import CodeClips, Given, batch, features
+from worldmodel.given import CodeClips, Given, batch, features, scale_of
 from worldmodel.pictures import add_film, enlarge, side_by_side
 from worldmodel.prior import Condition, Prior, PriorConfig
 from worldmodel.sampling import continuation
@@ -122,12 +123,15 @@ def main(args: Args) -> None:
     check_made_with(store.path, store.settings["vqvae"]["weights"], args.run / "vqvae")
     torch.manual_seed(args.fit.seed)
     config = configure(args, vqvae, world.action.width, len(world.classes))
+    data = Store(args.data or args.run / "data.zarr") if config.seen else None
+    train, valid = (CodeClips(config, store, split, data) for split in ("train", "valid"))
+    if args.actions:
+        some = train.sample(np.random.default_rng(0), 256)["condition"]
+        config = replace(config, condition_scale=scale_of(world, some, config.classes))
     prior = Prior(config, vqvae.codebook.embedding).to(args.device)
     if args.begin is not None:
         check_made_with(str(args.begin), read_header(args.begin)[0].get("vqvae"), args.run / "vqvae")
         load_weights(args.begin, prior)
-    data = Store(args.data or args.run / "data.zarr") if config.seen else None
-    train, valid = (CodeClips(config, store, split, data) for split in ("train", "valid"))
 
     def loss(arrays: Batch) -> dict[str, Tensor]:
         given = batch(arrays)

@@ -18,6 +18,7 @@ from worldmodel.clips import Clips, rows_of
 from worldmodel.errors import UserError
 from worldmodel.prior import Prior, PriorConfig
 from worldmodel.store import Store
+from worldmodel.world import World
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,19 @@ class Given:
 def features(prior: Prior, given: Given) -> Tensor | None:
     """Of the conditioning frames (b, m, units), as the prior's methods take them, if it looks at any."""
     return None if given.frames is None else prior.look(given.frames)
+
+
+def scale_of(world: World, conditions: np.ndarray, classes: int = 0) -> tuple[float, ...]:
+    """What numbers of conditions (..., c) are divided by, so that none speaks louder than another.
+
+    Their standard deviations where actions are numbers (BAIR's dx is a tenth of a metre, its `up` up to 4); none where
+    they are one-hot. The last `classes` of a condition are one-hot anyway.
+    """
+    if world.action.kind != "Box":
+        return ()
+    spread = conditions.reshape(-1, conditions.shape[-1]).std(0)
+    spread[spread.size - classes :] = 1
+    return tuple(np.where(spread > 0, spread, 1).tolist())
 
 
 class CodeClips:

@@ -30,6 +30,8 @@ class OutcomeConfig:
     codes: int = 1024
     code_dim: int = 256
     condition_dim: int = 0
+    condition_scale: tuple[float, ...] = ()
+    """What its numbers are divided by; none for one-hot ones."""
     variables: int = 0
     """Number of game variables."""
     variable_mean: tuple[float, ...] = ()
@@ -60,6 +62,7 @@ class OutcomeModel(nn.Module):
     """A GRU over latent frames."""
 
     codebook: Tensor
+    scale: Tensor
     mean: Tensor
     std: Tensor
     changes: Tensor
@@ -71,6 +74,7 @@ class OutcomeModel(nn.Module):
         self.config = config
         shape, width = (config.books, config.codes, config.code_dim), config.width
         self.register_buffer("codebook", torch.zeros(shape) if codebook is None else codebook.clone())
+        self.register_buffer("scale", torch.tensor(config.condition_scale or 1.0), persistent=False)
         self.register_buffer("mean", torch.tensor(config.variable_mean), persistent=False)
         self.register_buffer("std", torch.tensor(config.variable_std), persistent=False)
         for name, none in (("variable_low", -torch.inf), ("variable_high", torch.inf)):
@@ -96,7 +100,7 @@ class OutcomeModel(nn.Module):
         flat = codes.flatten(2)
         book = torch.arange(flat.shape[-1], device=codes.device) % self.config.books
         seen = self.look(self.codebook[book, flat].flatten(2))
-        done = self.act(seen.new_zeros(*seen.shape[:2], 1) if condition is None else condition)
+        done = self.act(seen.new_zeros(*seen.shape[:2], 1) if condition is None else condition / self.scale)
         known = (before - self.mean) / self.std if self.config.variables else seen.new_zeros(*seen.shape[:2], 1)
         y, state = self.gru(seen + done + self.know(known), state)
         reward, end, changes = self.head(y).split([2, 1, self.changes.numel()], dim=-1)

@@ -47,6 +47,7 @@ class Prior(nn.Module):
     """p(codes | condition), one latent frame after the other."""
 
     codebook: Tensor
+    scale: Tensor
     parents: Tensor
     reachable: Tensor
 
@@ -62,6 +63,7 @@ class Prior(nn.Module):
                 f"the prior's config asks for a codebook of {shape}, the VQ-VAE has {tuple(codebook.shape)}"
             )
         self.register_buffer("codebook", torch.zeros(shape) if codebook is None else codebook.clone())
+        self.register_buffer("scale", torch.tensor(config.condition_scale or 1.0), persistent=False)
         if config.local:  # what the last frame of a full ring sees of it, each frame in the order it is cached in
             last = clip_mask(self.order, config.reach, config.reach, config.local)[-len(self.order) :]
             reachable = last.unflatten(1, (config.reach, -1))[..., torch.cat(self.order.passes)]
@@ -130,6 +132,7 @@ class Prior(nn.Module):
             raise UserError(
                 f"this prior looks at {self.config.seen} conditioning frames; give what `look` makes of them"
             )
+        condition = None if condition is None else condition / self.scale
         times = torch.arange(start, start + t, device=self.start.device)
         return Shared(
             [block.share(condition, features) for block in self.blocks],  # type: ignore[operator]

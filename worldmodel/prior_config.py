@@ -31,6 +31,8 @@ class PriorConfig:
     """stream: latent frames that attention reaches, the current one included."""
     condition: Condition = "none"
     condition_dim: int = 0
+    condition_scale: tuple[float, ...] = ()
+    """What the numbers of the condition are divided by; none for one-hot ones."""
     classes: int = 0
     """The last so many numbers of the condition are a class, one-hot."""
     seen: int = 0
@@ -77,6 +79,8 @@ class PriorConfig:
             raise UserError(f"{self.heads} heads cannot share {self.kv_heads} of keys and values; choose a divisor")
         if (self.condition == "none") != (self.condition_dim == 0):
             raise UserError(f"condition = {self.condition} does not go with condition_dim = {self.condition_dim}")
+        if self.condition_scale and len(self.condition_scale) != self.condition_dim:
+            raise UserError(f"a condition of {self.condition_dim} numbers has not {len(self.condition_scale)} scales")
         if self.classes > self.condition_dim:
             raise UserError(f"{self.classes} classes do not fit into a condition of {self.condition_dim} numbers")
         if self.units < 8 or self.units % 8:

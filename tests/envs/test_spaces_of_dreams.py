@@ -15,6 +15,7 @@ from gymnasium.utils.env_checker import check_env
 import envs  # noqa: F401 - registers
 from rollout import control
 from train import outcome, prior, tokens, vqvae
+from worldmodel.checkpoint import read_header
 from worldmodel.world import ActionSpec, World, random_actions
 from worldmodel.writer import StoreWriter
 
@@ -71,3 +72,5 @@ def test_the_dream_has_the_spaces_that_were_recorded_and_its_actions_are_read_ba
     control.main(control.Args(run=run, clips=4, context=4, steps=4, train_steps=4))
     told = json.loads((run / "evaluation" / "control.json").read_text())
     assert 0 <= told["inverse_dynamics"]["real frames"]["mean"] <= 1
+    scale = read_header(run / "prior")[0]["model"]["condition_scale"]
+    assert (len(scale), all(scale)) == (4 if run.name == "Box" else 0, True)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 
 from worldmodel.attention import Cache
 from worldmodel.errors import UserError
+from worldmodel.given import scale_of
 from worldmodel.prior import Prior, PriorConfig
 from worldmodel.resnet import ResNet
+from worldmodel.world import ActionSpec, World
 
 KINDS = [
     ("stream", "diagonal", 1, "frame"),
@@ -164,6 +168,29 @@ def test_clip_conditioning_tells_every_code_the_future_actions() -> None:
     assert condition is not None
     other = prior(codes, condition + torch.eye(7)[-1])
     assert (other - prior(codes, condition)).abs()[:, 0].max() > 1e-3
+
+
+def test_numbers_of_a_condition_are_divided_by_their_scale() -> None:
+    """Whole and cached, against a prior that is given the quotients."""
+    plain = build("stream", "raster", 1, "frame")
+    scaled = Prior(replace(plain.config, condition_scale=(0.25,) * 7)).double().eval()
+    scaled.load_state_dict(plain.state_dict())
+    codes, condition = clip(plain, 2)
+    assert condition is not None
+    torch.testing.assert_close(scaled(codes, condition), plain(codes, 4 * condition))
+    assert not torch.allclose(scaled(codes, condition), plain(codes, condition))
+    cached = step_frame(scaled, scaled.empty(2), codes[:, 0], condition[:, 0])
+    torch.testing.assert_close(cached, step_frame(plain, plain.empty(2), codes[:, 0], 4 * condition[:, 0]))
+    with pytest.raises(UserError, match="has not 1 scales"):
+        replace(plain.config, condition_scale=(1.0,))
+
+
+def test_the_scale_is_how_far_numbers_spread_and_one_hot_ones_have_none() -> None:
+    box = World(name="x", frame_shape=(8, 8, 3), action=ActionSpec(kind="Box", low=(-1.0, 0.0), high=(1.0, 4.0)))
+    conditions = np.array([[[0.1, 2.0, 1.0]], [[-0.1, 2.0, 0.0]]], np.float32)
+    assert scale_of(box, conditions, classes=1) == pytest.approx((0.1, 1, 1)), "what is always the same is not divided"
+    keys = World(name="x", frame_shape=(8, 8, 3), action=ActionSpec(kind="Discrete", nvec=(3,)))
+    assert scale_of(keys, conditions) == ()
 
 
 def test_the_window_is_what_a_layer_reaches() -> None:
