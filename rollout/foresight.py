@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -30,10 +30,8 @@ from envs.pushing import Pushing
 from envs.pushing_robot import ACTION, robot_actions
 from envs.pushing_scene import HIGH, LOW
 from envs.vector import DreamVectorEnv
+from rollout.planner import Planner, Value
 from worldmodel.metrics.interval import bootstrap
-
-if TYPE_CHECKING:
-    from rollout.plan import Args, Planner
 
 WINDOW = 5.0
 """Standard deviation of where an object is sought around its last place, in pixels."""
@@ -119,9 +117,11 @@ def play(env: Pushing, seed: int, i: int, begin: Callable[[Pushing, np.ndarray, 
     return first, task.left
 
 
-def score(args: Args, dream: DreamEnv, planner_of: type[Planner]) -> tuple[str, dict[str, Any]]:
+def score(
+    dream: DreamEnv, planner_of: Callable[[Value], Planner], pusher: str, episodes: int, seed: int
+) -> tuple[str, dict[str, Any]]:
     """A table, and the distances of every episode."""
-    policy = load_pusher(args.policy or "pushing")
+    policy = load_pusher(pusher)
 
     def at_random(env: Pushing, frame: np.ndarray, task: Task) -> Act:
         return lambda env, frame, rng: robot_actions(ACTION, 1, rng)[0]
@@ -131,7 +131,7 @@ def score(args: Args, dream: DreamEnv, planner_of: type[Planner]) -> tuple[str, 
 
     def planning(env: Pushing, frame: np.ndarray, task: Task) -> Act:
         aim = Foresight(env, frame, task)
-        planner = planner_of(args, dream, lambda dream, a, s: aim.value(dream.vector, a, s))
+        planner = planner_of(lambda dream, actions, seed: aim.value(dream.vector, actions, seed))
 
         def act(env: Pushing, frame: np.ndarray, rng: np.random.Generator) -> np.ndarray:
             aim.see(frame)
@@ -142,8 +142,8 @@ def score(args: Args, dream: DreamEnv, planner_of: type[Planner]) -> tuple[str, 
     played = {}
     with contextlib.closing(Pushing(**dream.world.env_kwargs)) as env:
         for name, begin in {"random": at_random, "pusher": pushing, "planned": planning}.items():
-            episodes = tqdm(range(args.episodes), unit=" episodes", desc=name)
-            played[name] = np.array([play(env, args.seed, i, begin) for i in episodes])
+            bar = tqdm(range(episodes), unit=" episodes", desc=name)
+            played[name] = np.array([play(env, seed, i, begin) for i in bar])
     lines = [f"{'metres to the goal':20}{'at first':>24}{'at the end':>24}{'nearer by':>24}{'reached':>10}"]
     for name, ways in played.items():
         first, last = ways.T

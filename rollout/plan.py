@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections import deque
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,7 +28,8 @@ from envs.dream import DreamEnv
 from envs.policies import load_player, shipped_policies
 from envs.vizdoom import engine_of
 from rollout import foresight
-from rollout.cem import Cem, cem
+from rollout.cem import Cem
+from rollout.planner import Planner
 from rollout.policy import play
 from worldmodel.checkpoint import write_json
 from worldmodel.dream import PRETRAINED
@@ -69,45 +68,6 @@ class Args:
             raise UserError("context and episodes must be at least 2, and every at least 1")
 
 
-class Planner:
-    """A player that remembers the last frames of its episode.
-
-    `value` gives the worth of actions (n, horizon, *shape) from the dream as it stands, its futures seeded.
-    """
-
-    def __init__(self, args: Args, dream: DreamEnv, value: Callable[[DreamEnv, np.ndarray, int], np.ndarray]) -> None:
-        self.args, self.dream, self.value = args, dream, value
-        self.begin()
-
-    def begin(self) -> None:
-        self.frames: deque[np.ndarray] = deque(maxlen=self.args.context)
-        self.actions: deque[np.ndarray] = deque(maxlen=self.args.context - 1)
-        self.variables: deque[list[float]] = deque(maxlen=self.args.context)
-        self.ready: list[np.ndarray] = []
-
-    def act(self, frame: np.ndarray, variables: list[float], rng: np.random.Generator) -> np.ndarray:
-        """The next action; plans when none is ready."""
-        self.frames.append(frame)
-        self.variables.append(variables)
-        if not self.ready:
-            self.ready = list(self.plan(rng)[: self.args.every])
-        self.actions.append(self.ready.pop(0))
-        return self.actions[-1]
-
-    def plan(self, rng: np.random.Generator) -> np.ndarray:
-        """The best sequence of actions (horizon, *shape) from here."""
-        spec = self.dream.world.action
-        given = min(len(self.frames), len(self.actions) + 1)
-        frames, actions = list(self.frames)[-given:], list(self.actions)[len(self.actions) - given + 1 :]
-        options = {
-            "frames": np.stack(frames),
-            "actions": np.array(actions, spec.dtype).reshape(-1, *spec.shape),
-            "variables": list(self.variables)[-given:],
-        }
-        self.dream.reset(seed=int(rng.integers(2**31)), options=options)
-        return cem(spec, self.args.cem, lambda a: self.value(self.dream, a, int(rng.integers(2**31))), rng)
-
-
 def survival(dream: DreamEnv, actions: np.ndarray, seed: int, health: float) -> np.ndarray:
     """(n,) return of action sequences (n, horizon), each in a future of its own, and the health left at its end."""
     fork = dream.fork(len(actions), seed)
@@ -126,19 +86,19 @@ def main(args: Args) -> None:
     dream = DreamEnv(model=run, world=args.world, horizon=0, precision=args.precision, temperature=args.temperature)
     if dream.vector.dream.stride > 1:
         raise UserError("plans are of single steps; this dream has a time stride")
+    planner = partial(Planner, dream, every=args.every, context=args.context, cem=args.cem)
     if dream.world.env_id == "BAIRPushing-v0":
-        told, scores = foresight.score(args, dream, Planner)
+        told, scores = foresight.score(dream, planner, args.policy or "pushing", args.episodes, args.seed)
     else:
-        told, scores = in_the_engine(args, dream)
+        told, scores = in_the_engine(args, dream, planner(partial(survival, health=args.cem.health)))
     print(told)
     settings = asdict(args) | {"out": str(args.out)}
     write_json(args.out, {"settings": settings, "scores": scores})
 
 
-def in_the_engine(args: Args, dream: DreamEnv) -> tuple[str, dict[str, list]]:
+def in_the_engine(args: Args, dream: DreamEnv, planner: Planner) -> tuple[str, dict[str, list]]:
     """Survival and return of a random policy, of those that ship, and of planning."""
     world, scores = dream.world, {}
-    planner = Planner(args, dream, partial(survival, health=args.cem.health))
     rivals = (args.policy,) if args.policy else shipped_policies(world.name)
     with contextlib.closing(engine_of(world)) as env:
         players = {name: load_player(name, world) for name in ("random", *rivals)}

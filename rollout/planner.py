@@ -1,0 +1,53 @@
+"""A player that plans: every few steps its last real frames become a dream, in which the cross-entropy method looks
+for the actions that are worth most.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+
+from envs.dream import DreamEnv
+from rollout.cem import Cem, cem
+
+Value = Callable[[DreamEnv, np.ndarray, int], np.ndarray]
+"""(n,) the worth of actions (n, horizon, *shape) from the dream as it stands, its futures seeded."""
+
+
+class Planner:
+    """Plays `every` steps of each plan; a dream is given `context` frames, fewer at the start of an episode."""
+
+    def __init__(self, dream: DreamEnv, value: Value, *, every: int, context: int, cem: Cem) -> None:
+        self.dream, self.value, self.every, self.context, self.cem = dream, value, every, context, cem
+        self.begin()
+
+    def begin(self) -> None:
+        """A new episode."""
+        self.frames: deque[np.ndarray] = deque(maxlen=self.context)
+        self.actions: deque[np.ndarray] = deque(maxlen=self.context - 1)
+        self.variables: deque[list[float]] = deque(maxlen=self.context)
+        self.ready: list[np.ndarray] = []
+
+    def act(self, frame: np.ndarray, variables: list[float], rng: np.random.Generator) -> np.ndarray:
+        """The next action; plans when none is ready."""
+        self.frames.append(frame)
+        self.variables.append(variables)
+        if not self.ready:
+            self.ready = list(self.plan(rng)[: self.every])
+        self.actions.append(self.ready.pop(0))
+        return self.actions[-1]
+
+    def plan(self, rng: np.random.Generator) -> np.ndarray:
+        """The best sequence of actions (horizon, *shape) from here."""
+        spec = self.dream.world.action
+        given = min(len(self.frames), len(self.actions) + 1)
+        frames, actions = list(self.frames)[-given:], list(self.actions)[len(self.actions) - given + 1 :]
+        options = {
+            "frames": np.stack(frames),
+            "actions": np.array(actions, spec.dtype).reshape(-1, *spec.shape),
+            "variables": list(self.variables)[-given:],
+        }
+        self.dream.reset(seed=int(rng.integers(2**31)), options=options)
+        return cem(spec, self.cem, lambda a: self.value(self.dream, a, int(rng.integers(2**31))), rng)
