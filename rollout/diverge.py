@@ -62,12 +62,12 @@ class Args:
             raise UserError("context, steps, show and ahead must be at least 1, starts at least 2, ahead at most steps")
 
 
-def samples(args: Args, dream: Dream, held: Held) -> np.ndarray:
-    """(n, 2 plans, 2 samples, steps, h, w, 3): each start under its own actions and under those of another."""
+def samples(args: Args, dream: Dream, held: Held, others: np.ndarray) -> np.ndarray:
+    """(n, 2 plans, 2 samples, steps, h, w, 3): each start under its own actions and under those of another (n,)."""
     c, films = args.context, []
     own = held.actions[:, c - 1 : c - 1 + args.steps]
     with tqdm(total=4 * len(own) * args.steps, unit=" steps", desc="dreams") as bar:
-        for plan in (own, own[shuffle(held.episode, args.seed)]):
+        for plan in (own, own[others]):
             films.append([dreams(dream, held, plan, c, args.seed + k, args.batch, bar) for k in range(2)])
     return np.moveaxis(np.array(films), 2, 0)
 
@@ -80,12 +80,13 @@ def distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def main(args: Args) -> None:
     dream, c = Dream.load(args.run, args.sampling, precision=args.precision), args.context
     held = held_out(dream, args.run, args.data, args.split, args.starts, c + args.steps)
-    film = samples(args, dream, held)
+    others = shuffle(held.episode, args.seed)
+    film = samples(args, dream, held, others)
     real = held.frames[:, c:]
     apart = {
         "same actions": distance(film[:, 0, 0], film[:, 0, 1]),
         "different actions": distance(film[:, 0, 0], film[:, 1, 1]),
-        "other real episodes": distance(real, real[shuffle(held.episode, args.seed)]),
+        "other real episodes": distance(real, real[others]),
     }
     told = {name: [bootstrap(d[:, t - 1], held.episode) for t in args.ahead] for name, d in apart.items()}
     print(f"{'distance between samples, steps on':36}" + "".join(f"{t:>24}" for t in args.ahead))

@@ -106,9 +106,7 @@ def play(lanes: list[Lane], policy: ActorCriticCnnPolicy | None, steps: int, rng
 
 def learn(policy: ActorCriticCnnPolicy, seen: list[tuple], args: Args, rng: np.random.Generator) -> float:
     """Maximise the likelihood of the teacher's actions; returns the loss of the last pass, in nats an action."""
-    where = [
-        (part, row) for part, (views, _) in enumerate(seen) for row in range(len(views))
-    ]  # no second copy of it all
+    where = [(part, row) for part, (views, _) in enumerate(seen) for row in range(len(views))]  # nothing is copied
     losses: list[float] = []
     for _ in tqdm(range(args.epochs), unit=" passes", desc="learn", leave=False):
         losses.clear()

@@ -125,7 +125,7 @@ def main(args: Args) -> None:
     config = configure(args, vqvae, world.action.width, len(world.classes))
     data = Store(args.data or args.run / "data.zarr") if config.seen else None
     train, valid = (CodeClips(config, store, split, data) for split in ("train", "valid"))
-    if args.actions:
+    if args.actions and world.action.kind == "Box":  # else there is nothing to divide, nor to read for it
         some = train.sample(np.random.default_rng(0), 256)["condition"]
         config = replace(config, condition_scale=scale_of(world, some, config.classes))
     prior = Prior(config, vqvae.codebook.embedding).to(args.device)
