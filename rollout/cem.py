@@ -32,8 +32,6 @@ class Cem:
     """Steps for which an action of a future is held."""
     numbers: int = 0
     """Of a Box, only so many of an action's first numbers are planned, the others do nothing; 0 for all."""
-    health: float = 1.0
-    """Worth of a point of HEALTH at the end of a future."""
     momentum: float = 0.2
     """Share of the old distribution in the new one."""
 

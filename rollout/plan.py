@@ -4,9 +4,8 @@
     python rollout/plan.py --world pushing      # rollout/foresight.py: push an object to a goal that is given by pixels
 
 Every `every` steps the last real frames become a dream, forked into futures that follow the candidates of
-`rollout/cem.py`, and the first actions of the plan are played. Of Doom a future is worth its predicted return, plus
-`health` for each point of HEALTH that is left at its end, since a short horizon seldom sees a death. Beside it a
-random policy and one that ships play the same episodes.
+`rollout/cem.py`, and the first actions of the plan are played. What a future of Doom is worth is in
+`rollout/survival.py`. Beside it a random policy and those that ship play the same episodes.
 """
 
 from __future__ import annotations
@@ -31,6 +30,7 @@ from rollout import foresight
 from rollout.cem import Cem
 from rollout.planner import Planner
 from rollout.policy import play
+from rollout.survival import Beyond, survival
 from worldmodel.checkpoint import write_json
 from worldmodel.dream import PRETRAINED
 from worldmodel.errors import UserError
@@ -58,6 +58,10 @@ class Args:
     """Of the dream."""
     temperature: float = 1.0
     """Of the dream; below 1 futures differ less by chance."""
+    critic: str = ""
+    """Policy whose critic says what the end of a future is worth: a folder, or one that ships."""
+    health: float = 1.0
+    """Without a critic: worth of a point of HEALTH at the end of a future."""
     cem: Cem = field(default_factory=Cem)
     seed: int = 0
     out: Path = Path("runs/plan.json")
@@ -66,19 +70,6 @@ class Args:
     def __post_init__(self) -> None:
         if self.context < 2 or self.every < 1 or self.episodes < 2:
             raise UserError("context and episodes must be at least 2, and every at least 1")
-
-
-def survival(dream: DreamEnv, actions: np.ndarray, seed: int, health: float) -> np.ndarray:
-    """(n,) return of action sequences (n, horizon), each in a future of its own, and the health left at its end."""
-    fork = dream.fork(len(actions), seed)
-    total, alive = np.zeros(len(actions)), np.ones(len(actions), bool)
-    for t in range(actions.shape[1]):
-        rewards, terminated, _, _ = fork.advance(actions[:, t])
-        total += rewards * alive
-        alive &= ~terminated
-    if "HEALTH" in dream.world.variables:
-        total += health * fork.variables[:, dream.world.variables.index("HEALTH")] * alive
-    return total
 
 
 def main(args: Args) -> None:
@@ -90,7 +81,8 @@ def main(args: Args) -> None:
     if dream.world.env_id == "BAIRPushing-v0":
         told, scores = foresight.score(dream, planner, args.policy or "pushing", args.episodes, args.seed)
     else:
-        told, scores = in_the_engine(args, dream, planner(partial(survival, health=args.cem.health)))
+        beyond = Beyond.of(args.critic, dream.world) if args.critic else Beyond(args.health)
+        told, scores = in_the_engine(args, dream, planner(partial(survival, beyond=beyond)))
     print(told)
     settings = asdict(args) | {"out": str(args.out)}
     write_json(args.out, {"settings": settings, "scores": scores})
@@ -109,9 +101,10 @@ def in_the_engine(args: Args, dream: DreamEnv, planner: Planner) -> tuple[str, d
             return np.array([planner.act(frames[-1, 0], env.values.tolist(), rng)])
 
         planned = []
-        for i in tqdm(range(args.episodes), unit=" episodes", desc="plan"):
+        for i in (progress := tqdm(range(args.episodes), unit=" episodes", desc="plan")):
             planner.begin()
             planned.append(play(env, plan, args.seed, i))
+            progress.set_postfix(survived=f"{np.mean(planned, axis=0)[0]:.0f} steps")
         scores["planned"] = np.array(planned)
     skip = world.env_kwargs["frame_skip"]
     lines = [

@@ -17,8 +17,9 @@ import rollout.endless as endless
 import rollout.outcome as outcome
 import rollout.rank as rank
 from envs.dream import DreamEnv
+from envs.policies import load_policy
 from rollout.cem import Cem, cem
-from rollout.plan import survival
+from rollout.survival import Beyond, survival
 from train import export
 from worldmodel.checkpoint import digest, write_json
 from worldmodel.dream import Context, Dream
@@ -87,10 +88,11 @@ def test_planning_finds_the_actions_that_end_where_it_pays(toy_run: Path) -> Non
     options = {"frames": frames, "actions": [0, 0, 0], "variables": [0.0]}
     dream.reset(seed=0, options=options)
     dream.world = dream.vector.world = _renamed(dream)
-    how = Cem(candidates=24, elite=4, rounds=3, horizon=2, hold=1, health=10.0, momentum=0.1)
-    worth = survival(dream, np.array([[0, 0], [2, 2], [1, 1]]), 0, how.health)
+    how = Cem(candidates=24, elite=4, rounds=3, horizon=2, hold=1, momentum=0.1)
+    beyond = Beyond(health=10.0)
+    worth = survival(dream, np.array([[0, 0], [2, 2], [1, 1]]), 0, beyond)
     assert worth.argmax() in (1, 2)
-    plan = cem(dream.world.action, how, lambda a: survival(dream, a, 0, how.health), np.random.default_rng(0))
+    plan = cem(dream.world.action, how, lambda a: survival(dream, a, 0, beyond), np.random.default_rng(0))
     fork = dream.fork(1)
     for action in plan:
         fork.advance(np.array([action]))
@@ -164,3 +166,15 @@ def test_speeds_stand_beside_what_the_run_is_worth(run: Path, tmp_path: Path, ca
     assert "2.25" in capsys.readouterr().out
     with pytest.raises(UserError, match="batch sizes must be at least 1"):
         benchmark.Args(batch=(0,))
+
+
+def test_the_end_of_a_future_is_worth_what_the_critic_of_a_policy_says() -> None:
+    dream, actions = DreamEnv(horizon=0), np.array([[0, 1], [2, 3]])
+    dream.reset(seed=0)
+    beyond = Beyond.of("health_gathering_supreme_dream", dream.world)
+    assert (beyond.gamma, beyond.health, beyond.depth) == (0.99, pytest.approx(2.0), 1), "rewards were scaled by 0.01"
+    fork, policy = dream.fork(2, 7), load_policy("health_gathering_supreme_dream")
+    first, second = (fork.advance(actions[:, t])[0] for t in (0, 1))
+    values = policy.predict_values(torch.from_numpy(fork.frames).permute(0, 3, 1, 2))[:, 0].detach().numpy() / 0.01
+    expected = first + 0.99 * second + 0.99**2 * (2.0 * fork.variables[:, 0] + values)
+    np.testing.assert_allclose(survival(dream, actions, 7, beyond), expected, rtol=1e-5)

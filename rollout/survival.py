@@ -1,0 +1,69 @@
+"""What a future of Doom is worth to a plan: its predicted return, and what is left at its end.
+
+A short horizon seldom sees a death, so the rewards of all futures are alike; what tells them apart is how much life
+they end with. Two answers to that:
+
+* points of HEALTH, each worth `health`: a future must reach a kit within its horizon to gain by it;
+* the critic of a policy (`Beyond.of`), which has learned what the last frame is worth: a kit in sight counts. PPO
+  learned with potential-based shaping, under which values are lower by the potential (Ng, Harada and Russell, 1999);
+  it is added again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from envs.dream import DreamEnv
+from envs.policies import load_policy, policy_folder, stacked
+from worldmodel.checkpoint import read_header
+from worldmodel.world import World
+
+
+@dataclass(frozen=True)
+class Beyond:
+    """What the end of a future is worth, in units of the engine's reward."""
+
+    health: float = 1.0
+    """A point of HEALTH."""
+    gamma: float = 1.0
+    """Discount of a step."""
+    depth: int = 1
+    """Frames that the critic sees at once."""
+    critic: Callable[[np.ndarray], np.ndarray] | None = None
+    """(n,) the value of frames (n, h, w, 3 depth)."""
+
+    @staticmethod
+    def of(name: str, world: World) -> Beyond:
+        """The critic of a policy: a folder, or one that ships."""
+        policy, training = load_policy(name, world), read_header(policy_folder(name))[0]["training"]
+        scale, shaping = training["reward_scale"], training["shaping"]
+        weight = dict(shaping).get("HEALTH", 0.0) if isinstance(shaping, list) else shaping  # HEALTH alone, once
+
+        @torch.inference_mode()
+        def value(frames: np.ndarray) -> np.ndarray:
+            return policy.predict_values(policy.obs_to_tensor(frames)[0])[:, 0].numpy() / scale
+
+        depth = policy.observation_space.shape[0] // 3  # type: ignore[index]
+        return Beyond(weight / scale, training["gamma"], depth, value)
+
+
+def survival(dream: DreamEnv, actions: np.ndarray, seed: int, beyond: Beyond) -> np.ndarray:
+    """(n,) worth of action sequences (n, horizon), each in a future of its own."""
+    fork = dream.fork(len(actions), seed)
+    total, alive, discount, frames = np.zeros(len(actions)), np.ones(len(actions), bool), 1.0, [fork.frames]
+    for t in range(actions.shape[1]):
+        rewards, terminated, _, _ = fork.advance(actions[:, t])
+        total += discount * rewards * alive
+        alive &= ~terminated
+        discount *= beyond.gamma
+        frames = [*frames, fork.frames][-beyond.depth :]
+    left = np.zeros(len(actions))
+    if "HEALTH" in dream.world.variables:
+        left += beyond.health * fork.variables[:, dream.world.variables.index("HEALTH")]
+    if beyond.critic is not None:
+        left += beyond.critic(stacked(np.stack(frames), beyond.depth))
+    return total + discount * left * alive
