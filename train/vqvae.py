@@ -20,8 +20,10 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from configs import command
+from worldmodel.checkpoint import digest
 from worldmodel.clips import Clips
 from worldmodel.codebook import usage
+from worldmodel.dream import load_vqvae
 from worldmodel.errors import UserError
 from worldmodel.fit import FitConfig, evaluating, fit
 from worldmodel.metrics.frames import nmse, psnr
@@ -43,8 +45,23 @@ class Args:
     held_out: int = 32
     """Clips of the validation split to evaluate on."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    begin: Path | None = None
+    """Begin with the weights of another VQ-VAE, whose codebook may have another shape: several smaller books of as many
+    numbers in all."""
     restart: bool = False
     """Overwrite a run of other settings."""
+
+
+def begin_with(folder: Path, model: VQVAE) -> dict[str, str]:
+    """Give a model the weights of another, but for a codebook of another shape; returns what to note of it."""
+    other = load_vqvae(folder)
+    if other.codebook.embedding.shape != model.codebook.embedding.shape:
+        other.codebook = model.codebook  # new: its codes become encoder outputs in the first step
+    try:
+        model.load_state_dict(other.state_dict())
+    except RuntimeError:
+        raise UserError(f"{folder} is a VQ-VAE of other sizes; only codes, dim and books may differ") from None
+    return {"begin": digest(folder)}
 
 
 def variance(clips: Clips, seed: int = 0, n: int = 256) -> float:
@@ -77,6 +94,7 @@ def main(args: Args) -> None:
     train, valid = (Clips(store, split, args.model.frames, ["frames"]) for split in ("train", "valid"))
     torch.manual_seed(args.fit.seed)
     model = VQVAE(replace(args.model, variance=variance(train))).to(args.device)
+    begun = {} if args.begin is None else begin_with(args.begin, model)
     frames = torch.from_numpy(valid.fixed(min(args.held_out, len(valid)))["frames"]).to(args.device)
     fit(
         model,
@@ -84,7 +102,7 @@ def main(args: Args) -> None:
         sample=lambda rng: train.sample(rng, args.fit.batch_size),
         config=args.fit,
         out=args.run / "vqvae",
-        settings={"kind": "vqvae", "model": asdict(model.config), "world": store.world.to_json()},
+        settings={"kind": "vqvae", "model": asdict(model.config), "world": store.world.to_json()} | begun,
         evaluate=lambda writer, step: evaluate(model, frames, store.world.fps, writer, step),
         restart=args.restart,
     )

@@ -236,3 +236,20 @@ def test_bits_are_logarithms_to_two(toy_run: Path) -> None:
     with torch.no_grad():
         bits = model.loss(codes, condition)[0, 1:].mean().item() / math.log(2)
     assert 0 < bits < 0.5
+
+
+def test_a_vqvae_begins_with_another_and_a_codebook_of_its_own(
+    toy_run: Path, toy_stages: Stages, toy_store: Path
+) -> None:
+    args = toy_stages(toy_store.parent)[0]
+    still = replace(args.fit, steps=1, learning_rate=0.0, evaluate_every=1)
+    args = replace(args, model=replace(args.model, books=2, dim=4), fit=still, begin=toy_run / "vqvae")
+    vqvae.main(args)
+    old, new = load_vqvae(toy_run / "vqvae"), load_vqvae(args.run / "vqvae")
+    assert torch.equal(old.from_code.weight, new.from_code.weight), "at a rate of 0 it is the other one still"
+    assert new.codebook.embedding.shape == (2, 16, 4)
+    assert new.codebook.initialised
+    with pytest.raises(UserError, match="begin"):  # going on without it would be another run
+        vqvae.main(replace(args, begin=None))
+    with pytest.raises(UserError, match="only codes, dim and books"):
+        vqvae.main(replace(args, model=replace(args.model, hidden=32), restart=True))
