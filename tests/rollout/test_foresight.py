@@ -115,6 +115,9 @@ def test_the_command_scores_all_three_from_the_same_beginnings(
     how = Cem(candidates=4, elite=2, rounds=1, horizon=3, hold=1, numbers=2)
     plan.main(plan.Args(run=str(run), world="pushing", episodes=2, context=4, cem=how, out=tmp_path / "plan.json"))
     scores = json.loads((tmp_path / "plan.json").read_text())["scores"]
+    off = scores.pop("pixels_off")
+    assert all(0 <= pixels < 16 for pixels in (*off["frames"], *off["reconstructions"], *off["still"]))
+    assert off["frames"] != off["reconstructions"], "this VQ-VAE knows noise only"
     first = {name: [ways[0] for ways in episodes] for name, episodes in scores.items()}
     assert first["random"] == first["pusher"] == first["planned"]
     assert np.mean([ways[1] for ways in scores["pusher"]]) < np.mean(first["pusher"]) - 0.1, "it knows where things are"
