@@ -1,7 +1,7 @@
 """Plan in the dream, act in the engine: the cross-entropy method through `fork`.
 
-    python rollout/plan.py --world take_cover
-    python rollout/plan.py --world pushing      # rollout/foresight.py: push an object to a goal that is given by pixels
+    python rollout/plan.py --preset health_gathering_supreme
+    python rollout/plan.py --world pushing    # rollout/foresight.py: push an object to a goal that is given by pixels
 
 Every `every` steps the last real frames become a dream, forked into futures that follow the candidates of
 `rollout/cem.py`, and the first actions of the plan are played. What a future of Doom is worth is in

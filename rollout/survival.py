@@ -20,6 +20,7 @@ import torch
 from envs.dream import DreamEnv
 from envs.policies import load_policy, policy_folder, stacked
 from worldmodel.checkpoint import read_header
+from worldmodel.errors import UserError
 from worldmodel.world import World
 
 
@@ -38,8 +39,10 @@ class Beyond:
 
     @staticmethod
     def of(name: str, world: World) -> Beyond:
-        """The critic of a policy: a folder, or one that ships."""
+        """The critic of a policy: a folder, or one that ships; `UserError` if it never learned values."""
         policy, training = load_policy(name, world), read_header(policy_folder(name))[0]["training"]
+        if "reward_scale" not in training:
+            raise UserError(f"{name} learned no values, only to imitate; give a policy of train/policy.py")
         scale, shaping = training["reward_scale"], training["shaping"]
         weight = dict(shaping).get("HEALTH", 0.0) if isinstance(shaping, list) else shaping  # HEALTH alone, once
 

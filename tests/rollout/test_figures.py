@@ -17,7 +17,7 @@ import rollout.endless as endless
 import rollout.outcome as outcome
 import rollout.rank as rank
 from envs.dream import DreamEnv
-from envs.policies import load_policy
+from envs.policies import load_policy, save_policy
 from rollout.cem import Cem, cem
 from rollout.survival import Beyond, survival
 from train import export
@@ -178,3 +178,11 @@ def test_the_end_of_a_future_is_worth_what_the_critic_of_a_policy_says() -> None
     values = policy.predict_values(torch.from_numpy(fork.frames).permute(0, 3, 1, 2))[:, 0].detach().numpy() / 0.01
     expected = first + 0.99 * second + 0.99**2 * (2.0 * fork.variables[:, 0] + values)
     np.testing.assert_allclose(survival(dream, actions, 7, beyond), expected, rtol=1e-5)
+
+
+def test_a_policy_that_only_imitates_is_no_critic(tmp_path: Path) -> None:
+    world = DreamEnv(horizon=0).world
+    policy = load_policy("health_gathering_supreme_dream")
+    save_policy(tmp_path, policy, {"rounds": 6}, {}, resumable=False)
+    with pytest.raises(UserError, match="learned no values"):
+        Beyond.of(str(tmp_path), world)
