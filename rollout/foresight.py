@@ -88,7 +88,7 @@ class Foresight:
 
     def __init__(self, env: Pushing, frame: np.ndarray, task: Task) -> None:
         self.env = env
-        spots = np.append(task.place, env.robot.objects[task.object, 2]), np.append(task.goal, 0.03)
+        spots = env.robot.objects[task.object], np.append(task.goal, 0.03)
         self.place, self.goal = (env.pixels(spot[None])[0] for spot in spots)
         self.colour = colour(frame, self.place)
 
@@ -112,21 +112,24 @@ class Foresight:
         return -cost / actions.shape[1]
 
 
-Film = tuple[np.ndarray, np.ndarray]
-"""Frames (t, h, w, 3) of an episode, and where an object truly was in them (t, 2)."""
+Film = list[tuple[np.ndarray, np.ndarray]]
+"""The frames (h, w, 3) of an episode, each with where an object truly was in it (2,)."""
 
 
+@torch.no_grad()
 def lost(dream: Dream, films: list[Film]) -> dict[str, np.ndarray]:
     """Pixels (n,) between an object at the end of a film and where it is thought to be.
 
     In `frames`, in their `reconstructions` by the VQ-VAE, and for one who thinks that it lay `still`.
     """
     off: dict[str, list[float]] = {"frames": [], "reconstructions": [], "still": []}
-    for frames, truth in films:
+    for film in films:
+        frames, truth = (np.stack(part) for part in zip(*film, strict=True))
+        tint = colour(frames[0], truth[0])
         codes = dream.vqvae.encode(torch.from_numpy(frames[None]).to(dream.device))
-        remade = to_uint8(dream.vqvae.decode(codes.to(dream.device)))[0].cpu().numpy()
+        remade = to_uint8(dream.vqvae.decode(codes))[0].cpu().numpy()
         for name, shown in {"frames": frames, "reconstructions": remade, "still": frames[:1]}.items():
-            place, tint = truth[:1], colour(frames[0], truth[0])
+            place = truth[:1]
             for frame in shown[1:]:
                 place = follow(frame[None], place, tint)
             off[name].append(float(np.linalg.norm(place[0] - truth[-1])))
@@ -149,19 +152,17 @@ def score(
 ) -> tuple[str, dict[str, Any]]:
     """A table, and the distances of every episode."""
     policy = load_pusher(pusher)
-    films: list[tuple[list[np.ndarray], list[np.ndarray]]] = []
+    films: list[Film] = []
 
     def at_random(env: Pushing, frame: np.ndarray, task: Task) -> Act:
         return lambda env, frame, rng: robot_actions(ACTION, 1, rng)[0]
 
     def pushing(env: Pushing, frame: np.ndarray, task: Task) -> Act:
-        frames: list[np.ndarray] = []
-        places: list[np.ndarray] = []
-        films.append((frames, places))
+        film: Film = []
+        films.append(film)
 
         def act(env: Pushing, frame: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-            frames.append(frame)
-            places.append(env.pixels(env.robot.objects[task.object][None])[0])
+            film.append((frame, env.pixels(env.robot.objects[task.object][None])[0]))
             return task.action(policy.predict(task.seen(), deterministic=True)[0])
 
         return act
@@ -186,7 +187,7 @@ def score(
         first, last = ways.T
         cells = "".join(f"{bootstrap(x)!s:>24}" for x in (first, last, first - last))
         lines.append(f"{name:20}{cells}{(last < NEAR).mean():>10.0%}")
-    pixels = lost(dream.vector.dream, [(np.stack(frames), np.stack(places)) for frames, places in films])
+    pixels = lost(dream.vector.dream, films)
     told = "; ".join(f"{name} {bootstrap(off)}" for name, off in pixels.items())
     lines.append(f"an object followed through the pusher's play, pixels off at the end: {told}")
     return "\n".join(lines), {name: ways.tolist() for name, ways in played.items()} | {
