@@ -68,13 +68,40 @@ class Codebook(nn.Module):
         return self.embedding[book, codes].flatten(-2)
 
     def _nearest(self, flat: Tensor) -> Tensor:
-        """(g, n, d) -> (g, n): argmin |x - e|^2, without the term that is the same for all codes.
+        """(g, n, d) -> (g, n)."""
+        return self._distances(flat).argmin(-1)
+
+    def _distances(self, flat: Tensor) -> Tensor:
+        """(g, n, d) -> (g, n, k): |x - e|^2, without the term that is the same for all codes.
 
         Never in bfloat16, which would choose a quarter of the codes otherwise than encoding does.
         """
         with torch.autocast(flat.device.type, enabled=False):
-            scores = torch.baddbmm(self.embedding.square().sum(-1)[:, None], flat, self.embedding.mT, alpha=-2)
-        return scores.argmin(-1)
+            return torch.baddbmm(self.embedding.square().sum(-1)[:, None], flat, self.embedding.mT, alpha=-2)
+
+    def steady(self, features: Tensor, hysteresis: float, before: Tensor | None = None) -> Tensor:
+        """Codes (b, t, ..., g) of features (b, t, ..., g*d) in time, where a place is slow to leave its code.
+
+        It keeps the code that it had a frame ago (`before`, (b, ..., g), for the first) unless another is nearer, in
+        squared distance, by more than `hysteresis` times the spread of the codes.
+        """
+        slack, frames = hysteresis * self.spread()[:, None], []
+        for x in features.to(self.embedding.dtype).unbind(1):
+            distances = self._distances(x.reshape(-1, self.books, self.dim).transpose(0, 1))
+            least, codes = distances.min(-1)
+            if before is not None:
+                old = before.reshape(-1, self.books).T
+                kept = distances.gather(-1, old[..., None])[..., 0] <= least + slack
+                codes = torch.where(kept, old, codes)
+            before = codes.T.reshape(*x.shape[:-1], self.books)
+            frames.append(before)
+        return torch.stack(frames, dim=1)
+
+    def spread(self) -> Tensor:
+        """(g,) the mean squared distance of the codes, as often as they are used, from their mean."""
+        share = (self.count / self.count.sum(-1, keepdim=True))[..., None]
+        middle = (share * self.embedding).sum(1, keepdim=True)
+        return (share * (self.embedding - middle).square()).sum((1, 2))
 
     def _initialise(self, flat: Tensor) -> None:
         self.embedding.copy_(self._draw(flat))

@@ -71,6 +71,10 @@ class VQVAEConfig:
     """Channels of a code."""
     books: int = 1
     """Codebooks (Table 7)."""
+    hysteresis: float = 0.0
+    """How slow `encode` is to leave the code of the frame before, in shares of the codes' spread; training of the
+    VQ-VAE does not depend on it. Many codes look nearly the same, and noise, which no prior can learn, would choose.
+    """
     restart: float = 1.0
     """Codes that a batch uses less often than this, on average, restart; lower it with the batch."""
     commitment: float = 0.25
@@ -173,7 +177,14 @@ class VQVAE(nn.Module):
 
     def encode(self, frames: Tensor, memory: Memory | None = None) -> Tensor:
         """Frames (b, t, h, w, c) -> codes (b, T, H, W, g). With a memory, the frames that follow its last ones."""
-        return self.codebook(self._features(frames, memory)).codes
+        features = self._features(frames, memory)
+        if not self.config.hysteresis:
+            return self.codebook(features).codes
+        before = None if memory is None else memory.get(self.codebook)
+        codes = self.codebook.steady(features, self.config.hysteresis, before)
+        if memory is not None:
+            memory[self.codebook] = codes[:, -1]
+        return codes
 
     def decode(self, codes: Tensor, memory: Memory | None = None) -> Tensor:
         """Codes (b, T, H, W, g) -> frames (b, t, h, w, c), float in [-0.5, 0.5] but for overshoot."""

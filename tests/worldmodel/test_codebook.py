@@ -89,3 +89,24 @@ def test_codes_are_chosen_in_full_precision_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         codes = book(features).codes
     assert torch.equal(codes[:, 0], torch.cdist(features, book.embedding[0]).argmin(1))
+
+
+def test_hysteresis_keeps_a_code_until_another_is_nearer_by_its_share_of_the_spread() -> None:
+    book = Codebook(codes=3, dim=1, books=2)
+    book.embedding.copy_(torch.tensor([[[0.0], [1.0], [9.0]], [[0.0], [2.0], [9.0]]]))
+    book.count.copy_(torch.tensor([[6.0, 6.0, 0.0], [3.0, 1.0, 0.0]]))
+    torch.testing.assert_close(book.spread(), torch.tensor([0.25, 0.75]))  # 2 * 1/2 * 0.5^2; 3/4 * 0.5^2 + 1/4 * 1.5^2
+    # 0.4 of it is 0.1 and 0.3: code 1 is left when x^2 + 0.1 < (1 - x)^2, that is below 0.45, and taken above 0.55;
+    # in the second book the code at 2 is taken when (2 - x)^2 + 0.3 < x^2, that is above 1.075
+    first, second = [0.4, 0.54, 0.56, 0.46, 0.44], [0.0, 1.05, 1.08, 0.99, 0.9]
+    features = torch.tensor([first, second]).T[None]  # one place, five frames, two books
+    assert book.steady(features, 0.0)[0].T.tolist() == [[0, 1, 1, 0, 0], [0, 1, 1, 0, 0]]
+    assert book.steady(features, 0.4)[0].T.tolist() == [[0, 0, 1, 1, 0], [0, 0, 1, 1, 0]]
+    assert book.steady(features[:, 1:2], 0.4, torch.tensor([[1, 1]]))[0].tolist() == [[1, 1]]
+
+
+def test_without_hysteresis_codes_are_the_nearest() -> None:
+    torch.manual_seed(0)
+    book, features = Codebook(codes=8, dim=4, books=2), torch.randn(3, 5, 2, 2, 8)
+    book.count.fill_(1)
+    assert torch.equal(book.steady(features, 0.0), book.eval()(features).codes)

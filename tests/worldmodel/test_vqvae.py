@@ -124,6 +124,20 @@ def test_streamed_encoding_and_decoding_equal_whole_ones(stride: tuple[int, int,
     torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-12, atol=1e-12)
 
 
+def test_a_slow_encoder_streams_as_it_encodes_a_whole() -> None:
+    model, frames = build(small(hysteresis=0.5))
+    frames[:] = frames[:, :1] // 2 + frames // 2  # what changes little from frame to frame
+    model.codebook.embedding.copy_(model._features(frames).flatten(0, 3)[:32])
+    model.codebook.count.fill_(1)
+    memory: Memory = {}
+    parts = [model.encode(frames[:, t : t + 3], memory) for t in range(0, 12, 3)]
+    whole = model.encode(frames)
+    assert torch.equal(torch.cat(parts, 1), whole)
+    nearest = model.codebook(model._features(frames)).codes
+    changes = [int((codes[:, 1:] != codes[:, :-1]).sum()) for codes in (whole, nearest)]
+    assert 0 < changes[0] < changes[1] / 2
+
+
 @pytest.mark.parametrize("stride", [(1, 4, 4), (2, 2, 2)])
 def test_a_stream_has_no_gradient_from_the_future(stride: tuple[int, int, int]) -> None:
     model, _ = build(small(stride=stride))
