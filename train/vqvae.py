@@ -80,6 +80,7 @@ def evaluate(model: VQVAE, frames: torch.Tensor, fps: float, writer: SummaryWrit
     writer.add_scalar("held_out/psnr", psnr(decoded, truth).mean(), step)
     for name, value in usage(codes, model.config.codes).items():
         writer.add_scalar(f"held_out/{name}", value, step)
+    writer.add_scalar("held_out/codes_kept", (codes[:, 1:] == codes[:, :-1]).float().mean(), step)
     film = enlarge(side_by_side([truth[:4], decoded[:4]]), 2)
     add_film(writer, "held_out/truth_and_reconstruction", film, step, fps)
 

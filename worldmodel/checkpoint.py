@@ -52,7 +52,18 @@ def save_checkpoint(
     if optimizer is not None:
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
-    header = {"config": json.dumps(config), "progress": json.dumps(progress or {})}
+    _commit(folder, tensors, config, progress or {})
+
+
+def change_config(folder: Path, config: dict[str, Any]) -> None:
+    """Give a checkpoint another config; its tensors and its progress stay."""
+    tensors, state = read_tensors(folder)
+    tensors |= {f"optimizer.{index}.{name}": value for index, of in state.items() for name, value in of.items()}
+    _commit(folder, tensors, config, read_header(folder)[1])
+
+
+def _commit(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any], progress: dict[str, Any]) -> None:
+    header = {"config": json.dumps(config), "progress": json.dumps(progress)}
     write_json(folder / "config.json", config)
     write_atomic(folder / FILE, save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, header))
 

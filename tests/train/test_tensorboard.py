@@ -19,7 +19,7 @@ TRAIN = {
     "outcome": EVERY | {"reward", "end", "variables"},
 }
 HELD_OUT = {
-    "vqvae": {"nmse", "psnr", "codes_used", "perplexity"},
+    "vqvae": {"nmse", "psnr", "codes_used", "perplexity", "codes_kept"},
     "prior": {"bits_per_dim", "bits_per_dim_shuffled_conditions"},
     "outcome": {"loss", "reward", "end", "variables"},
 }
