@@ -47,7 +47,7 @@ class Args:
     data: Path | None = None
     """Store of frames; <run>/data.zarr if not given."""
     hysteresis: tuple[float, ...] = (0, 0.02, 0.05, 0.1, 0.2)
-    """Shares of the codes' spread to try."""
+    """Shares of the codes' spread to try; none to choose without measuring."""
     choose: float | None = None
     """Write this one into the VQ-VAE."""
     episodes: int = 20
@@ -59,7 +59,7 @@ class Args:
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
 
     def __post_init__(self) -> None:
-        if min(*self.hysteresis, self.choose or 0) < 0 or min(self.episodes, self.frames, self.still) < 1:
+        if min(0, *self.hysteresis, self.choose or 0) < 0 or min(self.episodes, self.frames, self.still) < 1:
             raise UserError("hysteresis must not be negative; episodes, frames and grey levels must be at least 1")
 
 
