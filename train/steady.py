@@ -91,6 +91,18 @@ def measure(model: VQVAE, episodes: list[np.ndarray]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
+def figures(before: np.ndarray, after: np.ndarray, psnr: np.ndarray, still: np.ndarray) -> dict[str, float]:
+    """The row of one share from what `measure` found, and from which places (n, H, W) stood still."""
+    kept = before == after
+    books = [(before[..., g].ravel(), after[..., g].ravel()) for g in range(kept.shape[-1])]
+    return {
+        "still": kept[still].mean() if still.any() else np.nan,
+        "all": kept.mean(),
+        "bits": float(np.mean([conditional_entropy(*book) for book in books])),
+        "psnr": psnr.mean(),
+    }
+
+
 def main(args: Args) -> None:
     store, model = Store(args.data or args.run / "data.zarr"), load_vqvae(args.run / "vqvae").to(args.device)
     if not model.config.causal:
@@ -104,15 +116,7 @@ def main(args: Args) -> None:
     rows = {}
     for share in tqdm(args.hysteresis, unit=" shares"):
         model.config = replace(model.config, hysteresis=share)
-        found = measure(model, episodes)
-        kept = found["before"] == found["after"]
-        books = [(found["before"][..., g].ravel(), found["after"][..., g].ravel()) for g in range(kept.shape[-1])]
-        rows[share] = {
-            "still": kept[still].mean() if still.any() else np.nan,
-            "all": kept.mean(),
-            "bits": np.mean([conditional_entropy(*book) for book in books]),
-            "psnr": found["psnr"].mean(),
-        }
+        rows[share] = figures(**measure(model, episodes), still=still)
     print(f"{'hysteresis':>10}{'still':>8}{'all':>8}{'bits':>8}{'PSNR':>8}   {still.mean():.0%} of places are still")
     for share, row in rows.items():
         print(f"{share:>10}{row['still']:>8.3f}{row['all']:>8.3f}{row['bits']:>8.2f}{row['psnr']:>8.2f}")

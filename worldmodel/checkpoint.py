@@ -48,24 +48,27 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer | None = None,
 ) -> None:
     """Commit a model with its config, and with what a run needs to go on."""
-    tensors = _unique(model)
-    if optimizer is not None:
-        for index, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
-    _commit(folder, tensors, config, progress or {})
+    _commit(
+        folder, _unique(model), optimizer.state_dict()["state"] if optimizer is not None else {}, config, progress or {}
+    )
 
 
 def change_config(folder: Path, config: dict[str, Any]) -> None:
     """Give a checkpoint another config; its tensors and its progress stay."""
-    tensors, state = read_tensors(folder)
-    tensors |= {f"optimizer.{index}.{name}": value for index, of in state.items() for name, value in of.items()}
-    _commit(folder, tensors, config, read_header(folder)[1])
+    _commit(folder, *read_tensors(folder), config, read_header(folder)[1])
 
 
-def _commit(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any], progress: dict[str, Any]) -> None:
+def _commit(
+    folder: Path,
+    weights: dict[str, Tensor],
+    optimizer: dict[int, dict[str, Tensor]],
+    config: dict[str, Any],
+    progress: dict[str, Any],
+) -> None:
+    state = {f"optimizer.{index}.{name}": value for index, of in optimizer.items() for name, value in of.items()}
     header = {"config": json.dumps(config), "progress": json.dumps(progress)}
     write_json(folder / "config.json", config)
-    write_atomic(folder / FILE, save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, header))
+    write_atomic(folder / FILE, save({k: v.detach().cpu().contiguous() for k, v in (weights | state).items()}, header))
 
 
 def read_header(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
