@@ -48,9 +48,8 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer | None = None,
 ) -> None:
     """Commit a model with its config, and with what a run needs to go on."""
-    _commit(
-        folder, _unique(model), optimizer.state_dict()["state"] if optimizer is not None else {}, config, progress or {}
-    )
+    state = {} if optimizer is None else optimizer.state_dict()["state"]
+    _commit(folder, _unique(model), state, config, progress or {})
 
 
 def change_config(folder: Path, config: dict[str, Any]) -> None:
