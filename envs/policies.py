@@ -103,13 +103,38 @@ def explored(actions: np.ndarray, spec: ActionSpec, epsilon: float, rng: np.rand
     return np.where((chance < epsilon).reshape(-1, *[1] * len(spec.shape)), random, actions)
 
 
+def cycle(name: str, world: World) -> Player:
+    """The player that a name such as "cycle:1x20,2x20" asks for: action 1 for 20 steps, 2 for 20, and so on, blindly.
+
+    It begins anew with each episode, of which it sees a single frame.
+    """
+    try:
+        parts = [part.split("x") for part in name.removeprefix("cycle:").split(",")]
+        script = [int(action) for action, steps in parts for _ in range(int(steps))]
+    except ValueError:
+        script = []
+    spec, step = world.action, 0
+    if not script or spec.kind != "Discrete" or not 0 <= min(script) <= max(script) < spec.nvec[0]:
+        raise UserError(f"{name}: give actions of {world.name} and steps, such as cycle:0x20,1x20; it has {spec}")
+
+    def blindly(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        nonlocal step
+        step = 0 if len(frames) == 1 else step + 1
+        return np.full(frames.shape[1], script[step % len(script)])
+
+    return blindly
+
+
 def load_player(name: str, world: World, deterministic: bool = False) -> Player:
-    """What acts on frames: "random", or a policy's folder or shipped name, which may end in @share.
+    """What acts on frames: "random", "cycle:..." (see `cycle`), or a policy's folder or shipped name, which may end in
+    @share.
 
     A share of random actions makes policies of any strength between a policy and a random one.
     """
     if name == "random":
         return lambda frames, rng: random_actions(world.action, frames.shape[1], rng)
+    if name.startswith("cycle:"):
+        return cycle(name, world)
     folder, _, share = name.rpartition("@") if "@" in name else (name, "", "0")
     try:
         epsilon = float(share)

@@ -2,10 +2,12 @@
 
     python rollout/rank.py --world take_cover --policy take_cover take_cover@0.3 take_cover@0.6 random
     python rollout/rank.py --run runs/mine --policy runs/weak runs/middling runs/strong
+    python rollout/rank.py --world take_cover --policy cycle:0x1 cycle:1x8,2x8 cycle:1x20,2x20
 
-`folder@0.3` plays a policy with that share of random actions: strengths between it and a random one. Each policy plays
-the same number of episodes in both, from their beginning; the score is the return. Spearman's correlation of the mean
-scores, with its 95% interval over resampled episodes (both sides resampled, 2,000 times).
+`folder@0.3` plays a policy with that share of random actions: strengths between it and a random one. `cycle:1x20,2x20`
+plays action 1 for 20 steps, then 2, blindly: what a simple way to live is worth, before a policy finds it. Each policy
+plays the same number of episodes in both, from their beginning; the score is the return. Spearman's correlation of the
+mean scores, with its 95% interval over resampled episodes (both sides resampled, 2,000 times).
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ class Args:
     """Rank policies in a dream and in the engine."""
 
     policy: tuple[str, ...] = ()
-    """Folders of policies, or names of policies that ship, each with @share of random actions if wanted; at least 3."""
+    """Folders of policies, or names of policies that ship, each with @share of random actions if wanted, "random", or
+    cycles of actions; at least 3."""
     run: str = ""
     """Run folder of the dream; by default the model that ships."""
     world: str = "health_gathering_supreme"

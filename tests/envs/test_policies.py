@@ -115,3 +115,25 @@ def test_a_player_gives_its_policy_as_many_frames_as_it_was_trained_on(tmp_path:
         pair = np.concatenate([before, given[-1]], -1)
         expected = act(policy, pair, 0.0, np.random.default_rng(3))
         np.testing.assert_array_equal(player(given, np.random.default_rng(3)), expected)
+
+
+def test_a_cycle_plays_its_actions_blindly_and_begins_anew_with_an_episode() -> None:
+    player, rng = load_player("cycle:1x2,3x1", WORLD), np.random.default_rng(0)
+
+    def episode(steps: int) -> list[list[int]]:
+        seen = np.zeros((MEMORY, 2, 8, 8, 3), np.uint8)
+        return [player(seen[: min(t + 1, MEMORY)], rng).tolist() for t in range(steps)]
+
+    assert episode(5) == [[1, 1], [1, 1], [3, 3], [1, 1], [1, 1]]
+    assert episode(5) == [[1, 1], [1, 1], [3, 3], [1, 1], [1, 1]]
+
+
+@pytest.mark.parametrize("name", ["cycle:", "cycle:1", "cycle:1x0", "cycle:4x2", "cycle:-1x2", "cycle:axb"])
+def test_a_cycle_that_cannot_be_played_says_what_one_looks_like(name: str) -> None:
+    with pytest.raises(UserError, match="give actions of toy and steps, such as cycle:0x20,1x20"):
+        load_player(name, WORLD)
+
+
+def test_a_cycle_needs_single_actions() -> None:
+    with pytest.raises(UserError, match="it has"):
+        load_player("cycle:0x2", dataclasses.replace(WORLD, action=ActionSpec(kind="MultiDiscrete", nvec=(2, 2))))
