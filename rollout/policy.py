@@ -5,14 +5,13 @@
     python rollout/policy.py --eyes runs/demo                  # frames reach the policies through that world's VQ-VAE
 
 Every policy plays the same seeded episodes. Survival is cut off at the time limit, so its distribution is far from
-a normal one: the 95% intervals are percentiles of 10,000 bootstrap resamples of the episodes.
+a normal one: the 95% intervals are percentiles of 10,000 bootstrap resamples.
 """
 
 from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,10 @@ from envs.vizdoom import VizdoomFrames
 from worldmodel.checkpoint import write_json
 from worldmodel.dream import folder_of, load_vqvae
 from worldmodel.errors import UserError
+from worldmodel.metrics.interval import bootstrap, ratio
 
+DRAWS = 10_000
+"""Bootstrap resamples of the episodes."""
 KNOWN = {
     "take_cover": "World Models (Ha and Schmidhuber, 2018), tics: random 210 +- 108, trained in its dream 1092 +- 556; "
     "solved from 750 on; an episode ends at 2,100",
@@ -57,7 +59,7 @@ class Args:
     frame_skip: int = 4
     """Tics of the engine that a step lasts."""
     seed: int = 0
-    """Of the episodes, the actions and the resampling."""
+    """Of the episodes and the actions."""
     out: Path = Path("runs/policy_scores")
     """Folder for scores.json."""
 
@@ -75,37 +77,27 @@ def play(env: gym.Env[np.ndarray, Any], player: Player, seed: int, i: int) -> tu
     return steps, total
 
 
-def interval(values: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], seed: int) -> list[float]:
-    """95% bootstrap interval of a statistic over the last axis, whose entries are resampled."""
-    picks = np.random.default_rng(seed).integers(values.shape[-1], size=(10_000, values.shape[-1]))
-    return np.percentile(statistic(values[..., picks]), [2.5, 97.5]).tolist()
+def spread(values: np.ndarray, scale: float = 1) -> dict[str, Any]:
+    """Mean, standard deviation and interval of a score of each episode."""
+    mean = bootstrap(values * scale, draws=DRAWS)
+    return {"mean": mean.mean, "sd": values.std(ddof=1) * scale, "interval95": [mean.low, mean.high]}
 
 
-def times(values: np.ndarray, random: np.ndarray, seed: int) -> dict[str, Any]:
+def times(values: np.ndarray, random: np.ndarray) -> dict[str, Any]:
     """The mean of values over that of the random policy's in the same episodes."""
-    both = np.stack([values, random])
     with np.errstate(divide="ignore", invalid="ignore"):  # a random policy may have no return at all
-        low, high = interval(both, lambda b: b[0].mean(-1) / b[1].mean(-1), seed)
-        return {"mean": values.mean() / random.mean(), "interval95": [low, high]}
+        mean = ratio(values, random, np.arange(len(values)), DRAWS)
+    return {"mean": mean.mean, "interval95": [mean.low, mean.high]}
 
 
-def score(steps: np.ndarray, returns: np.ndarray, random: np.ndarray, args: Args) -> dict[str, Any]:
+def score(steps: np.ndarray, returns: np.ndarray, random: np.ndarray, frame_skip: int) -> dict[str, Any]:
     """The numbers of one policy; `random` are steps and returns of the random one in the same episodes."""
-    low, high = interval(steps, lambda s: s.mean(-1), args.seed)
     return {
-        "steps": {"mean": steps.mean(), "sd": steps.std(ddof=1), "interval95": [low, high]},
-        "tics": {
-            "mean": steps.mean() * args.frame_skip,
-            "sd": steps.std(ddof=1) * args.frame_skip,
-            "interval95": [low * args.frame_skip, high * args.frame_skip],
-        },
-        "return": {
-            "mean": returns.mean(),
-            "sd": returns.std(ddof=1),
-            "interval95": interval(returns, lambda r: r.mean(-1), args.seed),
-        },
-        "times_random": times(steps, random[0], args.seed),
-        "return_times_random": times(returns, random[1], args.seed),
+        "steps": spread(steps),
+        "tics": spread(steps, frame_skip),
+        "return": spread(returns),
+        "times_random": times(steps, random[0]),
+        "return_times_random": times(returns, random[1]),
         "episodes": {"steps": steps.tolist(), "returns": returns.tolist()},
     }
 
@@ -144,7 +136,7 @@ def main(args: Args) -> None:
                     bar.update()
                 results[name] = np.array(played).T
     random = results["random"]
-    scores = {name: score(steps, returns, random, args) for name, (steps, returns) in results.items()}
+    scores = {name: score(steps, returns, random, args.frame_skip) for name, (steps, returns) in results.items()}
     write_json(args.out / "scores.json", {"settings": asdict(args) | {"out": str(args.out)}, "scores": scores})
     print(table(scores))
     if args.scenario in KNOWN:
