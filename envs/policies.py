@@ -16,8 +16,8 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticCnnPolicy
 
 from worldmodel.checkpoint import load_weights, read_header, save_checkpoint
-from worldmodel.dream import PRETRAINED, folder_of
 from worldmodel.errors import UserError
+from worldmodel.models import PRETRAINED, folder_of
 from worldmodel.world import ActionSpec, World, random_actions
 
 from .spaces import to_space, to_spec

@@ -30,12 +30,12 @@ from rollout.sample import draw, load, real_clips
 from rollout.sources import Source, models
 from worldmodel.clips import Clips
 from worldmodel.codebook import usage
-from worldmodel.dream import load_vqvae
 from worldmodel.given import Given, features
 from worldmodel.metrics.features import Features
 from worldmodel.metrics.frames import nmse, psnr
 from worldmodel.metrics.interval import bootstrap
 from worldmodel.metrics.protocol import Protocol
+from worldmodel.models import load_vqvae
 from worldmodel.prior import Prior
 from worldmodel.store import Store
 from worldmodel.vqvae import VQVAE, to_uint8

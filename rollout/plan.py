@@ -32,9 +32,9 @@ from rollout.planner import Planner
 from rollout.policy import play
 from rollout.survival import Beyond, survival
 from worldmodel.checkpoint import write_json
-from worldmodel.dream import PRETRAINED
 from worldmodel.errors import UserError
 from worldmodel.metrics.interval import bootstrap
+from worldmodel.models import PRETRAINED
 from worldmodel.rates import Precision
 
 

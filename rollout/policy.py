@@ -29,9 +29,9 @@ from envs.policies import MEMORY, Player, load_player, shipped_policies
 from envs.reconstructed import Reconstructed
 from envs.vizdoom import VizdoomFrames
 from worldmodel.checkpoint import write_json
-from worldmodel.dream import folder_of, load_vqvae
 from worldmodel.errors import UserError
 from worldmodel.metrics.interval import bootstrap, ratio
+from worldmodel.models import folder_of, load_vqvae
 
 DRAWS = 10_000
 """Bootstrap resamples of the episodes."""

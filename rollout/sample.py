@@ -30,12 +30,12 @@ from tqdm import tqdm
 from configs import command
 from worldmodel.checkpoint import check_made_with, digest, write_atomic, write_json
 from worldmodel.clips import Clips, rows_of
-from worldmodel.dream import load_prior, load_vqvae
 from worldmodel.errors import UserError
 from worldmodel.given import CodeClips, Given, features
 from worldmodel.metrics.frames import nmse, psnr
 from worldmodel.metrics.interval import Mean, bootstrap
 from worldmodel.metrics.ssim import ssim
+from worldmodel.models import load_prior, load_vqvae
 from worldmodel.pictures import enlarge, film_strip, label, save_gif, save_png, side_by_side
 from worldmodel.prior import Prior
 from worldmodel.sampling import Sampling, continuation

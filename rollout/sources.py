@@ -18,9 +18,9 @@ import torch
 from rollout.sample import sampler
 from worldmodel.checkpoint import digest
 from worldmodel.clips import Clips
-from worldmodel.dream import load_vqvae
 from worldmodel.errors import UserError
 from worldmodel.metrics.protocol import Protocol
+from worldmodel.models import load_vqvae
 from worldmodel.store import Store
 from worldmodel.vqvae import to_uint8
 

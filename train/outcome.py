@@ -21,10 +21,10 @@ from torch.utils.tensorboard import SummaryWriter
 
 from configs import command
 from worldmodel.checkpoint import check_made_with
-from worldmodel.dream import load_vqvae
 from worldmodel.errors import UserError
 from worldmodel.fit import Batch, FitConfig, evaluating, fit
 from worldmodel.given import scale_of
+from worldmodel.models import load_vqvae
 from worldmodel.outcome import OutcomeConfig, OutcomeModel
 from worldmodel.store import Store
 from worldmodel.vqvae import VQVAE

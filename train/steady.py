@@ -31,9 +31,9 @@ from tqdm import tqdm
 
 from configs import command
 from worldmodel.checkpoint import change_config, digest, read_header, write_json
-from worldmodel.dream import load_vqvae
 from worldmodel.errors import UserError
 from worldmodel.metrics.frames import psnr
+from worldmodel.models import load_vqvae
 from worldmodel.store import Store
 from worldmodel.vqvae import VQVAE, to_uint8
 

@@ -39,9 +39,10 @@ from tqdm import tqdm
 from configs import command
 from worldmodel.checkpoint import digest
 from worldmodel.clips import Clips
-from worldmodel.dream import Context, load_vqvae
+from worldmodel.dream import Context
 from worldmodel.errors import UserError
 from worldmodel.layers import Memory
+from worldmodel.models import load_vqvae
 from worldmodel.store import Store
 from worldmodel.vqvae import VQVAE
 from worldmodel.world import World

@@ -23,10 +23,10 @@ from configs import command
 from worldmodel.checkpoint import digest
 from worldmodel.clips import Clips
 from worldmodel.codebook import usage
-from worldmodel.dream import load_vqvae
 from worldmodel.errors import UserError
 from worldmodel.fit import FitConfig, evaluating, fit
 from worldmodel.metrics.frames import nmse, psnr
+from worldmodel.models import load_vqvae
 from worldmodel.pictures import add_film, enlarge, side_by_side
 from worldmodel.store import Store
 from worldmodel.vqvae import VQVAE, VQVAEConfig, to_uint8

@@ -14,10 +14,9 @@ Dimensions: b lanes, t latent frames, s frames of a latent frame, h w g codes, c
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -26,15 +25,16 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from worldmodel.attention import Cache
-from worldmodel.checkpoint import check_made_with, load_weights, read_header, write_atomic
+from worldmodel.checkpoint import check_made_with, read_header, write_atomic
 from worldmodel.errors import UserError
 from worldmodel.layers import Memory
-from worldmodel.outcome import OutcomeConfig, OutcomeModel, preceding
-from worldmodel.prior import Prior, PriorConfig
+from worldmodel.models import load_outcome, load_prior, load_vqvae
+from worldmodel.outcome import OutcomeModel, preceding
+from worldmodel.prior import Prior
 from worldmodel.rates import Precision, chosen
 from worldmodel.sampling import Sampling, next_frame
-from worldmodel.vqvae import VQVAE, VQVAEConfig, to_uint8
-from worldmodel.world import World, tuples
+from worldmodel.vqvae import VQVAE, to_uint8
+from worldmodel.world import World
 
 
 @dataclass(frozen=True)
@@ -250,53 +250,8 @@ class Dream:
         return Step(frames, codes, reward, terminated, lanes.variables.clone(), likelihood, entropy)
 
 
-PRETRAINED = Path(__file__).parent / "pretrained"
-
-
-def shipped(world: str) -> Path:
-    """The run folder of the model that ships for a world, or a `UserError` that lists them."""
-    if (PRETRAINED / world / "prior").is_dir():
-        return PRETRAINED / world
-    known = ", ".join(sorted(p.parent.name for p in PRETRAINED.glob("*/prior")))
-    raise UserError(f"no model ships for the world {world!r} (but for: {known or 'none'}); give model=, a run folder")
-
-
-def folder_of(name: str, kind: str = "") -> Path:
-    """A folder as it is, or what ships under that bare name: a world, or with `kind="_policy"` a policy."""
-    ships = PRETRAINED / f"{name}{kind}"
-    return ships if name and Path(name).name == name and ships.is_dir() else Path(name)
-
-
 def inputs_first(model: nn.Module) -> None:
     """Lay linear weights out with their inputs first: a product with few rows reads them in half the time on a CPU."""
     for layer in model.modules():
         if isinstance(layer, nn.Linear):
             layer.weight.data = layer.weight.data.t().contiguous().t()
-
-
-Model = TypeVar("Model", bound=nn.Module)
-
-
-def load_vqvae(folder: Path) -> VQVAE:
-    return _load(folder, "vqvae", lambda settings: VQVAE(VQVAEConfig(**settings)))
-
-
-def load_prior(folder: Path) -> Prior:
-    return _load(folder, "prior", lambda settings: Prior(PriorConfig(**settings)))
-
-
-def load_outcome(folder: Path) -> OutcomeModel:
-    return _load(folder, "outcome", lambda settings: OutcomeModel(OutcomeConfig(**settings)))
-
-
-def _load(folder: Path, kind: str, build: Callable[[dict[str, Any]], Model]) -> Model:
-    """Build a model from its checkpoint's config and fill it."""
-    config, _ = read_header(folder)
-    if config.get("kind") != kind:
-        raise UserError(f"{folder} holds a {config.get('kind')}, not a {kind}; give what train/{kind}.py wrote")
-    try:
-        model = build(tuples(config["model"]))
-    except (TypeError, KeyError) as error:
-        raise UserError(f"{folder} was written by another version ({error}); train it again") from None
-    load_weights(folder, model)
-    return model.eval()

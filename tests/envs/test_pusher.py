@@ -13,8 +13,8 @@ from envs.pusher import FAR, KIND, NEAR, SEEN, Pusher, PushTask, Task, load_push
 from envs.pushing_robot import ACTION, Robot
 from envs.pushing_scene import HIGH, LOW
 from worldmodel.checkpoint import save_checkpoint
-from worldmodel.dream import PRETRAINED
 from worldmodel.errors import UserError
+from worldmodel.models import PRETRAINED
 
 
 def task(seed: int = 0) -> Task:

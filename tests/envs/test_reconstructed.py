@@ -12,8 +12,8 @@ import torch
 from gymnasium import spaces
 
 from envs.reconstructed import Reconstructed
-from worldmodel.dream import load_vqvae
 from worldmodel.errors import UserError
+from worldmodel.models import load_vqvae
 from worldmodel.store import Store
 from worldmodel.vqvae import VQVAE, VQVAEConfig, to_uint8
 

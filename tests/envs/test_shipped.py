@@ -15,7 +15,8 @@ from gymnasium.utils.env_checker import check_env
 import envs  # noqa: F401 - registers
 from envs.policies import load_policy
 from worldmodel.checkpoint import read_header
-from worldmodel.dream import PRETRAINED, Context
+from worldmodel.dream import Context
+from worldmodel.models import PRETRAINED
 
 WORLDS = sorted(folder.parent.name for folder in PRETRAINED.glob("*/prior"))
 

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from rollout import fvd, sources
 from worldmodel.checkpoint import digest, save_checkpoint
-from worldmodel.dream import load_vqvae
 from worldmodel.errors import UserError
 from worldmodel.metrics.features import C3D_LOGITS, I3D_LOGITS, Features, load_features
 from worldmodel.metrics.frechet import frechet_distance
 from worldmodel.metrics.inception import inception_score, probabilities
 from worldmodel.metrics.protocol import PAPER, TGAN2, Trials
+from worldmodel.models import load_vqvae
 from worldmodel.store import Store
 from worldmodel.vqvae import VQVAE, VQVAEConfig, to_uint8
 

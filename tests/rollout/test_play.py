@@ -23,8 +23,8 @@ import envs  # noqa: F401 - registers
 from rollout.play import PAGE, Args, serve
 from tests.rollout.browser import CHROMIUM, Browser
 from worldmodel.checkpoint import read_header, save_checkpoint
-from worldmodel.dream import load_prior
 from worldmodel.errors import UserError
+from worldmodel.models import load_prior
 
 Ask = Callable[..., dict[str, Any]]
 

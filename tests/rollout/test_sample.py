@@ -14,9 +14,9 @@ from rollout import sample
 from rollout.sample import Truth, scores
 from tests.conftest import stages
 from train import prior, tokens, vqvae
-from worldmodel.dream import load_prior
 from worldmodel.errors import UserError
 from worldmodel.given import CodeClips, Given
+from worldmodel.models import load_prior
 from worldmodel.store import Store
 from worldmodel.world import World
 from worldmodel.writer import StoreWriter

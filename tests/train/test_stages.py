@@ -16,9 +16,10 @@ import torch
 import envs  # noqa: F401 - registers
 from train import outcome, prior, tokens, vqvae
 from worldmodel.checkpoint import FILE, read_header, read_tensors
-from worldmodel.dream import Context, Dream, load_prior, load_vqvae
+from worldmodel.dream import Context, Dream
 from worldmodel.errors import UserError
 from worldmodel.given import CodeClips
+from worldmodel.models import load_prior, load_vqvae
 from worldmodel.prior import PriorConfig
 from worldmodel.store import Store
 from worldmodel.vqvae import VQVAE, VQVAEConfig

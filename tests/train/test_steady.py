@@ -11,8 +11,8 @@ import pytest
 
 from train import steady, tokens, vqvae
 from worldmodel.checkpoint import digest, read_header, read_tensors
-from worldmodel.dream import load_vqvae
 from worldmodel.errors import UserError
+from worldmodel.models import load_vqvae
 from worldmodel.store import Store
 
 Stages = Callable[..., tuple]
