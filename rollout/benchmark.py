@@ -2,7 +2,7 @@
 
     python rollout/benchmark.py                      # the dream that ships
     python rollout/benchmark.py --run runs/raster runs/block     # what an order of decoding gains and costs
-    python rollout/benchmark.py --run runs/demo --batch 1 256 1024 --device cuda
+    python rollout/benchmark.py --run runs/demo --batch 1 256 1024 --device cuda    # and with --eager, without graphs
 
 Every batch size is timed on the same dream in one process, with autoreset through the vector environment, as a
 policy would step it. Between the batch sizes the machine's own rates are taken: a matrix product of 2048 in the dream's
@@ -55,6 +55,8 @@ class Args:
     out: Path = Path("runs/benchmark/dream.json")
     """Where the figures go."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    eager: bool = False
+    """On a GPU, launch kernel by kernel: what CUDA graphs gain."""
 
     def __post_init__(self) -> None:
         if not self.run or not self.precision or not self.batch or min(self.batch) < 1 or self.seconds <= 0:
@@ -65,8 +67,10 @@ def needs(env: DreamVectorEnv) -> dict[str, float]:
     """FLOPs and bytes of one step of all lanes: counted operations; weights and cache read once a pass."""
     assert env.lanes is not None
     lanes, dream = env.lanes.clone(), env.dream
+    captures, dream.captures = dream.captures, False  # the replay of a graph shows no operations to count
     with counter() as count:
         dream.step(lanes, np.zeros((env.num_envs, *dream.world.action.shape), dream.world.action.dtype))
+    dream.captures = captures
     passes = len(dream.prior.order.passes)
     size = lambda model: sum(p.nbytes for p in model.parameters())  # noqa: E731
     cache = sum(t.nbytes for t in lanes.cache.pairs)
@@ -80,6 +84,7 @@ def measure(args: Args, run: str, precision: Precision, lanes: int) -> dict[str,
     how: dict[str, Any] = {"model": run, "world": args.world, "precision": precision, "device": args.device}
     env = gym.make_vec("VideoGPTDream-v0", num_envs=lanes, **how)
     assert isinstance(env, DreamVectorEnv)
+    env.dream.captures = env.dream.captures and not args.eager
     env.reset(seed=0)
     env.action_space.seed(0)
     steps = rate(lambda: env.step(env.action_space.sample()), args.seconds, args.device)
@@ -133,7 +138,7 @@ def main(args: Args) -> None:
     for run, precision, lanes in product(args.run, args.precision, args.batch):
         rows.append(measure(args, run, precision, lanes) | (quality(run) if precision == "float32" else {}))
         print(line(rows[-1]), flush=True)
-    write_json(args.out, {"device": args.device, "threads": torch.get_num_threads(), "rows": rows})
+    write_json(args.out, {"device": args.device, "eager": args.eager, "threads": torch.get_num_threads(), "rows": rows})
     print(f"{torch.get_num_threads()} threads; figures: {args.out}")
 
 

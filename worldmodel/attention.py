@@ -64,6 +64,10 @@ class Cache:
         self.pairs[layer].narrow(3, start, m).copy_(pair)
         return self.pairs[layer].narrow(3, 0, start + m)
 
+    def full(self) -> bool:
+        """Is every slot for past frames in use, in every lane? Then all passes of all frames have the same sizes."""
+        return self.time >= self.valid.shape[1] and bool(self.valid.all())
+
     def mask(self) -> Tensor | None:
         """(b, keys) of past frames that are there, or None if all are in every lane: the fast way."""
         valid = self.valid[:, : self.slots]

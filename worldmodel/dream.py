@@ -25,6 +25,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from worldmodel.attention import Cache
+from worldmodel.captured import Captured
 from worldmodel.checkpoint import check_made_with, read_header, write_atomic
 from worldmodel.errors import UserError
 from worldmodel.layers import Memory
@@ -32,9 +33,13 @@ from worldmodel.models import load_outcome, load_prior, load_vqvae
 from worldmodel.outcome import OutcomeModel, preceding
 from worldmodel.prior import Prior
 from worldmodel.rates import Precision, chosen
-from worldmodel.sampling import Sampling, next_frame
+from worldmodel.sampling import Sampling, Score, draw_codes
+from worldmodel.transformer import Shared
 from worldmodel.vqvae import VQVAE, to_uint8
 from worldmodel.world import World
+
+CAPTURED = 4
+"""How many CUDA graphs a dream keeps, for the numbers of lanes it is stepped with."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,15 @@ class Lanes:
         memory = {layer: past[index] for layer, past in self.memory.items()}
         return Lanes(self.cache.take(index), memory, self.hidden[:, index], self.variables[index], generators)
 
+    def tensors(self) -> list[Tensor]:
+        return [*self.cache.tensors(), *self.memory.values(), self.hidden, self.variables]
+
+    def copy_(self, other: Lanes) -> None:
+        """Take over the state of as many other lanes, but for their time and their luck, in place."""
+        for mine, theirs in zip(self.tensors(), other.tensors(), strict=True):
+            if mine is not theirs:
+                mine.copy_(theirs)
+
     def seed(self, seeds: list[int]) -> None:
         """Give every lane other luck from here on."""
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -168,6 +182,8 @@ class Dream:
                 part.bfloat16()
         inputs_first(prior)
         self.world, self.sampling = world, sampling or Sampling()
+        self.captures = self.device.type == "cuda" and not prior.config.local
+        self.captured: dict[tuple[int, Sampling], Captured] = {}
         self.stride = vqvae.config.stride[0]
 
     @staticmethod
@@ -237,17 +253,31 @@ class Dream:
     @torch.no_grad()
     def advance(self, lanes: Lanes, condition: Tensor) -> Step:
         """`step` under actions that are encoded already, one row (b, c) for each latent frame."""
-        n, v = self.prior.config.frame, self.outcome.config.variables
-        noise = torch.stack([torch.rand(n + 1 + v, generator=g) for g in lanes.generators]).to(self.device)
+        numbers = self.prior.config.frame + 1 + self.outcome.config.variables
+        noise = torch.stack([torch.rand(numbers, generator=g) for g in lanes.generators]).to(self.device)
         condition = condition.to(self.outcome.codebook.dtype)
-        told = condition.to(self.prior.start.dtype)
-        codes, likelihood, entropy = next_frame(self.prior, lanes.cache, told, noise[:, :n], self.sampling)
+        if self.captures and lanes.cache.full():
+            key = (len(noise), self.sampling)
+            if key not in self.captured:
+                if len(self.captured) == CAPTURED:
+                    self.captured.pop(next(iter(self.captured)))
+                self.captured[key] = Captured(self, lanes, condition, noise)
+            return self.captured[key](lanes, condition, noise)
+        shared = self.prior.begin(lanes.cache, condition.to(self.prior.start.dtype))
+        step = self.imagine(lanes, shared, condition, noise)
+        self.prior.finish(lanes.cache)
+        return step
+
+    def imagine(self, lanes: Lanes, shared: Shared, condition: Tensor, noise: Tensor) -> Step:
+        """A step of lanes whose frame has begun and is not yet finished in the prior's cache."""
+        n, score = self.prior.config.frame, Score(noise)
+        codes = draw_codes(self.prior, lanes.cache, shared, noise[:, :n], self.sampling, score)
         frames = to_uint8(self.vqvae.decode(codes, lanes.memory))
         out, lanes.hidden = self.outcome(codes, condition[:, None], lanes.variables[:, None], lanes.hidden)
         lanes.variables = self.outcome.draw(out.changes[:, 0], lanes.variables, noise[:, n + 1 :])
         terminated = noise[:, n] < out.end[:, 0].sigmoid()
         reward = out.reward[:, 0].gather(1, terminated.long()[:, None])[:, 0]
-        return Step(frames, codes, reward, terminated, lanes.variables.clone(), likelihood, entropy)
+        return Step(frames, codes, reward, terminated, lanes.variables.clone(), score.likelihood, score.entropy)
 
 
 def inputs_first(model: nn.Module) -> None:

@@ -49,6 +49,7 @@ class Prior(nn.Module):
     codebook: Tensor
     scale: Tensor
     parents: Tensor
+    sequence: Tensor
     reachable: Tensor
 
     def __init__(self, config: PriorConfig, codebook: Tensor | None = None) -> None:
@@ -69,6 +70,7 @@ class Prior(nn.Module):
             reachable = last.unflatten(1, (config.reach, -1))[..., torch.cat(self.order.passes)]
             self.register_buffer("reachable", reachable, persistent=False)
         self.register_buffer("parents", self.order.parents, persistent=False)
+        self.register_buffer("sequence", torch.cat(self.order.passes), persistent=False)
         self.inputs = nn.ModuleList(
             nn.Linear(config.group * config.code_dim, config.width, bias=False)
             for _ in range(2 if config.order == "diagonal" else 1)
@@ -133,13 +135,20 @@ class Prior(nn.Module):
                 f"this prior looks at {self.config.seen} conditioning frames; give what `look` makes of them"
             )
         condition = None if condition is None else condition / self.scale
-        times = torch.arange(start, start + t, device=self.start.device)
         return Shared(
             [block.share(condition, features) for block in self.blocks],  # type: ignore[operator]
             self.norm.modulation(condition),
             self._places(start, t),
-            self._turn(times, self.start.dtype),
+            self.turn(start, t),
         )
+
+    def turn(self, start: int, t: int = 1) -> Tensor | None:
+        """(2, 1 or t*n, d) the rotation of t frames from index `start` on; none where time is absolute."""
+        if self.config.mode == "paper":
+            return None
+        times = torch.arange(start, start + t, device=self.start.device)
+        turn = rotation(times, self.config.width // self.config.heads, self.start.dtype)
+        return turn if t == 1 else turn.repeat_interleave(len(self.order), 1)
 
     def empty(self, batch: int) -> Cache:
         """A cache with nothing in it: the next frame is a video's first.
@@ -165,7 +174,7 @@ class Prior(nn.Module):
         slots = cache.valid.shape[1]
         memory = self.clip(codes, condition, features, start)[1]
         for frame in range(max(0, t - slots), t):
-            at, source = (start + frame) % slots, frame * n + torch.cat(self.order.passes)
+            at, source = (start + frame) % slots, frame * n + self.sequence
             for ring, pair in zip(cache.pairs, memory, strict=True):
                 ring[:, :, :, at * n : (at + 1) * n] = pair[:, :, :, source]
             cache.valid[:, at] = True
@@ -177,6 +186,10 @@ class Prior(nn.Module):
         """What the passes over the next frame share, under its condition (b, c)."""
         shared = self.shared(cache.time, 1, None if condition is None else condition[:, None], features)
         return shared._replace(past=cache.mask())
+
+    def passes(self) -> tuple[Tensor, ...]:
+        """The positions of each pass, in order, where the model is."""
+        return self.sequence.split([len(positions) for positions in self.order.passes])
 
     def step(self, cache: Cache, positions: Tensor, shared: Shared) -> Tensor:
         """Features (b, positions, width) of one pass: the codes of its parents must be in `cache.codes`."""
@@ -290,9 +303,3 @@ class Prior(nn.Module):
         back = (used - cache.time) % max(slots, 1)  # slots behind the oldest
         rows = self.reachable[positions]
         return torch.cat([rows[:, back].flatten(1), rows[:, slots, : cache.done + len(positions)]], dim=1)
-
-    def _turn(self, times: Tensor, dtype: torch.dtype) -> Tensor | None:
-        if self.config.mode == "paper":
-            return None
-        turn = rotation(times, self.config.width // self.config.heads, dtype)
-        return turn if len(times) == 1 else turn.repeat_interleave(len(self.order), 1)

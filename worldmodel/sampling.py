@@ -18,6 +18,7 @@ from torch import Tensor
 from worldmodel.attention import Cache
 from worldmodel.errors import UserError
 from worldmodel.prior import Prior
+from worldmodel.transformer import Shared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,23 +71,16 @@ class Score:
 
 
 @torch.no_grad()
-def draw_frame(
-    prior: Prior,
-    cache: Cache,
-    condition: Tensor | None,
-    noise: Tensor,
-    sampling: Sampling,
-    features: Tensor | None = None,
-    score: Score | None = None,
+def draw_codes(
+    prior: Prior, cache: Cache, shared: Shared, noise: Tensor, sampling: Sampling, score: Score | None = None
 ) -> Tensor:
-    """Draw one latent frame and move the cache on; where a score is asked for, it is told.
+    """Draw all codes of a frame that has begun; where a score is asked for, it is told.
 
-    Condition (b, c) and noise (b, n*m) in [0, 1) -> codes (b, 1, h, w, g).
+    Noise (b, n*m) in [0, 1) -> codes (b, 1, h, w, g). `Prior.finish` then moves the cache on.
     """
     n, m = len(prior.order), prior.config.group
-    shared, noise = prior.begin(cache, condition, features), noise.view(-1, n, m)
-    for positions in prior.order.passes:
-        positions = positions.to(noise.device)
+    noise = noise.view(-1, n, m)
+    for positions in prior.passes():
         hidden = prior.head.begin(prior.step(cache, positions, shared))
         for k in range(m):
             logits = prior.head.logits(hidden)
@@ -98,17 +92,23 @@ def draw_frame(
                 score.add(logits, share, codes)
             if k + 1 < m:
                 hidden = prior.head.tell(hidden, prior.codebook[k % prior.config.books, codes])
-    frame = prior.ungroup(cache.codes.clone()[:, None])
-    prior.finish(cache)
-    return frame
+    return prior.ungroup(cache.codes.clone()[:, None])
 
 
+@torch.no_grad()
 def next_frame(
-    prior: Prior, cache: Cache, condition: Tensor | None, noise: Tensor, sampling: Sampling
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`draw_frame` with (b,) log-likelihood and entropy in nats."""
-    score = Score(noise)
-    return draw_frame(prior, cache, condition, noise, sampling, score=score), score.likelihood, score.entropy
+    prior: Prior,
+    cache: Cache,
+    condition: Tensor | None,
+    noise: Tensor,
+    sampling: Sampling,
+    features: Tensor | None = None,
+    score: Score | None = None,
+) -> Tensor:
+    """Draw the next latent frame under its condition (b, c), and move the cache on."""
+    codes = draw_codes(prior, cache, prior.begin(cache, condition, features), noise, sampling, score)
+    prior.finish(cache)
+    return codes
 
 
 @torch.no_grad()
@@ -131,5 +131,5 @@ def continuation(
     drawn = [codes]
     for t in range(given, frames):
         noise = torch.rand(len(codes), prior.config.frame, generator=generator).to(codes.device)
-        drawn.append(draw_frame(prior, cache, at(t), noise, sampling or Sampling(), features))
+        drawn.append(next_frame(prior, cache, at(t), noise, sampling or Sampling(), features))
     return torch.cat(drawn, dim=1)

@@ -7,7 +7,7 @@ import torch
 
 from worldmodel.errors import UserError
 from worldmodel.prior import Prior, PriorConfig
-from worldmodel.sampling import Sampling, next_frame
+from worldmodel.sampling import Sampling, Score, next_frame
 
 LOGITS = torch.tensor([0.1, 0.4, 0.2, 0.3]).log().view(1, 1, 4)
 
@@ -56,11 +56,12 @@ def small_prior(patch: int) -> Prior:
 @pytest.mark.parametrize("patch", [1, 2])
 def test_likelihood_and_entropy_are_the_models_own(patch: int) -> None:
     prior, noise = small_prior(patch), torch.rand(5, 8, dtype=torch.float64)
-    frame, likelihood, entropy = next_frame(prior, prior.empty(5), None, noise, Sampling(temperature=0.7, top_k=3))
+    score = Score(noise)
+    frame = next_frame(prior, prior.empty(5), None, noise, Sampling(temperature=0.7, top_k=3), score=score)
     log = prior(frame).log_softmax(-1).flatten(1, 4)
     expected = log.gather(-1, frame.flatten(1)[..., None]).sum((1, 2))
-    torch.testing.assert_close(likelihood, expected)
-    torch.testing.assert_close(entropy, -(log.exp() * log).sum((1, 2)))
+    torch.testing.assert_close(score.likelihood, expected)
+    torch.testing.assert_close(score.entropy, -(log.exp() * log).sum((1, 2)))
 
 
 @pytest.mark.parametrize("patch", [1, 2])
@@ -68,7 +69,7 @@ def test_a_lane_of_a_batch_is_the_same_lane_alone(patch: int) -> None:
     prior, noise = small_prior(patch), torch.rand(6, 4, 8, dtype=torch.float64)
     together, caches = prior.empty(4), [prior.empty(1) for _ in range(4)]
     for t in range(6):
-        codes = next_frame(prior, together, None, noise[t], Sampling())[0]
-        alone = [next_frame(prior, cache, None, noise[t, i : i + 1], Sampling())[0] for i, cache in enumerate(caches)]
+        codes = next_frame(prior, together, None, noise[t], Sampling())
+        alone = [next_frame(prior, cache, None, noise[t, i : i + 1], Sampling()) for i, cache in enumerate(caches)]
         assert torch.equal(codes, torch.cat(alone))
     assert len(torch.unique(codes.flatten(1), dim=0)) > 1
