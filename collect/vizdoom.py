@@ -52,7 +52,7 @@ class Args(Exploration):
     scenario: str = "health_gathering_supreme"
     """A scenario that ships with ViZDoom, or battle2."""
     policy: str = ""
-    """Folder of a policy, or "random"; by default the one that ships for the scenario."""
+    """Folder of a policy, "random" or "cycle:1x20,2x20"; by default the one that ships for the scenario."""
     episodes: int = 200
     """Episodes to record in all, or pieces if there is a length."""
     length: int = 0
@@ -101,8 +101,9 @@ def bare_engine(args: Args, seconds: float = 2.0) -> float:
 
 def settings(args: Args, world: World, length: int) -> dict[str, Any]:
     """What makes two recordings the same, beside their world; where they are written and by how many does not."""
-    if args.policy == "random":
-        policy = "random"
+    if args.policy == "random" or args.policy.startswith("cycle:"):
+        policy = args.policy
+        load_player(policy, world)  # says what is wrong before any process starts
     elif not args.policy and args.scenario not in shipped_policies(args.scenario):
         raise UserError(
             f"no policy ships for {args.scenario}; give --policy a folder of train/policy.py, or --policy random"

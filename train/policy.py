@@ -27,6 +27,7 @@ if not __package__:  # run as a file: `import vizdoom` must not find a script be
 
 import gymnasium as gym
 import numpy as np
+import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import TensorBoardOutputFormat
@@ -91,6 +92,8 @@ class Args:
     """Also write the policy here at the end, without what training needs to go on."""
     seed: int = 0
     """Of the environments, the weights and the actions."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """Of the policy and the dream."""
 
 
 class Shaped(VecEnvWrapper):
@@ -149,7 +152,7 @@ class Saver(BaseCallback):
 
 def settings(args: Args) -> dict[str, Any]:
     """What makes two runs the same run; where they are written does not."""
-    told = {k: v for k, v in asdict(args).items() if k not in ("out", "until", "save_every", "export")}
+    told = {k: v for k, v in asdict(args).items() if k not in ("out", "until", "save_every", "export", "device")}
     return told | {"begin": None if args.begin is None else digest(policy_folder(str(args.begin)))}
 
 
@@ -161,7 +164,7 @@ def make_envs(args: Args) -> VecEnv:
             envs: VecEnv = DummyVecEnv([lambda: gym.make(args.env, **scenario)] * args.n_envs)
         else:
             dream: dict[str, Any] = {"model": args.env_model, "world": args.scenario}
-            dream |= {"temperature": args.temperature, "precision": args.precision}
+            dream |= {"temperature": args.temperature, "precision": args.precision, "device": args.device}
             envs = SB3VecEnv(gym.make_vec(args.env, num_envs=args.n_envs, autoreset_mode="SameStep", **dream))
     except gym.error.Error as error:
         raise UserError(str(error)) from None
@@ -182,6 +185,7 @@ def main(args: Args) -> None:
         ent_coef=args.entropy,
         gamma=args.gamma,
         seed=args.seed,
+        device=args.device,
         tensorboard_log=str(args.out),
         policy_kwargs={"features_extractor_kwargs": {"features_dim": args.features}},
     )
