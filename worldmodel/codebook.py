@@ -85,17 +85,20 @@ class Codebook(nn.Module):
         It keeps the code that it had a frame ago (`before`, (b, ..., g), for the first) unless another is nearer, in
         squared distance, by more than `hysteresis` times the spread of the codes.
         """
-        slack, frames = hysteresis * self.spread()[:, None], []
-        for x in features.to(self.embedding.dtype).unbind(1):
-            distances = self._distances(x.reshape(-1, self.books, self.dim).transpose(0, 1))
-            least, codes = distances.min(-1)
-            if before is not None:
-                old = before.reshape(-1, self.books).T
-                kept = distances.gather(-1, old[..., None])[..., 0] <= least + slack
-                codes = torch.where(kept, old, codes)
-            before = codes.T.reshape(*x.shape[:-1], self.books)
-            frames.append(before)
-        return torch.stack(frames, dim=1)
+        b, t = features.shape[:2]
+        flat = features.to(self.embedding.dtype).reshape(-1, self.books, self.dim).transpose(0, 1)
+        distances = self._distances(flat).unflatten(1, (b, t, -1))  # (g, b, t, n, k)
+        least, nearest = distances.min(-1)
+        least, frames = least + hysteresis * self.spread()[:, None, None, None], []
+        old = None if before is None else before.reshape(b, -1, self.books).movedim(-1, 0)
+        for i in range(t):
+            if old is None:
+                old = nearest[:, :, i]
+            else:
+                kept = distances[:, :, i].gather(-1, old[..., None])[..., 0] <= least[:, :, i]
+                old = torch.where(kept, old, nearest[:, :, i])
+            frames.append(old)
+        return torch.stack(frames, dim=2).movedim(0, -1).reshape(*features.shape[:-1], self.books)
 
     def spread(self) -> Tensor:
         """(g,) the mean squared distance of the codes, as often as they are used, from their mean."""

@@ -34,15 +34,16 @@ class Meter:
     """Means of the scalars since the last log, clips a second, and the share of the machine's peak."""
 
     def __init__(self, peak: float) -> None:
-        self.peak, self.flops = peak, 0
-        """FLOP/s of the machine, FLOPs of a step once one is counted."""
+        self.peak, self.flops, self.warm = peak, 0, False
+        """FLOP/s of the machine, FLOPs of a step once one is counted, and whether there was one before."""
         self.restart()
 
     @contextmanager
     def counted(self) -> Iterator[None]:
-        """Round every step; the first one is counted, and a little slower for it."""
-        with nullcontext() if self.flops else counter() as count:
+        """Round every step; the second one is counted, and a little slower for it: the first one may compile."""
+        with counter() if self.warm and not self.flops else nullcontext() as count:
             yield
+        self.warm = True
         if count is not None:
             self.flops = count.get_total_flops()
 

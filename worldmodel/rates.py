@@ -4,11 +4,11 @@ The peak of a machine is taken as the rate of its own matrix product of 2048 in 
 It is a yardstick and not a bound: on some processors a 3D convolution in float32 is faster than the product.
 
 Work is counted while it is done, a multiplication and an addition as two operations: matrix products, convolutions and
-attention, forward and backward. Not counted are element-wise operations, norms, softmax, look-ups, reductions and
-the optimiser. PyTorch's counter knows nothing of the attention kernel of CPUs, and counts for those of CUDA
-the scores which their backward pass works out a second time. Here attention is two products forward and four
-backward, whichever kernel does it, and whole, also where a mask hides half of it; but where a clip is attended to block
-by block (worldmodel/causal.py), those products are counted that are done.
+attention, forward and backward. Not counted are element-wise operations, norms, softmax, look-ups, reductions,
+the optimiser, and FlexAttention on CUDA. PyTorch's counter knows nothing of the attention kernel of CPUs, and counts
+for those of CUDA the scores which their backward pass works out a second time. Here attention is two products forward
+and four backward, whichever kernel does it, and whole, also where a mask hides half of it; but where a clip is attended
+to block by block (worldmodel/causal.py), those products are counted that are done.
 """
 
 from __future__ import annotations
