@@ -32,7 +32,7 @@ from collect.episodes import Exploration, play
 from collect.pool import Pool
 from collect.record import record
 from configs import command
-from envs.policies import load_player, load_policy, policy_folder, shipped_policies
+from envs.policies import load_player, policy_folder, shipped_policies
 from envs.vizdoom import VizdoomFrames
 from worldmodel.checkpoint import digest
 from worldmodel.errors import UserError
@@ -51,8 +51,9 @@ class Args(Exploration):
     """The store, runs/<scenario>/data.zarr if not given; one that is not complete goes on."""
     scenario: str = "health_gathering_supreme"
     """A scenario that ships with ViZDoom, or battle2."""
-    policy: str = ""
-    """Folder of a policy, "random" or "cycle:1x20,2x20"; by default the one that ships for the scenario."""
+    policy: tuple[str, ...] = ()
+    """Folder of a policy, "random" or "cycle:1x20,2x20"; of several, groups of four episodes have one in turn. By
+    default the one that ships for the scenario."""
     episodes: int = 200
     """Episodes to record in all, or pieces if there is a length."""
     length: int = 0
@@ -79,8 +80,8 @@ def playing(args: Args) -> Iterator[Callable[[int], list[Episode]]]:
     torch.set_num_threads(1)
     with contextlib.ExitStack() as stack:
         envs = [stack.enter_context(contextlib.closing(make_env(args))) for _ in range(LANES)]
-        player = load_player(args.policy or args.scenario, envs[0].world)
-        yield lambda group: play(envs, envs[0].world, player, args, args.seed, group)
+        players = [load_player(name, envs[0].world) for name in args.policy or (args.scenario,)]
+        yield lambda group: play(envs, envs[0].world, players[group % len(players)], args, args.seed, group)
 
 
 def bare_engine(args: Args, seconds: float = 2.0) -> float:
@@ -99,18 +100,23 @@ def bare_engine(args: Args, seconds: float = 2.0) -> float:
     return steps / passed
 
 
+def fingerprint(policy: str, world: World) -> str:
+    """What tells a policy from others; says what is wrong with it before any process starts."""
+    load_player(policy, world)
+    if policy == "random" or policy.startswith("cycle:"):
+        return policy
+    folder, at, share = policy.partition("@")
+    return digest(policy_folder(folder)) + at + share
+
+
 def settings(args: Args, world: World, length: int) -> dict[str, Any]:
     """What makes two recordings the same, beside their world; where they are written and by how many does not."""
-    if args.policy == "random" or args.policy.startswith("cycle:"):
-        policy = args.policy
-        load_player(policy, world)  # says what is wrong before any process starts
-    elif not args.policy and args.scenario not in shipped_policies(args.scenario):
+    if not args.policy and args.scenario not in shipped_policies(args.scenario):
         raise UserError(
             f"no policy ships for {args.scenario}; give --policy a folder of train/policy.py, or --policy random"
         )
-    else:
-        load_policy(args.policy or args.scenario, world)  # says what is wrong before any process starts
-        policy = digest(policy_folder(args.policy or args.scenario))
+    policies = [fingerprint(name, world) for name in args.policy or (args.scenario,)]
+    policy = policies if len(policies) > 1 else policies[0]
     exploration = {"epsilon": args.epsilon, "hold": args.hold, "random_share": args.random_share}
     return {"policy": policy, "length": length, "seed": args.seed, **exploration}
 

@@ -188,3 +188,27 @@ def test_a_process_that_dies_is_replaced_and_its_task_done_again(tmp_path: Path)
         assert said == ["a process died in task 5 (killed); another one does it again"]
         with pytest.raises(UserError, match=r"task 99 ended 3 processes .*engine gone"):
             list(pool.map([99]))
+
+
+def test_groups_of_episodes_take_the_policies_in_turn(tmp_path: Path) -> None:
+    """Standing still, then walking to and fro, four episodes each; the third group stands still again."""
+    out = tmp_path / "data.zarr"
+    flags = (
+        "--scenario",
+        "take_cover",
+        "--policy",
+        "cycle:0x1",
+        "cycle:1x3,2x3",
+        "--epsilon",
+        "0",
+        "--random-share",
+        "0",
+    )
+    done = collect(out, *flags, "--episodes", "12")
+    assert done.returncode == 0, done.stderr
+    store = Store(out)
+    used = [set(store.episode(i)["action"][:-1].tolist()) for i in range(12)]
+    assert used == [{0}] * 4 + [{1, 2}] * 4 + [{0}] * 4
+    assert store.settings["policy"] == ["cycle:0x1", "cycle:1x3,2x3"]
+    again = collect(out, *flags[:2], "--policy", "cycle:0x1", *flags[5:], "--episodes", "12")
+    assert again.returncode == 2 and "but cycle:0x1 was asked for" in again.stderr
