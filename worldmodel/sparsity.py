@@ -22,26 +22,29 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from worldmodel.order import Order
 
 
-def sees(order: Order, window: int, local: int, q: Tensor, k: Tensor) -> Tensor:
-    """Bool, as q and k broadcast: may position q attend to position k? `local` 0 is dense."""
-    n, rank = len(order), order.rank.to(q.device)
+def sees(rank: Tensor, row: int, window: int, local: int, q: Tensor, k: Tensor) -> Tensor:
+    """Bool, as q and k broadcast: may position q attend to position k? `local` 0 is dense.
+
+    `rank` (n,) is the pass of each position of a frame, where q and k are: the kernel that is compiled from this cannot
+    fetch it. `row` is the length of a frame's row.
+    """
+    n = len(rank)
     ago, i, j = q // n - k // n, q % n, k % n
     causal = ((ago > 0) & (ago < window)) | ((ago == 0) & (rank[i] >= rank[j]))
     if not local:
         return causal
-    row = order.w * order.g
     strided = (i == j) | ((ago == 0) & (i % row == j % row))
     return causal & (((q - k).abs() < local) | strided)
 
 
 def clip_mask(order: Order, frames: int, window: int, local: int = 0) -> Tensor:
     """(frames*n, frames*n) bool: `sees` of all positions of a clip, worked out one frame at a time."""
-    every = torch.arange(frames * len(order), device="cpu")
-    return torch.cat([sees(order, window, local, rows[:, None], every) for rows in every.split(len(order))])
+    every, row = torch.arange(frames * len(order), device="cpu"), order.w * order.g
+    return torch.cat([sees(order.rank, row, window, local, rows[:, None], every) for rows in every.split(len(order))])
 
 
 def block_mask(order: Order, frames: int, window: int, local: int, device: torch.device) -> BlockMask:
     """`sees` of all positions of a clip as FlexAttention wants it."""
-    length = frames * len(order)
-    rule = lambda b, head, q, k: sees(order, window, local, q, k)  # noqa: E731
+    length, rank, row = frames * len(order), order.rank.to(device), order.w * order.g
+    rule = lambda b, head, q, k: sees(rank, row, window, local, q, k)  # noqa: E731
     return create_block_mask(rule, None, None, length, length, device=str(device))
