@@ -10,8 +10,7 @@ F(s, s') = gamma * phi(s') - phi(s), where phi is a weighted sum of game variabl
 engine's own. Sample Factory also pays for gains of health and ammunition, but less for what is lost than for what is
 won, which is no potential and can be farmed.
 
-A run that was interrupted goes on with its weights, its optimizer and its schedule; the episodes in play are lost, and
-the environments begin again with other seeds.
+A run that was interrupted goes on with its weights, its optimizer and its schedule (train/ppo.py).
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ import gymnasium as gym
 import numpy as np
 import torch
 from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import TensorBoardOutputFormat
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecFrameStack, VecMonitor
 
 from configs import command
 from envs.policies import MEMORY, load_policy, policy_folder, save_policy
 from envs.sb3 import SB3VecEnv
-from worldmodel.checkpoint import FILE, digest, load_optimizer, load_weights, read_header, same_config
+from train.ppo import Saver, falling, learn, resume
+from worldmodel.checkpoint import FILE, digest, load_weights, read_header, same_config
 from worldmodel.errors import UserError
 from worldmodel.progress import describe
 from worldmodel.rates import Precision
@@ -122,16 +121,12 @@ class Shaped(VecEnvWrapper):
         return frames, shaped, done, infos
 
 
-class Saver(BaseCallback):
-    """A checkpoint every `save_every` steps and at the end, Ctrl-C included; the settings beside SB3's own scalars."""
+class Watch(Saver):
+    """Writes the settings beside SB3's own scalars, and lets only the value learn in the warmup."""
 
-    def __init__(self, args: Args, saved: int) -> None:
-        super().__init__()
-        self.args, self.saved = args, saved
-
-    def save(self) -> None:
-        self.saved = self.model.num_timesteps
-        save_policy(self.args.out, self.model.policy, settings(self.args), {"steps": self.saved})  # type: ignore[arg-type]
+    def __init__(self, args: Args, ppo: PPO) -> None:
+        super().__init__(lambda steps: save(args, ppo, steps), args.save_every, ppo.num_timesteps)
+        self.args = args
 
     def _on_training_start(self) -> None:
         for output in self.logger.output_formats:
@@ -139,15 +134,13 @@ class Saver(BaseCallback):
                 describe(output.writer, settings(self.args))
 
     def _on_rollout_start(self) -> None:
+        super()._on_rollout_start()
         for name, parameter in self.model.policy.named_parameters():
             parameter.requires_grad = name.startswith("value_net") or self.num_timesteps >= self.args.warmup
 
-    def _on_rollout_end(self) -> None:
-        if self.num_timesteps - self.saved >= self.args.save_every:
-            self.save()
 
-    def _on_step(self) -> bool:
-        return not 0 < self.args.until <= self.num_timesteps
+def save(args: Args, ppo: PPO, steps: int) -> None:
+    save_policy(args.out, ppo.policy, settings(args), {"steps": steps})  # type: ignore[arg-type]
 
 
 def settings(args: Args) -> dict[str, Any]:
@@ -174,6 +167,7 @@ def make_envs(args: Args) -> VecEnv:
 def main(args: Args) -> None:
     if not 1 <= args.stack <= MEMORY:
         raise UserError(f"a policy sees from 1 to {MEMORY} frames at once, not {args.stack}")
+    last = min(args.until or args.steps, args.steps)
     environments = make_envs(args)
     ppo = PPO(
         "CnnPolicy",
@@ -181,7 +175,7 @@ def main(args: Args) -> None:
         n_steps=args.n_steps,
         batch_size=args.n_envs * args.n_steps // 4,
         n_epochs=args.epochs,
-        learning_rate=lambda left: args.learning_rate * left,
+        learning_rate=falling(args.learning_rate, args.steps, last),
         ent_coef=args.entropy,
         gamma=args.gamma,
         seed=args.seed,
@@ -191,25 +185,12 @@ def main(args: Args) -> None:
     )
     if (args.out / FILE).exists():
         same_config(args.out, read_header(args.out)[0] | {"training": settings(args)})
-        load_weights(args.out, ppo.policy)
-        load_optimizer(args.out, ppo.policy.optimizer)
-        ppo.num_timesteps = read_header(args.out)[1]["steps"]
-        ppo.set_random_seed(args.seed + ppo.num_timesteps)
+        resume(ppo, args.out, args.seed)
     elif args.begin is not None:
         load_weights(policy_folder(str(args.begin)), ppo.policy)
-    saver = Saver(args, ppo.num_timesteps)
     try:
-        if ppo.num_timesteps < (args.until or args.steps):
-            ppo.learn(
-                args.steps - ppo.num_timesteps,
-                callback=saver,
-                reset_num_timesteps=ppo.num_timesteps == 0,
-                tb_log_name="log",
-                progress_bar=True,
-            )
+        learn(ppo, Watch(args, ppo), last)
     finally:
-        if ppo.num_timesteps > saver.saved:
-            saver.save()
         environments.close()
     if args.export is not None:
         save_policy(args.export, load_policy(args.out), settings(args), {"steps": ppo.num_timesteps}, resumable=False)

@@ -4,7 +4,7 @@
     python train/pusher.py --export worldmodel/pretrained/pushing_policy    # and without what training needs
 
 PPO, for a step of physics is cheap beside an update: SAC learned more from each step and less in a minute. A run that
-was interrupted goes on with its weights, its optimizer and its schedule; the episodes in play are lost.
+was interrupted goes on with its weights, its optimizer and its schedule (train/ppo.py).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ if not __package__:
 
 import torch
 from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
 from configs import command
 from envs.pusher import KIND, PushTask, make_policy
-from worldmodel.checkpoint import FILE, load_optimizer, load_weights, read_header, same_config, save_checkpoint
+from train.ppo import Saver, falling, learn, resume
+from worldmodel.checkpoint import FILE, load_weights, same_config, save_checkpoint
 from worldmodel.errors import at_least
 
 
@@ -70,33 +70,18 @@ def config(args: Args) -> dict[str, Any]:
     return {"kind": KIND, "training": settings(args)}
 
 
-class Saver(BaseCallback):
-    """A checkpoint every `save_every` steps and at the end, Ctrl-C included."""
-
-    def __init__(self, args: Args, saved: int) -> None:
-        super().__init__()
-        self.args, self.saved = args, saved
-
-    def save(self) -> None:
-        self.saved, policy = self.model.num_timesteps, self.model.policy
-        save_checkpoint(self.args.out, policy, config(self.args), {"steps": self.saved}, policy.optimizer)
-
-    def _on_rollout_end(self) -> None:
-        if self.num_timesteps - self.saved >= self.args.save_every:
-            self.save()
-
-    def _on_step(self) -> bool:
-        return not 0 < self.args.until <= self.num_timesteps
+def save(args: Args, ppo: PPO, steps: int) -> None:
+    save_checkpoint(args.out, ppo.policy, config(args), {"steps": steps}, ppo.policy.optimizer)
 
 
-def make_ppo(args: Args) -> PPO:
+def make_ppo(args: Args, last: int) -> PPO:
     return PPO(
         "MlpPolicy",
         VecMonitor(DummyVecEnv([PushTask] * args.n_envs)),
         n_steps=args.n_steps,
         batch_size=args.n_envs * args.n_steps // 4,
         n_epochs=args.epochs,
-        learning_rate=lambda left: args.learning_rate * left,
+        learning_rate=falling(args.learning_rate, args.steps, last),
         gamma=args.gamma,
         policy_kwargs={"net_arch": [args.width, args.width], "log_std_init": -0.5},
         tensorboard_log=str(args.out),
@@ -107,21 +92,12 @@ def make_ppo(args: Args) -> PPO:
 
 def main(args: Args) -> None:
     torch.set_num_threads(1)  # of networks so small: more threads cost more than they do
-    ppo = make_ppo(args)
+    last = min(args.until or args.steps, args.steps)
+    ppo = make_ppo(args, last)
     if (args.out / FILE).exists():
         same_config(args.out, config(args))
-        load_weights(args.out, ppo.policy)
-        load_optimizer(args.out, ppo.policy.optimizer)
-        ppo.num_timesteps = read_header(args.out)[1]["steps"]
-        ppo.set_random_seed(args.seed + ppo.num_timesteps)
-    saver, begun = Saver(args, ppo.num_timesteps), ppo.num_timesteps > 0
-    try:
-        if ppo.num_timesteps < (args.until or args.steps):
-            left = args.steps - ppo.num_timesteps
-            ppo.learn(left, saver, reset_num_timesteps=not begun, tb_log_name="log", progress_bar=True)
-    finally:
-        if ppo.num_timesteps > saver.saved:
-            saver.save()
+        resume(ppo, args.out, args.seed)
+    learn(ppo, Saver(lambda steps: save(args, ppo, steps), args.save_every, ppo.num_timesteps), last)
     if args.export is not None:
         policy = make_policy(args.width)
         load_weights(args.out, policy)

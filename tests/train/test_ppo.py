@@ -1,0 +1,104 @@
+"""What is promised of a PPO run that is cut: whole updates on disk, and the updates of a single go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from stable_baselines3 import PPO
+
+from train import policy, pusher
+from train.ppo import Saver, falling
+from worldmodel.checkpoint import read_header, read_tensors
+
+SMALL: dict[str, Any] = {"steps": 200, "n_envs": 2, "n_steps": 20}
+"""Five rollouts of 40 steps."""
+SCRIPTS = {
+    "pusher": lambda **how: pusher.main(pusher.Args(**SMALL, width=8, **how)),
+    "policy": lambda **how: policy.main(policy.Args(**SMALL, scenario="basic", shaping=(), features=8, **how)),
+}
+Trail = dict[int, tuple[float, dict, dict]]
+
+
+def state(ppo: PPO) -> tuple[dict, dict]:
+    """Weights and optimizer, as a checkpoint has them."""
+    named = {k: v.clone() for k, v in ppo.policy.named_parameters()}
+    moments = ppo.policy.optimizer.state_dict()["state"]
+    return named, {i: {k: v.clone() for k, v in of.items()} for i, of in moments.items()}
+
+
+@pytest.fixture
+def trail(monkeypatch: pytest.MonkeyPatch) -> Trail:
+    """Steps -> learning rate, weights and optimizer after the update from them."""
+    seen, train = Trail(), PPO.train
+
+    def watched(ppo: PPO) -> None:
+        train(ppo)
+        seen[ppo.num_timesteps] = (ppo.policy.optimizer.param_groups[0]["lr"], *state(ppo))
+
+    monkeypatch.setattr(PPO, "train", watched)
+    return seen
+
+
+def holds(folder: Path, weights: dict, optimizer: dict) -> bool:
+    on_disk, moments = read_tensors(folder)
+    return all(torch.equal(on_disk[k], weights[k]) for k in weights) and all(
+        torch.equal(moments[i][k], v) for i, of in optimizer.items() for k, v in of.items()
+    )
+
+
+def test_the_rate_falls_over_all_steps_wherever_a_run_ends() -> None:
+    whole, cut = falling(0.1, 100, 100), falling(0.1, 100, 50)
+    assert [whole(1.0), whole(0.8), whole(0.0)] == pytest.approx([0.1, 0.08, 0.0])
+    assert [cut(1.0), cut(0.6), cut(-0.2)] == pytest.approx([0.1, 0.08, 0.04]), "after 0, 20 and 60 steps"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_run_that_is_cut_makes_the_updates_of_a_single_go(script: str, tmp_path: Path, trail: Trail) -> None:
+    """Exact up to the cut; from there on its steps, its rates and its optimizer's count are those of a single go, but
+    what it plays is not, for the environments begin again."""
+    run: Callable[..., None] = SCRIPTS[script]
+    run(out=tmp_path / "whole")
+    whole = dict(trail)
+    assert [rate for rate, *_ in whole.values()] == sorted((rate for rate, *_ in whole.values()), reverse=True)
+    assert whole[160][0] > whole[200][0] == 0.0
+    assert holds(tmp_path / "whole", *whole[200][1:])
+    trail.clear()
+    run(out=tmp_path / "cut", until=70)
+    assert list(trail) == [40, 80], "the rollout in which it ends is learned from"
+    assert read_header(tmp_path / "cut")[1] == {"steps": 80}
+    assert holds(tmp_path / "cut", *whole[80][1:])
+    trail.clear()
+    run(out=tmp_path / "cut")
+    assert list(trail) == [120, 160, 200]
+    for steps, (rate, weights, optimizer) in trail.items():
+        assert rate == pytest.approx(whole[steps][0])
+        assert optimizer[0]["step"] == whole[steps][2][0]["step"]
+        assert any((weights[k] != whole[80][1][k]).any() for k in weights)
+    assert holds(tmp_path / "cut", *trail[200][1:])
+
+
+@pytest.mark.parametrize("every", [1, 1000])
+@pytest.mark.parametrize("moment", ["playing", "updating"])
+def test_an_interrupted_run_keeps_whole_updates(
+    moment: str, every: int, tmp_path: Path, trail: Trail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C amid the second round: 20 plays of two bins and 40 steps of Adam are one."""
+    owner, name, last = {"playing": (Saver, "_on_step", 30), "updating": (torch.optim.Adam, "step", 60)}[moment]
+    usual, calls = getattr(owner, name), iter(range(1, 100))
+
+    def stopping(*args: Any, **kwargs: Any) -> Any:
+        done = usual(*args, **kwargs)
+        if next(calls) == last:
+            raise KeyboardInterrupt
+        return done
+
+    monkeypatch.setattr(owner, name, stopping)
+    with pytest.raises(KeyboardInterrupt):
+        SCRIPTS["pusher"](out=tmp_path, save_every=every)
+    assert list(trail) == [40]
+    assert read_header(tmp_path)[1] == {"steps": 40}
+    assert holds(tmp_path, *trail[40][1:])

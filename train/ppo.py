@@ -1,0 +1,80 @@
+"""What the PPO runs here share: how their learning rate falls, what their checkpoints hold, and how they go on.
+
+PPO plays for a while, then updates. A checkpoint holds every update from the steps that it counts, and none from
+others: one that is written between playing and updating would skip that update for good, and one that is written
+amid an update would make it again. So a run that stops, at `until` or by Ctrl-C, and goes on makes the updates of
+one in a single go, with its optimizer's state and its learning rates. What is played after the cut is other: the
+episodes in play are lost, and the environments begin again with other seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+
+from worldmodel.checkpoint import load_optimizer, load_weights, read_header
+
+
+def falling(rate: float, steps: int, last: int) -> Callable[[float], float]:
+    """A rate that falls linearly to zero over `steps`, as SB3 asks for it in a run that ends at step `last`."""
+    return lambda left: rate * (1 - (1 - left) * last / steps)
+
+
+class Saver(BaseCallback):
+    """A checkpoint every so many steps and at the end, Ctrl-C included."""
+
+    def __init__(self, save: Callable[[int], None], every: int, saved: int) -> None:
+        super().__init__()
+        self.save, self.every = save, every
+        self.learned = self.saved = saved
+        """The steps whose updates are made, and those that are on disk."""
+
+    def _keep(self) -> None:
+        """Remember weights and optimizer as they are now that an update is whole."""
+        policy, self.learned = self.model.policy, self.model.num_timesteps
+        self.whole = deepcopy((policy.state_dict(), policy.optimizer.state_dict()))
+
+    def _on_rollout_start(self) -> None:
+        self._keep()
+        if self.learned - self.saved >= self.every:
+            self.write()
+
+    def _on_training_end(self) -> None:
+        self._keep()
+
+    def _on_step(self) -> bool:
+        return True
+
+    def write(self) -> None:
+        self.save(self.learned)
+        self.saved = self.learned
+
+    def finish(self) -> None:
+        """Save what is not on disk yet; half an update is taken back."""
+        if self.learned > self.saved:
+            weights, optimizer = self.whole
+            self.model.policy.load_state_dict(weights)
+            self.model.policy.optimizer.load_state_dict(optimizer)
+            self.write()
+
+
+def resume(ppo: PPO, folder: Path, seed: int) -> None:
+    """Go on from a checkpoint, with other seeds than it began with."""
+    load_weights(folder, ppo.policy)
+    load_optimizer(folder, ppo.policy.optimizer)
+    ppo.num_timesteps = read_header(folder)[1]["steps"]
+    ppo.set_random_seed(seed + ppo.num_timesteps)
+
+
+def learn(ppo: PPO, saver: Saver, last: int) -> None:
+    """Train until step `last`, and save however it ends."""
+    done = ppo.num_timesteps
+    try:
+        if done < last:
+            ppo.learn(last - done, saver, reset_num_timesteps=done == 0, tb_log_name="log", progress_bar=True)
+    finally:
+        saver.finish()
