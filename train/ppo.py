@@ -20,8 +20,11 @@ from worldmodel.checkpoint import load_optimizer, load_weights, read_header
 
 
 def falling(rate: float, steps: int, last: int) -> Callable[[float], float]:
-    """A rate that falls linearly to zero over `steps`, as SB3 asks for it in a run that ends at step `last`."""
-    return lambda left: rate * (1 - (1 - left) * last / steps)
+    """A rate that falls linearly to zero over `steps`, as SB3 asks for it in a run that ends at step `last`.
+
+    SB3 gives the share of that run which is left. It is below zero where the last rollout passes the end.
+    """
+    return lambda left: rate * max(0.0, 1 - (1 - left) * last / steps)
 
 
 class Saver(BaseCallback):

@@ -14,8 +14,8 @@ from train import policy, pusher
 from train.ppo import Saver, falling
 from worldmodel.checkpoint import read_header, read_tensors
 
-SMALL: dict[str, Any] = {"steps": 200, "n_envs": 2, "n_steps": 20}
-"""Five rollouts of 40 steps."""
+SMALL: dict[str, Any] = {"steps": 170, "n_envs": 2, "n_steps": 20}
+"""Five rollouts of 40 steps, of which the last passes the end."""
 SCRIPTS = {
     "pusher": lambda **how: pusher.main(pusher.Args(**SMALL, width=8, **how)),
     "policy": lambda **how: policy.main(policy.Args(**SMALL, scenario="basic", shaping=(), features=8, **how)),
@@ -50,9 +50,9 @@ def holds(folder: Path, weights: dict, optimizer: dict) -> bool:
     )
 
 
-def test_the_rate_falls_over_all_steps_wherever_a_run_ends() -> None:
+def test_the_rate_falls_over_all_steps_wherever_a_run_ends_and_never_below_zero() -> None:
     whole, cut = falling(0.1, 100, 100), falling(0.1, 100, 50)
-    assert [whole(1.0), whole(0.8), whole(0.0)] == pytest.approx([0.1, 0.08, 0.0])
+    assert [whole(1.0), whole(0.8), whole(0.0), whole(-0.2)] == pytest.approx([0.1, 0.08, 0.0, 0.0])
     assert [cut(1.0), cut(0.6), cut(-0.2)] == pytest.approx([0.1, 0.08, 0.04]), "after 0, 20 and 60 steps"
 
 
