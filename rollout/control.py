@@ -33,12 +33,12 @@ from configs import command
 from envs.policies import MEMORY, Player, load_player, shipped_policies
 from envs.vizdoom import engine_of
 from rollout.evaluate import Held, dreams, held_out, plain, reconstructions
-from rollout.inverse import Reader, hits, learn
+from rollout.inverse import Reader, accuracy, accuracy_ratio, learn, read
 from worldmodel.checkpoint import digest, write_json
 from worldmodel.dream import Dream
 from worldmodel.errors import UserError
 from worldmodel.metrics.frames import psnr
-from worldmodel.metrics.interval import bootstrap, ratio
+from worldmodel.metrics.interval import bootstrap
 from worldmodel.rates import Precision
 from worldmodel.sampling import Sampling
 from worldmodel.store import Store
@@ -113,13 +113,14 @@ def measure(args: Args, dream: Dream, held: Held, reader: Reader, player: Player
         "dreams, true actions": (np.concatenate([decoded[:, :1], obeyed], 1), true),
         "dreams, random actions": (np.concatenate([decoded[:, :1], strayed], 1), random),
     }
-    read = {k: hits(reader, film, a) for k, (film, a) in films.items()}
-    told = {k: bootstrap(v, held.episode) for k, v in read.items()}
-    over = {k: ratio(read[k], read["real frames"], held.episode) for k in films if k.startswith("dreams")}
+    found = {k: read(reader, film, a) for k, (film, a) in films.items()}
+    told = {k: accuracy(v, held.episode) for k, v in found.items()}
+    real = found["real frames"]
+    over = {k: accuracy_ratio(v, real, held.episode) for k, v in found.items() if k.startswith("dreams")}
     if player is not None:
-        strayed_real = hits(reader, strayed_for_real(args, dream.world, player, random), random)
-        told["real frames, random actions"] = bootstrap(strayed_real)  # each from an episode of its own
-        over["dreams, random actions"] = ratio(read["dreams, random actions"], strayed_real, None)
+        strayed_real = read(reader, strayed_for_real(args, dream.world, player, random), random)
+        told["real frames, random actions"] = accuracy(strayed_real)  # each from an episode of its own
+        over["dreams, random actions"] = accuracy_ratio(found["dreams, random actions"], strayed_real, None)
     return {"delta_psnr": bootstrap(gain, held.episode), "inverse_dynamics": told, "ratio": over}
 
 
@@ -133,8 +134,8 @@ def main(args: Args) -> None:
     held = held_out(dream, args.run, args.data, args.split, args.clips, args.context + args.steps)
     result = measure(args, dream, held, learn(store, args.train_steps, args.seed), player)
     print(f"delta-PSNR, {args.ahead} steps ahead: {result['delta_psnr']} dB (above 0: actions matter)")
-    for name, accuracy in result["inverse_dynamics"].items():
-        print(f"action read from {name:28}{accuracy!s:>24}")
+    for name, share in result["inverse_dynamics"].items():
+        print(f"action read from {name:28}{share!s:>24}")
     for name, share in result["ratio"].items():
         print(f"{name}, over real frames under such actions: {share}")
     protocol = asdict(args) | {"run": str(args.run), "data": str(store.path), "prior": digest(args.run / "prior")}

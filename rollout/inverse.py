@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from worldmodel.clips import Clips
+from worldmodel.metrics.interval import Mean, interval, multiplicities
 from worldmodel.store import Store
 from worldmodel.vqvae import to_float
 from worldmodel.world import ActionSpec
@@ -93,21 +94,56 @@ def balanced(logits: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(logits, y, weight=weight / weight.mean())
 
 
-@torch.no_grad()
-def hits(reader: Reader, films: np.ndarray, actions: np.ndarray) -> np.ndarray:
-    """(n,) the share of actions (n, t, ...) that is read rightly from films (n, t + 1, h, w, 3), mean of the factors.
+@dataclass(frozen=True)
+class Readings:
+    """What was read from n films: how often each value of each factor was there, and how often it was read rightly."""
 
-    Rare values weigh more: the mean over n is the accuracy with every value as frequent as any other (balanced).
-    """
-    (n, t), spec = actions.shape[:2], reader.spec
+    there: np.ndarray
+    """(n, values), the factors side by side."""
+    right: np.ndarray
+    """(n, values)."""
+    sizes: tuple[int, ...]
+    """How many values each factor has."""
+
+    def accuracies(self, times: np.ndarray) -> np.ndarray:
+        """(draws,) with each film counted so many times (draws, n).
+
+        With every value as frequent as any other (balanced): the mean over factors of the mean over the values that
+        are there of the share that is read rightly.
+        """
+        there, right = times @ self.there, times @ self.right
+        shares, cuts = right / np.maximum(there, 1), np.cumsum(self.sizes)[:-1]
+        factors = zip(np.split(shares, cuts, axis=1), np.split(there > 0, cuts, axis=1), strict=True)
+        return np.mean([share.sum(1) / found.sum(1) for share, found in factors], axis=0)
+
+    @property
+    def mean(self) -> float:
+        """Balanced accuracy over all films."""
+        return float(self.accuracies(np.ones((1, len(self.there))))[0])
+
+
+@torch.no_grad()
+def read(reader: Reader, films: np.ndarray, actions: np.ndarray) -> Readings:
+    """Of actions (n, t, ...) from films (n, t + 1, h, w, 3)."""
+    (n, t), sizes = actions.shape[:2], classes(reader.spec)
     before, after = films[:, :-1].reshape(n * t, *films.shape[2:]), films[:, 1:].reshape(n * t, *films.shape[2:])
     logits = torch.cat([reader.model(pair(before[i : i + 512], after[i : i + 512])) for i in range(0, n * t, 512)])
-    factors = zip(logits.split(classes(spec), 1), np.moveaxis(labels(spec, actions, reader.cuts), -1, 0), strict=True)
-    return np.mean([_hits(part.argmax(1).numpy().reshape(n, t), true) for part, true in factors], axis=0)
+    said = torch.stack([part.argmax(1) for part in logits.split(sizes, 1)], 1).numpy().reshape(n, t, -1)
+    true = labels(reader.spec, actions, reader.cuts)
+    there = np.concatenate([true[..., i, None] == np.arange(size) for i, size in enumerate(sizes)], 2)
+    right = there & np.repeat(said == true, sizes, axis=2)  # (n, t, values)
+    return Readings(there.sum(1), right.sum(1), sizes)
 
 
-def _hits(read: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """(n,) of one factor (n, t)."""
-    share = np.bincount(true.ravel()) / true.size
-    weight = 1 / (share * np.count_nonzero(share) + (share == 0))
-    return ((read == true) * weight[true]).mean(1)
+def accuracy(of: Readings, groups: np.ndarray | None = None) -> Mean:
+    """Balanced accuracy and its interval over groups (n,) of films, by default over the films themselves."""
+    n = len(of.there)
+    return interval(of.mean, of.accuracies(multiplicities(np.arange(n) if groups is None else groups)), n)
+
+
+def accuracy_ratio(a: Readings, b: Readings, groups: np.ndarray | None) -> Mean:
+    """The accuracy of a over that of b; the same groups are drawn for both, or, without groups, films of each alone."""
+    n, m = len(a.there), len(b.there)
+    times = multiplicities(np.arange(n) if groups is None else groups)
+    others = multiplicities(np.arange(m), seed=1) if groups is None else times
+    return interval(a.mean / b.mean, a.accuracies(times) / b.accuracies(others), n)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rollout.inverse import Reader, classes, hits, labels
+from rollout.inverse import Reader, Readings, accuracy, accuracy_ratio, classes, labels, read
 from worldmodel.world import ActionSpec
 
 KEYS = ActionSpec(kind="Discrete", nvec=(4,))
@@ -38,6 +38,27 @@ def test_accuracy_is_balanced_within_each_factor_and_averaged_over_them() -> Non
     films = np.zeros((2, 3, 8, 8, 3), np.uint8)
     films[:, 1:, :, :, 0] = actions[:, :, 0, None, None]
     films[1, 2, :, :, 0] = 0  # reads 0 where the action was 2
-    read = hits(Reader(Reads(), PAD), films, actions)
+    found = read(Reader(Reads(), PAD), films, actions)
+    assert found.there.tolist() == [[2, 0, 0, 0, 2], [0, 1, 1, 1, 1]]
+    assert found.right.tolist() == [[2, 0, 0, 0, 2], [0, 1, 0, 0, 1]]
     first, second = 2 / 3, 1 / 2  # of three values two are read, of two one
-    assert read.mean() == pytest.approx((first + second) / 2)
+    assert found.mean == pytest.approx((first + second) / 2)
+
+
+def test_values_are_as_frequent_as_any_other_in_every_resample() -> None:
+    """Of two episodes a resample has one twice or both, and the interval reaches from the least to the most of them."""
+    there = np.array([[2, 1, 0], [1, 1, 0]])  # the third value is nowhere
+    perfect, poor = Readings(there, there, (3,)), Readings(there, np.array([[1, 1, 0], [0, 0, 0]]), (3,))
+    told = accuracy(perfect)
+    assert (told.mean, told.low, told.high) == (1.0, 1.0, 1.0)
+    told = accuracy(poor)
+    assert (told.mean, told.low, told.high) == pytest.approx(((1 / 3 + 1 / 2) / 2, 0.0, (1 / 2 + 1) / 2))
+    told = accuracy(poor, np.array([7, 7]))  # one episode: there is nothing to draw
+    assert told.low == told.high == pytest.approx(told.mean)
+    for groups in (np.arange(2), None):
+        told = accuracy_ratio(poor, perfect, groups)
+        assert (told.mean, told.low, told.high) == pytest.approx((5 / 12, 0.0, 3 / 4))
+    half = Readings(there, np.array([[1, 1, 0], [1, 0, 0]]), (3,))
+    together, apart = accuracy_ratio(half, half, np.arange(2)), accuracy_ratio(half, half, None)
+    assert (together.low, together.high) == (1.0, 1.0), "what both share cancels"
+    assert (apart.low, apart.high) == pytest.approx(((1 / 2) / (3 / 4), (3 / 4) / (1 / 2))), "each is drawn alone"

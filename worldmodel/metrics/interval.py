@@ -28,27 +28,34 @@ class Mean:
         return asdict(self)
 
 
+def interval(mean: float, resampled: np.ndarray, n: int) -> Mean:
+    """A statistic of n items with the interval in which 95% of its values in resamples (draws,) lie."""
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return Mean(float(mean), float(low), float(high), n)
+
+
+def multiplicities(groups: np.ndarray, draws: int = 2000, seed: int = 0) -> np.ndarray:
+    """(draws, n) how often each item is in each resample of whole groups (n,).
+
+    For a statistic that is no mean of items, and has to be taken anew of each resample.
+    """
+    _, index = np.unique(groups, return_inverse=True)
+    drawn = np.random.default_rng(seed).integers(index.max() + 1, size=(draws, index.max() + 1))
+    return np.stack([np.bincount(row, minlength=len(row)) for row in drawn])[:, index]
+
+
 def bootstrap(values: np.ndarray, groups: np.ndarray | None = None, draws: int = 2000) -> Mean:
     """The mean of values (n,) and its interval over groups (n,), by default over the items themselves."""
     values = np.asarray(values, np.float64)
     _, index = np.unique(np.arange(len(values)) if groups is None else groups, return_inverse=True)
     sums, sizes = np.bincount(index, values), np.bincount(index)
     drawn = np.random.default_rng(0).integers(len(sums), size=(draws, len(sums)))
-    means = sums[drawn].sum(1) / sizes[drawn].sum(1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Mean(float(values.mean()), float(low), float(high), len(values))
+    return interval(values.mean(), sums[drawn].sum(1) / sizes[drawn].sum(1), len(values))
 
 
-def ratio(a: np.ndarray, b: np.ndarray, groups: np.ndarray | None, draws: int = 2000) -> Mean:
-    """The mean of a (n,) over the mean of b (n,), and its interval over groups, the same groups drawn for both.
-
-    Without groups items of a and of b are drawn each on their own.
-    """
-    if groups is None:
-        rng = np.random.default_rng(0)
-        low, high = np.quantile(np.divide(*(rng.choice(x, (draws, len(x))).mean(1) for x in (a, b))), [0.025, 0.975])
-        return Mean(float(a.mean() / b.mean()), float(low), float(high), len(a))
+def ratio(a: np.ndarray, b: np.ndarray, groups: np.ndarray, draws: int = 2000) -> Mean:
+    """The mean of a (n,) over the mean of b (n,), and its interval over groups, the same groups drawn for both."""
     _, index = np.unique(groups, return_inverse=True)
     drawn = np.random.default_rng(0).integers(index.max() + 1, size=(draws, index.max() + 1))
-    low, high = np.quantile(np.bincount(index, a)[drawn].sum(1) / np.bincount(index, b)[drawn].sum(1), [0.025, 0.975])
-    return Mean(float(a.mean() / b.mean()), float(low), float(high), len(a))
+    resampled = np.bincount(index, a)[drawn].sum(1) / np.bincount(index, b)[drawn].sum(1)
+    return interval(a.mean() / b.mean(), resampled, len(a))
