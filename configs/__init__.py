@@ -2,7 +2,8 @@
 
 A preset is a YAML file in this folder (or anywhere), with one section per stage: `collect`, `vqvae`, `tokens`,
 `prior`, `outcome`, `evaluate`, and so on. Every script takes `--preset NAME`; its section is laid under the
-command line, and flags override it. A key that no setting has is an error that names the nearest one.
+command line, and flags override it. A key that no setting has is an error that names the nearest one, and so is a
+preset without a section for the script: the defaults are those of another world.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from worldmodel.errors import UserError
 FOLDER = Path(__file__).parent
 SECTIONS = (
     *("policy", "score", "imitate", "pusher", "pusher_score"),
-    *("collect", "vqvae", "tokens", "prior", "outcome", "export", "dream", "evaluate"),
+    *("collect", "vqvae", "steady", "tokens", "prior", "outcome", "export", "dream", "evaluate"),
     *("outcome_scores", "endless", "control", "benchmark", "speed", "rank", "plan", "play", "sample", "fvd", "ablate"),
     "diverge",
 )
@@ -55,6 +56,17 @@ def read_preset(name: str) -> dict[str, Any]:
         if not isinstance(values, dict):
             raise UserError(f"{path}: section {section} has no settings; remove it or add some")
     return sections
+
+
+def section_of(name: str, section: str) -> dict[str, Any]:
+    """The settings of a stage in a preset."""
+    sections = read_preset(name)
+    if section not in sections:
+        raise UserError(
+            f"preset {name!r} has no section {section!r}, only {', '.join(sections) or 'none'}; "
+            "add it, or give flags instead of --preset"
+        )
+    return sections[section]
 
 
 def overlay(default: T, values: dict[str, Any], where: str) -> T:
@@ -106,7 +118,7 @@ def parse(kind: type[T], section: str, argv: Sequence[str]) -> T:
         at = rest.index(flag)
         name = flag.partition("=")[2] or (rest[at + 1] if at + 1 < len(rest) else "")
         del rest[at : at + (1 if "=" in flag else 2)]
-        default = overlay(default, read_preset(name).get(section, {}), f"{name}.yaml: {section}")
+        default = overlay(default, section_of(name, section), f"{name}.yaml: {section}")
     return tyro.cli(
         kind,
         default=default,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -46,7 +47,8 @@ def test_flags_lie_over_the_preset_and_the_preset_over_defaults(tmp_path: Path) 
     args = parse(Args, "vqvae", ["--preset", preset, "--steps", "30"])
     assert args == Args(out=Path("b"), steps=30, inner=Inner(rate=1e-3, size=(3, 4)))
     assert parse(Args, "vqvae", [f"--preset={preset}", "--inner.rate", "2"]).inner == Inner(rate=2.0, size=(3, 4))
-    assert parse(Args, "prior", ["--preset", preset]) == Args()
+    with pytest.raises(UserError, match=r"x.yaml' has no section 'prior', only vqvae; add it, or give flags"):
+        parse(Args, "prior", ["--preset", preset])
 
 
 def test_mistakes_are_told_in_a_sentence(tmp_path: Path) -> None:
@@ -97,6 +99,7 @@ def test_every_preset_fits_the_scripts(path: Path) -> None:
     import train.export
     import train.imitate
     import train.pusher
+    import train.steady
 
     readers = {
         "bair": collect.bair, "robonet": collect.robonet, "tgif": collect.tgif, "ucf101": collect.ucf101,
@@ -106,7 +109,7 @@ def test_every_preset_fits_the_scripts(path: Path) -> None:
     sections = {
         "policy": policy, "imitate": train.imitate, "pusher": train.pusher, "pusher_score": rollout.pusher,
         "collect": readers.get(path.stem, collect.vizdoom),
-        "vqvae": vqvae, "tokens": tokens, "prior": prior,
+        "vqvae": vqvae, "steady": train.steady, "tokens": tokens, "prior": prior,
         "outcome": outcome, "dream": rollout.dream, "evaluate": rollout.evaluate, "score": rollout.policy,
         "export": train.export, "outcome_scores": rollout.outcome, "endless": rollout.endless,
         "control": rollout.control, "benchmark": rollout.benchmark, "speed": train.benchmark,
@@ -117,6 +120,17 @@ def test_every_preset_fits_the_scripts(path: Path) -> None:
     assert sections.keys() == set(SECTIONS)
     for section, values in preset.items():
         overlay(sections[section].Args(), values, section)
+
+
+def test_every_preset_of_a_documented_command_has_a_section_for_its_script() -> None:
+    pages = [ROOT / "README.md", ROOT / "Makefile", *ROOT.glob("docs/*.md"), *ROOT.glob("worldmodel/**/*.md")]
+    scripts = [path for room in ("collect", "train", "rollout") for path in (ROOT / room).glob("*.py")]
+    text = "\n".join(path.read_text() for path in [*pages, *scripts]).replace("\\\n", " ")
+    found = set(re.findall(r"((?:collect|train|rollout)/\w+\.py)[^\n`]*? --preset (\w+)", text))
+    assert len(found) > 30
+    for script, preset in found:
+        (section,) = re.findall(r'^    command\(main, "(\w+)"\)', (ROOT / script).read_text(), re.MULTILINE)
+        assert section in read_preset(preset), f"{script} --preset {preset}"
 
 
 @pytest.mark.parametrize("script", ["train/vqvae.py", "train/tokens.py", "train/prior.py", "train/outcome.py"])
