@@ -163,7 +163,9 @@ def episode(dataset: MinariDataset, key: str, i: int) -> Episode:
     rows["action"][-1:] = 0
     rows["reward"] = rows["reward"].astype(np.float32)
     rows["terminated"], rows["truncated"] = rows["terminated"].astype(bool), rows["truncated"].astype(bool)
-    return rows | {name: np.asarray(data.infos[name]) for name in kept(dataset).get("infos", [])}
+    if mine := kept(dataset):
+        return rows | {name: np.asarray(data.infos[name]) for name in mine["infos"]}
+    return rows | {"variables": np.zeros((len(frames), 0), np.float32)}  # none, which a dream can go on from
 
 
 def bring_in(args: Args) -> None:

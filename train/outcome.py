@@ -29,6 +29,9 @@ from worldmodel.outcome import OutcomeConfig, OutcomeModel
 from worldmodel.store import Store
 from worldmodel.vqvae import VQVAE
 
+TARGETS = ("condition", "reward", "ended", "variables")
+"""What it learns from, beside codes."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Args:
@@ -108,13 +111,14 @@ def main(args: Args) -> None:
     check_made_with(store.path, store.settings["vqvae"]["weights"], args.run / "vqvae")
     if not vqvae.config.causal:
         raise UserError("an outcome model needs a stream-mode VQ-VAE; a run in paper mode has no dream to be stepped")
+    if missing := [name for name in TARGETS if name not in store.names]:
+        raise UserError(f"{store.path} has no {missing[0]}, which an outcome model learns; record an environment")
     train, valid = (Sequences(store, split, args.frames) for split in ("train", "valid"))
     torch.manual_seed(args.fit.seed)
     model = OutcomeModel(configure(args, store, vqvae, train), vqvae.codebook.embedding).to(args.device)
 
     def loss(batch: Batch) -> dict[str, Tensor]:
-        names = ("codes", "condition", "reward", "ended", "variables", "known")
-        return model.loss(*(batch[name] for name in names))
+        return model.loss(*(batch[name] for name in ("codes", *TARGETS, "known")))
 
     held = valid.sample(np.random.default_rng(0), args.held_out)
     batch = {name: torch.from_numpy(array).to(args.device) for name, array in held.items()}

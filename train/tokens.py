@@ -164,7 +164,9 @@ def main(args: Args) -> None:
                 writer.append({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
                 bar.update(len(episode["frames"]))
     tokens = Store(args.run / "tokens.zarr")
-    if model.config.causal and {"condition", "variables"} <= set(tokens.names):
+    if missing := [name for name in ("condition", "variables") if name not in tokens.names]:
+        print(f"no contexts for a dream to start from: {tokens.path} has no {missing[0]}")
+    elif model.config.causal:
         contexts(tokens, args).save(args.run / "contexts.safetensors", weights)
     print(f"tokens: {args.run / 'tokens.zarr'} with {len(tokens.ends)} episodes, {tokens.rows:,} latent frames")
 

@@ -124,6 +124,15 @@ def test_what_goes_out_is_what_minari_reads(tmp_path: Path, kind: str, variables
     assert script.world(script.opened(folder), "") == store.world
 
 
+def test_a_store_of_no_variables_goes_out_and_comes_back(tmp_path: Path) -> None:
+    """Having an array of none is not the same as having no array."""
+    made_elsewhere(FLAT, PICTURE)
+    script.main(script.Args(dataset="other/toy-v3", out=tmp_path / "data.zarr", workers=1))
+    send_out(tmp_path / "data.zarr")
+    assert bring_in(tmp_path).read("variables", 0, 6).shape == (6, 0)
+    equal(tmp_path / "data.zarr", tmp_path / "back.zarr")
+
+
 def made_elsewhere(observations: Any, space: gym.Space, **changes: Any) -> None:
     """A data set of Minari's own making: float64 rewards, JPEG frames, no infos."""
     n = 5
@@ -151,6 +160,7 @@ def test_a_data_set_from_elsewhere(tmp_path: Path) -> None:
     assert episode["action"].tolist() == [0, 1, 2, 0, 1, 0]
     assert episode["reward"].tolist() == [0, 0.5, 1, 1.5, 2, 0]
     assert episode["terminated"].tolist() == [False] * 4 + [True, False]
+    assert (episode["variables"].shape, episode["variables"].dtype) == ((6, 0), np.float32), "what a dream asks for"
     assert (store.world.name, store.world.action) == ("other-toy-v3", KINDS["Discrete"])
     folder = shutil.copytree(tmp_path / "minari/other/toy-v3", tmp_path / "elsewhere")
     script.main(script.Args(dataset=str(folder), out=tmp_path / "again.zarr", workers=1))

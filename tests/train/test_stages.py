@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import envs  # noqa: F401 - registers
+from tests.conftest import TOY, toy_episode
 from train import outcome, prior, tokens, vqvae
 from worldmodel.checkpoint import FILE, read_header, read_tensors
 from worldmodel.dream import Context, Dream
@@ -24,6 +25,7 @@ from worldmodel.prior import PriorConfig
 from worldmodel.store import Store
 from worldmodel.vqvae import VQVAE, VQVAEConfig
 from worldmodel.world import ActionSpec, World
+from worldmodel.writer import StoreWriter
 
 Stages = Callable[..., tuple]
 
@@ -157,6 +159,29 @@ def test_mistakes_are_told_in_a_sentence_and_nothing_is_lost(
     tokens.main(t)
     with pytest.raises(UserError, match="ask for shorter clips"):
         prior.main(replace(p, frames=40))
+
+
+@pytest.mark.parametrize("variables", ["none", "no array"])
+def test_a_store_without_variables(
+    variables: str, tmp_path: Path, toy_stages: Stages, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An array of no variables is all that a dream needs; without one it is said what will not come of it."""
+    with StoreWriter(tmp_path / "data.zarr", replace(TOY, variables=()), {}) as writer:
+        for i in range(20):
+            episode = toy_episode(np.random.default_rng(i))
+            del episode["variables"]
+            writer.append(episode | ({"variables": np.zeros((31, 0), np.float32)} if variables == "none" else {}))
+    v, t, _, o = toy_stages(tmp_path, steps=2)
+    vqvae.main(v)
+    tokens.main(t)
+    if variables == "none":
+        outcome.main(o)
+        assert Context.load(tmp_path).variables.shape == (4, 4, 0)
+        assert read_header(tmp_path / "outcome")[0]["model"]["variables"] == 0
+    else:
+        assert "no contexts for a dream to start from: " in capsys.readouterr().out
+        with pytest.raises(UserError, match=r"tokens.zarr has no variables, which an outcome model learns; record an"):
+            outcome.main(o)
 
 
 def test_sequences_meet_ends_wherever_they_come(toy_run: Path) -> None:
