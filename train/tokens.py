@@ -40,7 +40,7 @@ from configs import command
 from worldmodel.checkpoint import digest
 from worldmodel.clips import Clips
 from worldmodel.dream import Context
-from worldmodel.errors import UserError
+from worldmodel.errors import UserError, at_least
 from worldmodel.layers import Memory
 from worldmodel.models import load_vqvae
 from worldmodel.store import Store
@@ -66,6 +66,9 @@ class Args:
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     restart: bool = False
     """Overwrite the codes of another VQ-VAE."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "every", "contexts", "context")
 
 
 def starts(model: VQVAE, rows: int, every: int) -> list[int]:
@@ -125,8 +128,10 @@ def pieces(
 
 def contexts(tokens: Store, args: Args) -> Context:
     """Starts of episodes of the validation split, then clips from anywhere in it, no two with the same codes."""
-    valid, names = Clips(tokens, "valid", args.context), ("codes", "condition", "variables")
     episodes = [tokens.episode(i) for i in tokens.episodes("valid")]
+    if (longest := max(len(e["codes"]) for e in episodes)) < args.context:
+        raise UserError(f"no valid episode of {tokens.path} has more than {longest} latent frames; lower --context")
+    valid, names = Clips(tokens, "valid", args.context), ("codes", "condition", "variables")
     starts = [{n: e[n][: args.context] for n in names} for e in episodes if len(e["codes"]) >= args.context]
     clips = valid.fixed(min(2 * args.contexts, len(valid)))
     anywhere = [{n: clips[n][k] for n in names} for k in range(len(clips["codes"]))]
@@ -147,10 +152,11 @@ def main(args: Args) -> None:
     }
     if args.restart:
         shutil.rmtree(args.run / "tokens.zarr", ignore_errors=True)
-    with StoreWriter(args.run / "tokens.zarr", store.world, settings, store.split_seed) as writer:
+    cure = "--restart encodes anew"
+    with StoreWriter(args.run / "tokens.zarr", store.world, settings, store.split_seed, cure) as writer:
         first = writer.episodes
         if first > len(store.ends):
-            raise UserError(f"{writer.path} has {first} episodes, {store.path} only {len(store.ends)}; use --restart")
+            raise UserError(f"{writer.path} has {first} episodes, {store.path} only {len(store.ends)}; {cure}")
         rows = store.rows - (int(store.ends[first - 1]) if first else 0)
         with tqdm(total=rows, unit=" frames", desc="tokens", disable=rows == 0) as bar:
             for i in range(first, len(store.ends)):

@@ -35,10 +35,18 @@ class StoreWriter:
     Episodes are safe once committed: whenever two shards are full, by `commit`, and by leaving the `with` block.
     """
 
-    def __init__(self, path: str | Path, world: World, settings: dict[str, Any], split_seed: int = 0) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        world: World,
+        settings: dict[str, Any],
+        split_seed: int = 0,
+        cure: str = "give another folder, or the same settings",
+    ) -> None:
+        """Go on with a store of the same world, settings and seed; the cure is what to do where it is of others."""
         if "://" in str(path):
             raise UserError(f"{path} is not a local folder; write into one and copy the finished store there")
-        self.path, self.world = Path(path), world
+        self.path, self.world, self._cure = Path(path), world, cure
         self._buffer: list[dict[str, np.ndarray]] = []
         self._progress: Any = None
         self._arrays: dict[str, zarr.Array[Any]] = {}
@@ -57,7 +65,7 @@ class StoreWriter:
         self._root, self._mark = open_root(str(self.path), write=True)
         differs = difference({k: v for k, v in self._mark.items() if k != "commit"}, wanted)
         if differs:
-            raise UserError(f"{self.path} was recorded with {differs}; give another folder, or the same settings")
+            raise UserError(f"{self.path} was recorded with {differs}; {self._cure}")
         for leftover in (*self.path.glob("data/**/*.part"), *self.path.glob("meta/**/*.part")):
             leftover.unlink()
         self._roll_back()

@@ -124,7 +124,8 @@ def test_codes_of_another_vqvae_are_not_mixed(
     toy_fill(tmp_path / "data.zarr", 20)
     tokens.main(t)
     vqvae.main(replace(v, fit=replace(v.fit, steps=1), restart=True))
-    with pytest.raises(UserError, match=r"was recorded with settings.vqvae.weights = \w+, but \w+ was asked for"):
+    sentence = r"was recorded with settings.vqvae.weights = \w+, but \w+ was asked for; --restart encodes anew"
+    with pytest.raises(UserError, match=sentence):
         tokens.main(t)
     for stale in (lambda: prior.main(p), lambda: outcome.main(o), lambda: Context.load(tmp_path)):
         with pytest.raises(UserError, match="was made with another VQ-VAE than"):
@@ -159,6 +160,16 @@ def test_mistakes_are_told_in_a_sentence_and_nothing_is_lost(
     tokens.main(t)
     with pytest.raises(UserError, match="ask for shorter clips"):
         prior.main(replace(p, frames=40))
+    with pytest.raises(
+        UserError, match=r"no valid episode of .*tokens.zarr has more than 31 latent frames; lower --con"
+    ):
+        tokens.main(replace(t, context=32))
+    shutil.rmtree(run / "data.zarr")
+    toy_fill(run / "data.zarr", 10)
+    with pytest.raises(UserError, match=r"has 20 episodes, .*data.zarr only 10; --restart encodes anew"):
+        tokens.main(t)
+    with pytest.raises(UserError, match="contexts must be at least 1, not 0"):
+        replace(t, contexts=0)
 
 
 @pytest.mark.parametrize("variables", ["none", "no array"])
