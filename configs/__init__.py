@@ -119,12 +119,38 @@ def parse(kind: type[T], section: str, argv: Sequence[str]) -> T:
         name = flag.partition("=")[2] or (rest[at + 1] if at + 1 < len(rest) else "")
         del rest[at : at + (1 if "=" in flag else 2)]
         default = overlay(default, section_of(name, section), f"{name}.yaml: {section}")
-    return tyro.cli(
+    args = tyro.cli(
         kind,
         default=default,
         args=rest,
         description=f"{kind.__doc__}\n\n--preset NAME lays configs/NAME.yaml under the flags.",
     )
+    check(args)
+    return args
+
+
+def check(settings: Any) -> None:
+    """`UserError` for a seed that no generator takes or a device that is not here, in settings of whatever script."""
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            check(value)
+        elif field.name == "seed" and not 0 <= value < 2**31:
+            raise UserError(f"seed must be from 0 to {2**31 - 1}, not {value}")
+        elif field.name == "device":
+            check_device(value)
+
+
+def check_device(name: str) -> None:
+    import torch  # which scripts without a device need not load
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"{name!r} is no device; give --device cpu or cuda") from None
+    here = {"cuda": (device.index or 0) < torch.cuda.device_count(), "mps": torch.backends.mps.is_available()}
+    if not here.get(device.type, True):
+        raise UserError(f"there is no {name} on this machine; give --device cpu")
 
 
 def command(main: Callable[[Any], None], section: str) -> None:

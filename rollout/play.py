@@ -44,7 +44,7 @@ import envs  # noqa: F401 - registers
 from configs import command
 from envs.dream import DreamEnv
 from envs.keys import keys
-from worldmodel.errors import UserError
+from worldmodel.errors import UserError, at_least
 
 PAGE = Path(__file__).with_name("play.html")
 
@@ -64,6 +64,10 @@ class Args:
     port: int = 8000
     """Of the page, on this machine only; 0 takes a free one."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "context")
+        at_least(self, 0, "history")
 
 
 class Session:

@@ -34,9 +34,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper,
 from configs import command
 from envs.policies import MEMORY, load_policy, policy_folder, save_policy
 from envs.sb3 import SB3VecEnv
-from train.ppo import Saver, falling, learn, resume
+from train.ppo import PARTS, Saver, check_sizes, falling, learn, resume
 from worldmodel.checkpoint import FILE, digest, load_weights, read_header, same_config
-from worldmodel.errors import UserError
+from worldmodel.errors import UserError, at_least
 from worldmodel.progress import describe
 from worldmodel.rates import Precision
 
@@ -93,6 +93,13 @@ class Args:
     """Of the environments, the weights and the actions."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     """Of the policy and the dream."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.stack <= MEMORY:
+            raise UserError(f"a policy sees from 1 to {MEMORY} frames at once, not {self.stack}")
+        at_least(self, 1, "features")
+        at_least(self, 0, "warmup")
+        check_sizes(self)
 
 
 class Shaped(VecEnvWrapper):
@@ -165,15 +172,13 @@ def make_envs(args: Args) -> VecEnv:
 
 
 def main(args: Args) -> None:
-    if not 1 <= args.stack <= MEMORY:
-        raise UserError(f"a policy sees from 1 to {MEMORY} frames at once, not {args.stack}")
     last = min(args.until or args.steps, args.steps)
     environments = make_envs(args)
     ppo = PPO(
         "CnnPolicy",
         environments,
         n_steps=args.n_steps,
-        batch_size=args.n_envs * args.n_steps // 4,
+        batch_size=args.n_envs * args.n_steps // PARTS,
         n_epochs=args.epochs,
         learning_rate=falling(args.learning_rate, args.steps, last),
         ent_coef=args.entropy,

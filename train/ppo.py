@@ -12,11 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
 from worldmodel.checkpoint import load_optimizer, load_weights, read_header
+from worldmodel.errors import UserError, at_least
 
 
 def falling(rate: float, steps: int, last: int) -> Callable[[float], float]:
@@ -25,6 +27,18 @@ def falling(rate: float, steps: int, last: int) -> Callable[[float], float]:
     SB3 gives the share of that run which is left. It is below zero where the last rollout passes the end.
     """
     return lambda left: rate * max(0.0, 1 - (1 - left) * last / steps)
+
+
+PARTS = 4
+"""Into which an update divides what was played."""
+
+
+def check_sizes(args: Any) -> None:
+    """`UserError` for settings of which PPO makes nothing; it compares the steps of a part with one another."""
+    at_least(args, 1, "steps", "n_envs", "n_steps", "epochs", "save_every")
+    at_least(args, 0, "until", "learning_rate")
+    if (size := args.n_envs * args.n_steps) < 2 * PARTS:
+        raise UserError(f"n_envs * n_steps must be at least {2 * PARTS}, not {size}: an update has {PARTS} parts")
 
 
 class Saver(BaseCallback):

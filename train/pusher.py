@@ -23,7 +23,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
 from configs import command
 from envs.pusher import KIND, PushTask, make_policy
-from train.ppo import Saver, falling, learn, resume
+from train.ppo import PARTS, Saver, check_sizes, falling, learn, resume
 from worldmodel.checkpoint import FILE, load_weights, same_config, save_checkpoint
 from worldmodel.errors import at_least
 
@@ -58,7 +58,8 @@ class Args:
     """Of episodes, weights and actions."""
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "steps", "width", "n_envs", "n_steps", "epochs", "save_every")
+        at_least(self, 1, "width")
+        check_sizes(self)
 
 
 def settings(args: Args) -> dict[str, Any]:
@@ -79,7 +80,7 @@ def make_ppo(args: Args, last: int) -> PPO:
         "MlpPolicy",
         VecMonitor(DummyVecEnv([PushTask] * args.n_envs)),
         n_steps=args.n_steps,
-        batch_size=args.n_envs * args.n_steps // 4,
+        batch_size=args.n_envs * args.n_steps // PARTS,
         n_epochs=args.epochs,
         learning_rate=falling(args.learning_rate, args.steps, last),
         gamma=args.gamma,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+import torch
 
 from configs import FOLDER, SECTIONS, command, overlay, parse, read_preset
 from train import outcome, policy, prior, tokens, vqvae
@@ -49,6 +50,38 @@ def test_flags_lie_over_the_preset_and_the_preset_over_defaults(tmp_path: Path) 
     assert parse(Args, "vqvae", [f"--preset={preset}", "--inner.rate", "2"]).inner == Inner(rate=2.0, size=(3, 4))
     with pytest.raises(UserError, match=r"x.yaml' has no section 'prior', only vqvae; add it, or give flags"):
         parse(Args, "prior", ["--preset", preset])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seeded:
+    """Chance."""
+
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usual:
+    """What many scripts have."""
+
+    device: str = "cpu"
+    chance: Seeded = field(default_factory=Seeded)
+
+
+def test_seeds_and_devices_that_cannot_be_are_refused_for_every_script(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for device in ("cpu", "cuda", "cuda:0"):
+        assert parse(Usual, "vqvae", ["--device", device]).device == device
+    for flags, sentence in (
+        ("--chance.seed -1", "seed must be from 0 to 2147483647, not -1"),
+        ("--chance.seed 2147483648", "seed must be from 0"),
+        ("--device cuda:1", "there is no cuda:1 on this machine; give --device cpu"),
+        ("--device gpu", "'gpu' is no device; give --device cpu or cuda"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            parse(Usual, "vqvae", flags.split())
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(UserError, match="there is no cuda on this machine"):
+        parse(Usual, "vqvae", ["--device", "cuda"])
 
 
 def test_mistakes_are_told_in_a_sentence(tmp_path: Path) -> None:
@@ -143,6 +176,21 @@ def test_a_mistake_on_the_command_line_is_one_line_and_status_2(script: str, tmp
     assert done.stderr.count("\n") == 1
     assert "nothing" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "sentence"),
+    [
+        ("train/policy.py", "--n-envs 0", "n_envs must be at least 1, not 0"),
+        ("train/policy.py", "--seed -1", "seed must be from 0 to"),
+        ("rollout/play.py", "--history -1", "history must be at least 0, not -1"),
+    ],
+)
+def test_a_number_that_cannot_be_is_one_line_and_status_2(script: str, flags: str, sentence: str) -> None:
+    done = subprocess.run([sys.executable, ROOT / script, *flags.split()], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,9 @@ def test_mistakes_are_told_in_a_sentence(tmp_path: Path) -> None:
         ({"env": "VideoGPTDream-v0", "scenario": "nowhere"}, "no model ships for the world"),
         ({"scenario": "basik"}, "there is no scenario 'basik'"),
         ({"stack": 5}, "sees from 1 to 4 frames"),
+        ({"n_envs": 0}, "n_envs must be at least 1, not 0"),
+        ({"n_envs": 1, "n_steps": 7}, r"n_envs \* n_steps must be at least 8, not 7: an update has 4 parts"),
+        ({"warmup": -1}, "warmup must be at least 0, not -1"),
     ):
         with pytest.raises(UserError, match=sentence):
             policy.main(policy.Args(out=tmp_path / "run", **change))
