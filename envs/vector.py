@@ -58,6 +58,7 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         horizon: int | None = None,
         max_episode_steps: int | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        render_mode: str | None = None,
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
@@ -66,13 +67,22 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     ) -> None:
         if num_envs < 1:
             raise UserError(f"num_envs must be at least 1, not {num_envs}")
+        horizon = max_episode_steps if horizon is None else horizon
+        if horizon is not None and horizon < 0:
+            raise UserError(f"horizon is a number of steps, or 0 for dreams without end, not {horizon}")
+        modes = [mode.value for mode in AutoresetMode]
+        if getattr(autoreset_mode, "value", autoreset_mode) not in modes:
+            raise UserError(f"autoreset_mode is {', '.join(modes)}, not {autoreset_mode!r}")
+        if render_mode not in (None, "rgb_array"):
+            raise UserError(f"many dreams are rendered as rgb_array, not {render_mode!r}; human is for a single one")
         folder = Path(model) if str(model) else shipped(world)
         self.dream = Dream.load(folder, Sampling(temperature=temperature, top_k=top_k, top_p=top_p), device, precision)
         self.contexts = Context.load(folder)
         self.world, self.mode = self.dream.world, AutoresetMode(autoreset_mode)
-        horizon = max_episode_steps if horizon is None else horizon
         self.limit = -(-self.world.max_episode_steps // self.dream.stride) if horizon is None else horizon
-        self.metadata = {"autoreset_mode": self.mode, "render_fps": self.world.fps / self.dream.stride}
+        fps = self.world.fps / self.dream.stride
+        self.metadata = {"autoreset_mode": self.mode, "render_fps": fps, "render_modes": ["rgb_array"]}
+        self.render_mode = render_mode
         self.single_observation_space = spaces.Box(0, 255, self.world.frame_shape, np.uint8)
         self.single_action_space = to_space(self.world.action)
         self.rngs = [seeding.np_random()[0] for _ in range(num_envs)]
@@ -95,12 +105,12 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if self.lanes is None and not mask.all():
             raise UserError("the first reset must be of all lanes; leave reset_mask out")
         if seed is not None:
-            seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else list(seed)
+            seeds = list(seed) if isinstance(seed, Sequence | np.ndarray) else [seed + i for i in range(self.num_envs)]
             if len(seeds) != self.num_envs:
                 raise UserError(f"{self.num_envs} lanes need as many seeds, not {len(seeds)}")
             for i in np.flatnonzero(mask):
-                if seeds[i] is not None:
-                    self.rngs[i] = seeding.np_random(seeds[i])[0]
+                if (given := seeds[i]) is not None:
+                    self.rngs[i] = seeding.np_random(int(given))[0]
         self._begin(mask, options)
         return self.frames.copy(), self._info(mask)
 
@@ -142,6 +152,10 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if self.dream.stride > 1:
             told["frames"] = step.frames.cpu().numpy()
         return step.reward.double().cpu().numpy(), terminated.copy(), truncated, told
+
+    def render(self) -> tuple[np.ndarray, ...] | None:
+        """The lanes' frames (h, w, 3), with `render_mode="rgb_array"`."""
+        return tuple(self.frames.copy()) if self.render_mode == "rgb_array" else None
 
     def snapshot(self) -> dict[str, Any]:
         """Everything the dream knows now; `restore` takes any number of futures from it."""

@@ -19,7 +19,7 @@ if not __package__:
 import torch
 
 from configs import command
-from worldmodel.checkpoint import digest, read_header, save_checkpoint
+from worldmodel.checkpoint import codes_of, read_header, save_checkpoint
 from worldmodel.dream import Context, Dream
 from worldmodel.errors import UserError
 
@@ -45,12 +45,12 @@ def main(args: Args) -> None:
     for name in ("vqvae", "prior", "outcome"):
         config, progress = read_header(args.run / name)
         if name == "vqvae":
-            config["exported_from"] = digest(args.run / "vqvae")
+            config["exported_from"] = codes_of(args.run / "vqvae")
         else:
-            config["vqvae"] = digest(args.out / "vqvae")
+            config["vqvae"] = codes_of(args.out / "vqvae")
         save_checkpoint(args.out / name, getattr(dream, name).half(), config, progress)
     every = torch.linspace(0, len(contexts) - 1, min(args.contexts, len(contexts))).round().long()  # starts come first
-    contexts[every].save(args.out / "contexts.safetensors", digest(args.out / "vqvae"))
+    contexts[every].save(args.out / "contexts.safetensors", codes_of(args.out / "vqvae"))
     size = sum(f.stat().st_size for f in args.out.rglob("*.safetensors"))
     print(f"exported: {args.out}, {size / 1e6:.1f} MB")
 

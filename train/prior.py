@@ -130,7 +130,7 @@ def main(args: Args) -> None:
         config = replace(config, condition_scale=scale_of(world, some, config.classes))
     prior = Prior(config, vqvae.codebook.embedding).to(args.device)
     if args.begin is not None:
-        check_made_with(str(args.begin), read_header(args.begin)[0].get("vqvae"), args.run / "vqvae")
+        check_made_with(str(args.begin), read_header(args.begin)[0].get("vqvae"), args.run / "vqvae", codebook=True)
         load_weights(args.begin, prior)
 
     def loss(arrays: Batch) -> dict[str, Tensor]:

@@ -37,7 +37,7 @@ import torch
 from tqdm import tqdm
 
 from configs import command
-from worldmodel.checkpoint import digest
+from worldmodel.checkpoint import codes_of
 from worldmodel.clips import Clips
 from worldmodel.dream import Context
 from worldmodel.errors import UserError, at_least
@@ -144,7 +144,7 @@ def contexts(tokens: Store, args: Args) -> Context:
 
 def main(args: Args) -> None:
     store, model = Store(args.data or args.run / "data.zarr"), load_vqvae(args.run / "vqvae").to(args.device)
-    weights = digest(args.run / "vqvae")
+    weights = codes_of(args.run / "vqvae")
     settings = {
         "vqvae": {"weights": weights, "model": asdict(model.config)},
         "every": 0 if model.config.causal else args.every,

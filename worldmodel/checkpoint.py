@@ -107,9 +107,21 @@ def digest(folder: Path) -> str:
     return total.hexdigest()[:16]
 
 
-def check_made_with(what: str, made_with: str | None, vqvae: Path) -> None:
-    """`UserError` if codes, a model of codes or contexts were made with another VQ-VAE than the one in a folder."""
-    if made_with not in (digest(vqvae), read_header(vqvae)[0].get("exported_from", "")):
+def codes_of(vqvae: Path) -> str:
+    """A fingerprint of the codes that a VQ-VAE makes: of its weights and, if it has one, its hysteresis."""
+    hysteresis = read_header(vqvae)[0].get("model", {}).get("hysteresis", 0)
+    return digest(vqvae) + (f"+{hysteresis}" if hysteresis else "")
+
+
+def check_made_with(what: str, made_with: str | None, vqvae: Path, codebook: bool = False) -> None:
+    """`UserError` if codes, a model of codes or contexts were made with another VQ-VAE than the one in a folder.
+
+    With `codebook` it need only have the same weights: a prior may begin with one of other codes of that codebook.
+    """
+    known = {codes_of(vqvae), read_header(vqvae)[0].get("exported_from")}
+    if codebook:
+        known, made_with = {str(name).partition("+")[0] for name in known}, str(made_with).partition("+")[0]
+    if made_with is None or made_with not in known:
         raise UserError(f"{what} was made with another VQ-VAE than {vqvae}; make it again with --restart")
 
 

@@ -207,7 +207,8 @@ class Dream:
         if frames.dtype != np.uint8 or t < 1:
             raise UserError(f"a context needs at least one frame of uint8, not {frames.dtype} {frames.shape}")
         if actions.shape[1:2] != (t - 1,):
-            raise UserError(f"between {t} frames lie {t - 1} actions, but {actions.shape[1]} are given")
+            given = actions.shape[1] if actions.ndim > 1 else "none"
+            raise UserError(f"between {t} frames lie {t - 1} actions, but {given} are given")
         if variables is None:
             variables = self.outcome.mean.cpu().numpy()[None, None].repeat(n, 0).repeat(t, 1)
         if variables.shape != (n, t, v):
@@ -229,10 +230,11 @@ class Dream:
     def reset(self, context: Context, seeds: list[int], time: int | None = None) -> tuple[Lanes, Tensor, Tensor]:
         """Fresh lanes after their contexts, the pictures (b, H, W, channels) they stand before, the variables (b, v).
 
-        `time` is that of the lanes they will join with `Lanes.put`; on their own they start after the context.
+        `time` is that of the lanes they will join with `Lanes.put`; on their own they start after the context, or
+        late enough for lanes of longer contexts to join them.
         """
         context, t = context.to(self.device), context.codes.shape[1]
-        start = 0 if time is None else time - t
+        start = (max(t, self.prior.config.reach - 1) if time is None else time) - t
         memory: Memory = {}
         frames = self.vqvae.decode(context.codes, memory)
         dtype = self.outcome.codebook.dtype

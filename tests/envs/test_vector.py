@@ -176,3 +176,20 @@ def test_mistakes_are_told_in_a_sentence(toy_run: Path) -> None:
         DreamVectorEnv(0, toy_run)
     with pytest.raises(UserError, match='autoreset_mode="SameStep"'):
         SB3VecEnv(env)
+
+
+def test_what_a_batch_is_made_with_is_refused_in_a_sentence_or_taken(toy_run: Path) -> None:
+    for wrong, sentence in (
+        ({"autoreset_mode": "Sometimes"}, "autoreset_mode is NextStep, SameStep, Disabled, not 'Sometimes'"),
+        ({"horizon": -5}, "horizon is a number of steps, or 0"),
+        ({"render_mode": "human"}, "rendered as rgb_array, not 'human'"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            DreamVectorEnv(2, toy_run, **wrong)  # type: ignore[arg-type]
+    env = gym.make_vec("VideoGPTDream-v0", num_envs=2, model=toy_run, render_mode="rgb_array")
+    frames, _ = env.reset(seed=np.int64(3))  # type: ignore[arg-type]
+    again, _ = env.reset(seed=np.array([3, 4]))  # type: ignore[arg-type]
+    assert np.array_equal(frames, again)
+    assert np.array_equal(np.stack(env.render()), frames)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="between 1 frames lie 0 actions, but none are given"):
+        env.reset(options={"frames": frames[:1], "actions": 0})

@@ -16,7 +16,7 @@ import torch
 import envs  # noqa: F401 - registers
 from tests.conftest import TOY, toy_episode
 from train import outcome, prior, tokens, vqvae
-from worldmodel.checkpoint import FILE, read_header, read_tensors
+from worldmodel.checkpoint import FILE, change_config, read_header, read_tensors
 from worldmodel.dream import Context, Dream
 from worldmodel.errors import UserError
 from worldmodel.given import CodeClips
@@ -137,6 +137,28 @@ def test_codes_of_another_vqvae_are_not_mixed(
     with pytest.raises(
         UserError, match=r"prior was made with another VQ-VAE than .*vqvae; make it again with --restart"
     ):
+        Dream.load(tmp_path)
+
+
+def test_codes_of_another_hysteresis_are_not_mixed(
+    toy_run: Path, tmp_path: Path, toy_fill: Callable, toy_stages: Stages
+) -> None:
+    """The weights are the same, and a prior may begin with them; the codes are others."""
+    shutil.copytree(toy_run / "vqvae", tmp_path / "vqvae")
+    _, t, p, o = toy_stages(tmp_path, steps=1)
+    toy_fill(tmp_path / "data.zarr", 20)
+    tokens.main(t)
+    config = read_header(tmp_path / "vqvae")[0]
+    config["model"]["hysteresis"] = 0.1
+    change_config(tmp_path / "vqvae", config)
+    for stale in (lambda: prior.main(p), lambda: outcome.main(o), lambda: Context.load(tmp_path)):
+        with pytest.raises(UserError, match="was made with another VQ-VAE than"):
+            stale()
+    tokens.main(replace(t, restart=True))
+    Context.load(tmp_path)
+    prior.main(replace(p, begin=toy_run / "prior"))
+    shutil.copytree(toy_run / "outcome", tmp_path / "outcome")
+    with pytest.raises(UserError, match=r"outcome was made with another VQ-VAE"):
         Dream.load(tmp_path)
 
 

@@ -76,6 +76,23 @@ def test_a_lane_can_begin_anew_among_others(dream: Dream, contexts: Context) -> 
     torch.testing.assert_close(after[4][:, 1:], alone[4])
 
 
+def test_a_lane_of_a_longer_context_joins_lanes_of_a_shorter_one(dream: Dream, contexts: Context) -> None:
+    """It keeps all of its past, which is longer than theirs."""
+    dream = double(dream)
+    contexts = Context(contexts.codes, contexts.condition.double(), contexts.variables.double())
+    short = Context(contexts.codes[:2, :1], contexts.condition[:2, :1], contexts.variables[:2, :1])
+    actions = np.random.default_rng(1).integers(3, size=(6, 2))
+    lanes, *_ = dream.reset(short, [1, 2])
+    undisturbed = lanes.clone()
+    fresh, *_ = dream.reset(contexts[2:3], [9], time=lanes.cache.time)
+    lanes.put(torch.tensor([1]), fresh)
+    together, expected = play(dream, lanes, actions), play(dream, undisturbed, actions)
+    alone = play(dream, dream.reset(contexts[2:3], [9])[0], actions[:, 1:])
+    for one, other, joined in zip(together, expected, alone, strict=True):
+        torch.testing.assert_close(one[:, :1], other[:, :1])
+        torch.testing.assert_close(one[:, 1:], joined)
+
+
 def test_a_snapshot_is_untouched_by_what_follows(dream: Dream, contexts: Context) -> None:
     dream.sampling = Sampling(temperature=3.0)
     actions = np.random.default_rng(2).integers(3, size=(12, 2))
