@@ -81,7 +81,7 @@ def main(args: Args) -> None:
     if dream.world.env_id == "BAIRPushing-v0":
         told, scores = foresight.score(dream, planner, args.policy or "pushing", args.episodes, args.seed)
     else:
-        beyond = Beyond.of(args.critic, dream.world) if args.critic else Beyond(args.health)
+        beyond = Beyond.of(args.critic, dream.world) if args.critic else Beyond((("HEALTH", args.health),))
         told, scores = in_the_engine(args, dream, planner(partial(survival, beyond=beyond)))
     print(told)
     settings = asdict(args) | {"out": str(args.out)}

@@ -3,7 +3,7 @@
 A short horizon seldom sees a death, so the rewards of all futures are alike; what tells them apart is how much life
 they end with. Two answers to that:
 
-* points of HEALTH, each worth `health`: a future must reach a kit within its horizon to gain by it;
+* points of HEALTH, each of some worth: a future must reach a kit within its horizon to gain by it;
 * the critic of a policy (`Beyond.of`), which has learned what the last frame is worth: a kit in sight counts. PPO
   learned with potential-based shaping, under which values are lower by the potential (Ng, Harada and Russell, 1999);
   it is added again.
@@ -28,8 +28,8 @@ from worldmodel.world import World
 class Beyond:
     """What the end of a future is worth, in units of the engine's reward."""
 
-    health: float = 1.0
-    """A point of HEALTH."""
+    points: tuple[tuple[str, float], ...] = (("HEALTH", 1.0),)
+    """Game variables, and what a point of each is worth; a world without them has none."""
     gamma: float = 1.0
     """Discount of a step."""
     depth: int = 1
@@ -44,14 +44,18 @@ class Beyond:
         if "reward_scale" not in training:
             raise UserError(f"{name} learned no values, only to imitate; give a policy of train/policy.py")
         scale, shaping = training["reward_scale"], training["shaping"]
-        weight = dict(shaping).get("HEALTH", 0.0) if isinstance(shaping, list) else shaping  # HEALTH alone, once
+        weights = shaping if isinstance(shaping, list) else [["HEALTH", shaping]]  # HEALTH alone, once
+        if missing := [variable for variable, _ in weights if variable not in world.variables]:
+            raise UserError(f"{name} learned with {missing[0]}, of which this dream knows nothing; give another critic")
 
         @torch.inference_mode()
         def value(frames: np.ndarray) -> np.ndarray:
             return policy.predict_values(policy.obs_to_tensor(frames)[0])[:, 0].numpy() / scale
 
         depth = policy.observation_space.shape[0] // 3  # type: ignore[index]
-        return Beyond(weight / scale, training["gamma"], depth, value)
+        return Beyond(
+            tuple((variable, weight / scale) for variable, weight in weights), training["gamma"], depth, value
+        )
 
 
 def survival(dream: DreamEnv, actions: np.ndarray, seed: int, beyond: Beyond) -> np.ndarray:
@@ -65,8 +69,9 @@ def survival(dream: DreamEnv, actions: np.ndarray, seed: int, beyond: Beyond) ->
         discount *= beyond.gamma
         frames = [*frames, fork.frames][-beyond.depth :]
     left = np.zeros(len(actions))
-    if "HEALTH" in dream.world.variables:
-        left += beyond.health * fork.variables[:, dream.world.variables.index("HEALTH")]
+    for name, worth in beyond.points:
+        if name in dream.world.variables:
+            left += worth * fork.variables[:, dream.world.variables.index(name)]
     if beyond.critic is not None:
         left += beyond.critic(stacked(np.stack(frames), beyond.depth))
     return total + discount * left * alive

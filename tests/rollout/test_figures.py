@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,7 +92,7 @@ def test_planning_finds_the_actions_that_end_where_it_pays(toy_run: Path) -> Non
     dream.reset(seed=0, options=options)
     dream.world = dream.vector.world = _renamed(dream)
     how = Cem(candidates=24, elite=4, rounds=3, horizon=2, hold=1, momentum=0.1)
-    beyond = Beyond(health=10.0)
+    beyond = Beyond((("HEALTH", 10.0),))
     worth = survival(dream, np.array([[0, 0], [2, 2], [1, 1]]), 0, beyond)
     assert worth.argmax() in (1, 2)
     plan = cem(dream.world.action, how, lambda a: survival(dream, a, 0, beyond), np.random.default_rng(0))
@@ -103,8 +106,6 @@ def test_planning_finds_the_actions_that_end_where_it_pays(toy_run: Path) -> Non
 
 def _renamed(dream: DreamEnv):  # type: ignore[no-untyped-def]
     """The toy world with its column as the health to keep."""
-    from dataclasses import replace
-
     return replace(dream.world, variables=("HEALTH",))
 
 
@@ -172,12 +173,29 @@ def test_the_end_of_a_future_is_worth_what_the_critic_of_a_policy_says() -> None
     dream, actions = DreamEnv(horizon=0), np.array([[0, 1], [2, 3]])
     dream.reset(seed=0)
     beyond = Beyond.of("health_gathering_supreme_dream", dream.world)
-    assert (beyond.gamma, beyond.health, beyond.depth) == (0.99, pytest.approx(2.0), 1), "rewards were scaled by 0.01"
+    assert (beyond.gamma, beyond.points, beyond.depth) == (0.99, (("HEALTH", 2.0),), 1), "rewards were scaled by 0.01"
     fork, policy = dream.fork(2, 7), load_policy("health_gathering_supreme_dream")
     first, second = (fork.advance(actions[:, t])[0] for t in (0, 1))
     values = policy.predict_values(torch.from_numpy(fork.frames).permute(0, 3, 1, 2))[:, 0].detach().numpy() / 0.01
     expected = first + 0.99 * second + 0.99**2 * (2.0 * fork.variables[:, 0] + values)
     np.testing.assert_allclose(survival(dream, actions, 7, beyond), expected, rtol=1e-5)
+
+
+def test_every_variable_that_shaped_a_critic_is_counted(tmp_path: Path) -> None:
+    world, policy = DreamEnv(horizon=0).world, load_policy("health_gathering_supreme_dream")
+    training = {"reward_scale": 0.5, "shaping": [["HEALTH", 1.0], ["AMMO2", 1.5]], "gamma": 0.9}
+    save_policy(tmp_path, policy, training, {}, resumable=False)
+    armed = replace(world, variables=("AMMO2", "HEALTH"))
+    assert Beyond.of(str(tmp_path), armed).points == (("HEALTH", 2.0), ("AMMO2", 3.0))
+    with pytest.raises(UserError, match="learned with AMMO2, of which this dream knows nothing; give another critic"):
+        Beyond.of(str(tmp_path), world)
+    going_on = (np.ones(1), np.zeros(1, bool), np.zeros(1, bool), {})
+    fork = SimpleNamespace(
+        frames=np.zeros((1, 4, 4, 3)), variables=np.array([[7.0, 50.0]]), advance=lambda action: going_on
+    )
+    dream: Any = SimpleNamespace(world=armed, fork=lambda n, seed: fork)
+    beyond = Beyond((("HEALTH", 2.0), ("AMMO2", 3.0)))
+    assert survival(dream, np.zeros((1, 2), int), 0, beyond).tolist() == [2 + 2 * 50 + 3 * 7]
 
 
 def test_a_policy_that_only_imitates_is_no_critic(tmp_path: Path) -> None:
