@@ -47,6 +47,8 @@ def test_a_world_is_whole(world: str) -> None:
     assert len({c.tobytes() for c in contexts.codes.numpy()}) == len(contexts), "each begins elsewhere"
     load_policy(world if (PRETRAINED / f"{world}_policy").is_dir() else f"{world}_dream", env.world)
     assert read_header(PRETRAINED / world / "vqvae")[0]["exported_from"]
+    size = sum(path.stat().st_size for path in (PRETRAINED / world).rglob("*") if path.is_file())
+    assert size < 25e6, "models and contexts together"
     assert f"## {world}\n" in (PRETRAINED / "README.md").read_text(), "no model without its card"
 
 
@@ -66,4 +68,5 @@ def test_a_shipped_dream_obeys_and_lets_time_cost_health() -> None:
 
 
 def test_everything_that_ships_is_small() -> None:
+    """Worlds and policies together."""
     assert sum(path.stat().st_size for path in PRETRAINED.rglob("*") if path.is_file()) < 30e6
