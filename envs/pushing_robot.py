@@ -14,7 +14,7 @@ import numpy as np
 from worldmodel.world import ActionSpec
 
 from .offscreen import mujoco
-from .pushing_scene import FORE, HIGH, LOW, OPEN, SHOULDER, TIMESTEP, UPPER, mjcf, places, things
+from .pushing_scene import FORE, GAP, HIGH, LOW, SHOULDER, TIMESTEP, UPPER, mjcf, places, things
 
 SHIFT = float(np.float32(0.1))
 """The most that a step moves the hand along x or y, in metres; as a float32, for actions are."""
@@ -61,7 +61,7 @@ class Robot:
         self.goal[2] = HIGH[2] if self.lowers > self.steps else LOW[2]
         closed = self.opens > self.steps
         self.data.ctrl[:3] = self.goal - self.start
-        self.data.ctrl[3:] = OPEN if closed else 0.0
+        self.data.ctrl[3:] = GAP if closed else 0.0
         self._run(round(STEP / TIMESTEP))
         self.steps += 1
 

@@ -21,8 +21,8 @@ LOW, HIGH = np.array([0.44, -0.27, 0.21]), np.array([0.83, 0.18, 0.31])
 """Where the hand may be: x and y as on BAIR's robot, z low and lifted by its 0.1 m."""
 MARGIN, WALL = 0.06, 0.065
 """From where the hand may be to the bin's walls, and how high these are."""
-OPEN = 0.04
-"""How far each finger is from the middle when the gripper is open."""
+GAP = 0.04
+"""From each finger of the open gripper to the middle, where it closes."""
 SHOULDER, UPPER, FORE = np.array([0.02, -0.045, 0.42]), 0.42, 0.46
 """Where the arm begins, and the lengths of its links."""
 TIMESTEP = 0.01
@@ -69,7 +69,7 @@ def thing(kind: str, hue: float, rng: np.random.Generator) -> Thing:
 def places(found: list[Thing], keep_off: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Where objects begin (n, 2): none in another, nor under the hand at `keep_off` (2,)."""
     low, high = LOW[:2] - MARGIN, HIGH[:2] + MARGIN
-    taken, radii = [keep_off], [OPEN + 0.03]
+    taken, radii = [keep_off], [GAP + 0.03]
     for one in found:
         for _ in range(1000):
             spot = rng.uniform(low + one.radius, high - one.radius)
@@ -169,7 +169,7 @@ def robot(hand: np.ndarray) -> str:
     )
     fingers = "".join(
         f"""
-      <body name="{name}" pos="0 {numbers(OPEN * side)} -.15" gravcomp="1">
+      <body name="{name}" pos="0 {numbers(GAP * side)} -.15" gravcomp="1">
         <joint name="{name}" type="slide" axis="0 {-side} 0" damping="1"/>
         <geom type="box" pos="0 0 .01" size=".012 .006 .05" mass=".05" {metal}/>
         <geom type="box" pos="0 0 -.03" size=".014 .009 .016" mass=".05" {black}/>

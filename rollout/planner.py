@@ -42,12 +42,10 @@ class Planner:
     def plan(self, rng: np.random.Generator) -> np.ndarray:
         """The best sequence of actions (horizon, *shape) from here."""
         spec = self.dream.world.action
-        given = min(len(self.frames), len(self.actions) + 1)
-        frames, actions = list(self.frames)[-given:], list(self.actions)[len(self.actions) - given + 1 :]
         options = {
-            "frames": np.stack(frames),
-            "actions": np.array(actions, spec.dtype).reshape(-1, *spec.shape),
-            "variables": list(self.variables)[-given:],
+            "frames": np.stack(self.frames),
+            "actions": np.array(self.actions, spec.dtype).reshape(-1, *spec.shape),
+            "variables": list(self.variables),
         }
         self.dream.reset(seed=int(rng.integers(2**31)), options=options)
         return cem(spec, self.cem, lambda a: self.value(self.dream, a, int(rng.integers(2**31))), rng)

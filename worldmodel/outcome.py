@@ -43,7 +43,7 @@ class OutcomeConfig:
     variable_high: tuple[float, ...] = ()
     """... largest recorded value of each; what is drawn stays between them."""
     reward_std: float = 1.0
-    """Root mean square of the recorded reward."""
+    """Root mean square of the recorded reward, about zero; checkpoints know it by this name."""
     width: int = 256
 
 

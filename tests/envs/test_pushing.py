@@ -20,7 +20,7 @@ import envs  # noqa: F401 - registers
 from envs import offscreen
 from envs.pushing import Pushing
 from envs.pushing_robot import ACTION, Robot, robot_actions
-from envs.pushing_scene import HIGH, LOW, MARGIN, OPEN, SHOULDER, UPPER
+from envs.pushing_scene import GAP, HIGH, LOW, MARGIN, SHOULDER, UPPER
 from worldmodel.errors import UserError
 
 NOTHING = np.zeros(4, np.float32)
@@ -115,7 +115,7 @@ def test_lifting_and_closing_last_as_many_steps_as_commanded() -> None:
     for t in range(8):
         one.act(np.array([0, 0, 3 if t == 1 else 0, 2 if t == 2 else 0]))
         heights.append(one.hand[2])
-        gaps.append(OPEN - one.data.qpos[3])
+        gaps.append(GAP - one.data.qpos[3])
     assert [h > 0.29 for h in heights] == [False, False, True, True, False, False, False, False]
     assert [gap < 0.01 for gap in gaps] == [False, True, True, True, False, False, False, False]
 
@@ -126,7 +126,7 @@ def test_an_object_in_the_way_is_pushed_and_the_others_stay() -> None:
     before = one.objects
     inside = (before[:, :2] > LOW[:2] + 0.12).all(1) & (before[:, 0] < HIGH[0] - 0.1)
     target = int(np.flatnonzero(inside)[0])
-    spot = before[target, :2] - np.array([one.radii[target] + 0.03, OPEN])
+    spot = before[target, :2] - np.array([one.radii[target] + 0.03, GAP])
     for _ in range(6):
         one.act(np.array([*np.clip(spot - one.hand[:2], -0.1, 0.1), 0, 1]))
     one.act(NOTHING)
