@@ -1,0 +1,160 @@
+"""What is played in an engine, with one of a few lines in its place, and what is played in a dream of its length."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+import rollout.control as control
+import rollout.plan as plan
+import rollout.policy as policy
+import rollout.rank as rank
+from rollout.cem import Cem
+from rollout.planner import Planner
+from tests.conftest import TOY
+from worldmodel.errors import UserError
+from worldmodel.vqvae import VQVAE, VQVAEConfig, to_uint8
+
+WORLD = replace(TOY, env_kwargs={"frame_skip": 4})
+
+
+class Counter(gym.Env):
+    """Frames that tell episode and time; action 2 pays a point; episode i lasts as long as it is told to."""
+
+    observation_space, action_space = gym.spaces.Box(0, 255, (16, 16, 3), np.uint8), gym.spaces.Discrete(3)
+    world = WORLD
+
+    def __init__(self, *lengths: int) -> None:
+        self.lengths, self.episode, self.taken = lengths, -1, list[list[int]]()
+
+    def frame(self) -> np.ndarray:
+        self.values = np.array([self.time], np.float32)
+        return np.full((16, 16, 3), 20 * self.episode + self.time, np.uint8)
+
+    def reset(self, **_: Any) -> tuple[np.ndarray, dict]:
+        self.episode, self.time = self.episode + 1, 0
+        self.taken.append([])
+        return self.frame(), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.time += 1
+        self.taken[-1].append(int(action))
+        over = self.time == self.lengths[min(self.episode, len(self.lengths) - 1)]
+        return self.frame(), float(action == 2), over, False, {}
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_random_actions_begin_where_a_policy_led_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an episode that ends too soon nothing is taken."""
+    engine, lead = Counter(1, 12, 2, 12), control.Args(lead=6)
+    monkeypatch.setattr(control, "engine_of", lambda world: engine)
+    seen: list[int] = []
+
+    def leader(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        assert len(frames) <= 4
+        seen.append(int(frames[-1, 0, 0, 0, 0]))
+        return np.array([0])
+
+    films = control.strayed_for_real(lead, WORLD, leader, np.array([[1, 2, 1], [2, 2, 1]]))
+    assert films.shape == (2, 4, 16, 16, 3)
+    for film, episode, actions in zip(films[..., 0, 0, 0], (1, 3), ([1, 2, 1], [2, 2, 1]), strict=True):
+        led = film[0] - 20 * episode
+        assert 0 <= led < 6
+        assert film.tolist() == [20 * episode + led + t for t in range(4)]
+        assert engine.taken[episode] == [0] * led + actions
+        assert [s for s in seen if s // 20 == episode] == [20 * episode + t for t in range(led)]
+    assert engine.closed
+
+
+def test_a_plan_is_played_beside_a_random_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who plans for action 2 takes it at every step; each episode is a new one to the planner."""
+    engine, given = Counter(7), list[tuple[int, int, list]]()
+    monkeypatch.setattr(plan, "engine_of", lambda world: engine)
+
+    class Dream:
+        """Whatever is given to it."""
+
+        world = WORLD
+
+        def reset(self, seed: int, options: dict[str, Any]) -> None:
+            given.append((len(options["frames"]), len(options["actions"]), options["variables"]))
+
+    dream: Any = Dream()
+    cem = Cem(candidates=300, elite=3, rounds=2, horizon=3, hold=1, momentum=0.0)
+    planner = Planner(dream, lambda dream, actions, seed: (actions == 2).sum(1), every=3, context=4, cem=cem)
+    told, scores = plan.in_the_engine(plan.Args(episodes=2), dream, planner)
+    assert set(scores) == {"random", "planned"}
+    assert scores["planned"] == [[7, 7], [7, 7]], "steps and return"
+    assert engine.taken[2:] == [[2] * 7] * 2
+    assert [steps for steps, _ in scores["random"]] == [7, 7]
+    assert [points for _, points in scores["random"]] == [taken.count(2) for taken in engine.taken[:2]] != [7, 7]
+    assert "survives 28.000 [28.000, 28.000] tics, return 7.0" in told.split("planned")[1]
+    assert given == 2 * [(1, 0, [[0.0]]), (4, 3, [[0.0], [1.0], [2.0], [3.0]]), (4, 3, [[3.0], [4.0], [5.0], [6.0]])]
+
+
+def test_eyes_are_those_of_a_worlds_vqvae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"frames": 4, "size": (16, 16), "stride": (1, 4, 4), "hidden": 8, "residual": 8, "layers": 1}
+    torch.manual_seed(0)
+    vqvae, seen = VQVAE(VQVAEConfig(mode="stream", **small)).eval(), list[np.ndarray]()  # type: ignore[arg-type]
+    true = np.stack([np.full((16, 16, 3), t, np.uint8) for t in range(3)])
+    with torch.no_grad():
+        painted = to_uint8(vqvae.decode(vqvae.encode(torch.from_numpy(true)[None])))[0].numpy()
+    assert np.abs(painted.astype(int) - true).max() > 1
+
+    def player(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        seen.append(frames[-1, 0])
+        return np.array([2])
+
+    monkeypatch.setattr(policy, "VizdoomFrames", lambda *_: Counter(3))
+    monkeypatch.setattr(policy, "load_player", lambda *_: player)
+    monkeypatch.setattr(policy, "load_vqvae", {tmp_path / "vqvae": vqvae}.__getitem__)
+    for eyes, expected in (("", true), (str(tmp_path), painted)):
+        seen.clear()
+        policy.main(policy.Args(policy=("a",), episodes=2, eyes=eyes, out=tmp_path))
+        assert np.abs(np.stack(seen[:3]).astype(int) - expected).max() <= 1, "but for rounding"
+    scores = json.loads((tmp_path / "scores.json").read_text())["scores"]
+    assert scores["a"]["episodes"] == {"steps": [3, 3], "returns": [3.0, 3.0]}, "as the engine pays, not as it is seen"
+
+
+class Lanes:
+    """Three lanes of a dream, of which the second ends after a step and the others after three."""
+
+    world, num_envs = WORLD, 3
+
+    def __init__(self, *begins: bool) -> None:
+        self.contexts = SimpleNamespace(starts=lambda width: torch.tensor(begins) if width == 3 else None)
+
+    def reset(self, seed: int, options: dict[str, Any]) -> tuple[np.ndarray, dict]:
+        self.time, self.begun = 0, options["context"].tolist()
+        return np.zeros((3, 16, 16, 3), np.uint8), {}
+
+    def step(self, actions: np.ndarray) -> tuple:
+        self.time += 1
+        frame = np.full((3, 16, 16, 3), self.time, np.uint8)
+        ended, out = np.array([False, self.time % 2 == 1, self.time == 3]), np.array([self.time == 3, False, False])
+        return frame, np.array([1.0, 10.0, 100.0]) * self.time, ended, out, {}
+
+
+def test_a_return_in_the_dream_is_that_of_the_first_episode_of_each_lane() -> None:
+    env: Any = Lanes(False, True, False, True)
+    depths: list[int] = []
+
+    def player(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        depths.append(len(frames))
+        return np.zeros(3, int)
+
+    assert rank.in_dream(env, player, 0).tolist() == [1 + 2 + 3, 10, 100 + 200 + 300]
+    assert env.begun == [1, 3, 1], "contexts that begin an episode, in turn"
+    assert depths == [1, 2, 3]
+    with pytest.raises(UserError, match=r"no starting context of toy begins an episode; run train/tokens.py again"):
+        rank.in_dream(Lanes(False, False), player, 0)  # type: ignore[arg-type]
