@@ -13,8 +13,7 @@ which is how it ships. Its prior ships with a dropout of 0.3 inside its attentio
 prior is timed on both sides with it and without. Last comes what attention over 8 x 32 x 32 codes stores for its mask.
 
 Tiny operations vary by a quarter from run to run, and other work on the machine changes everything: leave it alone.
-On a GPU the share of the matrix product is the model FLOPs utilisation, and peak memory is printed too. No GPU has run
-this yet.
+On a GPU the share of the matrix product is the model FLOPs utilisation, and peak memory is printed too.
 """
 
 from __future__ import annotations
