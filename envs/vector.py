@@ -24,8 +24,9 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from worldmodel.dream import Context, Dream, Lanes
+from worldmodel.dream import Context, Dream
 from worldmodel.errors import UserError
+from worldmodel.lanes import Lanes
 from worldmodel.models import shipped
 from worldmodel.rates import Precision
 from worldmodel.sampling import Sampling

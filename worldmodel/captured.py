@@ -14,23 +14,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from worldmodel.dream import Dream, Lanes, Step
+from worldmodel.lanes import Lanes, Step
+from worldmodel.prior import Prior
+from worldmodel.transformer import Shared
+
+Imagine = Callable[[Lanes, Shared, Tensor, Tensor], Step]
+"""A step of lanes whose frame has begun and is not finished: `Dream.imagine`."""
 
 
 class Captured:
     """The step of a dream for as many lanes as these, whose ring is full."""
 
-    def __init__(self, dream: Dream, lanes: Lanes, condition: Tensor, noise: Tensor) -> None:
-        self.dream, self.lanes = dream, replace(lanes.clone(), generators=[])
+    def __init__(self, imagine: Imagine, prior: Prior, lanes: Lanes, condition: Tensor, noise: Tensor) -> None:
+        self.imagine, self.prior, self.lanes = imagine, prior, replace(lanes.clone(), generators=[])
         self.condition, self.noise = condition.clone(), noise.clone()
         self.turn = self._turn(lanes)
-        self.replay = record(self._work) if dream.device.type == "cuda" else self._work
+        self.replay = record(self._work) if noise.device.type == "cuda" else self._work
 
     def __call__(self, lanes: Lanes, condition: Tensor, noise: Tensor) -> Step:
         """Move lanes on by one latent frame under a condition (b, c), with noise (b, n)."""
@@ -40,21 +43,21 @@ class Captured:
         self.turn.copy_(self._turn(lanes))
         self.replay()
         lanes.copy_(self.lanes)
-        self.dream.prior.finish(lanes.cache)
-        return type(self.out)(*(tensor.clone() for tensor in vars(self.out).values()))
+        self.prior.finish(lanes.cache)
+        return Step(*(tensor.clone() for tensor in vars(self.out).values()))
 
     def _turn(self, lanes: Lanes) -> Tensor:
-        turn = self.dream.prior.turn(lanes.cache.time)
+        turn = self.prior.turn(lanes.cache.time)
         assert turn is not None, "time is relative in a dream"
         return turn
 
     def _work(self) -> None:
         """What is recorded: a step from the buffers into the buffers."""
-        lanes, prior = replace(self.lanes, memory=dict(self.lanes.memory)), self.dream.prior
+        lanes = replace(self.lanes, memory=dict(self.lanes.memory))
         lanes.cache.done = 0
-        told = self.condition.to(prior.start.dtype)
-        shared = prior.shared(lanes.cache.time, 1, told[:, None], None)._replace(turn=self.turn)
-        self.out = self.dream.imagine(lanes, shared, self.condition, self.noise)
+        told = self.condition.to(self.prior.start.dtype)
+        shared = self.prior.shared(lanes.cache.time, 1, told[:, None], None)._replace(turn=self.turn)
+        self.out = self.imagine(lanes, shared, self.condition, self.noise)
         self.lanes.copy_(lanes)
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from worldmodel.dream import Context, Dream, Lanes
+from worldmodel.dream import Context, Dream
+from worldmodel.lanes import Lanes
 from worldmodel.sampling import Sampling
 
 DEVICES = [

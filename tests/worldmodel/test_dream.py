@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from worldmodel.dream import Context, Dream, Lanes
+from worldmodel.dream import Context, Dream
 from worldmodel.errors import UserError
+from worldmodel.lanes import Lanes
 from worldmodel.rates import Precision
 from worldmodel.sampling import Sampling
 from worldmodel.vqvae import VQVAE, VQVAEConfig

@@ -1,0 +1,81 @@
+"""What a batch of dreams knows between two steps, and what a step gives.
+
+Dimensions: b lanes, s frames of a latent frame, h w g codes, v variables.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from worldmodel.attention import Cache
+from worldmodel.layers import Memory
+
+
+@dataclass
+class Lanes:
+    """The state of a batch of dreams."""
+
+    cache: Cache
+    memory: Memory
+    hidden: Tensor
+    """(1, b, width) of the outcome model."""
+    variables: Tensor
+    """(b, v) the game variables now."""
+    generators: list[torch.Generator]
+
+    def clone(self) -> Lanes:
+        """A copy that shares nothing with this one."""
+        generators = [g.clone_state() for g in self.generators]
+        memory = {layer: past.clone() for layer, past in self.memory.items()}
+        return Lanes(self.cache.clone(), memory, self.hidden.clone(), self.variables.clone(), generators)
+
+    def take(self, index: Tensor) -> Lanes:
+        """The lanes of an index, which may repeat them, as copies."""
+        generators = [self.generators[i].clone_state() for i in index.tolist()]
+        memory = {layer: past[index] for layer, past in self.memory.items()}
+        return Lanes(self.cache.take(index), memory, self.hidden[:, index], self.variables[index], generators)
+
+    def tensors(self) -> list[Tensor]:
+        return [*self.cache.tensors(), *self.memory.values(), self.hidden, self.variables]
+
+    def copy_(self, other: Lanes) -> None:
+        """Take over the state of as many other lanes, but for their time and their luck, in place."""
+        for mine, theirs in zip(self.tensors(), other.tensors(), strict=True):
+            if mine is not theirs:
+                mine.copy_(theirs)
+
+    def seed(self, seeds: list[int]) -> None:
+        """Give every lane other luck from here on."""
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def put(self, index: Tensor, other: Lanes) -> None:
+        """Overwrite some lanes by those of another batch at the same time."""
+        self.cache.put(index, other.cache)
+        for layer, past in self.memory.items():
+            past[index] = other.memory[layer]
+        self.hidden[:, index], self.variables[index] = other.hidden, other.variables
+        for lane, generator in zip(index.tolist(), other.generators, strict=True):
+            self.generators[lane] = generator
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step of every lane gives."""
+
+    frames: Tensor
+    """(b, s, H, W, channels) uint8; the last one is the observation."""
+    codes: Tensor
+    """(b, 1, h, w, g)."""
+    reward: Tensor
+    """(b,)."""
+    terminated: Tensor
+    """(b,) bool, drawn from the model's probability of an end."""
+    variables: Tensor
+    """(b, v)."""
+    log_likelihood: Tensor
+    """(b,) nats, of the codes that were drawn."""
+    entropy: Tensor
+    """(b,) nats, of what could have been drawn."""
