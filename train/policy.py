@@ -88,7 +88,7 @@ class Args:
     save_every: int = 25_000
     """Steps between two checkpoints."""
     export: Path | None = None
-    """Also write the policy here at the end, without what training needs to go on."""
+    """Also write the policy here at the end, in half precision and without what training needs to go on."""
     seed: int = 0
     """Of the environments, the weights and the actions."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
@@ -198,7 +198,8 @@ def main(args: Args) -> None:
     finally:
         environments.close()
     if args.export is not None:
-        save_policy(args.export, load_policy(args.out), settings(args), {"steps": ppo.num_timesteps}, resumable=False)
+        small = load_policy(args.out).half()
+        save_policy(args.export, small, settings(args), {"steps": ppo.num_timesteps}, resumable=False)
     print(f"policy: {args.export or args.out} after {ppo.num_timesteps:,} steps")
 
 
