@@ -80,8 +80,15 @@ def playing(args: Args) -> Iterator[Callable[[int], list[Episode]]]:
     torch.set_num_threads(1)
     with contextlib.ExitStack() as stack:
         envs = [stack.enter_context(contextlib.closing(make_env(args))) for _ in range(LANES)]
-        players = [load_player(name, envs[0].world) for name in args.policy or (args.scenario,)]
-        yield lambda group: play(envs, envs[0].world, players[group % len(players)], args, args.seed, group)
+        world, names = envs[0].world, args.policy or (args.scenario,)
+        players = {name: load_player(name, world) for name in names if not name.startswith("cycle:")}
+
+        def one(group: int) -> list[Episode]:
+            name = names[group % len(names)]
+            player = players.get(name) or load_player(name, world)  # a cycle keeps its place: each group has its own
+            return play(envs, world, player, args, args.seed, group)
+
+        yield one
 
 
 def bare_engine(args: Args, seconds: float = 2.0) -> float:
@@ -105,8 +112,8 @@ def fingerprint(policy: str, world: World) -> str:
     load_player(policy, world)
     if policy == "random" or policy.startswith("cycle:"):
         return policy
-    folder, at, share = policy.partition("@")
-    return digest(policy_folder(folder)) + at + share
+    folder = policy.rpartition("@")[0] or policy
+    return digest(policy_folder(folder)) + policy.removeprefix(folder)
 
 
 def settings(args: Args, world: World, length: int) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
+from collect import vizdoom as script
 from collect.episodes import Exploration, pieces, play
 from collect.pool import Pool
 from worldmodel.errors import UserError
@@ -212,3 +213,15 @@ def test_groups_of_episodes_take_the_policies_in_turn(tmp_path: Path) -> None:
     assert store.settings["policy"] == ["cycle:0x1", "cycle:1x3,2x3"]
     again = collect(out, *flags[:2], "--policy", "cycle:0x1", *flags[5:], "--episodes", "12")
     assert again.returncode == 2 and "but cycle:0x1 was asked for" in again.stderr
+
+
+def test_a_blind_cycle_is_the_same_whatever_its_process_played_before() -> None:
+    """In group 28 all four episodes begin with random actions, so that the cycle is first asked amid them."""
+    args = script.Args(scenario="take_cover", policy=("cycle:1x3,2x3",), epsilon=0.9, hold=(8.0,), random_share=0)
+    with script.playing(args) as one:
+        one(27)
+        after = one(28)
+    with script.playing(args) as one:
+        alone = one(28)
+    for a, b in zip(after, alone, strict=True):
+        np.testing.assert_array_equal(a["action"], b["action"])
