@@ -68,15 +68,11 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             sys.modules.pop(name)
 
 
-@pytest.mark.parametrize(
-    ("what", "precision"),  # no VQ-VAE in bfloat16: of so small clips oneDNN's gradients of weights may be nan
-    [
-        ("vqvae", "float32"),
-        *[(what, precision) for what in ("prior", "sample") for precision in ("float32", "bfloat16")],
-    ],
-)
+@pytest.mark.parametrize("what", ["vqvae", "prior", "sample"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_work_is_done_and_counted(what: str, precision: str) -> None:
-    made = work.build(task(what, precision=precision))
+    """Of four latent frames: of two, oneDNN's gradient of a weight in bfloat16 has stale memory in it, be it nan."""
+    made = work.build(task(what, precision=precision, vqvae=replace(VQVAE, frames=8)))
     made.call()
     assert made.units == (2 if what == "vqvae" else 2 * 32)
     assert made.flops > 1000 and made.bytes > 1000
