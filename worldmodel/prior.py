@@ -65,12 +65,12 @@ class Prior(nn.Module):
             )
         self.register_buffer("codebook", torch.zeros(shape) if codebook is None else codebook.clone())
         self.register_buffer("scale", torch.tensor(config.condition_scale or 1.0), persistent=False)
+        self.register_buffer("sequence", torch.cat(self.order.passes), persistent=False)
         if config.local:  # what the last frame of a full ring sees of it, each frame in the order it is cached in
             last = clip_mask(self.order, config.reach, config.reach, config.local)[-len(self.order) :]
-            reachable = last.unflatten(1, (config.reach, -1))[..., torch.cat(self.order.passes)]
+            reachable = last.unflatten(1, (config.reach, -1))[..., self.sequence]
             self.register_buffer("reachable", reachable, persistent=False)
         self.register_buffer("parents", self.order.parents, persistent=False)
-        self.register_buffer("sequence", torch.cat(self.order.passes), persistent=False)
         self.inputs = nn.ModuleList(
             nn.Linear(config.group * config.code_dim, config.width, bias=False)
             for _ in range(2 if config.order == "diagonal" else 1)

@@ -103,10 +103,9 @@ def next_frame(
     noise: Tensor,
     sampling: Sampling,
     features: Tensor | None = None,
-    score: Score | None = None,
 ) -> Tensor:
     """Draw the next latent frame under its condition (b, c), and move the cache on."""
-    codes = draw_codes(prior, cache, prior.begin(cache, condition, features), noise, sampling, score)
+    codes = draw_codes(prior, cache, prior.begin(cache, condition, features), noise, sampling)
     prior.finish(cache)
     return codes
 

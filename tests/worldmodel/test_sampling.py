@@ -7,7 +7,7 @@ import torch
 
 from worldmodel.errors import UserError
 from worldmodel.prior import Prior, PriorConfig
-from worldmodel.sampling import Sampling, Score, next_frame
+from worldmodel.sampling import Sampling, Score, draw_codes, next_frame
 
 LOGITS = torch.tensor([0.1, 0.4, 0.2, 0.3]).log().view(1, 1, 4)
 
@@ -56,8 +56,8 @@ def small_prior(patch: int) -> Prior:
 @pytest.mark.parametrize("patch", [1, 2])
 def test_likelihood_and_entropy_are_the_models_own(patch: int) -> None:
     prior, noise = small_prior(patch), torch.rand(5, 8, dtype=torch.float64)
-    score = Score(noise)
-    frame = next_frame(prior, prior.empty(5), None, noise, Sampling(temperature=0.7, top_k=3), score=score)
+    score, cache = Score(noise), prior.empty(5)
+    frame = draw_codes(prior, cache, prior.begin(cache), noise, Sampling(temperature=0.7, top_k=3), score)
     log = prior(frame).log_softmax(-1).flatten(1, 4)
     expected = log.gather(-1, frame.flatten(1)[..., None]).sum((1, 2))
     torch.testing.assert_close(score.likelihood, expected)
