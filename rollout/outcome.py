@@ -5,8 +5,10 @@
 Whole episodes are read from their beginning, the game variables known at the first frame only: a particle filter,
 whose particles draw the variables as dreams do, and live on in proportion to their chance of having gone on.
 
-* Ends: the probability that the episode ends with this step, given codes and actions up to this step's own. AUROC says
-  whether ends are told from other steps, the expected calibration error (15 bins) whether they come as often as said.
+* Ends: the probability that the episode ends with this step. "Foretold" knows the frames before the step and its
+  action, and dreams the step itself, `dreams` times. "Seen" knows the step's own frame too, which may give the end
+  away: where an engine has no picture of it, as ViZDoom, the one before stands still. AUROC says whether ends are told
+  from other steps, the expected calibration error (15 bins) whether they come as often as said.
 * Return: the reward of the next `steps` steps. "Seen" sums the rewards predicted from the true codes; "dreamed" is
   what a dream under the true actions gives, the mean of `dreams` of them. Both as Pearson's r with the truth.
 * Variables: the mean absolute error, beside what is known of them without looking: their mean at that time of an
@@ -16,6 +18,7 @@ whose particles draw the variables as dreams do, and live on in proportion to th
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,12 +35,15 @@ from rollout.evaluate import plain
 from worldmodel.checkpoint import check_made_with, digest, write_json
 from worldmodel.dream import Context, Dream
 from worldmodel.errors import UserError
+from worldmodel.lanes import Step
 from worldmodel.metrics.calibration import auroc, expected_calibration_error
 from worldmodel.metrics.interval import Mean, bootstrap
 from worldmodel.outcome import OutcomeModel
 from worldmodel.store import Store
 
 Episode = dict[str, np.ndarray]
+Place = tuple[Episode, int]
+"""An episode and the first row of a context in it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +61,15 @@ class Args:
     """Latent frames that a dream is given."""
     dreams: int = 4
     """Dreams from each starting point."""
+    others: int = 2000
+    """Steps without an end, beside all those with one, for which an end is foretold."""
     particles: int = 32
     """Of the filter."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.clips, self.context, self.dreams, self.particles) < 1:
-            raise UserError("steps, clips, context, dreams and particles must be at least 1")
+        if min(self.steps, self.clips, self.context, self.dreams, self.others, self.particles) < 1:
+            raise UserError("steps, clips, context, dreams, others and particles must be at least 1")
 
 
 @torch.no_grad()
@@ -119,24 +127,58 @@ def returns(args: Args, dream: Dream, episodes: list[Episode], seen: list[Episod
     }
 
 
-def dreamed_returns(args: Args, dream: Dream, places: list[tuple[Episode, int]]) -> np.ndarray:
-    """(n,) mean returns of dreams under the true actions, all at once; after a true end the last action goes on."""
-    n, c = len(places), args.context
+def dreams(args: Args, dream: Dream, places: list[Place], steps: int) -> Iterator[Step]:
+    """Dreams under the true actions, `args.dreams` of each place; after a true end the last action goes on."""
+    c = args.context
 
     def cut(name: str, first: int, stop: int) -> torch.Tensor:
         rows = [np.minimum(np.arange(row + first, row + stop), len(e[name]) - 1) for e, row in places]
         return torch.from_numpy(np.stack([e[name][r] for (e, _), r in zip(places, rows, strict=True)]))
 
     context = Context(cut("codes", 0, c).long(), cut("condition", 0, c), cut("variables", 0, c))
-    conditions = cut("condition", c, c + args.steps).repeat_interleave(args.dreams, 0)
-    every = torch.arange(n).repeat_interleave(args.dreams)
+    conditions = cut("condition", c, c + steps).repeat_interleave(args.dreams, 0)
+    every = torch.arange(len(places)).repeat_interleave(args.dreams)
     lanes, *_ = dream.reset(context[every], [args.seed + k for k in range(len(every))])
-    total, alive = np.zeros(len(every)), np.ones(len(every), bool)
-    for t in tqdm(range(args.steps), unit=" steps", desc="dreams"):
-        step = dream.advance(lanes, conditions[:, t])
+    for t in range(steps):
+        yield dream.advance(lanes, conditions[:, t])
+
+
+def dreamed_returns(args: Args, dream: Dream, places: list[Place]) -> np.ndarray:
+    """(n,) mean returns of dreams."""
+    total, alive = np.zeros(len(places) * args.dreams), np.ones(len(places) * args.dreams, bool)
+    for step in tqdm(dreams(args, dream, places, args.steps), total=args.steps, unit=" steps", desc="dreams"):
         total += step.reward.numpy() * alive
         alive &= ~step.terminated.numpy()
-    return total.reshape(n, args.dreams).mean(1)
+    return total.reshape(-1, args.dreams).mean(1)
+
+
+def foretold(args: Args, dream: Dream, episodes: list[Episode]) -> dict[str, np.ndarray]:
+    """(n,) the dream's probability of an end with the next step, whether it happened, how many steps each stands for.
+
+    All steps with an end have their place, and some of the others.
+    """
+    happened = [episode["ended"][args.context :] for episode in episodes]  # the step after a place's context
+    places = [(episode, row) for episode, ends in zip(episodes, happened, strict=True) for row in range(len(ends))]
+    ended = np.concatenate(happened).astype(bool)
+    few = np.random.default_rng(args.seed).permutation(np.flatnonzero(~ended))[: args.others]
+    chosen = np.sort(np.concatenate([np.flatnonzero(ended), few]))
+    parts = [
+        next(dreams(args, dream, [places[i] for i in some], 1)).end.view(-1, args.dreams).mean(1).numpy()
+        for some in tqdm(np.array_split(chosen, -(-len(chosen) // 64)), unit=" batches", desc="ends")
+    ]
+    weight = np.where(ended[chosen], 1, (~ended).sum() / max(1, len(few)))
+    return {"end": np.concatenate(parts), "happened": ended[chosen], "weight": weight}
+
+
+def ends(probability: np.ndarray, happened: np.ndarray, weight: np.ndarray) -> dict[str, float]:
+    """How well ends are known."""
+    return {
+        "auroc": auroc(probability, happened),
+        "expected_calibration_error": expected_calibration_error(probability, happened, weight=weight),
+        "expected": float(np.average(probability, weights=weight)),
+        "happened": float(np.average(happened, weights=weight)),
+        "steps": len(probability),
+    }
 
 
 def correlation(a: np.ndarray, b: np.ndarray, groups: np.ndarray) -> Mean:
@@ -164,11 +206,8 @@ def measure(args: Args, dream: Dream, store: Store) -> dict[str, Any]:
     sums = returns(args, dream, held, seen)
     return {
         "end": {
-            "auroc": auroc(end, happened),
-            "expected_calibration_error": expected_calibration_error(end, happened),
-            "expected": float(end.mean()),
-            "happened": float(happened.mean()),
-            "steps": len(end),
+            "foretold": ends(*foretold(args, dream, held).values()),
+            "seen": ends(end, happened, np.ones(len(end))),
         },
         "return": {k: correlation(sums["true"], sums[k], sums["episode"]) for k in ("seen", "dreamed")},
         "variables": {
@@ -182,11 +221,10 @@ def main(args: Args) -> None:
     dream, store = Dream.load(args.run), Store(args.run / "tokens.zarr")
     check_made_with(store.path, store.settings["vqvae"]["weights"], args.run / "vqvae")
     result = measure(args, dream, store)
-    end = result["end"]
-    print(
-        f"end of episode   AUROC {end['auroc']:.3f}, expected calibration error {end['expected_calibration_error']:.4f}"
-    )
-    print(f"                 expected in {end['expected']:.2%} of steps, happened in {end['happened']:.2%}")
+    for name, end in result["end"].items():
+        error = f"expected calibration error {end['expected_calibration_error']:.4f}"
+        print(f"end, {name:8}    AUROC {end['auroc']:.3f}, {error}")
+        print(f"                 expected in {end['expected']:.2%} of steps, happened in {end['happened']:.2%}")
     for name, r in result["return"].items():
         print(f"return, {name:8} r = {r} over {args.steps} steps, {r.n} starting points")
     for name, parts in result["variables"].items():

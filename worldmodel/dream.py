@@ -210,9 +210,10 @@ class Dream:
         frames = to_uint8(self.vqvae.decode(codes, lanes.memory))
         out, lanes.hidden = self.outcome(codes, condition[:, None], lanes.variables[:, None], lanes.hidden)
         lanes.variables = self.outcome.draw(out.changes[:, 0], lanes.variables, noise[:, n + 1 :])
-        terminated = noise[:, n] < out.end[:, 0].sigmoid()
+        end = out.end[:, 0].sigmoid()
+        terminated = noise[:, n] < end
         reward = out.reward[:, 0].gather(1, terminated.long()[:, None])[:, 0]
-        return Step(frames, codes, reward, terminated, lanes.variables.clone(), score.likelihood, score.entropy)
+        return Step(frames, codes, reward, terminated, end, lanes.variables.clone(), score.likelihood, score.entropy)
 
 
 def inputs_first(model: nn.Module) -> None:

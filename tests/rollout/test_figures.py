@@ -55,10 +55,27 @@ def test_controllability_of_an_obedient_and_of_a_deaf_dream(run: Path) -> None:
 def test_outcome_scores(run: Path) -> None:
     args = outcome.Args(run=run, steps=4, clips=6, context=2, dreams=2)
     result = outcome.measure(args, Dream.load(run), outcome.Store(run / "tokens.zarr"))
-    assert result["end"]["expected"] == pytest.approx(result["end"]["happened"], abs=0.02)
-    assert result["end"]["expected_calibration_error"] < 0.03
+    for end in result["end"].values():
+        assert end["expected"] == pytest.approx(end["happened"], abs=0.02)
+        assert end["expected_calibration_error"] < 0.03
     column = result["variables"]["COLUMN"]
     assert column["outcome model"].high < column["time only"].low / 2, "the column can be seen"
+
+
+def test_an_end_is_foretold_from_the_frames_before_it(run: Path) -> None:
+    dream, store = Dream.load(run), outcome.Store(run / "tokens.zarr")
+    episode = {name: array.copy() for name, array in store.episode(0).items()}
+    episode["ended"][:] = False
+    episode["ended"][-1] = True
+    n = len(episode["ended"])
+    args = outcome.Args(run=run, context=2, dreams=3, others=5)
+    told = outcome.foretold(args, dream, [episode])
+    assert told["happened"].tolist() == [False] * 5 + [True], "every end, and as many others as were asked for"
+    assert told["weight"].tolist() == [(n - 3) / 5] * 5 + [1.0], "five stand for all that have a context before them"
+    episode["codes"][-1] = 0
+    np.testing.assert_array_equal(outcome.foretold(args, dream, [episode])["end"], told["end"], "it is not looked at")
+    episode["codes"][-2] = 0
+    assert (outcome.foretold(args, dream, [episode])["end"] != told["end"])[-1], "but the one before is"
 
 
 def test_the_mean_at_each_time() -> None:

@@ -20,6 +20,9 @@ def test_calibration_error_is_the_weighted_gap() -> None:
     happened = np.array([False, False, False, True, True, True])
     expected = 4 / 6 * abs(0.25 - 0.05) + 2 / 6 * abs(1 - 0.95)
     assert expected_calibration_error(probability, happened, bins=10) == pytest.approx(expected)
+    weight = np.array([1.0, 1, 1, 1, 2, 2])
+    weighted = (4 * abs(0.25 - 0.05) + 4 * abs(1 - 0.95)) / 8
+    assert expected_calibration_error(probability, happened, 10, weight) == pytest.approx(weighted)
     rng = np.random.default_rng(0)
     p = rng.random(200_000)
     assert expected_calibration_error(p, rng.random(200_000) < p) < 0.01

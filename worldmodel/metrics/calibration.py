@@ -21,8 +21,14 @@ def auroc(probability: np.ndarray, happened: np.ndarray) -> float:
     return float((ranks[happened].sum() - events * (events + 1) / 2) / (events * others))
 
 
-def expected_calibration_error(probability: np.ndarray, happened: np.ndarray, bins: int = 15) -> float:
-    """Mean distance of probability and frequency over bins of equal width, weighted by size (Guo et al., 2017)."""
+def expected_calibration_error(
+    probability: np.ndarray, happened: np.ndarray, bins: int = 15, weight: np.ndarray | None = None
+) -> float:
+    """Mean distance of probability and frequency over bins of equal width, weighted by size (Guo et al., 2017).
+
+    `weight` (n,): how many predictions each one stands for, where some kinds were drawn more often than others.
+    """
+    weight = np.ones(len(probability)) if weight is None else weight
     index = np.minimum((probability * bins).astype(int), bins - 1)
-    said, came = np.bincount(index, probability, bins), np.bincount(index, happened, bins)
-    return float(np.abs(said - came).sum() / len(probability))
+    said, came = (np.bincount(index, weight * what, bins) for what in (probability, happened))
+    return float(np.abs(said - came).sum() / weight.sum())
