@@ -182,14 +182,14 @@ def train_step(
         group["lr"] = learning_rate(config, step)
     with autocast(next(model.parameters()).device, config.precision):
         values = loss(batch)
-    if not values["loss"].isfinite():
-        raise UserError(
-            f"the loss is {values['loss'].item()} at step {step}; lower the learning rate and run again: "
-            "the last checkpoint is from before"
-        )
     optimizer.zero_grad()
     values["loss"].backward()
     norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_gradient)
+    if not (values["loss"] + norm).isfinite():
+        raise UserError(
+            f"the loss is {values['loss'].item()} and its gradient {norm.item()} at step {step}; run the same command "
+            "again, which goes on from the last checkpoint; if it comes again, --restart with a lower learning rate"
+        )
     optimizer.step()
     return {k: v.detach() for k, v in values.items()} | {"gradient_norm": norm}
 

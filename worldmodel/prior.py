@@ -178,7 +178,7 @@ class Prior(nn.Module):
             for ring, pair in zip(cache.pairs, memory, strict=True):
                 ring[:, :, :, at * n : (at + 1) * n] = pair[:, :, :, source]
             cache.valid[:, at] = True
-        vectors = self.vectors(self.by_position(codes[:, -1:]), self.order.last)
+        vectors = self.vectors(self.by_position(codes[:, -1:]), self.passes()[-1])
         cache.last, cache.time = vectors[:, 0].flatten(2), start + t
         return cache
 
@@ -212,7 +212,7 @@ class Prior(nn.Module):
 
     def finish(self, cache: Cache) -> None:
         """All codes of the frame are in `cache.codes`: begin the next one."""
-        cache.finish(self.vectors(cache.codes[:, None], self.order.last)[:, 0].flatten(2))
+        cache.finish(self.vectors(cache.codes[:, None], self.passes()[-1])[:, 0].flatten(2))
 
     def check(self, codes: Tensor, condition: Tensor | None) -> Tensor | None:
         """The condition as (b, t or 1, c); one sentence if codes or condition do not fit the model."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from worldmodel.prior import Prior, PriorConfig
 from worldmodel.progress import Meter, describe
 from worldmodel.vqvae import VQVAE, VQVAEConfig
 
+Spoiled = Callable[[torch.Tensor], torch.Tensor]
 QUIET = {"log_every": 2, "save_every": 100, "evaluate_every": 100}
 
 
@@ -47,6 +49,9 @@ def vqvae() -> VQVAE:
 
 def frames(rng: np.random.Generator) -> dict[str, np.ndarray]:
     return {"frames": rng.integers(256, size=(4, 4, 8, 8, 3), dtype=np.uint8)}
+
+
+Spoiled = Callable[[torch.Tensor], torch.Tensor]
 
 
 def prior() -> Prior:
@@ -169,15 +174,26 @@ def test_time_runs_out_with_a_checkpoint(tmp_path: Path) -> None:
     assert read_header(tmp_path)[1] == {"step": 1}
 
 
-def test_a_loss_that_is_no_number_stops_before_it_does_harm(tmp_path: Path) -> None:
+def spoiled_value(loss: torch.Tensor) -> torch.Tensor:
+    return loss * float("nan")
+
+
+def spoiled_gradient(loss: torch.Tensor) -> torch.Tensor:
+    return loss + (loss - loss.detach()).abs().sqrt()  # whose slope at zero is infinite
+
+
+@pytest.mark.parametrize("spoiled", [spoiled_value, spoiled_gradient])
+def test_what_is_no_number_stops_before_it_does_harm(spoiled: Spoiled, tmp_path: Path) -> None:
     model = prior()
+    before = model.start.detach().clone()
 
     def loss(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {"loss": model.loss(batch["codes"]).mean() * float("nan")}
+        return {"loss": spoiled(model.loss(batch["codes"]).mean())}
 
-    with pytest.raises(UserError, match="the loss is nan at step 0; lower the learning rate"):
+    with pytest.raises(UserError, match="gradient nan at step 0; run the same command again"):
         fit(model, loss, codes, FitConfig(steps=2, batch_size=4), tmp_path, {})
     assert not (tmp_path / "checkpoint.safetensors").exists()
+    assert torch.equal(model.start, before)
 
 
 def log(out: Path) -> EventAccumulator:
