@@ -61,7 +61,7 @@ class Args:
     """Latent frames that a dream is given."""
     dreams: int = 4
     """Dreams from each starting point."""
-    others: int = 2000
+    others: int = 1000
     """Steps without an end, beside all those with one, for which an end is foretold."""
     particles: int = 32
     """Of the filter."""
@@ -138,7 +138,8 @@ def dreams(args: Args, dream: Dream, places: list[Place], steps: int) -> Iterato
     context = Context(cut("codes", 0, c).long(), cut("condition", 0, c), cut("variables", 0, c))
     conditions = cut("condition", c, c + steps).repeat_interleave(args.dreams, 0)
     every = torch.arange(len(places)).repeat_interleave(args.dreams)
-    lanes, *_ = dream.reset(context[every], [args.seed + k for k in range(len(every))])
+    lanes = dream.reset(context, [0] * len(places))[0].take(every)
+    lanes.seed([args.seed + k for k in range(len(every))])
     for t in range(steps):
         yield dream.advance(lanes, conditions[:, t])
 
