@@ -5,10 +5,11 @@
 Whole episodes are read from their beginning, the game variables known at the first frame only: a particle filter,
 whose particles draw the variables as dreams do, and live on in proportion to their chance of having gone on.
 
-* Ends: the probability that the episode ends with this step. "Foretold" knows the frames before the step and its
-  action, and dreams the step itself, `dreams` times. "Seen" knows the step's own frame too, which may give the end
-  away: where an engine has no picture of it, as ViZDoom, the one before stands still. AUROC says whether ends are told
-  from other steps, the expected calibration error (15 bins) whether they come as often as said.
+* Ends: the probability that the episode ends with this step. "Foretold" knows the frames and game variables of
+  the `context` before the step, and its action, and dreams the step itself, `dreams` times. "Seen" knows no variables
+  but the first frame's, and every frame up to the step's own, which may give the end away: where an engine has no
+  picture of it, as ViZDoom, the one before stands still. AUROC says whether ends are told from other steps, the
+  expected calibration error (15 bins) whether they come as often as said.
 * Return: the reward of the next `steps` steps. "Seen" sums the rewards predicted from the true codes; "dreamed" is
   what a dream under the true actions gives, the mean of `dreams` of them. Both as Pearson's r with the truth.
 * Variables: the mean absolute error, beside what is known of them without looking: their mean at that time of an
@@ -61,7 +62,7 @@ class Args:
     """Latent frames that a dream is given."""
     dreams: int = 4
     """Dreams from each starting point."""
-    others: int = 1000
+    others: int = 4000
     """Steps without an end, beside all those with one, for which an end is foretold."""
     particles: int = 32
     """Of the filter."""
@@ -158,9 +159,8 @@ def foretold(args: Args, dream: Dream, episodes: list[Episode]) -> dict[str, np.
 
     All steps with an end have their place, and some of the others.
     """
-    happened = [episode["ended"][args.context :] for episode in episodes]  # the step after a place's context
-    places = [(episode, row) for episode, ends in zip(episodes, happened, strict=True) for row in range(len(ends))]
-    ended = np.concatenate(happened).astype(bool)
+    places = [(episode, row) for episode in episodes for row in range(len(episode["ended"]) - args.context)]
+    ended = np.array([episode["ended"][row + args.context] for episode, row in places], bool)
     few = np.random.default_rng(args.seed).permutation(np.flatnonzero(~ended))[: args.others]
     chosen = np.sort(np.concatenate([np.flatnonzero(ended), few]))
     parts = [
@@ -168,11 +168,11 @@ def foretold(args: Args, dream: Dream, episodes: list[Episode]) -> dict[str, np.
         for some in tqdm(np.array_split(chosen, -(-len(chosen) // 64)), unit=" batches", desc="ends")
     ]
     weight = np.where(ended[chosen], 1, (~ended).sum() / max(1, len(few)))
-    return {"end": np.concatenate(parts), "happened": ended[chosen], "weight": weight}
+    return {"probability": np.concatenate(parts), "happened": ended[chosen], "weight": weight}
 
 
-def ends(probability: np.ndarray, happened: np.ndarray, weight: np.ndarray) -> dict[str, float]:
-    """How well ends are known."""
+def trust(probability: np.ndarray, happened: np.ndarray, weight: np.ndarray | None = None) -> dict[str, float]:
+    """How far probabilities of an end can be trusted."""
     return {
         "auroc": auroc(probability, happened),
         "expected_calibration_error": expected_calibration_error(probability, happened, weight=weight),
@@ -207,8 +207,8 @@ def measure(args: Args, dream: Dream, store: Store) -> dict[str, Any]:
     sums = returns(args, dream, held, seen)
     return {
         "end": {
-            "foretold": ends(*foretold(args, dream, held).values()),
-            "seen": ends(end, happened, np.ones(len(end))),
+            "foretold": trust(**foretold(args, dream, held)),
+            "seen": trust(end, happened),
         },
         "return": {k: correlation(sums["true"], sums[k], sums["episode"]) for k in ("seen", "dreamed")},
         "variables": {

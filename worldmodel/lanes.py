@@ -72,9 +72,9 @@ class Step:
     reward: Tensor
     """(b,)."""
     terminated: Tensor
-    """(b,) bool, drawn from ..."""
+    """(b,) bool, drawn from `end`."""
     end: Tensor
-    """(b,) ... the probability of an end."""
+    """(b,) the model's probability of an end."""
     variables: Tensor
     """(b, v)."""
     log_likelihood: Tensor

@@ -73,9 +73,11 @@ def test_an_end_is_foretold_from_the_frames_before_it(run: Path) -> None:
     assert told["happened"].tolist() == [False] * 5 + [True], "every end, and as many others as were asked for"
     assert told["weight"].tolist() == [(n - 3) / 5] * 5 + [1.0], "five stand for all that have a context before them"
     episode["codes"][-1] = 0
-    np.testing.assert_array_equal(outcome.foretold(args, dream, [episode])["end"], told["end"], "it is not looked at")
+    np.testing.assert_array_equal(
+        outcome.foretold(args, dream, [episode])["probability"], told["probability"], "it is not looked at"
+    )
     episode["codes"][-2] = 0
-    assert (outcome.foretold(args, dream, [episode])["end"] != told["end"])[-1], "but the one before is"
+    assert (outcome.foretold(args, dream, [episode])["probability"] != told["probability"])[-1], "but the one before is"
 
 
 def test_the_mean_at_each_time() -> None:

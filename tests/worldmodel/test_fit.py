@@ -51,9 +51,6 @@ def frames(rng: np.random.Generator) -> dict[str, np.ndarray]:
     return {"frames": rng.integers(256, size=(4, 4, 8, 8, 3), dtype=np.uint8)}
 
 
-Spoiled = Callable[[torch.Tensor], torch.Tensor]
-
-
 def prior() -> Prior:
     torch.manual_seed(0)
     config = PriorConfig(
@@ -182,15 +179,15 @@ def spoiled_gradient(loss: torch.Tensor) -> torch.Tensor:
     return loss + (loss - loss.detach()).abs().sqrt()  # whose slope at zero is infinite
 
 
-@pytest.mark.parametrize("spoiled", [spoiled_value, spoiled_gradient])
-def test_what_is_no_number_stops_before_it_does_harm(spoiled: Spoiled, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("spoiled", "value"), [(spoiled_value, "nan"), (spoiled_gradient, r"\d+\.\d+")])
+def test_what_is_no_number_stops_before_it_does_harm(spoiled: Spoiled, value: str, tmp_path: Path) -> None:
     model = prior()
     before = model.start.detach().clone()
 
     def loss(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {"loss": spoiled(model.loss(batch["codes"]).mean())}
 
-    with pytest.raises(UserError, match="gradient nan at step 0; run the same command again"):
+    with pytest.raises(UserError, match=f"the loss is {value} and its gradient nan at step 0; run the same command"):
         fit(model, loss, codes, FitConfig(steps=2, batch_size=4), tmp_path, {})
     assert not (tmp_path / "checkpoint.safetensors").exists()
     assert torch.equal(model.start, before)
