@@ -9,7 +9,7 @@ whose particles draw the variables as dreams do, and live on in proportion to th
   the `context` before the step, and its action, and dreams the step itself, `dreams` times. "Seen" knows no variables
   but the first frame's, and every frame up to the step's own, which may give the end away: where an engine has no
   picture of it, as ViZDoom, the one before stands still. AUROC says whether ends are told from other steps, the
-  expected calibration error (15 bins) whether they come as often as said.
+  expected calibration error (15 bins) whether they come as often as said; both rates have their interval.
 * Return: the reward of the next `steps` steps. "Seen" sums the rewards predicted from the true codes; "dreamed" is
   what a dream under the true actions gives, the mean of `dreams` of them. Both as Pearson's r with the truth.
 * Variables: the mean absolute error, beside what is known of them without looking: their mean at that time of an
@@ -38,7 +38,7 @@ from worldmodel.dream import Context, Dream
 from worldmodel.errors import UserError
 from worldmodel.lanes import Step
 from worldmodel.metrics.calibration import auroc, expected_calibration_error
-from worldmodel.metrics.interval import Mean, bootstrap
+from worldmodel.metrics.interval import Mean, bootstrap, ratio
 from worldmodel.outcome import OutcomeModel
 from worldmodel.store import Store
 
@@ -168,16 +168,20 @@ def foretold(args: Args, dream: Dream, episodes: list[Episode]) -> dict[str, np.
         for some in tqdm(np.array_split(chosen, -(-len(chosen) // 64)), unit=" batches", desc="ends")
     ]
     weight = np.where(ended[chosen], 1, (~ended).sum() / max(1, len(few)))
-    return {"probability": np.concatenate(parts), "happened": ended[chosen], "weight": weight}
+    of = np.repeat(np.arange(len(episodes)), [max(0, len(e["ended"]) - args.context) for e in episodes])[chosen]
+    return {"probability": np.concatenate(parts), "happened": ended[chosen], "episode": of, "weight": weight}
 
 
-def trust(probability: np.ndarray, happened: np.ndarray, weight: np.ndarray | None = None) -> dict[str, float]:
+def trust(
+    probability: np.ndarray, happened: np.ndarray, episode: np.ndarray, weight: np.ndarray | None = None
+) -> dict[str, float | Mean]:
     """How far probabilities of an end can be trusted."""
+    each = np.ones(len(probability)) if weight is None else weight
     return {
         "auroc": auroc(probability, happened),
         "expected_calibration_error": expected_calibration_error(probability, happened, weight=weight),
-        "expected": float(np.average(probability, weights=weight)),
-        "happened": float(np.average(happened, weights=weight)),
+        "expected": ratio(probability * each, each, episode),
+        "happened": ratio(happened * each, each, episode),
         "steps": len(probability),
     }
 
@@ -208,7 +212,7 @@ def measure(args: Args, dream: Dream, store: Store) -> dict[str, Any]:
     return {
         "end": {
             "foretold": trust(**foretold(args, dream, held)),
-            "seen": trust(end, happened),
+            "seen": trust(end, happened, np.repeat(np.arange(len(held)), [len(e["codes"]) - 1 for e in held])),
         },
         "return": {k: correlation(sums["true"], sums[k], sums["episode"]) for k in ("seen", "dreamed")},
         "variables": {
@@ -225,7 +229,8 @@ def main(args: Args) -> None:
     for name, end in result["end"].items():
         error = f"expected calibration error {end['expected_calibration_error']:.4f}"
         print(f"end, {name:8}    AUROC {end['auroc']:.3f}, {error}")
-        print(f"                 expected in {end['expected']:.2%} of steps, happened in {end['happened']:.2%}")
+        said, came = (f"{r.mean:.2%} [{r.low:.2%}, {r.high:.2%}]" for r in (end["expected"], end["happened"]))
+        print(f"                 expected in {said} of steps, happened in {came}")
     for name, r in result["return"].items():
         print(f"return, {name:8} r = {r} over {args.steps} steps, {r.n} starting points")
     for name, parts in result["variables"].items():

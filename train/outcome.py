@@ -43,6 +43,8 @@ class Args:
     """Latent frames of a training sequence."""
     width: int = 256
     """Of the recurrent state."""
+    foretell: bool = False
+    """Learn ends from what was before their frame: for engines that have no picture of it, as ViZDoom's deaths."""
     fit: FitConfig = field(default_factory=lambda: FitConfig(steps=2000, schedule="cosine", learning_rate=1e-3))
     held_out: int = 256
     """Sequences of the validation split to evaluate on."""
@@ -103,6 +105,7 @@ def configure(args: Args, store: Store, vqvae: VQVAE, train: Sequences) -> Outco
         variable_high=tuple(variables.max(0).tolist()),
         reward_std=float(np.sqrt(np.square(train.rows["reward"]).mean())) or 1.0,
         width=args.width,
+        foretell=args.foretell,
     )
 
 

@@ -59,6 +59,9 @@ class Args:
     """Run folder of a world model, for a dream of one's own."""
     temperature: float = 1.0
     """Of the dream; above 1 it is less sure of itself, and harder to exploit (Ha and Schmidhuber, 2018)."""
+    horizon: int = 0
+    """Steps after which a dream is cut off, to begin anew from another real moment; 0 for the length of the world's
+    episodes. The further from what is real, the more there is to exploit (Janner et al., 2019)."""
     precision: Precision = "float32"
     """Of the dream; bfloat16 is faster where the hardware has it."""
     steps: int = 1_500_000
@@ -165,6 +168,7 @@ def make_envs(args: Args) -> VecEnv:
         else:
             dream: dict[str, Any] = {"model": args.env_model, "world": args.scenario}
             dream |= {"temperature": args.temperature, "precision": args.precision, "device": args.device}
+            dream |= {"horizon": args.horizon or None}
             envs = SB3VecEnv(gym.make_vec(args.env, num_envs=args.n_envs, autoreset_mode="SameStep", **dream))
     except gym.error.Error as error:
         raise UserError(str(error)) from None

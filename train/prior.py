@@ -57,6 +57,9 @@ class Args:
     model: PriorConfig = field(default_factory=lambda: PriorConfig(mode="stream", order="diagonal"))
     """latent, books, codes, code_dim, seen_shape and the condition follow from the VQ-VAE, --actions and --classes."""
     fit: FitConfig = field(default_factory=lambda: FitConfig(schedule="cosine"))
+    ends: bool = True
+    """Learn also the frames that episodes ended with. ViZDoom's are no pictures of an end, but stand still: leave them
+    out (--no-ends) where the outcome model foretells ends (train/outcome.py --foretell)."""
     held_out: int = 64
     """Clips of the validation split to evaluate on."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
@@ -124,7 +127,7 @@ def main(args: Args) -> None:
     torch.manual_seed(args.fit.seed)
     config = configure(args, vqvae, world.action.width, len(world.classes))
     data = Store(args.data or args.run / "data.zarr") if config.seen else None
-    train, valid = (CodeClips(config, store, split, data) for split in ("train", "valid"))
+    train, valid = (CodeClips(config, store, split, data, args.ends) for split in ("train", "valid"))
     if args.actions and world.action.kind == "Box":  # else there is nothing to divide, nor to read for it
         some = train.sample(np.random.default_rng(0), 256)["condition"]
         config = replace(config, condition_scale=scale_of(world, some, config.classes))
@@ -151,6 +154,7 @@ def main(args: Args) -> None:
             "world": world.to_json(),
             "vqvae": store.settings["vqvae"]["weights"],
             "begin": None if args.begin is None else digest(args.begin),
+            "ends": args.ends,
         },
         evaluate=lambda writer, step: evaluate(prior, vqvae, held, world.fps / vqvae.config.stride[0], writer, step),
         restart=args.restart,

@@ -28,8 +28,8 @@ class Clips:
     """Clips of `length` rows that lie wholly inside episodes of a split.
 
     They begin at rows of their episode that are multiples of `align`. `names` are the arrays of a clip, by default
-    all. `cache` is "disk" where the store's folder can be written and else "memory", unless it is given; "off"
-    decodes each clip anew, for a store larger than both.
+    all. Without `ends` no clip holds a row with which an episode ended. `cache` is "disk" where the store's folder can
+    be written and else "memory", unless it is given; "off" decodes each clip anew, for a store larger than both.
     """
 
     def __init__(
@@ -40,12 +40,15 @@ class Clips:
         names: Sequence[str] = (),
         cache: Cache | None = None,
         align: int = 1,
+        ends: bool = True,
     ) -> None:
         self.store, self.split, self.length, self.align = store, split, length, align
         self.names = tuple(names) or store.names
         self.cache: Cache = cache or _usual(store)
         episodes = store.episodes(split)
         bounds = np.array([store.bounds(i) for i in episodes])
+        if not ends:
+            bounds[:, 1] -= decode(store, "ended")[bounds[:, 1] - 1]
         self._starts = (bounds[:, 1] - bounds[:, 0] - length) // align + 1  # number of starts in each episode
         if length < 1 or self._starts.max() < 1:
             longest = (bounds[:, 1] - bounds[:, 0]).max()

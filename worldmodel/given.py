@@ -58,20 +58,25 @@ def scale_of(world: World, conditions: np.ndarray, classes: int = 0) -> tuple[fl
 
 
 class CodeClips:
-    """Clips of a split of codes, for a prior; `data` is the store of frames that its conditioning frames are in."""
+    """Clips of a split of codes, for a prior; `data` is the store of frames that its conditioning frames are in.
 
-    def __init__(self, config: PriorConfig, tokens: Store, split: str, data: Store | None = None) -> None:
+    Without `ends` the frames that episodes ended with are left out.
+    """
+
+    def __init__(
+        self, config: PriorConfig, tokens: Store, split: str, data: Store | None = None, ends: bool = True
+    ) -> None:
         self.config, self.data = config, data
         self.actions = config.condition_dim - config.classes
         wanted = {"condition": self.actions, "label": config.classes, "row": config.seen}
         names = ["codes", *(name for name, size in wanted.items() if size)]
-        for name in names:
+        for name in [*names, *(() if ends else ("ended",))]:
             if name not in tokens.names:
                 raise UserError(f"{tokens.path} has no {name}; collect data with it, or train a prior without")
         if config.seen and data is None:
             raise UserError(f"this prior looks at {config.seen} frames; give the store of frames they are in")
         frames = config.latent[0]
-        self.clips = Clips(tokens, split, frames, names, align=frames if config.mode == "paper" else 1)
+        self.clips = Clips(tokens, split, frames, names, align=frames if config.mode == "paper" else 1, ends=ends)
 
     def __len__(self) -> int:
         return len(self.clips)

@@ -7,6 +7,10 @@ there: a mean would give half a medikit for one that may have been taken, and a 
 uncertain. The reward is predicted twice, for an episode that goes on and for one that just ended, so that a dream's
 reward agrees with the end it drew.
 
+An end is read from the frame that it came with, or, with `foretell`, before that frame is drawn: from the state, the
+action and the variables. ViZDoom has no picture of a death, the frame before stands in for it, and a model that is
+given the frame learns to look for that stillness, which a dream draws too seldom.
+
 Dimensions: b batch, t latent frames, h w g rows, columns, codebooks, c condition, v game variables, k changes.
 """
 
@@ -45,6 +49,8 @@ class OutcomeConfig:
     reward_std: float = 1.0
     """Root mean square of the recorded reward, about zero; checkpoints know it by this name."""
     width: int = 256
+    foretell: bool = False
+    """Ends follow from what was before their frame, which is for engines that have no picture of it."""
 
 
 class Outcome(NamedTuple):
@@ -88,6 +94,8 @@ class OutcomeModel(nn.Module):
         self.know = nn.Linear(max(1, config.variables), width)
         self.gru = nn.GRU(width, width, batch_first=True)
         self.head = nn.Linear(width, 3 + self.changes.numel())
+        if config.foretell:
+            self.foretold = nn.Sequential(nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, 1))
 
     def forward(
         self, codes: Tensor, condition: Tensor | None, before: Tensor, state: Tensor | None = None
@@ -102,8 +110,11 @@ class OutcomeModel(nn.Module):
         seen = self.look(self.codebook[book, flat].flatten(2))
         done = self.act(seen.new_zeros(*seen.shape[:2], 1) if condition is None else condition / self.scale)
         known = (before - self.mean) / self.std if self.config.variables else seen.new_zeros(*seen.shape[:2], 1)
-        y, state = self.gru(seen + done + self.know(known), state)
+        given, past = done + self.know(known), seen.new_zeros(1, *seen.shape[::2]) if state is None else state
+        y, state = self.gru(seen + given, past)
         reward, end, changes = self.head(y).split([2, 1, self.changes.numel()], dim=-1)
+        if self.config.foretell:
+            end = self.foretold(torch.cat([torch.cat([past[0, :, None], y[:, :-1]], dim=1), given], dim=-1))
         changes = changes.unflatten(-1, self.changes.shape)
         return Outcome(reward * self.config.reward_std, end[..., 0], changes), state
 

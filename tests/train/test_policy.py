@@ -90,11 +90,12 @@ def test_a_policy_learns_in_a_dream(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     make = policy.make_envs
     monkeypatch.setattr(policy, "make_envs", lambda args: made.append(make(args)) or made[-1])
     few = {"n_envs": 2, "n_steps": 8, "steps": 32, "epochs": 1, "stack": 2, "features": 8}
-    args = policy.Args(env="VideoGPTDream-v0", out=tmp_path, temperature=1.25, **few)  # type: ignore[arg-type]
+    args = policy.Args(env="VideoGPTDream-v0", out=tmp_path, temperature=1.25, horizon=5, **few)  # type: ignore[arg-type]
     policy.main(args)
     assert (made[0].num_envs, made[0].observation_space.shape) == (2, (64, 64, 6))
     assert isinstance(made[0].unwrapped, policy.SB3VecEnv)
     assert made[0].get_attr("dream")[0].sampling.temperature == 1.25
+    assert made[0].get_attr("limit")[0] == 5
     assert read_header(tmp_path)[1] == {"steps": 32}
     assert load_policy(tmp_path).observation_space.shape == (6, 64, 64)
     with pytest.raises(UserError, match="this world has no AMMO2 to shape the reward by; set --shaping"):

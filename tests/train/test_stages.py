@@ -80,6 +80,18 @@ def test_paper_mode_conditions_on_the_actions_of_the_clip(toy_store: Path, toy_s
     assert np.array_equal(codes, store.episode(0)["codes"][8:16])
 
 
+def test_a_prior_may_leave_the_frames_of_ends_out(toy_run: Path) -> None:
+    store, config = Store(toy_run / "tokens.zarr"), load_prior(toy_run / "prior").config
+    rows = [e["ended"] for e in (store.episode(i) for i in store.episodes("train"))]
+    every = CodeClips(config, store, "train")
+    assert len(every) == sum(len(ended) - 7 for ended in rows)
+    without = CodeClips(config, store, "train", ends=False)
+    assert len(without) == len(every) - sum(ended.any() for ended in rows)
+    last = {tuple(place) for place in np.stack([every.clips.fixed(len(every))[n] for n in ("episode", "start")], 1)}
+    kept = {tuple(place) for place in np.stack([without.clips.fixed(len(without))[n] for n in ("episode", "start")], 1)}
+    assert all(store.episode(episode)["ended"][start + 7] for episode, start in last - kept)
+
+
 def test_without_actions_the_prior_is_unconditional(toy_store: Path, toy_stages: Stages) -> None:
     run = toy_store.parent
     v, t, p, _ = toy_stages(run, steps=2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from torch.nn.functional import one_hot
@@ -15,14 +16,16 @@ from worldmodel.outcome import OutcomeConfig, OutcomeModel, preceding
 ONE = {"variables": 1, "variable_mean": (50.0,), "variable_std": (20.0,), "changes": ((-20.0, 0.0, 5.0),)}
 
 
-def build(**variables: Any) -> OutcomeModel:
+def build(foretell: bool = False, **variables: Any) -> OutcomeModel:
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"latent": (2, 2), "codes": 6, "code_dim": 3, "condition_dim": 2, "width": 16}
-    return OutcomeModel(OutcomeConfig(**sizes, reward_std=4.0, **(variables or ONE)), torch.randn(1, 6, 3))
+    config = OutcomeConfig(**sizes, reward_std=4.0, foretell=foretell, **(variables or ONE))
+    return OutcomeModel(config, torch.randn(1, 6, 3))
 
 
-def test_streamed_outcomes_equal_whole_ones() -> None:
-    model = build().double().eval()
+@pytest.mark.parametrize("foretell", [False, True])
+def test_streamed_outcomes_equal_whole_ones(foretell: bool) -> None:
+    model = build(foretell).double().eval()
     codes, condition = torch.randint(6, (3, 5, 2, 2, 1)), torch.randn(3, 5, 2).double()
     before = 100 * torch.rand(3, 5, 1).double()
     whole, last = model(codes, condition, before)
@@ -32,6 +35,20 @@ def test_streamed_outcomes_equal_whole_ones() -> None:
         for a, b in zip(out, whole, strict=True):
             torch.testing.assert_close(a[:, 0], b[:, t])
     torch.testing.assert_close(state, last)
+
+
+@pytest.mark.parametrize("foretell", [False, True])
+def test_an_end_that_is_foretold_does_not_know_its_frame(foretell: bool) -> None:
+    model = build(foretell).eval()
+    codes, condition, before = torch.randint(6, (1, 4, 2, 2, 1)), torch.randn(1, 4, 2), 100 * torch.rand(1, 4, 1)
+    out, _ = model(codes, condition, before)
+    other = codes.clone()
+    other[:, 2] = (codes[:, 2] + 1) % 6
+    changed, _ = model(other, condition, before)
+    assert (out.end != changed.end)[0].tolist() == [False, False, not foretell, True]
+    assert (out.reward != changed.reward).any(-1)[0].tolist() == [False, False, True, True]
+    pushed, _ = model(codes, condition + torch.eye(4)[2, None, :, None], before)
+    assert (out.end != pushed.end)[0].tolist() == [False, False, True, True], "its action leads into the end"
 
 
 def test_loss_by_hand() -> None:
@@ -98,10 +115,11 @@ def test_changes_are_those_within_episodes() -> None:
     np.testing.assert_allclose(second, (0, 0.05), atol=1e-5)
 
 
-def test_it_remembers_what_cannot_be_seen() -> None:
+@pytest.mark.parametrize("foretell", [False, True])
+def test_it_remembers_what_cannot_be_seen(foretell: bool) -> None:
     """Every third step takes 20; at zero the episode ends; the codes are noise. Only memory knows what step it is."""
     torch.manual_seed(0)
-    model, phase = build(), torch.randint(3, (256, 1))
+    model, phase = build(foretell), torch.randint(3, (256, 1))
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     falls = (torch.arange(12) + phase) % 3 == 0
     falls[:, 0] = False
