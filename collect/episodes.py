@@ -59,13 +59,15 @@ class Lane:
         self.hold = how.hold[rng.integers(len(how.hold))]
         self.begin = epsilon / (epsilon + self.hold * (1 - epsilon))  # makes a share epsilon of all steps random
         self.left, self.held = 0, np.empty(0)
+        self.views: list[np.ndarray] = []
         self.frames: list[np.ndarray] = []
         self.variables: list[list[float]] = []
         self.steps: list[tuple[np.ndarray, float, bool, bool]] = []
         self._see(*env.reset(seed=seed))
 
     def _see(self, frame: np.ndarray, info: dict[str, Any]) -> None:
-        self.frames.append(frame)
+        self.views.append(frame)
+        self.frames.append(info.get("frame", frame))  # a player with other eyes (envs/reconstructed.py) saw less
         self.variables.append([float(info[name]) for name in self.world.variables])
 
     def explores(self) -> bool:
@@ -119,7 +121,7 @@ def play(
             else:
                 asking.append(lane)
         if asking:
-            actions = player(np.stack([lane.frames[-MEMORY:] for lane in asking], axis=1), rng)
+            actions = player(np.stack([lane.views[-MEMORY:] for lane in asking], axis=1), rng)
             for lane, action in zip(asking, actions, strict=True):
                 lane.step(action)
     return [lane.episode() for lane in lanes]

@@ -28,14 +28,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from collect.episodes import Exploration, play
+from collect.episodes import Env, Exploration, play
 from collect.pool import Pool
 from collect.record import record
 from configs import command
 from envs.policies import load_player, policy_folder, shipped_policies
+from envs.reconstructed import Reconstructed
 from envs.vizdoom import VizdoomFrames
-from worldmodel.checkpoint import digest
+from worldmodel.checkpoint import codes_of, digest
 from worldmodel.errors import UserError
+from worldmodel.models import folder_of, load_vqvae
 from worldmodel.world import World, random_actions
 from worldmodel.writer import Episode, StoreWriter
 
@@ -54,6 +56,8 @@ class Args(Exploration):
     policy: tuple[str, ...] = ()
     """Folder of a policy, "random" or "cycle:1x20,2x20"; of several, groups of four episodes have one in turn. By
     default the one that ships for the scenario."""
+    eyes: str = ""
+    """Run folder, or world that ships, through whose VQ-VAE policies see the engine: envs/reconstructed.py says why."""
     episodes: int = 200
     """Episodes to record in all, or pieces if there is a length."""
     length: int = 0
@@ -82,11 +86,15 @@ def playing(args: Args) -> Iterator[Callable[[int], list[Episode]]]:
         envs = [stack.enter_context(contextlib.closing(make_env(args))) for _ in range(LANES)]
         world, names = envs[0].world, args.policy or (args.scenario,)
         players = {name: load_player(name, world) for name in names if not name.startswith("cycle:")}
+        seen: list[Env] = [*envs]
+        if args.eyes:
+            vqvae = load_vqvae(folder_of(args.eyes) / "vqvae")
+            seen = [Reconstructed(env, vqvae) for env in envs]
 
         def one(group: int) -> list[Episode]:
             name = names[group % len(names)]
             player = players.get(name) or load_player(name, world)  # a cycle keeps its place: each group has its own
-            return play(envs, world, player, args, args.seed, group)
+            return play(envs if blind(name) else seen, world, player, args, args.seed, group)
 
         yield one
 
@@ -107,10 +115,15 @@ def bare_engine(args: Args, seconds: float = 2.0) -> float:
     return steps / passed
 
 
+def blind(policy: str) -> bool:
+    """Whether a player looks at nothing."""
+    return policy == "random" or policy.startswith("cycle:")
+
+
 def fingerprint(policy: str, world: World) -> str:
     """What tells a policy from others; says what is wrong with it before any process starts."""
     load_player(policy, world)
-    if policy == "random" or policy.startswith("cycle:"):
+    if blind(policy):
         return policy
     folder = policy.rpartition("@")[0] or policy
     return digest(policy_folder(folder)) + policy.removeprefix(folder)
@@ -125,7 +138,8 @@ def settings(args: Args, world: World, length: int) -> dict[str, Any]:
     policies = [fingerprint(name, world) for name in args.policy or (args.scenario,)]
     policy = policies if len(policies) > 1 else policies[0]
     exploration = {"epsilon": args.epsilon, "hold": args.hold, "random_share": args.random_share}
-    return {"policy": policy, "length": length, "seed": args.seed, **exploration}
+    eyes = {"eyes": codes_of(folder_of(args.eyes) / "vqvae")} if args.eyes else {}
+    return {"policy": policy, "length": length, "seed": args.seed, **exploration, **eyes}
 
 
 def main(args: Args) -> None:

@@ -3,6 +3,11 @@
 A policy that grew up in a dream knows the world as the decoder paints it. In the engine it may be given the same eyes,
 as the controller of "World Models" (Ha and Schmidhuber, 2018) sees the real game through its autoencoder only: each
 frame is encoded and decoded, one after the other, with the causal layers' memory of the episode so far.
+
+`info["frame"]` is what was there. A policy that is recorded with these eyes acts on nothing that codes do not tell. One
+that sees more gives away by its actions what codes do not show yet, a fireball that is too small for them: a prior
+learns to read it there, and a policy that acts on what it dreams, and sees no fire, is told by its own calm that there
+is none (Ortega et al., 2021, call these delusions).
 """
 
 from __future__ import annotations
@@ -29,7 +34,12 @@ class Reconstructed(gym.ObservationWrapper[np.ndarray, Any, np.ndarray]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         self.seen, self.painted = Memory(), Memory()
-        return super().reset(seed=seed, options=options)
+        frame, info = self.env.reset(seed=seed, options=options)
+        return self.observation(frame), info | {"frame": frame}
+
+    def step(self, action: Any) -> tuple[np.ndarray, Any, bool, bool, dict[str, Any]]:
+        frame, reward, terminated, truncated, info = self.env.step(action)
+        return self.observation(frame), reward, terminated, truncated, info | {"frame": frame}
 
     @torch.inference_mode()
     def observation(self, observation: np.ndarray) -> np.ndarray:

@@ -124,7 +124,7 @@ def stages(args: Args, work: Job) -> tuple[train_vqvae.Args, train_tokens.Args, 
     where: dict[str, Any] = {"run": work.run, "data": args.data, "device": args.device}
     v, p, row = args.vqvae, args.prior, work.row
     first = replace(v, **where, model=row.vqvae, fit=replace(v.fit, seed=work.seed))
-    second = replace(args.tokens, **where)
+    second = replace(args.tokens, **where | {"data": (args.data,)})
     if row.prior is None:
         return first, second, None
     fit = replace(p.fit, seed=work.seed)

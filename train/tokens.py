@@ -3,7 +3,8 @@
     python train/tokens.py --run runs/demo
 
 Reads <run>/data.zarr and <run>/vqvae, writes <run>/tokens.zarr and <run>/contexts.safetensors. Episode i of the
-codes is episode i of the frames, so both have the same splits. Row t holds what led into latent frame t and
+codes is episode i of the frames, so both have the same splits. Of several stores the episodes come one store after the
+other. Row t holds what led into latent frame t and
 what was found there:
 
     codes         (h, w, g) uint16
@@ -12,7 +13,7 @@ what was found there:
     ended         did the episode end with its last frame?
     variables     (v) float32, at its last frame
     label, split  of the episode
-    row           of its first frame in the store of frames, where a prior finds its conditioning frames
+    row           of its first frame in the store of frames, where a prior finds its conditioning frames; of one store
 
 Only what was recorded is there: a store of videos may have nothing but frames.
 
@@ -55,8 +56,8 @@ class Args:
 
     run: Path = Path("runs/health_gathering_supreme")
     """Run folder."""
-    data: Path | None = None
-    """Store of frames; <run>/data.zarr if not given."""
+    data: tuple[Path, ...] = ()
+    """Store of frames, or several; <run>/data.zarr if not given."""
     every: int = 4
     """paper mode: frames from the start of one clip to the start of the next."""
     contexts: int = 64
@@ -143,31 +144,35 @@ def contexts(tokens: Store, args: Args) -> Context:
 
 
 def main(args: Args) -> None:
-    store, model = Store(args.data or args.run / "data.zarr"), load_vqvae(args.run / "vqvae").to(args.device)
-    weights = codes_of(args.run / "vqvae")
+    stores = [Store(path) for path in args.data or (args.run / "data.zarr",)]
+    store, several = stores[0], len(stores) > 1
+    if other := next((s for s in stores if s.world != store.world), None):
+        raise UserError(f"{other.path} is of another world than {store.path}; codes are of one world")
+    model, weights = load_vqvae(args.run / "vqvae").to(args.device), codes_of(args.run / "vqvae")
     settings = {
         "vqvae": {"weights": weights, "model": asdict(model.config)},
         "every": 0 if model.config.causal else args.every,
-        "data": store.settings,
+        "data": [s.settings for s in stores] if several else store.settings,
     }
     if args.restart:
         shutil.rmtree(args.run / "tokens.zarr", ignore_errors=True)
     cure = "--restart encodes anew"
     with StoreWriter(args.run / "tokens.zarr", store.world, settings, store.split_seed, cure) as writer:
-        first = writer.episodes
-        if first > len(store.ends):
-            raise UserError(f"{writer.path} has {first} episodes, {store.path} only {len(store.ends)}; {cure}")
-        rows = store.rows - (int(store.ends[first - 1]) if first else 0)
+        first, places = writer.episodes, [(s, i) for s in stores for i in range(len(s.ends))]
+        if first > len(places):
+            raise UserError(f"{writer.path} has {first} episodes, the data only {len(places)}; {cure}")
+        rows = sum(stop - start for start, stop in (s.bounds(i) for s, i in places[first:]))
         with tqdm(total=rows, unit=" frames", desc="tokens", disable=rows == 0) as bar:
-            for i in range(first, len(store.ends)):
-                episode = store.episode(i)
-                parts = list(pieces(model, store.world, episode, args.every, store.bounds(i)[0]))
+            for source, i in places[first:]:
+                episode = source.episode(i)
+                parts = list(pieces(model, source.world, episode, args.every, source.bounds(i)[0]))
                 if not parts:
                     raise UserError(
-                        f"episode {i} of {store.path} has {len(episode['frames'])} frames, too few for a clip of "
+                        f"episode {i} of {source.path} has {len(episode['frames'])} frames, too few for a clip of "
                         f"{model.config.frames}; collect longer episodes or train the VQ-VAE with --model.mode stream"
                     )
-                writer.append({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+                names = [name for name in parts[0] if name != "row" or not several]
+                writer.append({name: np.concatenate([part[name] for part in parts]) for name in names})
                 bar.update(len(episode["frames"]))
     tokens = Store(args.run / "tokens.zarr")
     if missing := [name for name in ("condition", "variables") if name not in tokens.names]:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +23,9 @@ import pytest
 from collect import vizdoom as script
 from collect.episodes import Exploration, pieces, play
 from collect.pool import Pool
+from worldmodel.checkpoint import codes_of
 from worldmodel.errors import UserError
+from worldmodel.models import folder_of
 from worldmodel.store import Store
 from worldmodel.world import ActionSpec, World
 
@@ -225,3 +228,15 @@ def test_a_blind_cycle_is_the_same_whatever_its_process_played_before() -> None:
         alone = one(28)
     for a, b in zip(after, alone, strict=True):
         np.testing.assert_array_equal(a["action"], b["action"])
+
+
+def test_a_policy_with_the_eyes_of_a_world_is_recorded_with_the_frames_that_were_there() -> None:
+    args = script.Args(scenario="take_cover", policy=("take_cover_dream",), epsilon=0, random_share=0)
+    with script.playing(args) as one, script.playing(replace(args, eyes="take_cover")) as other:
+        bare, seen = one(0)[0], other(0)[0]
+    assert np.array_equal(bare["frames"][0], seen["frames"][0]), "not its reconstruction"
+    assert not np.array_equal(bare["action"][:30], seen["action"][:30]), "on which it acts, though"
+    with contextlib.closing(script.make_env(args)) as env:
+        settings = script.settings(replace(args, eyes="take_cover"), env.world, 0)
+        assert settings["eyes"] == codes_of(folder_of("take_cover") / "vqvae")
+        assert "eyes" not in script.settings(args, env.world, 0)

@@ -41,8 +41,10 @@ def test_frame_by_frame_is_the_whole_film(toy_run: Path) -> None:
     env.step(0)  # of which nothing is left after the next reset
     with torch.no_grad():
         whole = to_uint8(vqvae.decode(vqvae.encode(torch.from_numpy(frames)[None])))[0].numpy()
-    first, _ = env.reset()
-    again = [first, *(env.step(0)[0] for _ in range(len(frames) - 1))]
+    first, info = env.reset()
+    steps = [env.step(0) for _ in range(len(frames) - 1)]
+    again = [first, *(step[0] for step in steps)]
+    assert np.array_equal(frames, [info["frame"], *(step[4]["frame"] for step in steps)]), "what was there is told"
     assert np.abs(np.stack(again).astype(int) - whole).max() <= 1, "but for rounding"
     assert np.abs(whole.astype(int) - frames).mean() > 0, "and not the film itself"
 

@@ -128,6 +128,27 @@ def test_encoding_goes_on_where_it_stopped(
     assert all(np.array_equal(before[name], after.episode(3)[name]) for name in before)
 
 
+def test_several_stores_are_encoded_one_after_the_other(
+    toy_run: Path, tmp_path: Path, toy_fill: Callable, toy_stages: Stages
+) -> None:
+    shutil.copytree(toy_run / "vqvae", tmp_path / "vqvae")
+    stores = tuple(toy_fill(tmp_path / name, n) for name, n in (("first", 20), ("second", 4)))
+    args = replace(toy_stages(tmp_path)[1], data=stores)
+    tokens.main(args)
+    toy_fill(tmp_path / "second", 6)  # more of the second
+    tokens.main(args)
+    codes = Store(tmp_path / "tokens.zarr")
+    assert len(codes.ends) == 30 and "row" not in codes.names
+    for i, (store, k) in {0: (0, 0), 19: (0, 19), 20: (1, 0), 29: (1, 9)}.items():
+        column = Store(stores[store]).episode(k)["variables"]
+        assert np.array_equal(codes.episode(i)["variables"], column)
+    with StoreWriter(tmp_path / "other", replace(TOY, name="other"), {}) as writer:
+        writer.append(toy_episode(np.random.default_rng(0)))
+    with pytest.raises(UserError, match=r"other is of another world than .*first"):
+        tokens.main(replace(args, data=(stores[0], tmp_path / "other"), restart=True))
+    assert len(Store(tmp_path / "tokens.zarr").ends) == 30
+
+
 def test_codes_of_another_vqvae_are_not_mixed(
     toy_run: Path, tmp_path: Path, toy_fill: Callable, toy_stages: Stages
 ) -> None:
