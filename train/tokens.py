@@ -160,7 +160,8 @@ def main(args: Args) -> None:
     with StoreWriter(args.run / "tokens.zarr", store.world, settings, store.split_seed, cure) as writer:
         first, places = writer.episodes, [(s, i) for s in stores for i in range(len(s.ends))]
         if first > len(places):
-            raise UserError(f"{writer.path} has {first} episodes, the data only {len(places)}; {cure}")
+            named = " and ".join(s.path for s in stores)
+            raise UserError(f"{writer.path} has {first} episodes, {named} only {len(places)}; {cure}")
         rows = sum(stop - start for start, stop in (s.bounds(i) for s, i in places[first:]))
         with tqdm(total=rows, unit=" frames", desc="tokens", disable=rows == 0) as bar:
             for source, i in places[first:]:
