@@ -66,7 +66,7 @@ def test_the_papers_configuration_of_bair_trains_on_it(recorded: Path, tmp_path:
     narrow = replace(video.model, stride=(4, 8, 8), hidden=16, residual=16, layers=1, codes=8, dim=8)
     where = {"run": tmp_path, "data": recorded, "device": "cpu", "held_out": 2}
     vqvae.main(replace(video, **where, model=narrow, fit=replace(video.fit, **shorter)))
-    tokens.main(tokens.Args(run=tmp_path, data=recorded, every=14, device="cpu"))
+    tokens.main(tokens.Args(run=tmp_path, data=(recorded,), every=14, device="cpu"))
     narrow = replace(gpt.model, width=16, heads=2, layers=1, feedforward=16, resnet=18, units=32, local=8)
     prior.main(replace(gpt, **where, model=narrow, fit=replace(gpt.fit, **shorter)))
     config, progress = read_header(tmp_path / "prior")
