@@ -13,6 +13,7 @@ new policy inside the dream begins.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,7 +60,7 @@ class Lane:
         self.hold = how.hold[rng.integers(len(how.hold))]
         self.begin = epsilon / (epsilon + self.hold * (1 - epsilon))  # makes a share epsilon of all steps random
         self.left, self.held = 0, np.empty(0)
-        self.views: list[np.ndarray] = []
+        self.views: deque[np.ndarray] = deque(maxlen=MEMORY)  # what its player sees
         self.frames: list[np.ndarray] = []
         self.variables: list[list[float]] = []
         self.steps: list[tuple[np.ndarray, float, bool, bool]] = []
@@ -121,7 +122,7 @@ def play(
             else:
                 asking.append(lane)
         if asking:
-            actions = player(np.stack([lane.views[-MEMORY:] for lane in asking], axis=1), rng)
+            actions = player(np.stack([list(lane.views) for lane in asking], axis=1), rng)
             for lane, action in zip(asking, actions, strict=True):
                 lane.step(action)
     return [lane.episode() for lane in lanes]

@@ -32,7 +32,7 @@ from collect.episodes import Env, Exploration, play
 from collect.pool import Pool
 from collect.record import record
 from configs import command
-from envs.policies import load_player, policy_folder, shipped_policies
+from envs.policies import blind, load_player, policy_folder, shipped_policies
 from envs.reconstructed import Reconstructed
 from envs.vizdoom import VizdoomFrames
 from worldmodel.checkpoint import codes_of, digest
@@ -113,11 +113,6 @@ def bare_engine(args: Args, seconds: float = 2.0) -> float:
                 game.new_episode()
             steps += 1
     return steps / passed
-
-
-def blind(policy: str) -> bool:
-    """Whether a player looks at nothing."""
-    return policy == "random" or policy.startswith("cycle:")
 
 
 def fingerprint(policy: str, world: World) -> str:

@@ -125,6 +125,11 @@ def cycle(name: str, world: World) -> Player:
     return blindly
 
 
+def blind(name: str) -> bool:
+    """Whether the player of that name looks at nothing."""
+    return name == "random" or name.startswith("cycle:")
+
+
 def load_player(name: str, world: World, deterministic: bool = False) -> Player:
     """What acts on frames: "random", "cycle:..." (see `cycle`), or a policy's folder or shipped name, which may end in
     @share.

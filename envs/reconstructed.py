@@ -5,9 +5,9 @@ as the controller of "World Models" (Ha and Schmidhuber, 2018) sees the real gam
 frame is encoded and decoded, one after the other, with the causal layers' memory of the episode so far.
 
 `info["frame"]` is what was there. A policy that is recorded with these eyes acts on nothing that codes do not tell. One
-that sees more gives away by its actions what codes do not show yet, a fireball that is too small for them: a prior
-learns to read it there, and a policy that acts on what it dreams, and sees no fire, is told by its own calm that there
-is none (Ortega et al., 2021, call these delusions).
+that sees more can give away by its actions what codes do not show yet, a fireball that is too small for them. A prior
+may learn to read it there, and then a policy that acts on what it dreams, and sees no fire, is told by its own calm
+that there is none (Ortega et al., 2021, call these delusions).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from worldmodel.layers import Memory
 from worldmodel.vqvae import VQVAE, to_uint8
 
 
-class Reconstructed(gym.ObservationWrapper[np.ndarray, Any, np.ndarray]):
+class Reconstructed(gym.Wrapper[np.ndarray, Any, np.ndarray, Any]):
     """Observations (h, w, 3) uint8 as reconstructions; `UserError` unless the VQ-VAE streams single frames."""
 
     def __init__(self, env: gym.Env[np.ndarray, Any], vqvae: VQVAE) -> None:
@@ -35,13 +35,13 @@ class Reconstructed(gym.ObservationWrapper[np.ndarray, Any, np.ndarray]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         self.seen, self.painted = Memory(), Memory()
         frame, info = self.env.reset(seed=seed, options=options)
-        return self.observation(frame), info | {"frame": frame}
+        return self._reconstructed(frame), info | {"frame": frame}
 
     def step(self, action: Any) -> tuple[np.ndarray, Any, bool, bool, dict[str, Any]]:
         frame, reward, terminated, truncated, info = self.env.step(action)
-        return self.observation(frame), reward, terminated, truncated, info | {"frame": frame}
+        return self._reconstructed(frame), reward, terminated, truncated, info | {"frame": frame}
 
     @torch.inference_mode()
-    def observation(self, observation: np.ndarray) -> np.ndarray:
-        codes = self.vqvae.encode(torch.from_numpy(observation)[None, None], self.seen)
+    def _reconstructed(self, frame: np.ndarray) -> np.ndarray:
+        codes = self.vqvae.encode(torch.from_numpy(frame)[None, None], self.seen)
         return to_uint8(self.vqvae.decode(codes, self.painted))[0, 0].numpy()

@@ -159,29 +159,29 @@ def foretold(args: Args, dream: Dream, episodes: list[Episode]) -> dict[str, np.
 
     All steps with an end have their place, and some of the others.
     """
-    places = [(episode, row) for episode in episodes for row in range(len(episode["ended"]) - args.context)]
-    ended = np.array([episode["ended"][row + args.context] for episode, row in places], bool)
+    places = np.array([(i, row) for i, e in enumerate(episodes) for row in range(len(e["ended"]) - args.context)])
+    ended = np.array([episodes[i]["ended"][row + args.context] for i, row in places], bool)
     few = np.random.default_rng(args.seed).permutation(np.flatnonzero(~ended))[: args.others]
     chosen = np.sort(np.concatenate([np.flatnonzero(ended), few]))
     parts = [
-        next(dreams(args, dream, [places[i] for i in some], 1)).end.view(-1, args.dreams).mean(1).numpy()
-        for some in tqdm(np.array_split(chosen, -(-len(chosen) // 64)), unit=" batches", desc="ends")
+        next(dreams(args, dream, [(episodes[i], row) for i, row in some], 1)).end.view(-1, args.dreams).mean(1).numpy()
+        for some in tqdm(np.array_split(places[chosen], -(-len(chosen) // 64)), unit=" batches", desc="ends")
     ]
     weight = np.where(ended[chosen], 1, (~ended).sum() / max(1, len(few)))
-    of = np.repeat(np.arange(len(episodes)), [max(0, len(e["ended"]) - args.context) for e in episodes])[chosen]
-    return {"probability": np.concatenate(parts), "happened": ended[chosen], "episode": of, "weight": weight}
+    told = {"probability": np.concatenate(parts), "happened": ended[chosen], "weight": weight}
+    return told | {"episode": places[chosen, 0]}
 
 
 def trust(
     probability: np.ndarray, happened: np.ndarray, episode: np.ndarray, weight: np.ndarray | None = None
 ) -> dict[str, float | Mean]:
     """How far probabilities of an end can be trusted."""
-    each = np.ones(len(probability)) if weight is None else weight
+    weight = np.ones(len(probability)) if weight is None else weight
     return {
         "auroc": auroc(probability, happened),
         "expected_calibration_error": expected_calibration_error(probability, happened, weight=weight),
-        "expected": ratio(probability * each, each, episode),
-        "happened": ratio(happened * each, each, episode),
+        "expected": ratio(probability * weight, weight, episode),
+        "happened": ratio(happened * weight, weight, episode),
         "steps": len(probability),
     }
 

@@ -4,8 +4,7 @@
 
 Reads <run>/data.zarr and <run>/vqvae, writes <run>/tokens.zarr and <run>/contexts.safetensors. Episode i of the
 codes is episode i of the frames, so both have the same splits. Of several stores the episodes come one store after the
-other. Row t holds what led into latent frame t and
-what was found there:
+other. Row t holds what led into latent frame t and what was found there:
 
     codes         (h, w, g) uint16
     condition     (s * action width) float32: the s actions that led into its s frames; zeros before an episode's first

@@ -48,7 +48,7 @@ class Clips:
         episodes = store.episodes(split)
         bounds = np.array([store.bounds(i) for i in episodes])
         if not ends:
-            bounds[:, 1] -= decode(store, "ended")[bounds[:, 1] - 1]
+            bounds[:, 1] -= rows_of(store, "ended", bounds[:, 1] - 1, 1, self.cache)[:, 0]
         self._starts = (bounds[:, 1] - bounds[:, 0] - length) // align + 1  # number of starts in each episode
         if length < 1 or self._starts.max() < 1:
             longest = (bounds[:, 1] - bounds[:, 0]).max()

@@ -110,7 +110,8 @@ class OutcomeModel(nn.Module):
         seen = self.look(self.codebook[book, flat].flatten(2))
         done = self.act(seen.new_zeros(*seen.shape[:2], 1) if condition is None else condition / self.scale)
         known = (before - self.mean) / self.std if self.config.variables else seen.new_zeros(*seen.shape[:2], 1)
-        given, past = done + self.know(known), seen.new_zeros(1, *seen.shape[::2]) if state is None else state
+        given = done + self.know(known)
+        past = seen.new_zeros(1, len(seen), self.config.width) if state is None else state
         y, state = self.gru(seen + given, past)
         reward, end, changes = self.head(y).split([2, 1, self.changes.numel()], dim=-1)
         if self.config.foretell:
