@@ -21,7 +21,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from configs import command
 from worldmodel.checkpoint import check_made_with
-from worldmodel.errors import UserError
+from worldmodel.errors import UserError, at_least
 from worldmodel.fit import Batch, FitConfig, evaluating, fit
 from worldmodel.given import scale_of
 from worldmodel.models import load_vqvae
@@ -44,13 +44,20 @@ class Args:
     width: int = 256
     """Of the recurrent state."""
     foretell: bool = False
-    """Learn ends from what was before their frame: for engines that have no picture of it, as ViZDoom's deaths."""
+    """Learn ends and changes of variables from what was before their frame: for engines that have no picture of them,
+    as of ViZDoom's deaths."""
+    sight: int = 0
+    """Latent frames that are seen side by side, to tell where things go; 0 for each on its own."""
     fit: FitConfig = field(default_factory=lambda: FitConfig(steps=2000, schedule="cosine", learning_rate=1e-3))
     held_out: int = 256
     """Sequences of the validation split to evaluate on."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     restart: bool = False
     """Overwrite a run of other settings."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "frames", "width", "held_out")
+        at_least(self, 0, "sight")
 
 
 class Sequences:
@@ -106,6 +113,7 @@ def configure(args: Args, store: Store, vqvae: VQVAE, train: Sequences) -> Outco
         reward_std=float(np.sqrt(np.square(train.rows["reward"]).mean())) or 1.0,
         width=args.width,
         foretell=args.foretell,
+        sight=args.sight,
     )
 
 

@@ -2,7 +2,7 @@
 
 A lane is one dreamed episode. `reset` starts lanes from contexts, a few latent frames of something real; `step`
 takes one action a lane and draws the next latent frame, its picture, reward and end. Everything a lane knows is
-in the `Lanes`: the prior's ring of cached frames, what the decoder's causal layers remember, the outcome
+in the `Lanes`: the prior's ring of cached frames, what causal layers remember, the outcome
 model's state and a random generator of the lane's own. So a lane does not depend on its neighbours, and a
 `snapshot` is a copy.
 
@@ -172,7 +172,7 @@ class Dream:
         frames = self.vqvae.decode(context.codes, memory)
         dtype = self.outcome.codebook.dtype
         known = context.variables.to(dtype)
-        _, hidden = self.outcome(context.codes, context.condition.to(dtype), preceding(known))
+        _, hidden = self.outcome(context.codes, context.condition.to(dtype), preceding(known), memory=memory)
         variables = known[:, -1].clone()
         cache = self.prior.prefill(context.codes, context.condition.to(self.prior.start.dtype), start)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -208,7 +208,8 @@ class Dream:
         n, score = self.prior.config.frame, Score(noise)
         codes = draw_codes(self.prior, lanes.cache, shared, noise[:, :n], self.sampling, score)
         frames = to_uint8(self.vqvae.decode(codes, lanes.memory))
-        out, lanes.hidden = self.outcome(codes, condition[:, None], lanes.variables[:, None], lanes.hidden)
+        known = lanes.variables[:, None]
+        out, lanes.hidden = self.outcome(codes, condition[:, None], known, lanes.hidden, lanes.memory)
         lanes.variables = self.outcome.draw(out.changes[:, 0], lanes.variables, noise[:, n + 1 :])
         end = out.end[:, 0].sigmoid()
         terminated = noise[:, n] < end

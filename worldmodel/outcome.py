@@ -7,9 +7,14 @@ there: a mean would give half a medikit for one that may have been taken, and a 
 uncertain. The reward is predicted twice, for an episode that goes on and for one that just ended, so that a dream's
 reward agrees with the end it drew.
 
-An end is read from the frame that it came with, or, with `foretell`, before that frame is drawn: from the state, the
-action and the variables. ViZDoom has no picture of a death, the frame before stands in for it, and a model that is
-given the frame learns to look for that stillness, which a dream draws too seldom.
+Ends and changes are read from the frame that they came with, or, with `foretell`, before that frame is drawn: from the
+state, the action and the variables. ViZDoom has no picture of a death, the frame before stands in for it, and a model
+that is given the frame learns to look for that stillness, which a dream draws too seldom. Nor does a dream often draw
+the flash of a fireball that hits, though it shows one coming.
+
+With `sight` the model sees so many frames side by side, through convolutions: where something is going can only be told
+from several frames and from its place in them, and a linear layer over all codes of one has to learn that anew for
+every place.
 
 Dimensions: b batch, t latent frames, h w g rows, columns, codebooks, c condition, v game variables, k changes.
 """
@@ -22,6 +27,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from worldmodel.layers import Conv, Memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +57,9 @@ class OutcomeConfig:
     """Root mean square of the recorded reward, about zero; checkpoints know it by this name."""
     width: int = 256
     foretell: bool = False
-    """Ends follow from what was before their frame, which is for engines that have no picture of it."""
+    """Ends and changes follow from what was before their frame, which is for engines that have no picture of them."""
+    sight: int = 0
+    """Latent frames that convolutions see side by side; 0 for one linear layer over the codes of one."""
 
 
 class Outcome(NamedTuple):
@@ -62,6 +71,25 @@ class Outcome(NamedTuple):
     """(b, t) logit that the episode ended there."""
     changes: Tensor
     """(b, t, v, k) logits of the changes of the game variables."""
+
+
+class Sight(nn.Module):
+    """The last latent frames side by side: a causal convolution, one within the frame, and a linear layer over all."""
+
+    def __init__(self, config: OutcomeConfig) -> None:
+        super().__init__()
+        h, w = config.latent
+        self.place = nn.Linear(config.books * config.code_dim, 32)
+        self.along = Conv(32, 64, (config.sight, 3, 3), causal=True)
+        self.within = Conv(64, 32, (1, 3, 3), causal=True)
+        self.out = nn.Linear(32 * h * w, config.width)
+        self.norm = nn.LayerNorm(config.width)
+
+    def forward(self, vectors: Tensor, memory: Memory | None) -> Tensor:
+        """(b, t, h, w, books * code_dim) -> (b, t, width)."""
+        x = self.place(vectors).movedim(-1, 1)
+        x = F.gelu(self.within(F.gelu(self.along(x, memory)), memory))
+        return F.gelu(self.norm(self.out(x.transpose(1, 2).flatten(2))))
 
 
 class OutcomeModel(nn.Module):
@@ -89,35 +117,42 @@ class OutcomeModel(nn.Module):
         changes = torch.tensor(config.changes).view(config.variables, -1 if config.variables else 0)
         self.register_buffer("changes", changes, persistent=False)
         positions = config.latent[0] * config.latent[1] * config.books
-        self.look = nn.Sequential(nn.Linear(positions * config.code_dim, width), nn.LayerNorm(width), nn.GELU())
+        alone = nn.Sequential(nn.Linear(positions * config.code_dim, width), nn.LayerNorm(width), nn.GELU())
+        self.look = Sight(config) if config.sight else alone
         self.act = nn.Linear(max(1, config.condition_dim), width)
         self.know = nn.Linear(max(1, config.variables), width)
         self.gru = nn.GRU(width, width, batch_first=True)
-        self.head = nn.Linear(width, 3 + self.changes.numel())
+        rest = 1 + self.changes.numel()
+        self.head = nn.Linear(width, 2 if config.foretell else 2 + rest)
         if config.foretell:
-            self.foretold = nn.Sequential(nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, 1))
+            self.foretold = nn.Sequential(nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, rest))
 
     def forward(
-        self, codes: Tensor, condition: Tensor | None, before: Tensor, state: Tensor | None = None
+        self,
+        codes: Tensor,
+        condition: Tensor | None,
+        before: Tensor,
+        state: Tensor | None = None,
+        memory: Memory | None = None,
     ) -> tuple[Outcome, Tensor]:
         """What follows from latent frames, and the state (1, b, width) after them.
 
-        codes (b, t, h, w, g), condition (b, t, c), the game variables before each frame (b, t, v), and the state
-        before the first, None at the start.
+        codes (b, t, h, w, g), condition (b, t, c), the game variables before each frame (b, t, v), and of the frames
+        before the first the state, None at the start, and what convolutions remember.
         """
-        flat = codes.flatten(2)
-        book = torch.arange(flat.shape[-1], device=codes.device) % self.config.books
-        seen = self.look(self.codebook[book, flat].flatten(2))
+        book = torch.arange(codes.shape[-1], device=codes.device)
+        vectors = self.codebook[book, codes].flatten(4)
+        seen = self.look(vectors, memory) if self.config.sight else self.look(vectors.flatten(2))
         done = self.act(seen.new_zeros(*seen.shape[:2], 1) if condition is None else condition / self.scale)
         known = (before - self.mean) / self.std if self.config.variables else seen.new_zeros(*seen.shape[:2], 1)
         given = done + self.know(known)
         past = seen.new_zeros(1, len(seen), self.config.width) if state is None else state
         y, state = self.gru(seen + given, past)
-        reward, end, changes = self.head(y).split([2, 1, self.changes.numel()], dim=-1)
+        reward, rest = self.head(y).tensor_split([2], dim=-1)
         if self.config.foretell:
-            end = self.foretold(torch.cat([torch.cat([past[0, :, None], y[:, :-1]], dim=1), given], dim=-1))
-        changes = changes.unflatten(-1, self.changes.shape)
-        return Outcome(reward * self.config.reward_std, end[..., 0], changes), state
+            rest = self.foretold(torch.cat([torch.cat([past[0, :, None], y[:, :-1]], dim=1), given], dim=-1))
+        changes = rest[..., 1:].unflatten(-1, self.changes.shape)
+        return Outcome(reward * self.config.reward_std, rest[..., 0], changes), state
 
     def draw(self, changes: Tensor, before: Tensor, noise: Tensor) -> Tensor:
         """Game variables (b, v) after those before, from logits (b, v, k) and uniform noise (b, v)."""

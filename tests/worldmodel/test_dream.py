@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,21 @@ import torch
 from worldmodel.dream import Context, Dream
 from worldmodel.errors import UserError
 from worldmodel.lanes import Lanes
+from worldmodel.outcome import OutcomeModel
 from worldmodel.rates import Precision
 from worldmodel.sampling import Sampling
 from worldmodel.vqvae import VQVAE, VQVAEConfig
 
 
-@pytest.fixture
-def dream(toy_run: Path) -> Dream:
-    return Dream.load(toy_run)
+@pytest.fixture(params=[0, 3], ids=["alone", "sight"])
+def dream(toy_run: Path, request: pytest.FixtureRequest) -> Dream:
+    """Of the toy world; or with an untrained outcome model of three frames, whose past is one more thing to keep."""
+    dream = Dream.load(toy_run)
+    if request.param:
+        torch.manual_seed(0)
+        config = replace(dream.outcome.config, sight=request.param, foretell=True)
+        dream.outcome = OutcomeModel(config, dream.outcome.codebook).eval()
+    return dream
 
 
 @pytest.fixture

@@ -11,44 +11,69 @@ import torch.nn.functional as F
 from torch.nn.functional import one_hot
 
 from train.outcome import Sequences
+from worldmodel.layers import Memory
 from worldmodel.outcome import OutcomeConfig, OutcomeModel, preceding
 
 ONE = {"variables": 1, "variable_mean": (50.0,), "variable_std": (20.0,), "changes": ((-20.0, 0.0, 5.0),)}
 
 
-def build(foretell: bool = False, **variables: Any) -> OutcomeModel:
+def build(foretell: bool = False, sight: int = 0, **variables: Any) -> OutcomeModel:
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"latent": (2, 2), "codes": 6, "code_dim": 3, "condition_dim": 2, "width": 16}
-    config = OutcomeConfig(**sizes, reward_std=4.0, foretell=foretell, **(variables or ONE))
+    config = OutcomeConfig(**sizes, reward_std=4.0, foretell=foretell, sight=sight, **(variables or ONE))
     return OutcomeModel(config, torch.randn(1, 6, 3))
 
 
-@pytest.mark.parametrize("foretell", [False, True])
-def test_streamed_outcomes_equal_whole_ones(foretell: bool) -> None:
-    model = build(foretell).double().eval()
+@pytest.mark.parametrize(("foretell", "sight"), [(False, 0), (True, 0), (False, 3), (True, 1)])
+def test_streamed_outcomes_equal_whole_ones(foretell: bool, sight: int) -> None:
+    model = build(foretell, sight).double().eval()
     codes, condition = torch.randint(6, (3, 5, 2, 2, 1)), torch.randn(3, 5, 2).double()
     before = 100 * torch.rand(3, 5, 1).double()
     whole, last = model(codes, condition, before)
-    state = None
+    state, memory = None, Memory()
     for t in range(5):
-        out, state = model(codes[:, t : t + 1], condition[:, t : t + 1], before[:, t : t + 1], state)
+        out, state = model(codes[:, t : t + 1], condition[:, t : t + 1], before[:, t : t + 1], state, memory)
         for a, b in zip(out, whole, strict=True):
             torch.testing.assert_close(a[:, 0], b[:, t])
     torch.testing.assert_close(state, last)
 
 
-@pytest.mark.parametrize("foretell", [False, True])
-def test_an_end_that_is_foretold_does_not_know_its_frame(foretell: bool) -> None:
-    model = build(foretell).eval()
+@pytest.mark.parametrize(("foretell", "sight"), [(False, 0), (True, 0), (True, 2)])
+def test_what_is_foretold_does_not_know_its_frame(foretell: bool, sight: int) -> None:
+    model = build(foretell, sight).eval()
     codes, condition, before = torch.randint(6, (1, 4, 2, 2, 1)), torch.randn(1, 4, 2), 100 * torch.rand(1, 4, 1)
     out, _ = model(codes, condition, before)
     other = codes.clone()
     other[:, 2] = (codes[:, 2] + 1) % 6
     changed, _ = model(other, condition, before)
     assert (out.end != changed.end)[0].tolist() == [False, False, not foretell, True]
+    assert (out.changes != changed.changes).any(-1)[0, :, 0].tolist() == [False, False, not foretell, True]
     assert (out.reward != changed.reward).any(-1)[0].tolist() == [False, False, True, True]
     pushed, _ = model(codes, condition + torch.eye(4)[2, None, :, None], before)
     assert (out.end != pushed.end)[0].tolist() == [False, False, True, True], "its action leads into the end"
+
+
+def test_sight_tells_where_something_goes() -> None:
+    """A dot crosses a row of eight, one place a frame, to the left or to the right; frame 2 of 3 looks the same."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"latent": (1, 8), "codes": 2, "code_dim": 2, "width": 16}
+    model = OutcomeModel(OutcomeConfig(**sizes, sight=2, foretell=True), torch.eye(2)[None])
+    place, way = torch.randint(1, 7, (512, 1)), 2 * torch.randint(2, (512, 1)) - 1
+    path = place + way * torch.arange(-1, 2)
+    codes = one_hot(path, 8)[:, :, None, :, None]
+    ended = torch.zeros(512, 3, dtype=torch.bool)
+    ended[:, 2] = way[:, 0] > 0
+    nothing, known = torch.zeros(512, 3, 0), torch.ones(512, 3, dtype=torch.bool)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(300):
+        loss = model.loss(codes[:384], None, torch.zeros(384, 3), ended[:384], nothing[:384], known[:384])["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        end = model(codes[384:], None, nothing[384:])[0].end[:, 2].sigmoid()
+    assert end[ended[384:, 2]].min() > 0.8
+    assert end[~ended[384:, 2]].max() < 0.2
 
 
 def test_loss_by_hand() -> None:
