@@ -116,9 +116,10 @@ class OutcomeModel(nn.Module):
             self.register_buffer(name, torch.tensor(bound), persistent=False)
         changes = torch.tensor(config.changes).view(config.variables, -1 if config.variables else 0)
         self.register_buffer("changes", changes, persistent=False)
-        positions = config.latent[0] * config.latent[1] * config.books
-        alone = nn.Sequential(nn.Linear(positions * config.code_dim, width), nn.LayerNorm(width), nn.GELU())
-        self.look = Sight(config) if config.sight else alone
+        inputs = config.latent[0] * config.latent[1] * config.books * config.code_dim
+        self.look = (
+            Sight(config) if config.sight else nn.Sequential(nn.Linear(inputs, width), nn.LayerNorm(width), nn.GELU())
+        )
         self.act = nn.Linear(max(1, config.condition_dim), width)
         self.know = nn.Linear(max(1, config.variables), width)
         self.gru = nn.GRU(width, width, batch_first=True)

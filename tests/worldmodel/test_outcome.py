@@ -64,8 +64,8 @@ def test_sight_tells_where_something_goes() -> None:
     ended = torch.zeros(512, 3, dtype=torch.bool)
     ended[:, 2] = way[:, 0] > 0
     nothing, known = torch.zeros(512, 3, 0), torch.ones(512, 3, dtype=torch.bool)
-    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-    for _ in range(300):
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(400):
         loss = model.loss(codes[:384], None, torch.zeros(384, 3), ended[:384], nothing[:384], known[:384])["loss"]
         optimizer.zero_grad()
         loss.backward()
