@@ -9,8 +9,8 @@ reward agrees with the end it drew.
 
 Ends and changes are read from the frame that they came with, or, with `foretell`, before that frame is drawn: from the
 state, the action and the variables. ViZDoom has no picture of a death, the frame before stands in for it, and a model
-that is given the frame learns to look for that stillness, which a dream draws too seldom. Nor does a dream often draw
-the flash of a fireball that hits, though it shows one coming.
+that is given the frame learns to look for that stillness, which a dream draws too seldom. That a hit is foretold better
+than read from a dreamed frame may have the same reason.
 
 With `sight` the model sees so many frames side by side, through convolutions: where something is going can only be told
 from several frames and from its place in them, and a linear layer over all codes of one has to learn that anew for
@@ -74,22 +74,18 @@ class Outcome(NamedTuple):
 
 
 class Sight(nn.Module):
-    """The last latent frames side by side: a causal convolution, one within the frame, and a linear layer over all."""
+    """The last latent frames side by side: a causal convolution over them, then one within the frame."""
 
     def __init__(self, config: OutcomeConfig) -> None:
         super().__init__()
-        h, w = config.latent
         self.place = nn.Linear(config.books * config.code_dim, 32)
         self.along = Conv(32, 64, (config.sight, 3, 3), causal=True)
         self.within = Conv(64, 32, (1, 3, 3), causal=True)
-        self.out = nn.Linear(32 * h * w, config.width)
-        self.norm = nn.LayerNorm(config.width)
 
     def forward(self, vectors: Tensor, memory: Memory | None) -> Tensor:
-        """(b, t, h, w, books * code_dim) -> (b, t, width)."""
+        """(b, t, h, w, books * code_dim) -> (b, t, 32, h, w)."""
         x = self.place(vectors).movedim(-1, 1)
-        x = F.gelu(self.within(F.gelu(self.along(x, memory)), memory))
-        return F.gelu(self.norm(self.out(x.transpose(1, 2).flatten(2))))
+        return F.gelu(self.within(F.gelu(self.along(x, memory)), memory)).transpose(1, 2)
 
 
 class OutcomeModel(nn.Module):
@@ -116,10 +112,10 @@ class OutcomeModel(nn.Module):
             self.register_buffer(name, torch.tensor(bound), persistent=False)
         changes = torch.tensor(config.changes).view(config.variables, -1 if config.variables else 0)
         self.register_buffer("changes", changes, persistent=False)
-        inputs = config.latent[0] * config.latent[1] * config.books * config.code_dim
-        self.look = (
-            Sight(config) if config.sight else nn.Sequential(nn.Linear(inputs, width), nn.LayerNorm(width), nn.GELU())
-        )
+        if config.sight:
+            self.sight = Sight(config)
+        inputs = config.latent[0] * config.latent[1] * (32 if config.sight else config.books * config.code_dim)
+        self.look = nn.Sequential(nn.Linear(inputs, width), nn.LayerNorm(width), nn.GELU())
         self.act = nn.Linear(max(1, config.condition_dim), width)
         self.know = nn.Linear(max(1, config.variables), width)
         self.gru = nn.GRU(width, width, batch_first=True)
@@ -143,7 +139,7 @@ class OutcomeModel(nn.Module):
         """
         book = torch.arange(codes.shape[-1], device=codes.device)
         vectors = self.codebook[book, codes].flatten(4)
-        seen = self.look(vectors, memory) if self.config.sight else self.look(vectors.flatten(2))
+        seen = self.look((self.sight(vectors, memory) if self.config.sight else vectors).flatten(2))
         done = self.act(seen.new_zeros(*seen.shape[:2], 1) if condition is None else condition / self.scale)
         known = (before - self.mean) / self.std if self.config.variables else seen.new_zeros(*seen.shape[:2], 1)
         given = done + self.know(known)
