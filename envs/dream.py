@@ -2,8 +2,8 @@
 
 Spaces are those of the environment that was recorded, so a policy moves between the two unchanged. `terminated`
 is drawn from the model's probability of an end, `truncated` is the recorded environment's time limit. `info`
-has the game variables by name, as the model believes them, and the step's `log_likelihood` and `entropy` in
-nats per frame.
+has the game variables by name, as the model believes them, and of a step the probability of an `end`, the variables
+that were to be expected (`expected_HEALTH`), and `log_likelihood` and `entropy` in nats per frame.
 
 It is one lane of `envs/vector.py`, which does the work.
 """
@@ -35,6 +35,7 @@ class DreamEnv(gym.Env[np.ndarray, Any]):
         world: str = "health_gathering_supreme",
         render_mode: str | None = None,
         horizon: int | None = None,
+        ends: bool = True,
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
@@ -45,6 +46,7 @@ class DreamEnv(gym.Env[np.ndarray, Any]):
             model=model,
             world=world,
             horizon=horizon,
+            ends=ends,
             autoreset_mode=AutoresetMode.DISABLED,
             temperature=temperature,
             top_k=top_k,

@@ -42,8 +42,9 @@ Outcome = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
 class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """`num_envs` lanes of the dream of a run folder `model`, or of the model that ships for `world`.
 
-    `horizon` (or `max_episode_steps`): steps until `truncated`, the recorded limit if None, 0 for none. `temperature`,
-    `top_k`, `top_p`: how codes are drawn. `precision="bfloat16"` is faster for many lanes on hardware that has it, and
+    `horizon` (or `max_episode_steps`): steps until `truncated`, the recorded limit if None, 0 for none. `ends=False`:
+    nothing is `terminated`, and `info["end"]` says how likely it was. `temperature`, `top_k`, `top_p`: how codes are
+    drawn. `precision="bfloat16"` is faster for many lanes on hardware that has it, and
     "auto" takes it there only.
 
     `reset(options=...)` takes `{"context": i}`, or one number a lane: starting contexts beside the model;
@@ -58,6 +59,7 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         world: str = "health_gathering_supreme",
         horizon: int | None = None,
         max_episode_steps: int | None = None,
+        ends: bool = True,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         render_mode: str | None = None,
         temperature: float = 1.0,
@@ -78,7 +80,7 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             raise UserError(f"many dreams are rendered as rgb_array, not {render_mode!r}; human is for a single one")
         folder = Path(model) if str(model) else shipped(world)
         self.dream = Dream.load(folder, Sampling(temperature=temperature, top_k=top_k, top_p=top_p), device, precision)
-        self.contexts = Context.load(folder)
+        self.dream.ends, self.contexts = ends, Context.load(folder)
         self.world, self.mode = self.dream.world, AutoresetMode(autoreset_mode)
         self.limit = -(-self.world.max_episode_steps // self.dream.stride) if horizon is None else horizon
         fps = self.world.fps / self.dream.stride
@@ -149,7 +151,9 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         terminated = step.terminated.cpu().numpy()
         truncated = ~terminated & (0 < self.limit <= self.elapsed)
         self.ended = terminated | truncated
-        told = {"log_likelihood": step.log_likelihood.cpu().numpy(), "entropy": step.entropy.cpu().numpy()}
+        told = {name: getattr(step, name).cpu().numpy() for name in ("end", "log_likelihood", "entropy")}
+        expected = step.expected.double().cpu().numpy().T
+        told |= {f"expected_{name}": values for name, values in zip(self.world.variables, expected, strict=True)}
         if self.dream.stride > 1:
             told["frames"] = step.frames.cpu().numpy()
         return step.reward.double().cpu().numpy(), terminated.copy(), truncated, told

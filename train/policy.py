@@ -10,6 +10,9 @@ F(s, s') = gamma * phi(s') - phi(s), where phi is a weighted sum of game variabl
 engine's own. Sample Factory also pays for gains of health and ammunition, but less for what is lost than for what is
 won, which is no potential and can be farmed.
 
+A dream knows more than it shows: how likely each step was to end it or to cost health. Drawn, that is a rare event that
+hits a policy's good steps as often as its bad ones. With `--danger` the policy learns from the chances themselves.
+
 A run that was interrupted goes on with its weights, its optimizer and its schedule (train/ppo.py).
 """
 
@@ -59,9 +62,9 @@ class Args:
     """Run folder of a world model, for a dream of one's own."""
     temperature: float = 1.0
     """Of the dream; above 1 it is less sure of itself, and harder to exploit (Ha and Schmidhuber, 2018)."""
-    horizon: int = 0
-    """Steps after which a dream is cut off, to begin anew from another real moment; 0 for the length of the world's
-    episodes. The further from what is real, the more there is to exploit (Janner et al., 2019)."""
+    horizon: int | None = None
+    """Steps after which a dream is cut off, to begin anew from another real moment; None for the length of the world's
+    episodes, 0 for none. The further from what is real, the more there is to exploit (Janner et al., 2019)."""
     precision: Precision = "float32"
     """Of the dream; bfloat16 is faster where the hardware has it."""
     steps: int = 1_500_000
@@ -82,6 +85,10 @@ class Args:
     """Weight of the entropy bonus."""
     gamma: float = 0.99
     """Discount."""
+    danger: float = 0.0
+    """Learn from what a dream foretells instead of what it draws: dreams do not end but at the horizon, a step costs so
+    much times the probability of an end, and changes of the variables that shape the reward count by expectation, as
+    rewards of their own. 0 turns that off."""
     reward_scale: float = 0.01
     """The engine's reward is multiplied by this for learning."""
     shaping: tuple[tuple[str, float], ...] = (("HEALTH", 0.02),)
@@ -101,7 +108,7 @@ class Args:
         if not 1 <= self.stack <= MEMORY:
             raise UserError(f"a policy sees from 1 to {MEMORY} frames at once, not {self.stack}")
         at_least(self, 1, "features")
-        at_least(self, 0, "warmup")
+        at_least(self, 0, "warmup", "danger")
         check_sizes(self)
 
 
@@ -112,10 +119,10 @@ class Shaped(VecEnvWrapper):
         super().__init__(env)
         self.args = args
 
-    def _potential(self, infos: Sequence[dict[str, Any]]) -> np.ndarray:
+    def _potential(self, infos: Sequence[dict[str, Any]], kind: str = "") -> np.ndarray:
         if missing := [name for name, _ in self.args.shaping if name not in infos[0]]:
             raise UserError(f"this world has no {missing[0]} to shape the reward by; set --shaping to what it has")
-        return np.array([sum(weight * info[name] for name, weight in self.args.shaping) for info in infos])
+        return np.array([sum(weight * info[kind + name] for name, weight in self.args.shaping) for info in infos])
 
     def reset(self) -> Any:
         frames = self.venv.reset()
@@ -129,6 +136,17 @@ class Shaped(VecEnvWrapper):
         shaped = self.args.reward_scale * rewards + self.args.gamma * after - self.potential
         self.potential = np.where(done, self._potential(self.unwrapped.reset_infos), after)
         return frames, shaped, done, infos
+
+
+class Foretold(Shaped):
+    """reward -> scale * reward + the change of phi that was to be expected - danger * the probability of an end."""
+
+    def step_wait(self) -> Any:
+        frames, rewards, done, infos = self.venv.step_wait()
+        gain = self._potential(infos, "expected_") - self.potential
+        danger = self.args.danger * np.array([info["end"] for info in infos])
+        self.potential = self._potential([self.unwrapped.reset_infos[i] if d else infos[i] for i, d in enumerate(done)])
+        return frames, self.args.reward_scale * rewards + gain - danger, done, infos
 
 
 class Watch(Saver):
@@ -163,16 +181,19 @@ def make_envs(args: Args) -> VecEnv:
     """All environments: engines one after the other, or one forward pass for all lanes of a dream."""
     try:
         if gym.spec(args.env).vector_entry_point is None:
+            if args.danger:
+                raise UserError(f"{args.env} is no dream, and foretells nothing; leave --danger out")
             scenario: dict[str, Any] = {"scenario": args.scenario} if args.env == "VizdoomFrames-v0" else {}
             envs: VecEnv = DummyVecEnv([lambda: gym.make(args.env, **scenario)] * args.n_envs)
         else:
             dream: dict[str, Any] = {"model": args.env_model, "world": args.scenario}
             dream |= {"temperature": args.temperature, "precision": args.precision, "device": args.device}
-            dream |= {"horizon": args.horizon or None}
+            dream |= {"horizon": args.horizon, "ends": not args.danger}
             envs = SB3VecEnv(gym.make_vec(args.env, num_envs=args.n_envs, autoreset_mode="SameStep", **dream))
     except gym.error.Error as error:
         raise UserError(str(error)) from None
-    return VecFrameStack(Shaped(VecMonitor(envs), args), args.stack)
+    learned = VecMonitor(Foretold(envs, args)) if args.danger else Shaped(VecMonitor(envs), args)
+    return VecFrameStack(learned, args.stack)
 
 
 def main(args: Args) -> None:

@@ -117,7 +117,8 @@ class Dream:
         self.world, self.sampling = world, sampling or Sampling()
         self.captures = self.device.type == "cuda" and not prior.config.local
         self.captured: dict[tuple[int, Sampling], Captured] = {}
-        self.stride = vqvae.config.stride[0]
+        self.stride, self.ends = vqvae.config.stride[0], True
+        """Frames of a step, and whether ends are drawn: without, a lane goes on, and `Step.end` says how likely."""
 
     @staticmethod
     def load(
@@ -210,11 +211,13 @@ class Dream:
         frames = to_uint8(self.vqvae.decode(codes, lanes.memory))
         known = lanes.variables[:, None]
         out, lanes.hidden = self.outcome(codes, condition[:, None], known, lanes.hidden, lanes.memory)
+        expected = self.outcome.expect(out.changes[:, 0], lanes.variables)
         lanes.variables = self.outcome.draw(out.changes[:, 0], lanes.variables, noise[:, n + 1 :])
         end = out.end[:, 0].sigmoid()
-        terminated = noise[:, n] < end
+        terminated = (noise[:, n] < end) & self.ends
         reward = out.reward[:, 0].gather(1, terminated.long()[:, None])[:, 0]
-        return Step(frames, codes, reward, terminated, end, lanes.variables.clone(), score.likelihood, score.entropy)
+        told = (lanes.variables.clone(), expected, score.likelihood, score.entropy)
+        return Step(frames, codes, reward, terminated, end, *told)
 
 
 def inputs_first(model: nn.Module) -> None:

@@ -72,11 +72,13 @@ class Step:
     reward: Tensor
     """(b,)."""
     terminated: Tensor
-    """(b,) bool, drawn from `end`."""
+    """(b,) bool, drawn from `end` if the dream has ends."""
     end: Tensor
     """(b,) the model's probability of an end."""
     variables: Tensor
-    """(b, v)."""
+    """(b, v), drawn."""
+    expected: Tensor
+    """(b, v) the mean of what they were drawn from."""
     log_likelihood: Tensor
     """(b,) nats, of the codes that were drawn."""
     entropy: Tensor

@@ -158,6 +158,11 @@ class OutcomeModel(nn.Module):
         after = before + self.changes.expand(len(before), -1, -1).gather(-1, chosen[..., None])[..., 0]
         return after.clamp(self.variable_low, self.variable_high)
 
+    def expect(self, changes: Tensor, before: Tensor) -> Tensor:
+        """The game variables (b, v) to expect after those before, from logits (b, v, k): the mean of `draw`."""
+        after = (before[..., None] + self.changes).clamp(self.variable_low[:, None], self.variable_high[:, None])
+        return (changes.softmax(-1) * after).sum(-1)
+
     def loss(
         self, codes: Tensor, condition: Tensor, reward: Tensor, ended: Tensor, variables: Tensor, known: Tensor
     ) -> dict[str, Tensor]:

@@ -60,6 +60,22 @@ def test_shaping_is_a_difference_of_potentials() -> None:
     assert discounted == pytest.approx(plain - 1.0), "shaping adds only what the start was worth: no policy gains by it"
 
 
+def test_what_is_foretold_is_learned_by_its_expectation() -> None:
+    args = policy.Args(reward_scale=0.01, shaping=(("HEALTH", 0.02),), danger=5.0)
+
+    class Foretelling(Scripted):
+        def step(self, action: object) -> tuple:
+            *rest, over, _, info = super().step(action)
+            return *rest, False, over, info | {"expected_HEALTH": info["HEALTH"] - 1.0, "end": 0.125}
+
+    env = policy.Foretold(policy.DummyVecEnv([Foretelling]), args)
+    env.reset()
+    rewards = [env.step(np.zeros(1, int))[1][0] for _ in range(4)]
+    assert rewards.pop() == pytest.approx(rewards[0]), "the next episode starts from its own health"
+    gains = [39 - 50, 64 - 40, -1 - 65]
+    assert rewards == pytest.approx([0.01 * r + 0.02 * g - 0.625 for r, g in zip((4, 4, -96), gains, strict=True)])
+
+
 def test_a_run_goes_on_exports_and_refuses_other_settings(tmp_path: Path) -> None:
     args = policy.Args(out=tmp_path / "run", steps=32, n_envs=2, n_steps=16, epochs=1, scenario="basic", shaping=())
     policy.main(args)
@@ -98,6 +114,9 @@ def test_a_policy_learns_in_a_dream(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert made[0].get_attr("limit")[0] == 5
     assert read_header(tmp_path)[1] == {"steps": 32}
     assert load_policy(tmp_path).observation_space.shape == (6, 64, 64)
+    policy.main(replace(args, out=tmp_path / "foretold", danger=1.0))
+    assert not made[-1].get_attr("dream")[0].ends
+    assert read_header(tmp_path / "foretold")[1] == {"steps": 32}
     with pytest.raises(UserError, match="this world has no AMMO2 to shape the reward by; set --shaping"):
         policy.main(replace(args, out=tmp_path / "armed", shaping=(("AMMO2", 0.1),)))
 
@@ -110,6 +129,7 @@ def test_mistakes_are_told_in_a_sentence(tmp_path: Path) -> None:
         ({"stack": 5}, "sees from 1 to 4 frames"),
         ({"n_envs": 0}, "n_envs must be at least 1, not 0"),
         ({"n_envs": 1, "n_steps": 7}, r"n_envs \* n_steps must be at least 8, not 7: an update has 4 parts"),
+        ({"danger": 1.0}, "VizdoomFrames-v0 is no dream, and foretells nothing; leave --danger out"),
         ({"warmup": -1}, "warmup must be at least 0, not -1"),
     ):
         with pytest.raises(UserError, match=sentence):

@@ -76,6 +76,16 @@ def test_sight_tells_where_something_goes() -> None:
     assert end[~ended[384:, 2]].max() < 0.2
 
 
+def test_what_is_expected_is_the_mean_of_what_is_drawn() -> None:
+    model = build(**ONE, variable_low=(0.0,), variable_high=(100.0,))
+    changes, before = torch.tensor([0.2, 0.5, 0.3]).log().expand(3, 1, 3), torch.tensor([[50.0], [10.0], [98.0]])
+    noise = (torch.arange(1000) + 0.5) / 1000
+    drawn = torch.stack([model.draw(changes, before, n.expand(3, 1)) for n in noise]).mean(0)
+    expected = model.expect(changes, before)
+    torch.testing.assert_close(drawn, expected, atol=1e-3, rtol=0)
+    assert expected[:, 0].tolist() == pytest.approx([47.5, 9.5, 94.6]), "kept within what was recorded, 0 to 100"
+
+
 def test_loss_by_hand() -> None:
     model = build().double()
     codes, condition = torch.randint(6, (2, 3, 2, 2, 1)), torch.randn(2, 3, 2).double()
