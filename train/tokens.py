@@ -48,6 +48,9 @@ from worldmodel.vqvae import VQVAE
 from worldmodel.world import World
 from worldmodel.writer import StoreWriter
 
+BEFORE = 14
+"""Latent frames between the end of a context and that of its episode, at most, for `before_ends`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Args:
@@ -61,6 +64,8 @@ class Args:
     """paper mode: frames from the start of one clip to the start of the next."""
     contexts: int = 64
     """stream mode: starting contexts to keep for the dream, from the validation split: half are starts of episodes."""
+    before_ends: float = 0.0
+    """Share of them that end at most 14 latent frames before an episode does instead: there is something to learn."""
     context: int = 8
     """Latent frames of a starting context."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
@@ -69,6 +74,8 @@ class Args:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "every", "contexts", "context")
+        if not 0 <= self.before_ends <= 1:
+            raise UserError(f"before_ends is a share, from 0 to 1, not {self.before_ends}")
 
 
 def starts(model: VQVAE, rows: int, every: int) -> list[int]:
@@ -126,17 +133,26 @@ def pieces(
         yield {"codes": codes, "row": row} | rows_of(world, episode, start, stop, stride)
 
 
+def before_ends(episodes: list[dict[str, np.ndarray]], context: int) -> list[tuple[dict[str, np.ndarray], int]]:
+    """Episodes that ended, each with a row that so long a context can stop before, in an order of chance."""
+    ended = [e for e in episodes if "ended" in e and e["ended"][-1]]
+    places = [(e, t) for e in ended for t in range(max(context, len(e["codes"]) - BEFORE), len(e["codes"]))]
+    return [places[i] for i in np.random.default_rng(0).permutation(len(places))]
+
+
 def contexts(tokens: Store, args: Args) -> Context:
-    """Starts of episodes of the validation split, then clips from anywhere in it, no two with the same codes."""
+    """Of the validation split starts of episodes, what comes before ends, then clips from anywhere, each once."""
     episodes = [tokens.episode(i) for i in tokens.episodes("valid")]
     if (longest := max(len(e["codes"]) for e in episodes)) < args.context:
         raise UserError(f"no valid episode of {tokens.path} has more than {longest} latent frames; lower --context")
     valid, names = Clips(tokens, "valid", args.context), ("codes", "condition", "variables")
     starts = [{n: e[n][: args.context] for n in names} for e in episodes if len(e["codes"]) >= args.context]
+    before = [{n: e[n][t - args.context : t] for n in names} for e, t in before_ends(episodes, args.context)]
     clips = valid.fixed(min(2 * args.contexts, len(valid)))
     anywhere = [{n: clips[n][k] for n in names} for k in range(len(clips["codes"]))]
     distinct = lambda rows: list({row["codes"].tobytes(): row for row in rows}.values())  # noqa: E731
-    chosen = distinct(distinct(starts)[: args.contexts // 2] + anywhere)[: args.contexts]
+    before = distinct(before)[: round(args.before_ends * args.contexts)]
+    chosen = distinct(distinct(starts)[: (args.contexts - len(before)) // 2] + before + anywhere)[: args.contexts]
     rows = {n: np.stack([row[n] for row in chosen]) for n in names}
     rows["codes"] = rows["codes"].astype(np.int32)
     return Context(**{n: torch.from_numpy(array) for n, array in rows.items()})

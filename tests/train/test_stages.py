@@ -128,6 +128,23 @@ def test_encoding_goes_on_where_it_stopped(
     assert all(np.array_equal(before[name], after.episode(3)[name]) for name in before)
 
 
+def test_contexts_may_come_before_ends(toy_run: Path) -> None:
+    over, cut, short = ({"codes": np.zeros(n), "ended": np.arange(n) == end} for n, end in ((30, 29), (30, 99), (9, 8)))
+    places = tokens.before_ends([over, cut, short], 8)
+    assert sorted(t for e, t in places if e is over) == list(range(16, 30)), "the end itself is never in a context"
+    assert [t for e, t in places if e is short] == [8]
+    assert len(places) == 15, "an episode that was cut off has no end"
+    store = Store(toy_run / "tokens.zarr")
+    near = tokens.before_ends([store.episode(i) for i in store.episodes("valid")], 4)
+    known = {e["codes"][t - 4 : t].astype(np.int32).tobytes() for e, t in near}
+    for share, least in ((0.0, 0), (0.5, 3), (1.0, 6)):
+        chosen = tokens.contexts(store, tokens.Args(contexts=6, context=4, before_ends=share)).codes
+        assert len(chosen) == 6
+        assert sum(codes.numpy().astype(np.int32).tobytes() in known for codes in chosen) >= least
+    with pytest.raises(UserError, match=r"before_ends is a share, from 0 to 1, not 1\.5"):
+        tokens.Args(before_ends=1.5)
+
+
 def test_several_stores_are_encoded_one_after_the_other(
     toy_run: Path, tmp_path: Path, toy_fill: Callable, toy_stages: Stages
 ) -> None:
