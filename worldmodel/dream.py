@@ -65,7 +65,8 @@ class Context:
 
     def save(self, path: Path, vqvae: str) -> None:
         """Write contexts whose codes were made by the VQ-VAE of that digest."""
-        write_atomic(path, save({k: v.contiguous() for k, v in vars(self).items()}, {"vqvae": vqvae}))
+        tensors = vars(self) | {"codes": self.codes.int()}
+        write_atomic(path, save({k: v.contiguous() for k, v in tensors.items()}, {"vqvae": vqvae}))
 
     @staticmethod
     def load(run: Path) -> Context:
