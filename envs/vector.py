@@ -44,8 +44,7 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     `horizon` (or `max_episode_steps`): steps until `truncated`, the recorded limit if None, 0 for none. `ends=False`:
     nothing is `terminated`, and `info["end"]` says how likely it was. `temperature`, `top_k`, `top_p`: how codes are
-    drawn. `precision="bfloat16"` is faster for many lanes on hardware that has it, and
-    "auto" takes it there only.
+    drawn. `precision="bfloat16"` is faster for many lanes on hardware that has it, and "auto" takes it there only.
 
     `reset(options=...)` takes `{"context": i}`, or one number a lane: starting contexts beside the model;
     or `{"frames": (t, h, w, 3), "actions": (t - 1, ...), "variables": (t, v) or (v,)}` of your own for all lanes, uint8
@@ -80,7 +79,8 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             raise UserError(f"many dreams are rendered as rgb_array, not {render_mode!r}; human is for a single one")
         folder = Path(model) if str(model) else shipped(world)
         self.dream = Dream.load(folder, Sampling(temperature=temperature, top_k=top_k, top_p=top_p), device, precision)
-        self.dream.ends, self.contexts = ends, Context.load(folder)
+        self.dream.ends = ends
+        self.contexts = Context.load(folder)
         self.world, self.mode = self.dream.world, AutoresetMode(autoreset_mode)
         self.limit = -(-self.world.max_episode_steps // self.dream.stride) if horizon is None else horizon
         fps = self.world.fps / self.dream.stride

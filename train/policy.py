@@ -10,8 +10,8 @@ F(s, s') = gamma * phi(s') - phi(s), where phi is a weighted sum of game variabl
 engine's own. Sample Factory also pays for gains of health and ammunition, but less for what is lost than for what is
 won, which is no potential and can be farmed.
 
-A dream knows more than it shows: how likely each step was to end it or to cost health. Drawn, that is a rare event that
-hits a policy's good steps as often as its bad ones. With `--danger` the policy learns from the chances themselves.
+A dream knows more than it shows: how likely each step was to end it or to cost health. What is drawn from that is rare,
+and says little about a single step. With `--danger` the policy learns from the chances themselves.
 
 A run that was interrupted goes on with its weights, its optimizer and its schedule (train/ppo.py).
 """
@@ -124,6 +124,10 @@ class Shaped(VecEnvWrapper):
             raise UserError(f"this world has no {missing[0]} to shape the reward by; set --shaping to what it has")
         return np.array([sum(weight * info[kind + name] for name, weight in self.args.shaping) for info in infos])
 
+    def _now(self, done: np.ndarray, infos: Sequence[dict[str, Any]]) -> np.ndarray:
+        """Potentials where the environments stand after a step: those that are done, at their next beginning."""
+        return self._potential([self.unwrapped.reset_infos[i] if d else infos[i] for i, d in enumerate(done)])
+
     def reset(self) -> Any:
         frames = self.venv.reset()
         self.potential = self._potential(self.unwrapped.reset_infos)
@@ -134,7 +138,7 @@ class Shaped(VecEnvWrapper):
         after = self._potential(infos)
         after[[d and not info["TimeLimit.truncated"] for d, info in zip(done, infos, strict=True)]] = 0.0
         shaped = self.args.reward_scale * rewards + self.args.gamma * after - self.potential
-        self.potential = np.where(done, self._potential(self.unwrapped.reset_infos), after)
+        self.potential = self._now(done, infos)
         return frames, shaped, done, infos
 
 
@@ -145,7 +149,7 @@ class Foretold(Shaped):
         frames, rewards, done, infos = self.venv.step_wait()
         gain = self._potential(infos, "expected_") - self.potential
         danger = self.args.danger * np.array([info["end"] for info in infos])
-        self.potential = self._potential([self.unwrapped.reset_infos[i] if d else infos[i] for i, d in enumerate(done)])
+        self.potential = self._now(done, infos)
         return frames, self.args.reward_scale * rewards + gain - danger, done, infos
 
 

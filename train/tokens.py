@@ -147,11 +147,13 @@ def contexts(tokens: Store, args: Args) -> Context:
         raise UserError(f"no valid episode of {tokens.path} has more than {longest} latent frames; lower --context")
     valid, names = Clips(tokens, "valid", args.context), ("codes", "condition", "variables")
     starts = [{n: e[n][: args.context] for n in names} for e in episodes if len(e["codes"]) >= args.context]
-    before = [{n: e[n][t - args.context : t] for n in names} for e, t in before_ends(episodes, args.context)]
+    near = round(args.before_ends * args.contexts)
+    places = before_ends(episodes, args.context) if near else []
+    before = [{n: e[n][t - args.context : t] for n in names} for e, t in places]
     clips = valid.fixed(min(2 * args.contexts, len(valid)))
     anywhere = [{n: clips[n][k] for n in names} for k in range(len(clips["codes"]))]
     distinct = lambda rows: list({row["codes"].tobytes(): row for row in rows}.values())  # noqa: E731
-    before = distinct(before)[: round(args.before_ends * args.contexts)]
+    before = distinct(before)[:near]
     chosen = distinct(distinct(starts)[: (args.contexts - len(before)) // 2] + before + anywhere)[: args.contexts]
     rows = {n: np.stack([row[n] for row in chosen]) for n in names}
     rows["codes"] = rows["codes"].astype(np.int32)

@@ -118,8 +118,9 @@ class Dream:
         self.world, self.sampling = world, sampling or Sampling()
         self.captures = self.device.type == "cuda" and not prior.config.local
         self.captured: dict[tuple[int, Sampling], Captured] = {}
-        self.stride, self.ends = vqvae.config.stride[0], True
-        """Frames of a step, and whether ends are drawn: without, a lane goes on, and `Step.end` says how likely."""
+        self.stride = vqvae.config.stride[0]
+        self.ends = True
+        """Are ends drawn? Without, a lane goes on, and `Step.end` says how likely one was. Set before any step."""
 
     @staticmethod
     def load(

@@ -155,13 +155,15 @@ class OutcomeModel(nn.Module):
         """Game variables (b, v) after those before, from logits (b, v, k) and uniform noise (b, v)."""
         below = changes.softmax(-1).cumsum(-1) < noise[..., None]
         chosen = below.sum(-1).clamp(max=self.changes.shape[-1] - 1)
-        after = before + self.changes.expand(len(before), -1, -1).gather(-1, chosen[..., None])[..., 0]
-        return after.clamp(self.variable_low, self.variable_high)
+        return self._after(before).gather(-1, chosen[..., None])[..., 0]
 
     def expect(self, changes: Tensor, before: Tensor) -> Tensor:
         """The game variables (b, v) to expect after those before, from logits (b, v, k): the mean of `draw`."""
-        after = (before[..., None] + self.changes).clamp(self.variable_low[:, None], self.variable_high[:, None])
-        return (changes.softmax(-1) * after).sum(-1)
+        return (changes.softmax(-1) * self._after(before)).sum(-1)
+
+    def _after(self, before: Tensor) -> Tensor:
+        """(b, v, k) what the game variables (b, v) can come to, kept within what was recorded."""
+        return (before[..., None] + self.changes).clamp(self.variable_low[:, None], self.variable_high[:, None])
 
     def loss(
         self, codes: Tensor, condition: Tensor, reward: Tensor, ended: Tensor, variables: Tensor, known: Tensor
