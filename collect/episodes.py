@@ -22,7 +22,7 @@ import gymnasium as gym
 import numpy as np
 
 from envs.policies import MEMORY, Player
-from worldmodel.errors import UserError
+from worldmodel.errors import UserError, shares
 from worldmodel.world import ActionSpec, World, random_actions
 from worldmodel.writer import Episode
 
@@ -43,8 +43,7 @@ class Exploration:
     """Share of the episodes that are random throughout."""
 
     def __post_init__(self) -> None:
-        if not (0 <= self.epsilon <= 1 and 0 <= self.random_share <= 1):
-            raise UserError(f"epsilon {self.epsilon} and random_share {self.random_share} must lie between 0 and 1")
+        shares(self, "epsilon", "random_share")
         if not self.hold or min(self.hold) < 1:
             raise UserError(f"hold must be at least 1 step, not {self.hold or 'none'}")
 

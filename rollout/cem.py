@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from worldmodel.errors import UserError, at_least
+from worldmodel.errors import UserError, at_least, shares
 from worldmodel.world import ActionSpec
 
 Worth = Callable[[np.ndarray], np.ndarray]
@@ -39,8 +39,7 @@ class Cem:
         if min(self.elite, self.rounds, self.horizon, self.hold) < 1 or self.elite > self.candidates:
             raise UserError("elite, rounds, horizon and hold must be at least 1, and elite at most candidates")
         at_least(self, 0, "numbers")
-        if not 0 <= self.momentum <= 1:
-            raise UserError(f"momentum must lie between 0 and 1, not at {self.momentum}")
+        shares(self, "momentum")
 
 
 class Odds:

@@ -40,7 +40,7 @@ from configs import command
 from worldmodel.checkpoint import codes_of
 from worldmodel.clips import Clips
 from worldmodel.dream import Context
-from worldmodel.errors import UserError, at_least
+from worldmodel.errors import UserError, at_least, shares
 from worldmodel.layers import Memory
 from worldmodel.models import load_vqvae
 from worldmodel.store import Store
@@ -74,8 +74,7 @@ class Args:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "every", "contexts", "context")
-        if not 0 <= self.before_ends <= 1:
-            raise UserError(f"before_ends is a share, from 0 to 1, not {self.before_ends}")
+        shares(self, "before_ends")
 
 
 def starts(model: VQVAE, rows: int, every: int) -> list[int]:

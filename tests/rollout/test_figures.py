@@ -122,6 +122,8 @@ def test_planning_finds_the_actions_that_end_where_it_pays(toy_run: Path) -> Non
     assert fork.variables[0, 0] > 1.5, "columns 2 and 3 are worth most"
     with pytest.raises(UserError, match="elite at most candidates"):
         Cem(elite=9, candidates=3)
+    with pytest.raises(UserError, match=r"momentum is a share, from 0 to 1, not 1\.5"):
+        Cem(momentum=1.5)
 
 
 def _renamed(dream: DreamEnv):  # type: ignore[no-untyped-def]
