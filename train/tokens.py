@@ -63,7 +63,9 @@ class Args:
     every: int = 4
     """paper mode: frames from the start of one clip to the start of the next."""
     contexts: int = 64
-    """stream mode: starting contexts to keep for the dream, from the validation split: half are starts of episodes."""
+    """stream mode: starting contexts to keep for the dream, half of them starts of episodes."""
+    split: str = "valid"
+    """Where they come from. A policy that is to learn from thousands should have those of "train", of many episodes."""
     before_ends: float = 0.0
     """Share of them that end at most 14 latent frames before an episode does instead: there is something to learn."""
     context: int = 8
@@ -140,16 +142,17 @@ def before_ends(episodes: list[dict[str, np.ndarray]], context: int) -> list[tup
 
 
 def contexts(tokens: Store, args: Args) -> Context:
-    """Of the validation split starts of episodes, what comes before ends, then clips from anywhere, each once."""
-    episodes = [tokens.episode(i) for i in tokens.episodes("valid")]
+    """Of the split starts of episodes, what comes before ends, then clips from anywhere, each once."""
+    episodes = [tokens.episode(i) for i in tokens.episodes(args.split)]
     if (longest := max(len(e["codes"]) for e in episodes)) < args.context:
-        raise UserError(f"no valid episode of {tokens.path} has more than {longest} latent frames; lower --context")
-    valid, names = Clips(tokens, "valid", args.context), ("codes", "condition", "variables")
+        some = f"no {args.split} episode of {tokens.path}"
+        raise UserError(f"{some} has more than {longest} latent frames; lower --context")
+    split, names = Clips(tokens, args.split, args.context), ("codes", "condition", "variables")
     starts = [{n: e[n][: args.context] for n in names} for e in episodes if len(e["codes"]) >= args.context]
     near = round(args.before_ends * args.contexts)
     places = before_ends(episodes, args.context) if near else []
     before = [{n: e[n][t - args.context : t] for n in names} for e, t in places]
-    clips = valid.fixed(min(2 * args.contexts, len(valid)))
+    clips = split.fixed(min(2 * args.contexts, len(split)))
     anywhere = [{n: clips[n][k] for n in names} for k in range(len(clips["codes"]))]
     distinct = lambda rows: list({row["codes"].tobytes(): row for row in rows}.values())  # noqa: E731
     before = distinct(before)[:near]

@@ -141,6 +141,10 @@ def test_contexts_may_come_before_ends(toy_run: Path) -> None:
         chosen = tokens.contexts(store, tokens.Args(contexts=6, context=4, before_ends=share)).codes
         assert len(chosen) == 6
         assert sum(codes.numpy().astype(np.int32).tobytes() in known for codes in chosen) >= least
+    for split in ("train", "valid"):
+        chosen = tokens.contexts(store, tokens.Args(contexts=6, context=4, split=split)).codes
+        played = b"".join(store.episode(i)["codes"].astype(np.int32).tobytes() for i in store.episodes(split))
+        assert all(codes.numpy().astype(np.int32).tobytes() in played for codes in chosen)
     with pytest.raises(UserError, match=r"before_ends is a share, from 0 to 1, not 1\.5"):
         tokens.Args(before_ends=1.5)
 
