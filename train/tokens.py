@@ -142,7 +142,7 @@ def before_ends(episodes: list[dict[str, np.ndarray]], context: int) -> list[tup
 
 
 def contexts(tokens: Store, args: Args) -> Context:
-    """Of the split starts of episodes, what comes before ends, then clips from anywhere, each once."""
+    """Starts of episodes, what comes before ends, then clips from anywhere, all of one split, each once."""
     episodes = [tokens.episode(i) for i in tokens.episodes(args.split)]
     if (longest := max(len(e["codes"]) for e in episodes)) < args.context:
         some = f"no {args.split} episode of {tokens.path}"
