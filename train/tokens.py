@@ -147,12 +147,12 @@ def contexts(tokens: Store, args: Args) -> Context:
     if (longest := max(len(e["codes"]) for e in episodes)) < args.context:
         some = f"no {args.split} episode of {tokens.path}"
         raise UserError(f"{some} has more than {longest} latent frames; lower --context")
-    split, names = Clips(tokens, args.split, args.context), ("codes", "condition", "variables")
+    every, names = Clips(tokens, args.split, args.context), ("codes", "condition", "variables")
     starts = [{n: e[n][: args.context] for n in names} for e in episodes if len(e["codes"]) >= args.context]
     near = round(args.before_ends * args.contexts)
     places = before_ends(episodes, args.context) if near else []
     before = [{n: e[n][t - args.context : t] for n in names} for e, t in places]
-    clips = split.fixed(min(2 * args.contexts, len(split)))
+    clips = every.fixed(min(2 * args.contexts, len(every)))
     anywhere = [{n: clips[n][k] for n in names} for k in range(len(clips["codes"]))]
     distinct = lambda rows: list({row["codes"].tobytes(): row for row in rows}.values())  # noqa: E731
     before = distinct(before)[:near]

@@ -16,7 +16,7 @@ Two options of ours, for speed and for endless dreams:
   transformer's work, in training and in dreams, and the factorisation is as exact as before.
 * `noise`: in training some of the codes that the model is given, never those it must predict, are replaced by random
   ones, so that it learns to go on from the slips of its own dreams. Little is enough: with up to a fifth of them random
-  a dream of Take Cover took its fireballs for slips and mended them away (configs/take_cover.yaml has the figures).
+  a dream of Take Cover took its fireballs for slips and mended them away.
 
 Dimensions: b batch, t latent frames, h w g rows, columns and codebooks, n positions of a frame with m codes each, k
 code values, c condition. Codes are (b, t, h, w, g), or (b, t, n, m) by position; positions count in raster order.
