@@ -28,6 +28,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -64,7 +65,7 @@ class Args:
     """paper mode: frames from the start of one clip to the start of the next."""
     contexts: int = 64
     """stream mode: starting contexts to keep for the dream, half of them starts of episodes."""
-    split: str = "valid"
+    split: Literal["train", "valid", "test"] = "valid"
     """Where they come from. A policy that is to learn from thousands should have those of "train", of many episodes."""
     before_ends: float = 0.0
     """Share of them that end at most 14 latent frames before an episode does instead: there is something to learn."""

@@ -23,14 +23,21 @@ def shipped(world: str) -> Path:
     """The run folder of the model that ships for a world, or a `UserError` that lists them."""
     if (PRETRAINED / world / "prior").is_dir():
         return PRETRAINED / world
-    known = ", ".join(sorted(p.parent.name for p in PRETRAINED.glob("*/prior")))
-    raise UserError(f"no model ships for the world {world!r} (but for: {known or 'none'}); give model=, a run folder")
+    raise UserError(f"no model ships for the world {world!r} (but for: {known('')}); give model=, a run folder")
 
 
 def folder_of(name: str, kind: str = "") -> Path:
     """A folder as it is, or what ships under that bare name: a world, or with `kind="_policy"` a policy."""
-    ships = PRETRAINED / f"{name}{kind}"
-    return ships if name and Path(name).name == name and ships.is_dir() else Path(name)
+    ships, bare = PRETRAINED / f"{name}{kind}", name and Path(name).name == name
+    if bare and not ships.is_dir() and not Path(name).exists():
+        raise UserError(f"there is no folder {name}, and nothing ships under that name; what does: {known(kind)}")
+    return ships if bare and ships.is_dir() else Path(name)
+
+
+def known(kind: str) -> str:
+    """The names of what ships: worlds, or policies."""
+    folders = PRETRAINED.glob(f"*{kind}") if kind else (prior.parent for prior in PRETRAINED.glob("*/prior"))
+    return ", ".join(sorted(folder.name.removesuffix(kind) for folder in folders)) or "none"
 
 
 def load_vqvae(folder: Path) -> VQVAE:
