@@ -83,7 +83,9 @@ class Pool:
                     continue
                 deaths[number] += 1
                 if deaths[number] == ATTEMPTS:
-                    raise UserError(f"task {task} ended {ATTEMPTS} processes ({result}); try another seed")
+                    raise UserError(
+                        f"task {task} ended {ATTEMPTS} processes ({result}); cure that, or try another seed"
+                    )
                 self._say(f"a process died in task {task} ({result}); another one does it again")
                 _end(self._processes.pop(connection))
                 self._ready(self._start())
@@ -118,7 +120,9 @@ class Pool:
 
 
 def _send(connection: Connection, message: Any) -> None:
-    with suppress(OSError):  # it died while idle: what is received from it will say so
+    with suppress(
+        OSError
+    ):  # a process died while idle, and what is received from it will say so; or the parent is gone
         connection.send(message)
 
 
@@ -153,6 +157,6 @@ def _work(connection: Connection, make: Make) -> None:
     except (EOFError, BrokenPipeError, ConnectionResetError):  # the parent has no more to do, or is gone
         pass
     except UserError as error:
-        connection.send(("user", str(error)))
+        _send(connection, ("user", str(error)))
     except Exception as error:
-        connection.send(("died", f"{type(error).__name__}: {error}"))
+        _send(connection, ("died", f"{type(error).__name__}: {error}"))

@@ -18,11 +18,15 @@ from worldmodel.layout import line
 
 BACKENDS = ("egl", "osmesa")
 CURE = "on Debian, apt-get install libegl1 or libosmesa6, and leave MUJOCO_GL unset or name one that is there"
+unusable = ""
 try:
     import mujoco
 except Exception as error:  # it loads what MUJOCO_GL names, and has an error of its own for each way to fail
-    asked = os.environ.get("MUJOCO_GL")
-    raise UserError(f"MuJoCo does not start with MUJOCO_GL={asked} ({line(error)}); {CURE}") from None
+    asked = os.environ.pop("MUJOCO_GL", "")
+    unusable = f"MuJoCo does not start with MUJOCO_GL={asked} ({line(error)}); {CURE}"
+    import mujoco  # physics needs no picture, so whoever draws nothing is not stopped
+
+    os.environ["MUJOCO_GL"] = asked
 
 
 def context(size: int) -> Any:
@@ -30,6 +34,8 @@ def context(size: int) -> Any:
 
     Each is tried twice: a window that somebody closed in this process may have closed the display that was open.
     """
+    if unusable:
+        raise UserError(unusable)
     asked = os.environ.get("MUJOCO_GL", "").lower()
     if asked not in ("", *BACKENDS):
         raise UserError(f"MUJOCO_GL is {asked}, which draws in a window; {CURE}")

@@ -30,6 +30,8 @@ FAR, NEAR = 0.25, 0.08
 """Metres: a goal is at least so far from its object when it is drawn, and is reached when it is so near."""
 BEHIND = 0.03
 """Metres between an object's rim and the spot from which the hand pushes it."""
+DRAWN = 8
+"""Tasks of which the policy at work takes the nearest."""
 SEEN, DONE = 12, 3
 """Numbers that the policy sees and gives."""
 KIND = "ppo_pusher"
@@ -77,8 +79,13 @@ class Task:
         """Where to push from, (2,)."""
         return self.place - self.ahead * (self.robot.radii[self.object] + BEHIND)
 
+    @property
+    def away(self) -> float:
+        """Metres from the hand to where to push from."""
+        return float(np.linalg.norm(self.robot.hand[:2] - self.spot))
+
     def potential(self) -> float:
-        return -10 * self.left - 3 * float(np.linalg.norm(self.robot.hand[:2] - self.spot))
+        return -10 * self.left - 3 * self.away
 
     def seen(self) -> np.ndarray:
         """(SEEN,) numbers of about unit size."""
@@ -138,9 +145,10 @@ def load_pusher(name: str) -> ActorCriticPolicy:
 
 
 class Pusher:
-    """The policy at work: in each robot's bin it gives itself an object and a goal, and another when that is done.
+    """The policy at work: in each robot's bin it gives itself an object and a goal, and others when that is done.
 
-    Noise of `noise` times an action's bounds is laid over the ways ahead and to the left.
+    Of several that it draws it takes the one that the hand is nearest to, since it is there to move things. Noise of
+    `noise` times an action's bounds is laid over the ways ahead and to the left.
     """
 
     def __init__(self, policy: ActorCriticPolicy, noise: float = 0.0) -> None:
@@ -149,9 +157,7 @@ class Pusher:
 
     def act(self, robot: Robot, rng: np.random.Generator) -> np.ndarray:
         """BAIR's action (4,)."""
-        if self.task is None or self.task.robot is not robot:
-            self.task = Task(robot, rng)
-        elif self.task.left < NEAR:
-            self.task.draw()
+        if self.task is None or self.task.robot is not robot or self.task.left < NEAR:
+            self.task = min((Task(robot, rng) for _ in range(DRAWN)), key=lambda task: task.away)
         done, _ = self.policy.predict(self.task.seen(), deterministic=True)
         return self.task.action(done + self.noise * rng.normal(size=DONE) * (1, 1, 0))

@@ -78,10 +78,22 @@ class Pushing(gym.Env[np.ndarray, Any]):
 
     def pixels(self, points: np.ndarray) -> np.ndarray:
         """(n, 2) row and column, in pixels of a frame, of points (n, 3) in metres."""
-        camera = self.robot.model.camera("aux1").id
-        rays = (points - self.robot.data.cam_xpos[camera]) @ self.robot.data.cam_xmat[camera].reshape(3, 3)
-        focal = self.size / 2 / np.tan(np.radians(self.robot.model.cam_fovy[camera]) / 2)
+        place, turn, focal = self._optics()
+        rays = (points - place) @ turn
         return self.size / 2 + focal * rays[:, [1, 0]] / rays[:, 2:] * (1, -1)
+
+    def point(self, pixel: np.ndarray, height: float) -> np.ndarray:
+        """(2,) x and y in metres of what is at that height, and seen at a pixel (row, column): the reverse."""
+        place, turn, focal = self._optics()
+        row, column = (np.asarray(pixel) - self.size / 2) / focal
+        ray = turn @ (-column, row, 1.0)
+        return (place + ray * (height - place[2]) / ray[2])[:2]
+
+    def _optics(self) -> tuple[np.ndarray, np.ndarray, float]:
+        """Where the camera is (3,), how it is turned (3, 3), and its focal length in pixels of a frame."""
+        camera, data = self.robot.model.camera("aux1").id, self.robot.data
+        focal = self.size / 2 / np.tan(np.radians(self.robot.model.cam_fovy[camera]) / 2)
+        return data.cam_xpos[camera], data.cam_xmat[camera].reshape(3, 3), focal
 
     def _out(self) -> tuple[np.ndarray, dict[str, Any]]:
         assert self.camera is not None

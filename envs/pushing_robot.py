@@ -21,7 +21,7 @@ SHIFT = float(np.float32(0.1))
 ACTION = ActionSpec(kind="Box", low=(-SHIFT, -SHIFT, 0.0, 0.0), high=(SHIFT, SHIFT, 4.0, 4.0))
 STEP = 0.2
 """Seconds that an action lasts; at its bounds the hand moves half a metre a second."""
-SETTLE = 30
+SETTLE = 60
 """Steps of the physics before an episode, for objects to come to rest."""
 
 

@@ -36,12 +36,13 @@ class SB3VecEnv(VecEnv):
 
     def reset(self) -> np.ndarray:
         seeds = None if all(s is None for s in self._seeds) else list(self._seeds)
-        if any(options != self._options[0] for options in self._options):
-            raise UserError("the lanes of a vector environment are reset together; give all of them the same options")
-        frames, infos = self.env.reset(seed=seeds, options=self._options[0] or None)  # type: ignore[arg-type]
-        self.reset_infos = split(infos, self.num_envs)
+        first, *others = self._options
         self._reset_seeds()
         self._reset_options()
+        if any(options != first for options in others):
+            raise UserError("the lanes of a vector environment are reset together; give all of them the same options")
+        frames, infos = self.env.reset(seed=seeds, options=first or None)  # type: ignore[arg-type]
+        self.reset_infos = split(infos, self.num_envs)
         return frames
 
     def step_async(self, actions: np.ndarray) -> None:
@@ -57,6 +58,10 @@ class SB3VecEnv(VecEnv):
         for i, info in enumerate(told):
             info["TimeLimit.truncated"] = bool(truncated[i] and not terminated[i])
         return frames, rewards.astype(np.float32), done, told
+
+    def get_images(self) -> Sequence[np.ndarray | None]:
+        """The lanes' frames, as `render` and `VecVideoRecorder` tile them."""
+        return list(self.env.render() or [None] * self.num_envs)  # type: ignore[arg-type]
 
     def close(self) -> None:
         self.env.close()

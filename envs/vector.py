@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from worldmodel.checkpoint import difference, digest
 from worldmodel.dream import Context, Dream
 from worldmodel.errors import UserError
 from worldmodel.lanes import Lanes
-from worldmodel.models import shipped
+from worldmodel.models import folder_of, shipped
 from worldmodel.rates import Precision
 from worldmodel.sampling import Sampling
 
@@ -67,19 +69,21 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         precision: Precision = "float32",
         device: str = "cpu",
     ) -> None:
-        if num_envs < 1:
-            raise UserError(f"num_envs must be at least 1, not {num_envs}")
+        if not isinstance(num_envs, int) or num_envs < 1:
+            raise UserError(f"num_envs must be a whole number of at least 1, not {num_envs}")
         horizon = max_episode_steps if horizon is None else horizon
-        if horizon is not None and horizon < 0:
+        if horizon is not None and (not isinstance(horizon, int) or horizon < 0):
             raise UserError(f"horizon is a number of steps, or 0 for dreams without end, not {horizon}")
         modes = [mode.value for mode in AutoresetMode]
         if getattr(autoreset_mode, "value", autoreset_mode) not in modes:
             raise UserError(f"autoreset_mode is {', '.join(modes)}, not {autoreset_mode!r}")
         if render_mode not in (None, "rgb_array"):
             raise UserError(f"many dreams are rendered as rgb_array, not {render_mode!r}; human is for a single one")
-        folder = Path(model) if str(model) else shipped(world)
+        folder = folder_of(str(model)) if str(model) else shipped(world)
         self.dream = Dream.load(folder, Sampling(temperature=temperature, top_k=top_k, top_p=top_p), device, precision)
         self.dream.ends = ends
+        self.made_of = {part: digest(folder / part) for part in ("vqvae", "prior", "outcome")}
+        self.made_of |= {"precision": str(self.dream.prior.start.dtype), "device": self.dream.device.type}
         self.contexts = Context.load(folder)
         self.world, self.mode = self.dream.world, AutoresetMode(autoreset_mode)
         self.limit = -(-self.world.max_episode_steps // self.dream.stride) if horizon is None else horizon
@@ -160,20 +164,31 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         """The lanes' frames (h, w, 3), with `render_mode="rgb_array"`."""
+        if self.lanes is None:
+            raise UserError("reset the dream before rendering it")
         return tuple(self.frames.copy()) if self.render_mode == "rgb_array" else None
 
     def snapshot(self) -> dict[str, Any]:
-        """Everything the dream knows now; `restore` takes any number of futures from it."""
+        """Everything the dream knows now; `restore` takes any number of futures from it, and so does that of any other
+        environment of the same models, precision and kind of device. It may be pickled."""
         if self.lanes is None:
             raise UserError("reset the dream before taking a snapshot of it")
-        return copy.deepcopy({name: getattr(self, name) for name in STATE}) | {"lanes": self.lanes.clone()}
+        names, lanes = {layer: name for name, layer in self.dream.layers.items()}, self.lanes.clone()
+        memory = {names[layer]: past for layer, past in lanes.memory.items()}
+        state = copy.deepcopy({name: getattr(self, name) for name in STATE})
+        return state | {"made_of": self.made_of, "lanes": replace(lanes, memory={}), "memory": memory}
 
     def restore(self, snapshot: dict[str, Any]) -> None:
         """Go back to a snapshot: the same actions from here give the same dream."""
+        if not isinstance(snapshot, dict) or not {*STATE, "made_of", "lanes", "memory"} <= snapshot.keys():
+            raise UserError("this is no snapshot; give what snapshot() returned")
+        if differs := difference(snapshot["made_of"], self.made_of):
+            raise UserError(f"this snapshot is of another dream: it has {differs}; open the one that it was taken of")
         if len(snapshot["frames"]) != self.num_envs:
             raise UserError(f"this snapshot is of {len(snapshot['frames'])} lanes, not of {self.num_envs}")
-        state = {name: snapshot[name] for name in STATE}
-        vars(self).update(copy.deepcopy(state) | {"lanes": snapshot["lanes"].clone()})
+        memory = {self.dream.layers[name]: past for name, past in snapshot["memory"].items()}
+        state = copy.deepcopy({name: snapshot[name] for name in STATE})
+        vars(self).update(state | {"lanes": replace(snapshot["lanes"], memory=memory).clone()})
 
     def fork(self, n: int, seed: int | None = None) -> DreamVectorEnv:
         """n copies of each lane, side by side, as an environment of its own without autoreset.
@@ -185,13 +200,15 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             raise UserError(f"a lane can be forked into 1 copy or more, not {n}")
         index = np.repeat(np.arange(self.num_envs), n)
         other = copy.copy(self)
-        state = self.snapshot()
+        if self.lanes is None:
+            raise UserError("reset the dream before forking it")
+        state = copy.deepcopy({name: getattr(self, name) for name in STATE})
         other.mode = AutoresetMode.DISABLED
         other.metadata = self.metadata | {"autoreset_mode": other.mode}
         other._size(len(index))
         vars(other).update({name: state[name][index] for name in STATE if name != "rngs"})
         other.rngs = [copy.deepcopy(state["rngs"][i]) for i in index]
-        other.lanes = state["lanes"].take(torch.from_numpy(index))
+        other.lanes = self.lanes.take(torch.from_numpy(index))
         if seed is not None:
             seeds = np.random.SeedSequence(seed).generate_state(len(index), np.uint64).tolist()
             other.lanes.seed(seeds)

@@ -79,10 +79,15 @@ class Normal:
         return self.mean
 
 
-def cem(spec: ActionSpec, how: Cem, worth: Worth, rng: np.random.Generator) -> np.ndarray:
-    """The likeliest actions (horizon, *shape) after all rounds; `UserError` for a space that is not planned in."""
+def check(spec: ActionSpec) -> None:
+    """`UserError` for a space that is not planned in."""
     if spec.kind == "MultiDiscrete":
         raise UserError(f"plans are of one choice or of numbers a step, not of {spec}")
+
+
+def cem(spec: ActionSpec, how: Cem, worth: Worth, rng: np.random.Generator) -> np.ndarray:
+    """The likeliest actions (horizon, *shape) after all rounds; `UserError` for a space that is not planned in."""
+    check(spec)
     slots = -(-how.horizon // how.hold)
     distribution = Normal(spec, slots, how.numbers) if spec.kind == "Box" else Odds(spec, slots)
     for _ in range(how.rounds):

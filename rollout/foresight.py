@@ -1,10 +1,11 @@
 """Visual foresight (Ebert et al., 2018): push an object to a goal, both given as pixels, by planning in the dream.
 
-A person would click on the object and on where it should go; here both come from the simulator. In every imagined
-future the object is followed by its colour (mean shift: the centre of what has its hue around where it was), and a
-future is worth minus the object's mean distance from the goal in pixels. Since most futures never touch the object,
-the distance from the hand to the spot behind it counts too, less. Real frames are followed in the same way
-between two plans: from the first click on, nothing but frames and the hand's own position reaches the planner.
+A person would click on the object and on where it should go; here both are given by `Wish`, a number and a pixel, or
+drawn by the simulator. In every imagined future the object is followed by its colour (mean shift: the centre of what
+has its hue around where it was), and a future is worth minus the object's mean distance from the goal in pixels. Since
+most futures never touch the object, the distance from the hand to the spot behind it counts too, less. Real frames are
+followed in the same way between two plans: from the first click on, nothing but frames and the hand's own position
+reaches the planner.
 
 It is the hue that is followed, since shade, and how a dream blurs an object into the grey bin, change only how much of
 it there is. Within 29 steps of the pusher's play an object is lost (more than 4 pixels off) in 10% of episodes; by the
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,7 @@ from envs.pushing_scene import HIGH, LOW
 from envs.vector import DreamVectorEnv
 from rollout.planner import Planner, Value
 from worldmodel.dream import Dream
+from worldmodel.errors import UserError
 from worldmodel.metrics.interval import bootstrap
 from worldmodel.vqvae import to_uint8
 
@@ -46,6 +49,8 @@ LEAST = 1.0
 """Pixels' worth of the object's hue below which it is hidden, and stays where it was."""
 BEHIND, APPROACH = 5.0, 0.3
 """Pixels from the object to where the hand pushes from, and the weight of the hand's distance from there."""
+HEIGHT = 0.03
+"""Metres: how high over the workspace's zero the goal is thought to be."""
 TIPS = np.array([0, 0, LOW[2] - 0.03])
 """From the hand down to between the tips of its fingers, in metres."""
 Act = Callable[[Pushing, np.ndarray, np.random.Generator], np.ndarray]
@@ -80,6 +85,38 @@ def colour(frame: np.ndarray, place: np.ndarray) -> np.ndarray:
     return np.median(frame[row - 1 : row + 2, column - 1 : column + 2].reshape(-1, 3), axis=0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What is pushed, and where to, where it is not drawn at random."""
+
+    object: int | None = None
+    """Number of the object, from 0 on: MuJoCo's body `object0` and so on."""
+    goal: tuple[int, int] | None = None
+    """Row and column of the pixel."""
+
+    def tell(self, env: Pushing, task: Task) -> None:
+        """Make it the task; a `UserError` where there is no such object, or the hand cannot come there."""
+        count = len(env.robot.bodies)
+        if self.object is not None:
+            if not 0 <= self.object < count:
+                raise UserError(f"this bin has objects 0 to {count - 1}, not {self.object}; there are always 0 to 7")
+            task.object = self.object
+        if self.goal is not None:
+            goal = env.point(np.add(self.goal, 0.5), HEIGHT)
+            if not (np.greater_equal(goal, LOW[:2]) & np.less_equal(goal, HIGH[:2])).all():
+                (top, left), (bottom, right) = corners(env)
+                reach = f"rows {top} to {bottom} and columns {left} to {right}"
+                raise UserError(f"the hand does not come to pixel {self.goal}; its workspace is within {reach}")
+            task.goal = goal
+
+
+def corners(env: Pushing) -> np.ndarray:
+    """(2, 2) the least and the greatest row and column of the hand's workspace."""
+    ends = [(x, y, HEIGHT) for x in (LOW[0], HIGH[0]) for y in (LOW[1], HIGH[1])]
+    pixels = env.pixels(np.array(ends)).astype(int)
+    return np.stack([pixels.min(0), pixels.max(0)])
+
+
 class Foresight:
     """The object and the goal of an episode, as pixels, and what a future is worth for them.
 
@@ -88,7 +125,7 @@ class Foresight:
 
     def __init__(self, env: Pushing, frame: np.ndarray, task: Task) -> None:
         self.env = env
-        spots = env.robot.objects[task.object], np.append(task.goal, 0.03)
+        spots = env.robot.objects[task.object], np.append(task.goal, HEIGHT)
         self.place, self.goal = (env.pixels(spot[None])[0] for spot in spots)
         self.colour = colour(frame, self.place)
 
@@ -136,11 +173,14 @@ def lost(dream: Dream, films: list[Film]) -> dict[str, np.ndarray]:
     return {name: np.array(pixels) for name, pixels in off.items()}
 
 
-def play(env: Pushing, seed: int, i: int, begin: Callable[[Pushing, np.ndarray, Task], Act]) -> tuple[float, float]:
+def play(
+    env: Pushing, seed: int, i: int, begin: Callable[[Pushing, np.ndarray, Task], Act], wish: Wish
+) -> tuple[float, float]:
     """Metres from the object to its goal in episode i, at the beginning and at the end."""
     scene, task_rng, action_rng = (int(s) for s in np.random.SeedSequence([seed, i]).generate_state(3))
     frame, _ = env.reset(seed=scene)
     task, rng, over = Task(env.robot, np.random.default_rng(task_rng)), np.random.default_rng(action_rng), False
+    wish.tell(env, task)
     act, first = begin(env, frame, task), task.left
     while not over:
         frame, _, _, over, _ = env.step(act(env, frame, rng))
@@ -148,7 +188,7 @@ def play(env: Pushing, seed: int, i: int, begin: Callable[[Pushing, np.ndarray, 
 
 
 def score(
-    dream: DreamEnv, planner_of: Callable[[Value], Planner], pusher: str, episodes: int, seed: int
+    dream: DreamEnv, planner_of: Callable[[Value], Planner], pusher: str, episodes: int, seed: int, wish: Wish
 ) -> tuple[str, dict[str, Any]]:
     """A table, and the distances of every episode."""
     policy = load_pusher(pusher)
@@ -181,7 +221,7 @@ def score(
     with contextlib.closing(Pushing(**dream.world.env_kwargs)) as env:
         for name, begin in {"random": at_random, "pusher": pushing, "planned": planning}.items():
             bar = tqdm(range(episodes), unit=" episodes", desc=name)
-            played[name] = np.array([play(env, seed, i, begin) for i in bar])
+            played[name] = np.array([play(env, seed, i, begin, wish) for i in bar])
     lines = [f"{'metres to the goal':20}{'at first':>24}{'at the end':>24}{'nearer by':>24}{'reached':>10}"]
     for name, ways in played.items():
         first, last = ways.T

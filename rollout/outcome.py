@@ -10,8 +10,9 @@ whose particles draw the variables as dreams do, and live on in proportion to th
   but the first frame's, and every frame up to the step's own, which may give the end away: where an engine has no
   picture of it, as ViZDoom, the one before stands still. AUROC says whether ends are told from other steps, the
   expected calibration error (15 bins) whether they come as often as said; both rates have their interval.
-* Return: the reward of the next `steps` steps. "Seen" sums the rewards predicted from the true codes; "dreamed" is
-  what a dream under the true actions gives, the mean of `dreams` of them. Both as Pearson's r with the truth.
+* Return: the reward of the next `steps` steps. "Seen" sums the rewards predicted from the true codes, which stop where
+  the episode did: so it says how well rewards are read, and nothing of when they end. "Dreamed" is what a dream under
+  the true actions gives, the mean of `dreams` of them. Both as Pearson's r with the truth.
 * Variables: the mean absolute error, beside what is known of them without looking: their mean at that time of an
   episode over the training split.
 """
@@ -37,6 +38,7 @@ from worldmodel.checkpoint import check_made_with, digest, write_json
 from worldmodel.dream import Context, Dream
 from worldmodel.errors import UserError
 from worldmodel.lanes import Step
+from worldmodel.layers import Memory
 from worldmodel.metrics.calibration import auroc, expected_calibration_error
 from worldmodel.metrics.interval import Mean, bootstrap, ratio
 from worldmodel.outcome import OutcomeModel
@@ -77,11 +79,11 @@ class Args:
 def read(model: OutcomeModel, episode: Episode, n: int, seed: int) -> Episode:
     """What the model makes of an episode: probability of an end, reward and variables at each latent frame."""
     codes, condition = torch.from_numpy(episode["codes"].astype(np.int64)), torch.from_numpy(episode["condition"])
-    generator, state = torch.Generator().manual_seed(seed), None
+    generator, state, memory = torch.Generator().manual_seed(seed), None, Memory()  # all particles see the same codes
     variables, rows = torch.from_numpy(episode["variables"])[:1].repeat(n, 1), []
     for t in range(len(codes)):
         seen, done = codes[t].expand(n, 1, *codes[t].shape), condition[t].expand(n, 1, -1)
-        out, state = model(seen, done, variables[:, None], state)
+        out, state = model(seen, done, variables[:, None], state, memory)
         end = out.end[:, 0].sigmoid()
         reward = (1 - end) * out.reward[:, 0, 0] + end * out.reward[:, 0, 1]
         if t:

@@ -2,6 +2,7 @@
 
     python rollout/plan.py --preset health_gathering_supreme
     python rollout/plan.py --world pushing    # rollout/foresight.py: push an object to a goal that is given by pixels
+    python rollout/plan.py --world pushing --object 3 --goal 40 20    # this one, to that row and column
 
 Every `every` steps the last real frames become a dream, forked into futures that follow the candidates of
 `rollout/cem.py`, and the first actions of the plan are played. What a future of Doom is worth is in
@@ -27,7 +28,7 @@ from envs.dream import DreamEnv
 from envs.policies import load_player, shipped_policies
 from envs.vizdoom import engine_of
 from rollout import foresight
-from rollout.cem import Cem
+from rollout.cem import Cem, check
 from rollout.planner import Planner
 from rollout.policy import play
 from rollout.survival import Beyond, survival
@@ -62,6 +63,10 @@ class Args:
     """Policy whose critic says what the end of a future is worth: a folder, or one that ships."""
     health: float = 1.0
     """Without a critic: worth of a point of HEALTH at the end of a future."""
+    object: int | None = None
+    """In the world of pushing: number of the object to push, from 0 on; by default drawn for each episode."""
+    goal: tuple[int, int] | None = None
+    """And row and column of the pixel to push it to."""
     cem: Cem = field(default_factory=Cem)
     seed: int = 0
     out: Path = Path("runs/plan.json")
@@ -73,13 +78,20 @@ class Args:
 
 
 def main(args: Args) -> None:
-    run = args.run or ("" if (PRETRAINED / args.world).exists() else f"runs/{args.world}")
+    own = Path("runs") / args.world
+    run = args.run or ("" if (PRETRAINED / args.world).exists() or not own.is_dir() else str(own))
     dream = DreamEnv(model=run, world=args.world, horizon=0, precision=args.precision, temperature=args.temperature)
     if dream.vector.dream.stride > 1:
         raise UserError("plans are of single steps; this dream has a time stride")
+    check(dream.world.action)
+    pushing, wish = dream.world.env_id == "BAIRPushing-v0", foresight.Wish(object=args.object, goal=args.goal)
+    if pushing and args.critic:
+        raise UserError("what a future of pushing is worth is seen in its frames; leave --critic out")
+    if not pushing and wish != foresight.Wish():
+        raise UserError(f"{dream.world.name} has nothing to push; leave --object and --goal to --world pushing")
     planner = partial(Planner, dream, every=args.every, context=args.context, cem=args.cem)
-    if dream.world.env_id == "BAIRPushing-v0":
-        told, scores = foresight.score(dream, planner, args.policy or "pushing", args.episodes, args.seed)
+    if pushing:
+        told, scores = foresight.score(dream, planner, args.policy or "pushing", args.episodes, args.seed, wish)
     else:
         beyond = Beyond.of(args.critic, dream.world) if args.critic else Beyond((("HEALTH", args.health),))
         told, scores = in_the_engine(args, dream, planner(partial(survival, beyond=beyond)))

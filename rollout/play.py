@@ -81,6 +81,10 @@ class Session:
             raise UserError(f"{world.name} does not say which environment it was recorded from; there is no engine")
         if self.dream.vector.dream.stride > 1:
             raise UserError("a dream with a time stride cannot be played beside its engine")
+        if world.action.kind != "Discrete":
+            raise UserError(
+                f"a key is one of several choices, and {world.name} takes {world.action}; play a Discrete one"
+            )
         self.engine = gym.make(world.env_id, **world.env_kwargs)
         self.reset(args.seed)
 
@@ -90,7 +94,9 @@ class Session:
         frames, actions, infos = [frame], [], [info]
         while len(frames) < self.args.context:
             actions.append(self.dream.action_space.sample() * 0)
-            frame, _, _, _, info = self.engine.step(actions[-1])
+            frame, _, over, cut, info = self.engine.step(actions[-1])
+            if over or cut:
+                raise UserError(f"the engine's episode ended within {len(frames) + 1} frames; lower --context")
             frames.append(frame)
             infos.append(info)
         variables = [[told[v] for v in self.dream.world.variables] for told in infos]
@@ -185,7 +191,7 @@ def handler(session: Session) -> type[BaseHTTPRequestHandler]:
                         self.answer(404)
                         return
                     body = session.state()
-            except (UserError, TypeError, ValueError, gym.error.Error) as error:
+            except (UserError, TypeError, ValueError, OverflowError, gym.error.Error) as error:
                 self.answer(400, "application/json", json.dumps({"error": str(error)}).encode())
                 return
             self.answer(200, "application/json", json.dumps(body).encode())

@@ -53,7 +53,7 @@ class Args:
     """The pusher that ships, or the folder of another."""
     noise: float = 0.2
     """Exploration noise of its second row, as in collect/pushing.py."""
-    episodes: int = 100
+    episodes: int = 300
     """Episodes of each."""
     seed: int = 0
     """Of the episodes and the actions."""

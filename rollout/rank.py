@@ -95,8 +95,8 @@ def correlation(dream: np.ndarray, engine: np.ndarray, seed: int) -> tuple[float
 
 
 def main(args: Args) -> None:
-    if len(args.policy) < 3 or args.episodes < 2:
-        raise UserError(f"{len(args.policy)} policies have no order; give at least 3, and 2 episodes or more")
+    if (several := len(set(args.policy))) < 3 or args.episodes < 2:
+        raise UserError(f"{several} policies have no order; give at least 3, and 2 episodes or more")
     how: dict[str, Any] = {"temperature": args.temperature, "precision": args.precision}
     dream = gym.make_vec("VideoGPTDream-v0", num_envs=args.episodes, model=args.run, world=args.world, **how)
     assert isinstance(dream, DreamVectorEnv)

@@ -36,7 +36,7 @@ class Args:
     """Folder for the policy and its TensorBoard log; an unfinished run in it goes on."""
     export: Path | None = None
     """Also write the policy here at the end, without what training needs to go on."""
-    steps: int = 200_000
+    steps: int = 1_200_000
     """Environment steps over which the learning rate falls to zero."""
     until: int = 0
     """Stop after so many of them; 0 for all."""

@@ -119,6 +119,9 @@ class Dream:
         self.captures = self.device.type == "cuda" and not prior.config.local
         self.captured: dict[tuple[int, Sampling], Captured] = {}
         self.stride = vqvae.config.stride[0]
+        parts = {"vqvae": self.vqvae, "outcome": self.outcome}
+        self.layers = {f"{k}.{name}": layer for k, part in parts.items() for name, layer in part.named_modules()}
+        """Those that remember, by name: a memory that leaves this dream for another of the same models has names."""
         self.ends = True
         """Are ends drawn? Without, a lane goes on, and `Step.end` says how likely one was. Set before any step."""
 
@@ -183,8 +186,9 @@ class Dream:
 
     def step(self, lanes: Lanes, actions: np.ndarray) -> Step:
         """Move every lane on by one latent frame under its action (b, *shape), or raise a `UserError`."""
-        if len(actions) != len(lanes.generators):
-            raise UserError(f"{len(lanes.generators)} lanes need as many actions, not {len(actions)}")
+        wanted = (len(lanes.generators), *self.world.action.shape)
+        if np.shape(actions) != wanted:
+            raise UserError(f"{wanted[0]} lanes take actions of shape {wanted}, not {np.shape(actions)}")
         encoded = np.repeat(self.world.action.encode(actions)[:, None], self.stride, 1).reshape(len(actions), -1)
         return self.advance(lanes, torch.from_numpy(encoded).to(self.device))
 

@@ -33,7 +33,7 @@ class Sampling:
     """Keep the most likely codes that together reach this probability."""
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+        if not 0 <= self.temperature < float("inf") or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise UserError(f"{self}: temperature and top_k must not be negative, and top_p must lie in (0, 1]")
 
     def draw(self, logits: Tensor, noise: Tensor, share: Tensor | None = None) -> Tensor:

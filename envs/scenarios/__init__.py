@@ -19,9 +19,11 @@ from pathlib import Path
 import vizdoom as vzd
 
 from worldmodel.errors import UserError
+from worldmodel.layout import line
 
 WHEEL, MEMBER = "sample-factory==2.1.1", "sf_examples/vizdoom/doom/scenarios/battle2.wad"
 SHA256 = "0851ae13490433b1e335d427dd391b3e0a6a33a97a16c0190579a2820935e522"
+CURE = "set BATTLE2_WAD to a copy of D4_battle2.wad"
 
 TIME_LIMIT = {"take_cover": 2100, "multi": 2100, "multi_duel": 2100}
 """Tics, for scenarios that set no limit themselves: that of Gym's DoomTakeCover, by which its scores are known."""
@@ -81,8 +83,8 @@ def _bought(wad: str) -> bool:
 
 def battle2() -> Path:
     """Battle2's map, fetched on first use; `UserError` where it cannot be had or is another file."""
-    if given := os.environ.get("BATTLE2_WAD"):
-        return _checked(Path(given))
+    if given := os.environ.get("BATTLE2_WAD"):  # the engine begins in a folder of its own, so no path is relative
+        return _checked(Path(given).expanduser().absolute())
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "worldmodel" / "battle2.wad"
     if not cache.exists():
         _fetch(cache)
@@ -91,9 +93,9 @@ def battle2() -> Path:
 
 def _checked(path: Path) -> Path:
     if not path.is_file():
-        raise UserError(f"BATTLE2_WAD names {path}, where there is no file; give the path of a copy of D4_battle2.wad")
+        raise UserError(f"{path} is no file; set BATTLE2_WAD to the path of a copy of D4_battle2.wad")
     if (found := hashlib.sha256(path.read_bytes()).hexdigest()) != SHA256:
-        raise UserError(f"{path} is not Battle2's map: its sha256 is {found}, not {SHA256}; delete it or give another")
+        raise UserError(f"{path} is not Battle2's map: its sha256 is {found}, not {SHA256}; {CURE}")
     return path
 
 
@@ -105,14 +107,17 @@ def _fetch(cache: Path) -> None:
         wheels = list(Path(folder).glob("*.whl"))
         if done.returncode or not wheels:
             why = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
-            raise UserError(
-                f"Battle2's map could not be fetched ({why}); connect once to a network, "
-                "or set BATTLE2_WAD to a copy of D4_battle2.wad"
-            )
+            raise UserError(f"Battle2's map could not be fetched ({why}); connect once to a network, or {CURE}")
         part = Path(folder) / "battle2.wad"
-        part.write_bytes(zipfile.ZipFile(wheels[0]).read(MEMBER))
+        try:
+            part.write_bytes(zipfile.ZipFile(wheels[0]).read(MEMBER))
+        except (KeyError, zipfile.BadZipFile) as error:
+            raise UserError(f"{wheels[0].name} does not hold Battle2's map ({line(error)}); {CURE}") from None
         _checked(part)
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        beside = cache.with_suffix(f".{os.getpid()}")
-        beside.write_bytes(part.read_bytes())
-        beside.replace(cache)
+        try:
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            beside = cache.with_suffix(f".{os.getpid()}")
+            beside.write_bytes(part.read_bytes())
+            beside.replace(cache)
+        except OSError as error:
+            raise UserError(f"Battle2's map cannot be kept in {cache.parent} ({line(error)}); {CURE}") from None

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import gymnasium as gym
@@ -205,15 +206,27 @@ def test_where_nothing_can_draw_one_sentence_says_what_to_install(monkeypatch: p
 
 
 @pytest.mark.parametrize(("name", "says"), [("glfw", "MUJOCO_GL is glfw, which draws in a window"), ("foo", "=foo")])
-def test_a_backend_that_cannot_be_is_named_with_the_cure(name: str, says: str) -> None:
-    """In a process of its own: MuJoCo reads the variable when it is imported."""
-    code = "import gymnasium, envs; gymnasium.make('BAIRPushing-v0').reset()"
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | {"MUJOCO_GL": name}, capture_output=True, text=True
-    )
+def test_a_backend_that_cannot_be_is_named_with_the_cure(name: str, says: str, tmp_path: Path) -> None:
+    """In a process of its own: MuJoCo reads the variable when it is imported. Who draws nothing is not stopped."""
+    root, broken = Path(__file__).parents[2], os.environ | {"MUJOCO_GL": name}
+    command = [
+        sys.executable,
+        "collect/pushing.py",
+        "--episodes",
+        "1",
+        "--workers",
+        "2",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    done = subprocess.run(command, cwd=root, env=broken, capture_output=True, text=True)
+    assert done.returncode == 2
     last = done.stderr.strip().splitlines()[-1]
     assert says in last
     assert "apt-get install libegl1" in last
+    assert "Traceback" not in done.stderr
+    code = "from envs.pusher import PushTask; PushTask().reset(seed=0)"
+    subprocess.run([sys.executable, "-c", code], cwd=root, env=broken, check=True)
 
 
 def test_what_is_asked_of_no_episode_or_too_large_is_refused() -> None:

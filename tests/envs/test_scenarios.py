@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import zipfile
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -83,14 +84,16 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "worldmodel" / "battle2.wad"
 
 
-def fake_pip(monkeypatch: pytest.MonkeyPatch, returncode: int, content: bytes = b"") -> None:
+def fake_pip(
+    monkeypatch: pytest.MonkeyPatch, returncode: int, content: bytes = b"", member: str = scenarios.MEMBER
+) -> None:
     """A pip that leaves a wheel with this map, or fails."""
 
     def run(command: list[str], **_: object) -> CompletedProcess[str]:
         if not returncode:
             folder = Path(command[command.index("-d") + 1])
             with zipfile.ZipFile(folder / "sample_factory-2.1.1-py3-none-any.whl", "w") as wheel:
-                wheel.writestr(scenarios.MEMBER, content)
+                wheel.writestr(member, content)
         return CompletedProcess(command, returncode, "", "noise\nERROR: no network")
 
     monkeypatch.setattr(scenarios.subprocess, "run", run)
@@ -105,9 +108,22 @@ def test_without_a_network_one_sentence(empty_cache: Path, monkeypatch: pytest.M
 
 def test_another_map_is_refused_and_not_kept(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_pip(monkeypatch, returncode=0, content=b"PWAD")
-    with pytest.raises(UserError, match=r"is not Battle2's map: its sha256 is"):
+    with pytest.raises(UserError, match=r"is not Battle2's map: its sha256 is .*; set BATTLE2_WAD"):
+        scenarios.battle2()
+    fake_pip(monkeypatch, returncode=0, member="another.wad")
+    with pytest.raises(UserError, match=r"any.whl does not hold Battle2's map \(.*\); set BATTLE2_WAD"):
         scenarios.battle2()
     assert not empty_cache.exists()
+
+
+def test_a_cache_that_cannot_hold_the_map(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_pip(monkeypatch, returncode=0, content=b"PWAD")
+    monkeypatch.setattr(scenarios, "SHA256", hashlib.sha256(b"PWAD").hexdigest())
+    empty_cache.parent.write_text("a file where the folder should be")
+    with pytest.raises(UserError, match=r"cannot be kept in .*worldmodel .*; set BATTLE2_WAD"):
+        scenarios.battle2()
+    empty_cache.parent.unlink()
+    assert scenarios.battle2().read_bytes() == b"PWAD"
 
 
 def test_a_path_goes_before_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,6 +131,11 @@ def test_a_path_goes_before_the_cache(tmp_path: Path, monkeypatch: pytest.Monkey
     copy.write_bytes(scenarios.battle2().read_bytes())
     monkeypatch.setenv("BATTLE2_WAD", str(copy))
     assert scenarios.battle2() == copy
+    monkeypatch.chdir(tmp_path)
+    for relative in ("copy.wad", "~/copy.wad"):  # the engine begins in a folder of its own
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.setenv("BATTLE2_WAD", relative)
+        assert scenarios.battle2() == copy
     monkeypatch.setenv("BATTLE2_WAD", str(tmp_path / "none.wad"))
-    with pytest.raises(UserError, match=r"BATTLE2_WAD names .*none.wad, where there is no file"):
+    with pytest.raises(UserError, match=r"none.wad is no file; set BATTLE2_WAD to the path of a copy"):
         scenarios.battle2()

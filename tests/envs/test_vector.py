@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from pathlib import Path
 
@@ -120,6 +121,32 @@ def test_a_snapshot_brings_every_lane_back(toy_run: Path) -> None:
             np.testing.assert_equal(x, y)
 
 
+@pytest.mark.parametrize("world", ["health_gathering_supreme", "take_cover"])
+def test_a_snapshot_brings_back_another_environment_of_the_same_models(world: str) -> None:
+    """Even from a file. What ships has convolutions along time, in the VQ-VAE or in the outcome model."""
+    one, other = (DreamVectorEnv(2, world=world) for _ in range(2))
+    one.reset(seed=0)
+    one.step(np.array([1, 2]))
+    kept = pickle.dumps(one.snapshot())
+    other.reset(seed=5)
+    other.step(np.array([0, 0]))
+    other.restore(pickle.loads(kept))
+    for choices in ([1, 0], [2, 1], [0, 2]):
+        for mine, theirs in zip(one.step(np.array(choices)), other.step(np.array(choices)), strict=True):
+            np.testing.assert_equal(mine, theirs)
+
+
+def test_a_snapshot_of_another_dream_is_refused(toy_run: Path) -> None:
+    env, shipped = make(toy_run), DreamVectorEnv(LANES)
+    for dream in (env, shipped):
+        dream.reset(seed=0)
+    with pytest.raises(UserError, match=r"of another dream: it has outcome = \w+, but \w+ was asked for"):
+        env.restore(shipped.snapshot())
+    for nothing in ({}, None):
+        with pytest.raises(UserError, match=r"this is no snapshot; give what snapshot\(\) returned"):
+            env.restore(nothing)  # type: ignore[arg-type]
+
+
 def test_contexts_for_each_lane(toy_run: Path) -> None:
     env = make(toy_run)
     frames, _ = env.reset(seed=0, options={"context": np.array([0, 1, 2, 3, 0])})
@@ -166,14 +193,20 @@ def test_mistakes_are_told_in_a_sentence(toy_run: Path) -> None:
         env.reset(options={"reset_mask": [True]})
     with pytest.raises(UserError, match="5 lanes need as many seeds, not 2"):
         env.reset(seed=[1, 2])
-    with pytest.raises(UserError, match="5 lanes need as many actions, not 2"):
+    with pytest.raises(UserError, match=r"5 lanes take actions of shape \(5,\), not \(2,\)"):
         env.step(np.zeros(2, int))
     with pytest.raises(UserError, match="snapshot is of 10 lanes, not of 5"):
         env.restore(env.fork(2).snapshot())
     with pytest.raises(UserError, match="forked into 1 copy or more, not 0"):
         env.fork(0)
-    with pytest.raises(UserError, match="num_envs must be at least 1"):
-        DreamVectorEnv(0, toy_run)
+    for wrong in (0, 1.5):
+        with pytest.raises(UserError, match="num_envs must be a whole number of at least 1"):
+            DreamVectorEnv(wrong, toy_run)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="reset the dream before rendering it"):
+        make(toy_run, render_mode="rgb_array").render()
+    for wrong in (0, None, np.zeros((LANES, 1), int)):
+        with pytest.raises(UserError, match=r"5 lanes take actions of shape \(5,\)"):
+            env.step(wrong)  # type: ignore[arg-type]
     with pytest.raises(UserError, match='autoreset_mode="SameStep"'):
         SB3VecEnv(env)
 

@@ -14,9 +14,10 @@ import pytest
 
 from envs.pusher import Task
 from envs.pushing import Pushing
+from envs.pushing_scene import HIGH, LOW
 from rollout import plan
 from rollout.cem import Cem, cem
-from rollout.foresight import Foresight, follow
+from rollout.foresight import HEIGHT, Foresight, Wish, follow
 from tests.envs.test_spaces_of_dreams import trained_on_noise
 from worldmodel.errors import UserError
 from worldmodel.world import ActionSpec
@@ -66,6 +67,29 @@ def test_points_lie_where_the_picture_shows_them(env: Pushing) -> None:
         shown = frame[row, column].astype(float)
         alike = np.dot(shown - shown.mean(), colour - colour.mean())
         assert alike / np.linalg.norm(shown - shown.mean()) / np.linalg.norm(colour - colour.mean()) > 0.9
+
+
+def test_a_pixel_is_the_point_that_it_shows(env: Pushing) -> None:
+    env.reset(seed=4)
+    points = np.array([[*LOW[:2], HEIGHT], [*HIGH[:2], HEIGHT], [*(LOW + HIGH)[:2] / 2, HEIGHT]])
+    for point, pixel in zip(points, env.pixels(points), strict=True):
+        np.testing.assert_allclose(env.point(pixel, HEIGHT), point[:2], atol=1e-9)
+
+
+def test_an_object_and_a_goal_may_be_asked_for(env: Pushing) -> None:
+    frame, _ = env.reset(seed=5)
+    task = Task(env.robot, np.random.default_rng(0))
+    Wish(object=2, goal=(40, 30)).tell(env, task)
+    aim = Foresight(env, frame, task)
+    np.testing.assert_allclose(aim.place, env.pixels(env.robot.objects[2][None])[0])
+    np.testing.assert_allclose(aim.goal, (40.5, 30.5))
+    drawn = task.object, task.goal.copy()
+    Wish().tell(env, task)
+    assert (task.object, task.goal.tolist()) == (drawn[0], drawn[1].tolist())
+    with pytest.raises(UserError, match=r"this bin has objects 0 to \d+, not 12; there are always 0 to 7"):
+        Wish(object=12).tell(env, task)
+    with pytest.raises(UserError, match=r"does not come to pixel \(2, 2\); its workspace is within rows \d+ to \d+"):
+        Wish(goal=(2, 2)).tell(env, task)
 
 
 class Simulated:
@@ -122,3 +146,14 @@ def test_the_command_scores_all_three_from_the_same_beginnings(
     assert first["random"] == first["pusher"] == first["planned"]
     assert np.mean([ways[1] for ways in scores["pusher"]]) < np.mean(first["pusher"]) - 0.1, "it knows where things are"
     assert "metres to the goal" in capsys.readouterr().out
+    with pytest.raises(UserError, match="leave --critic out"):
+        plan.main(plan.Args(run=str(run), critic="health_gathering_supreme", cem=how))
+    with pytest.raises(UserError, match=r"this bin has objects 0 to .*, not 20"):
+        plan.main(plan.Args(run=str(run), object=20, cem=how))
+
+
+def test_what_cannot_be_planned_is_told_before_anybody_plays(toy_run: Path) -> None:
+    with pytest.raises(UserError, match="toy has nothing to push; leave --object and --goal to --world pushing"):
+        plan.main(plan.Args(run=str(toy_run), object=1))
+    with pytest.raises(UserError, match="no model ships for the world 'push'"):
+        plan.main(plan.Args(world="push"))

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from rollout import sample
+from rollout import diverge, sample
 from rollout.sample import Truth, scores
 from tests.conftest import stages
 from train import prior, tokens, vqvae
 from worldmodel.errors import UserError
 from worldmodel.given import CodeClips, Given
 from worldmodel.models import load_prior
+from worldmodel.sampling import Sampling
 from worldmodel.store import Store
 from worldmodel.world import World
 from worldmodel.writer import StoreWriter
@@ -87,6 +88,19 @@ def test_conditioning_frames_are_copied_if_that_is_asked_for(classes: Path) -> N
     assert np.array_equal(copied[:, 0], real[:, 0])
     assert not np.array_equal(drawn[:, 0], real[:, 0])
     assert np.array_equal(copied[:, 1:], drawn[:, 1:])
+
+
+def test_clips_of_one_frame_diverge_under_different_conditions(classes: Path) -> None:
+    """What the paper's samples of BAIR show; here the class says how a square moves."""
+    args = diverge.Args(run=classes, split="train", starts=12, steps=7, ahead=(1, 7), show=1)
+    args = replace(args, sampling=Sampling(temperature=0))  # so small a prior draws even the given frame loosely
+    diverge.main(args)
+    told = json.loads((classes / "evaluation" / "diverge.json").read_text())
+    same, other = (told[name][1]["mean"] for name in ("same actions", "different actions"))
+    assert same == 0
+    assert other > 0.05
+    with pytest.raises(UserError, match="clips have 7 frames after the given ones, not 15; lower --steps"):
+        diverge.main(replace(args, steps=15))
 
 
 def test_samples_depend_on_the_seed_alone(classes: Path) -> None:

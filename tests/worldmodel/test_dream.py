@@ -152,7 +152,7 @@ def test_mistakes_are_told_in_a_sentence(dream: Dream, toy_run: Path, tmp_path: 
     lanes, *_ = dream.reset(Context.load(toy_run)[:1], [0])
     with pytest.raises(UserError, match=r"action 3 is outside Discrete\(3\)"):
         dream.step(lanes, np.array([3]))
-    with pytest.raises(UserError, match="1 lanes need as many actions, not 2"):
+    with pytest.raises(UserError, match=r"1 lanes take actions of shape \(1,\), not \(2,\)"):
         dream.step(lanes, np.array([0, 1]))
     with pytest.raises(UserError, match="needs a stream-mode VQ-VAE"):
         paper = VQVAE(VQVAEConfig(hidden=4, residual=4, layers=0, codes=2, dim=2))

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.functional import one_hot
 
+from rollout.outcome import read
 from train.outcome import Sequences
 from worldmodel.layers import Memory
 from worldmodel.outcome import OutcomeConfig, OutcomeModel, preceding
@@ -36,6 +37,17 @@ def test_streamed_outcomes_equal_whole_ones(foretell: bool, sight: int) -> None:
         for a, b in zip(out, whole, strict=True):
             torch.testing.assert_close(a[:, 0], b[:, t])
     torch.testing.assert_close(state, last)
+
+
+@pytest.mark.parametrize("sight", [0, 3])
+def test_an_episode_is_read_as_it_was_learned(sight: int) -> None:
+    """Frame by frame, with what its convolutions saw before."""
+    model = build(True, sight, variables=0)
+    codes, condition = torch.randint(6, (1, 9, 2, 2, 1)), torch.randn(1, 9, 2)
+    episode = {"codes": codes[0].numpy(), "condition": condition[0].numpy(), "variables": np.zeros((9, 0), np.float32)}
+    whole, _ = model(codes, condition, torch.zeros(1, 9, 0))
+    found = read(model, episode, 2, 0)
+    np.testing.assert_allclose(found["end"], whole.end[0].sigmoid().detach(), rtol=1e-4)
 
 
 @pytest.mark.parametrize(("foretell", "sight"), [(False, 0), (True, 0), (True, 2)])
