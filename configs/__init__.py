@@ -138,19 +138,9 @@ def check(settings: Any) -> None:
         elif field.name == "seed" and not 0 <= value < 2**31:
             raise UserError(f"seed must be from 0 to {2**31 - 1}, not {value}")
         elif field.name == "device":
+            from worldmodel.rates import check_device  # torch, which scripts without a device need not load
+
             check_device(value)
-
-
-def check_device(name: str) -> None:
-    import torch  # which scripts without a device need not load
-
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"{name!r} is no device; give --device cpu or cuda") from None
-    here = {"cuda": (device.index or 0) < torch.cuda.device_count(), "mps": torch.backends.mps.is_available()}
-    if not here.get(device.type, True):
-        raise UserError(f"there is no {name} on this machine; give --device cpu")
 
 
 def command(main: Callable[[Any], None], section: str) -> None:

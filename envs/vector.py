@@ -30,7 +30,7 @@ from worldmodel.dream import Context, Dream
 from worldmodel.errors import UserError
 from worldmodel.lanes import Lanes
 from worldmodel.models import folder_of, shipped
-from worldmodel.rates import Precision
+from worldmodel.rates import Precision, check_device
 from worldmodel.sampling import Sampling
 
 from .spaces import to_space
@@ -79,6 +79,7 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             raise UserError(f"autoreset_mode is {', '.join(modes)}, not {autoreset_mode!r}")
         if render_mode not in (None, "rgb_array"):
             raise UserError(f"many dreams are rendered as rgb_array, not {render_mode!r}; human is for a single one")
+        check_device(device)
         folder = folder_of(str(model)) if str(model) else shipped(world)
         self.dream = Dream.load(folder, Sampling(temperature=temperature, top_k=top_k, top_p=top_p), device, precision)
         self.dream.ends = ends

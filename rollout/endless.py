@@ -163,13 +163,13 @@ def cell(curve: np.ndarray, truth: np.ndarray, real: bool) -> str:
 
 
 def plot(args: Args, curves: dict[str, Curves], truth: Curves, path: Path) -> None:
-    figure, axes = plt.subplots(1, len(FIGURES), figsize=(13, 3.6), layout="constrained")
+    figure, axes = plt.subplots(1, len(FIGURES), figsize=(13, 3.8), layout="constrained")
     for axis, name in zip(axes, FIGURES, strict=True):
         axis.axhspan(truth[name].min(), truth[name].max(), color="0.85", label="real windows")
         for label, curve in curves.items():
             axis.plot((np.arange(len(curve[name])) + 0.5) * args.window, curve[name], label=label)
         axis.set(title=name, xlabel="dreamed steps")
-    axes[0].legend()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)

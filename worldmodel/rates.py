@@ -23,9 +23,22 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from worldmodel.errors import UserError
+
 Precision = Literal["auto", "float32", "bfloat16"]
 """auto: bfloat16 where the processor multiplies it in hardware, float32 elsewhere."""
 KERNELS = ("efficient_attention", "flash_attention", "cudnn_attention", "flash_attention_for_cpu")
+
+
+def check_device(name: str) -> None:
+    """`UserError` for a device that is unknown or not here."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"{name!r} is no device; choose cpu or cuda") from None
+    here = {"cuda": (device.index or 0) < torch.cuda.device_count(), "mps": torch.backends.mps.is_available()}
+    if not here.get(device.type, True):
+        raise UserError(f"there is no {name} on this machine; choose the device cpu")
 
 
 def chosen(device: torch.device, precision: Precision) -> Precision:

@@ -74,8 +74,8 @@ def test_seeds_and_devices_that_cannot_be_are_refused_for_every_script(monkeypat
     for flags, sentence in (
         ("--chance.seed -1", "seed must be from 0 to 2147483647, not -1"),
         ("--chance.seed 2147483648", "seed must be from 0"),
-        ("--device cuda:1", "there is no cuda:1 on this machine; give --device cpu"),
-        ("--device gpu", "'gpu' is no device; give --device cpu or cuda"),
+        ("--device cuda:1", "there is no cuda:1 on this machine; choose the device cpu"),
+        ("--device gpu", "'gpu' is no device; choose cpu or cuda"),
     ):
         with pytest.raises(UserError, match=sentence):
             parse(Usual, "vqvae", flags.split())

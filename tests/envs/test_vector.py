@@ -182,6 +182,22 @@ def test_stable_baselines_gets_what_it_expects(toy_run: Path) -> None:
     assert ppo.num_timesteps == 200
 
 
+def test_sb3_shows_all_lanes_and_forgets_options_that_it_refused(toy_run: Path) -> None:
+    env = SB3VecEnv(make(toy_run, "SameStep", render_mode="rgb_array"))
+    env.set_options([{"context": 0}] + [{}] * (LANES - 1))
+    with pytest.raises(UserError, match="give all of them the same options"):
+        env.reset()
+    frames = env.reset()
+    assert np.array_equal(np.stack(env.get_images()), frames)
+    shown = env.render()
+    assert shown is not None
+    assert shown.ndim == 3
+    assert np.array_equal(shown[:16, :16], frames[0])
+    hidden = SB3VecEnv(make(toy_run, "SameStep"))
+    hidden.reset()
+    assert hidden.get_images() == [None] * LANES
+
+
 def test_mistakes_are_told_in_a_sentence(toy_run: Path) -> None:
     env = make(toy_run)
     with pytest.raises(UserError, match="reset the dream before stepping it"):
@@ -215,6 +231,9 @@ def test_what_a_batch_is_made_with_is_refused_in_a_sentence_or_taken(toy_run: Pa
     for wrong, sentence in (
         ({"autoreset_mode": "Sometimes"}, "autoreset_mode is NextStep, SameStep, Disabled, not 'Sometimes'"),
         ({"horizon": -5}, "horizon is a number of steps, or 0"),
+        ({"horizon": 2.5}, "horizon is a number of steps, or 0"),
+        ({"device": "foo"}, "'foo' is no device; choose cpu or cuda"),
+        ({"temperature": float("nan")}, "temperature and top_k must not be negative"),
         ({"render_mode": "human"}, "rendered as rgb_array, not 'human'"),
     ):
         with pytest.raises(UserError, match=sentence):
