@@ -120,9 +120,7 @@ class Pool:
 
 
 def _send(connection: Connection, message: Any) -> None:
-    with suppress(
-        OSError
-    ):  # a process died while idle, and what is received from it will say so; or the parent is gone
+    with suppress(OSError):  # a process that died while idle is told of when it is asked; a parent may be gone
         connection.send(message)
 
 

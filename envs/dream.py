@@ -17,7 +17,6 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from worldmodel.errors import UserError
 from worldmodel.rates import Precision
 
 from .keys import keys
@@ -97,8 +96,7 @@ class DreamEnv(gym.Env[np.ndarray, Any]):
 
     def render(self) -> np.ndarray | None:  # type: ignore[override]
         """The current frame, enlarged four times."""
-        if self.vector.lanes is None:
-            raise UserError("reset the dream before rendering it")
+        self.vector.begun("rendering")
         return self.vector.frames[0].repeat(4, 0).repeat(4, 1) if self.render_mode == "rgb_array" else None
 
     def close(self) -> None:

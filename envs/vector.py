@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +70,10 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         precision: Precision = "float32",
         device: str = "cpu",
     ) -> None:
-        if not isinstance(num_envs, int) or num_envs < 1:
+        if not isinstance(num_envs, int | np.integer) or num_envs < 1:
             raise UserError(f"num_envs must be a whole number of at least 1, not {num_envs}")
         horizon = max_episode_steps if horizon is None else horizon
-        if horizon is not None and (not isinstance(horizon, int) or horizon < 0):
+        if horizon is not None and (not isinstance(horizon, int | np.integer) or horizon < 0):
             raise UserError(f"horizon is a number of steps, or 0 for dreams without end, not {horizon}")
         modes = [mode.value for mode in AutoresetMode]
         if getattr(autoreset_mode, "value", autoreset_mode) not in modes:
@@ -81,10 +82,9 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             raise UserError(f"many dreams are rendered as rgb_array, not {render_mode!r}; human is for a single one")
         check_device(device)
         folder = folder_of(str(model)) if str(model) else shipped(world)
+        self.folder = folder
         self.dream = Dream.load(folder, Sampling(temperature=temperature, top_k=top_k, top_p=top_p), device, precision)
         self.dream.ends = ends
-        self.made_of = {part: digest(folder / part) for part in ("vqvae", "prior", "outcome")}
-        self.made_of |= {"precision": str(self.dream.prior.start.dtype), "device": self.dream.device.type}
         self.contexts = Context.load(folder)
         self.world, self.mode = self.dream.world, AutoresetMode(autoreset_mode)
         self.limit = -(-self.world.max_episode_steps // self.dream.stride) if horizon is None else horizon
@@ -148,9 +148,7 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
         The frames are in `self.frames`, the game variables in `self.variables`.
         """
-        if self.lanes is None:
-            raise UserError("reset the dream before stepping it")
-        step = self.dream.step(self.lanes, np.asarray(actions))
+        step = self.dream.step(self.begun("stepping"), np.asarray(actions))
         self.elapsed += 1
         self.frames, self.variables = step.frames[:, -1].cpu().numpy(), step.variables.cpu().numpy()
         terminated = step.terminated.cpu().numpy()
@@ -163,18 +161,28 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             told["frames"] = step.frames.cpu().numpy()
         return step.reward.double().cpu().numpy(), terminated.copy(), truncated, told
 
+    def begun(self, what: str) -> Lanes:
+        """The lanes, or a `UserError` before the first reset."""
+        if self.lanes is None:
+            raise UserError(f"reset the dream before {what} it")
+        return self.lanes
+
+    @cached_property
+    def made_of(self) -> dict[str, str]:
+        """What a snapshot must have in common with who restores it."""
+        parts = {part: digest(self.folder / part) for part in ("vqvae", "prior", "outcome")}
+        return parts | {"precision": str(self.dream.prior.start.dtype), "device": self.dream.device.type}
+
     def render(self) -> tuple[np.ndarray, ...] | None:
         """The lanes' frames (h, w, 3), with `render_mode="rgb_array"`."""
-        if self.lanes is None:
-            raise UserError("reset the dream before rendering it")
+        self.begun("rendering")
         return tuple(self.frames.copy()) if self.render_mode == "rgb_array" else None
 
     def snapshot(self) -> dict[str, Any]:
         """Everything the dream knows now; `restore` takes any number of futures from it, and so does that of any other
         environment of the same models, precision and kind of device. It may be pickled."""
-        if self.lanes is None:
-            raise UserError("reset the dream before taking a snapshot of it")
-        names, lanes = {layer: name for name, layer in self.dream.layers.items()}, self.lanes.clone()
+        lanes = self.begun("taking a snapshot of").clone()
+        names = {layer: name for name, layer in self.dream.layers.items()}
         memory = {names[layer]: past for layer, past in lanes.memory.items()}
         state = copy.deepcopy({name: getattr(self, name) for name in STATE})
         return state | {"made_of": self.made_of, "lanes": replace(lanes, memory={}), "memory": memory}
@@ -201,15 +209,12 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             raise UserError(f"a lane can be forked into 1 copy or more, not {n}")
         index = np.repeat(np.arange(self.num_envs), n)
         other = copy.copy(self)
-        if self.lanes is None:
-            raise UserError("reset the dream before forking it")
-        state = copy.deepcopy({name: getattr(self, name) for name in STATE})
+        other.lanes = self.begun("forking").take(torch.from_numpy(index))
         other.mode = AutoresetMode.DISABLED
         other.metadata = self.metadata | {"autoreset_mode": other.mode}
         other._size(len(index))
-        vars(other).update({name: state[name][index] for name in STATE if name != "rngs"})
-        other.rngs = [copy.deepcopy(state["rngs"][i]) for i in index]
-        other.lanes = self.lanes.take(torch.from_numpy(index))
+        vars(other).update({name: getattr(self, name)[index] for name in STATE if name != "rngs"})
+        other.rngs = [copy.deepcopy(self.rngs[i]) for i in index]
         if seed is not None:
             seeds = np.random.SeedSequence(seed).generate_state(len(index), np.uint64).tolist()
             other.lanes.seed(seeds)

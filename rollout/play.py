@@ -83,7 +83,7 @@ class Session:
             raise UserError("a dream with a time stride cannot be played beside its engine")
         if world.action.kind != "Discrete":
             raise UserError(
-                f"a key is one of several choices, and {world.name} takes {world.action}; play a Discrete one"
+                f"a key is one choice of several, but {world.name} takes {world.action}; play another world"
             )
         self.engine = gym.make(world.env_id, **world.env_kwargs)
         self.reset(args.seed)
