@@ -4,7 +4,8 @@
 
 Conditioning frames reach the prior through its ResNet, and it draws their codes anew, as in the paper's official code;
 `--copy` puts the true frames in their place afterwards. Which of both was done is recorded with the samples. A stream
-continues `--context` latent frames of true codes instead.
+continues `--context` latent frames of true codes instead. They are made anew from the frames that are given: in the
+store a code may know what moved before the clip began.
 
 Writes <run>/samples: samples.gif (truth, and samples of it), samples.png, samples.npy, and samples.json with all
 settings and, where something was given, how near the samples come to what really followed: the mean of several samples
@@ -16,7 +17,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from tqdm import tqdm
 from configs import command
 from worldmodel.checkpoint import check_made_with, digest, write_atomic, write_json
 from worldmodel.clips import Clips, rows_of
+from worldmodel.continuation import continuation
 from worldmodel.errors import UserError
 from worldmodel.given import CodeClips, Given, features
 from worldmodel.metrics.frames import nmse, psnr
@@ -38,7 +40,7 @@ from worldmodel.metrics.ssim import ssim
 from worldmodel.models import load_prior, load_vqvae
 from worldmodel.pictures import enlarge, film_strip, label, save_gif, save_png, side_by_side
 from worldmodel.prior import Prior
-from worldmodel.sampling import Sampling, continuation
+from worldmodel.sampling import Sampling
 from worldmodel.store import Store
 from worldmodel.vqvae import VQVAE, to_uint8
 
@@ -97,6 +99,16 @@ def real_clips(run: Path, prior: Prior, stride: int, n: int, split: str, data: P
 
 
 @torch.no_grad()
+def encoded(vqvae: VQVAE, truth: Truth, context: int) -> Given:
+    """What is given, with the codes of the first `context` latent frames alone, which know of no other frames."""
+    if not context or not vqvae.config.causal:
+        return truth.given
+    frames = torch.from_numpy(truth.frames[:, : context * vqvae.config.stride[0]])
+    codes = [vqvae.encode(part.to(vqvae.to_code.weight.device)).cpu() for part in frames.split(16)]
+    return replace(truth.given, codes=torch.cat(codes))
+
+
+@torch.no_grad()
 def draw(
     vqvae: VQVAE,
     prior: Prior,
@@ -144,7 +156,8 @@ def sampler(
         raise UserError(f"{run} looks at {prior.config.seen} conditioning frames, and the protocol gives {given}")
     truth = real_clips(run, prior, stride, n, split)
     context = -(-given // stride) if stream else 0
-    return lambda seed: (draw(vqvae, prior, truth.given, seed, context, batch=batch), truth.frames)
+    told = encoded(vqvae, truth, context)
+    return lambda seed: (draw(vqvae, prior, told, seed, context, batch=batch), truth.frames)
 
 
 def scores(truth: Truth, samples: np.ndarray, first: int, variance: float) -> dict[str, dict[str, list[Mean]]]:
@@ -190,7 +203,7 @@ def show(folder: Path, truth: np.ndarray, samples: np.ndarray, fps: float, few: 
 def main(args: Args) -> None:
     vqvae, prior = load(args.run, args.prior, args.device)
     truth = real_clips(args.run, prior, vqvae.config.stride[0], args.clips, args.split, args.data)
-    store, given = Store(args.data or args.run / "data.zarr"), truth.given
+    store, given = Store(args.data or args.run / "data.zarr"), encoded(vqvae, truth, args.context)
     if args.name:
         given = Given(given.codes, of_class(prior, given, store.world.classes, args.name), given.frames)
     with tqdm(total=args.each * args.clips, unit=" videos", desc="samples") as bar:

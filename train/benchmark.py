@@ -2,6 +2,7 @@
 
     python train/benchmark.py                                # VQ-VAE of BAIR, prior of 1,024 codes a clip
     python train/benchmark.py --official ../VideoGPT         # and a checkout of the official code, with ratios
+    python train/benchmark.py --preset speed                 # and sampling of a prior that was trained
     python train/benchmark.py --models ucf101 --what vqvae prior --precision bfloat16 --device cuda
 
 Each figure is taken in a process of its own, ours and the official one in turns, `rounds` times; the median counts.
@@ -10,7 +11,9 @@ faults it in again, which costs both up to 40%, so it is told to keep it, as our
 leaves it). The machine's own rates, a matrix product of 2048 and a copy of 256 MB, are measured in the same process.
 Three ratios are printed: in float32, in bfloat16, and ours in its fastest precision over the official code in float32,
 which is how it ships. Its prior ships with a dropout of 0.3 inside its attention, which the paper does not have; the
-prior is timed on both sides with it and without. Last comes what attention over 8 x 32 x 32 codes stores for its mask.
+prior is timed on both sides with it and without. Sampling is timed code by code, of random weights, and ahead
+(worldmodel/ahead.py), which gains by what was learned, of a prior that is `--trained`. Last comes what attention over
+8 x 32 x 32 codes stores for its mask.
 
 Tiny operations vary by a quarter from run to run, and other work on the machine changes everything: leave it alone.
 On a GPU the share of the matrix product is the model FLOPs utilisation, and peak memory is printed too.
@@ -41,6 +44,7 @@ from train.work import Task
 from worldmodel.checkpoint import write_json
 from worldmodel.errors import UserError, at_least
 from worldmodel.fit import keep_memory
+from worldmodel.models import load_prior
 from worldmodel.prior import PriorConfig
 from worldmodel.rates import machine, rate
 from worldmodel.vqvae import VQVAEConfig
@@ -64,6 +68,9 @@ class Args:
     prior: PriorConfig = field(
         default_factory=lambda: PriorConfig(latent=(4, 16, 16), width=256, layers=4, feedforward=1024)
     )
+    trained: Path | None = None
+    """A trained prior, unconditional and in raster order, whose sampling is timed too: drawing ahead gains by what was
+    learned."""
     attention_dropout: tuple[float, ...] = (0.3, 0.0)
     """Of the prior in training; the official code ships with 0.3."""
     precision: tuple[Precision, ...] = ("float32", "bfloat16")
@@ -103,6 +110,14 @@ def sized(args: Args) -> tuple[VQVAEConfig, PriorConfig]:
     return vqvae, overlay(PriorConfig(), settings[1] | of_codes | seen, f"{args.models}.yaml: prior.model")
 
 
+def of_trained(folder: Path) -> PriorConfig:
+    """The sizes of a trained prior that can be sampled without anything given, in runs."""
+    config = load_prior(folder).config
+    if config.order != "raster" or config.condition != "none" or config.seen:
+        raise UserError(f"{folder} is conditioned, or not in raster order; give an unconditional prior in raster order")
+    return config
+
+
 def tasks(args: Args, folder: Path) -> Iterator[Task]:
     """All that is timed, in the order of the table."""
     vqvae, prior = sized(args)
@@ -114,6 +129,8 @@ def tasks(args: Args, folder: Path) -> Iterator[Task]:
             yield replace(base, what="prior", batch=args.prior_batch, prior=replace(prior, attention_dropout=share))
         for batch in args.sample_batch if "sample" in args.what else ():
             yield replace(base, what="sample", batch=batch)
+            if args.trained is not None:
+                yield replace(base, what="sample", batch=batch, prior=of_trained(args.trained), trained=args.trained)
     if "store" in args.what:
         yield Task(what="store", precision="uint8", batch=args.store_batch, vqvae=vqvae, prior=prior, store=folder)
 

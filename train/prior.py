@@ -26,13 +26,13 @@ from torch.utils.tensorboard import SummaryWriter
 
 from configs import command
 from worldmodel.checkpoint import check_made_with, digest, load_weights, read_header
+from worldmodel.continuation import continuation
 from worldmodel.errors import UserError
 from worldmodel.fit import Batch, FitConfig, evaluating, fit
 from worldmodel.given import CodeClips, Given, batch, features, scale_of
 from worldmodel.models import load_vqvae
 from worldmodel.pictures import add_film, enlarge, side_by_side
 from worldmodel.prior import Condition, Prior, PriorConfig
-from worldmodel.sampling import continuation
 from worldmodel.store import Store
 from worldmodel.vqvae import VQVAE, to_uint8
 

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.clips import Clips
+from worldmodel.continuation import continuation
 from worldmodel.fit import FitConfig, train_step
+from worldmodel.models import load_prior
 from worldmodel.prior import Prior, PriorConfig
 from worldmodel.rates import counter
-from worldmodel.sampling import continuation
 from worldmodel.store import Store
 from worldmodel.vqvae import VQVAE, VQVAEConfig
 from worldmodel.world import World
@@ -50,6 +51,8 @@ class Task:
     prior: PriorConfig
     device: str = "cpu"
     store: Path = Path()
+    trained: Path | None = None
+    """Sampling: the prior whose codes are drawn ahead, in runs; none for random weights, code by code."""
 
     @property
     def codes(self) -> int:
@@ -58,7 +61,9 @@ class Task:
 
     def name(self) -> str:
         """As the table has it."""
-        return f"{self.what}, attention dropout {self.prior.attention_dropout}" if self.what == "prior" else self.what
+        if self.what == "prior":
+            return f"prior, attention dropout {self.prior.attention_dropout}"
+        return "sample, ahead" if self.trained else self.what
 
 
 def build(task: Task) -> Work:
@@ -111,11 +116,15 @@ def _training(
 
 
 def _sample(task: Task) -> Work:
-    model = Prior(replace(task.prior, seen=0), _codebook(task)).to(task.device).eval()
+    if task.trained is None:
+        model = Prior(replace(task.prior, seen=0), _codebook(task)).to(task.device).eval()
+    else:
+        model = load_prior(task.trained).to(task.device)
     if task.precision == "bfloat16":
         model.bfloat16()  # as a dream does
     begin, generator = _codes(task, task.batch)[:, :0], torch.Generator().manual_seed(0)
-    call = lambda: continuation(model, begin, task.prior.latent[0], generator)  # noqa: E731
+    run = 1 if task.trained is None else None
+    call = lambda: continuation(model, begin, task.prior.latent[0], generator, run=run)  # noqa: E731
     return Work(call, task.batch * task.codes, *passes(task, next(model.parameters()).element_size()))
 
 

@@ -65,6 +65,12 @@ class Cache:
         self.pairs[layer].narrow(3, start, m).copy_(pair)
         return self.pairs[layer].narrow(3, 0, start + m)
 
+    def write_at(self, layer: int, at: Tensor, now: int, pair: Tensor) -> Tensor:
+        """The same for a pass over a lane's own positions (b, m) of the current frame, all below `now`."""
+        start, lanes = self.slots * self.frame, torch.arange(len(at), device=at.device)[:, None]
+        self.pairs[layer][lanes, :, :, start + at] = pair.permute(0, 3, 1, 2, 4)
+        return self.pairs[layer].narrow(3, 0, start + now)
+
     def full(self) -> bool:
         """Is every slot for past frames in use, in every lane? Then all passes of all frames have the same sizes."""
         return self.time >= self.valid.shape[1] and bool(self.valid.all())
@@ -156,10 +162,17 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, dropout: float = 
     few = len(q) < 16 and q.shape[-2] > 1
     if q.device.type != "cpu" or dropout or not small or few or isinstance(mask, str):
         return F.scaled_dot_product_attention(q, k, v, plain, dropout, is_causal=isinstance(mask, str))
-    scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2))
+    scores = _scores(q * q.shape[-1] ** -0.5, k)
     if plain is not None:
         scores = scores.masked_fill(~plain, float("-inf")) if plain.dtype == torch.bool else scores + plain
     return torch.matmul(scores.softmax(-1), v)
+
+
+def _scores(q: Tensor, k: Tensor) -> Tensor:
+    """Products of queries and keys. In bfloat16 those in a cache would be copied if they came second."""
+    if q.dtype == torch.bfloat16:
+        return torch.matmul(k, q.transpose(-1, -2)).transpose(-1, -2)
+    return torch.matmul(q, k.transpose(-1, -2))
 
 
 def _clip(q: Tensor, k: Tensor, mask: Mask) -> bool:
@@ -196,12 +209,12 @@ class Attention(nn.Module):
         one = isinstance(mask, Tensor) and mask.shape[-2] == 1
         if share > 1 and (mask is None or one):  # a pass: the queries of a key head side by side
             b, _, m, d = q.shape
-            y = attend(q.reshape(b, self.kv_heads, share * m, d).to(k.dtype), k, v, mask).reshape(b, self.heads, m, d)
+            y = attend(q.reshape(b, self.kv_heads, share * m, d), k, v, mask).reshape(b, self.heads, m, d)
         elif share > 1:
             y = attend(q, k.repeat_interleave(share, 1), v.repeat_interleave(share, 1), mask, dropout)
         else:
-            y = attend(q.to(k.dtype), k, v, mask, dropout)
-        return self.out(y.to(q.dtype).transpose(1, 2).reshape(like.shape))
+            y = attend(q, k, v, mask, dropout)
+        return self.out(y.transpose(1, 2).reshape(like.shape))
 
 
 class CrossAttention(nn.Module):

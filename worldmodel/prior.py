@@ -24,6 +24,8 @@ code values, c condition. Codes are (b, t, h, w, g), or (b, t, n, m) by position
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -151,15 +153,10 @@ class Prior(nn.Module):
         return turn if t == 1 else turn.repeat_interleave(len(self.order), 1)
 
     def empty(self, batch: int) -> Cache:
-        """A cache with nothing in it: the next frame is a video's first.
-
-        Of a bfloat16 model that draws code by code it is in float32 on a CPU, where products of one row in bfloat16 are
-        slower than twice the reading.
-        """
+        """A cache with nothing in it: the next frame is a video's first."""
         c, like = self.config, self.start
-        exact = c.order == "raster" and like.device.type == "cpu" and like.dtype == torch.bfloat16
         size = (batch, c.kv_heads or c.heads, 2, c.reach * len(self.order), c.width // c.heads)
-        pairs = [like.new_zeros(size, dtype=torch.float32 if exact else None) for _ in range(c.layers)]
+        pairs = [like.new_zeros(size) for _ in range(c.layers)]
         valid = torch.zeros(batch, c.reach - 1, dtype=torch.bool, device=like.device)
         codes = torch.zeros(batch, len(self.order), c.group, dtype=torch.long, device=like.device)
         last = like.new_zeros(batch, len(self.order.last), c.group * c.code_dim)
@@ -202,11 +199,11 @@ class Prior(nn.Module):
         if mask is not None:
             mask = F.pad(mask, (0, now), value=True)[:, None, None]
         if self.config.local:
-            near = self._near(cache, positions)
+            near = self.near(cache, positions, now)
             mask = near if mask is None else mask & near
         for index, (layer, block) in enumerate(zip(shared.layers, self.blocks, strict=True)):
             assert isinstance(block, Block)
-            x = block.step(x, layer, shared.turn, cache, index, mask)
+            x = block.step(x, layer, shared.turn, partial(cache.write, index), mask)
         cache.done = now
         return self.norm(x, shared.norm)[:, 0]
 
@@ -296,10 +293,10 @@ class Prior(nn.Module):
                 self._masks[t, device] = clip_mask(self.order, t, c.reach, c.local).to(device)
         return self._masks[t, device]
 
-    def _near(self, cache: Cache, positions: Tensor) -> Tensor:
-        """(positions, keys) what a pass sees of the ring and of its frame so far, under sparse attention."""
+    def near(self, cache: Cache, positions: Tensor, now: int) -> Tensor:
+        """(positions, keys) what positions see of the ring and of `now` of their frame, under sparse attention."""
         slots = self.config.reach - 1
         used = torch.arange(cache.slots, device=positions.device)
         back = (used - cache.time) % max(slots, 1)  # slots behind the oldest
         rows = self.reachable[positions]
-        return torch.cat([rows[:, back].flatten(1), rows[:, slots, : cache.done + len(positions)]], dim=1)
+        return torch.cat([rows[..., back, :].flatten(-2), rows[..., slots, :now]], dim=-1)

@@ -40,13 +40,21 @@ class Sampling:
         """Codes (b, positions) from logits and, if at hand, their softmax (b, positions, k), and uniform numbers."""
         if self.temperature == 0:
             return logits.argmax(-1)
+        total = self._kept(logits, share).cumsum(-1)
+        chosen = torch.searchsorted(total, noise[..., None].to(total.dtype) * total[..., -1:], right=True)
+        return chosen.squeeze(-1).clamp(max=total.shape[-1] - 1)
+
+    def race(self, logits: Tensor, times: Tensor) -> Tensor:
+        """Codes (...) from logits (..., k) and a time for each, exponentially distributed (worldmodel/ahead.py)."""
+        return logits.argmax(-1) if self.temperature == 0 else (self._kept(logits) / times).argmax(-1)
+
+    def _kept(self, logits: Tensor, share: Tensor | None = None) -> Tensor:
+        """What codes are drawn in proportion to, from logits and, if at hand, their softmax (..., k)."""
         if share is None or self.temperature != 1:
             share = (logits / self.temperature).softmax(-1)
         if self.top_k or self.top_p < 1:
             share = share.masked_fill(share < self._least(share), 0)
-        total = share.cumsum(-1)
-        chosen = torch.searchsorted(total, noise[..., None].to(total.dtype) * total[..., -1:], right=True)
-        return chosen.squeeze(-1).clamp(max=total.shape[-1] - 1)
+        return share
 
     def _least(self, share: Tensor) -> Tensor:
         """(b, positions, 1) the smallest probability that is kept; codes of equal probability stay or go together."""
@@ -93,42 +101,3 @@ def draw_codes(
             if k + 1 < m:
                 hidden = prior.head.tell(hidden, prior.codebook[k % prior.config.books, codes])
     return prior.ungroup(cache.codes.clone()[:, None])
-
-
-@torch.no_grad()
-def next_frame(
-    prior: Prior,
-    cache: Cache,
-    condition: Tensor | None,
-    noise: Tensor,
-    sampling: Sampling,
-    features: Tensor | None = None,
-) -> Tensor:
-    """Draw the next latent frame under its condition (b, c), and move the cache on."""
-    codes = draw_codes(prior, cache, prior.begin(cache, condition, features), noise, sampling)
-    prior.finish(cache)
-    return codes
-
-
-@torch.no_grad()
-def continuation(
-    prior: Prior,
-    codes: Tensor,
-    frames: int,
-    generator: torch.Generator,
-    condition: Tensor | None = None,
-    features: Tensor | None = None,
-    sampling: Sampling | None = None,
-) -> Tensor:
-    """Codes (b, frames, h, w, g) that begin with `codes` (b, t >= 0, h, w, g); the others are drawn one by one.
-
-    The condition is (b, frames, c) or (b, c), as the prior has it; the numbers come from a generator of the CPU.
-    """
-    per_frame, given = prior.config.condition == "frame", codes.shape[1]
-    at = lambda t: condition[:, t] if per_frame and condition is not None else condition  # noqa: E731
-    cache = prior.prefill(codes, at(slice(given)), features=features) if given else prior.empty(len(codes))
-    drawn = [codes]
-    for t in range(given, frames):
-        noise = torch.rand(len(codes), prior.config.frame, generator=generator).to(codes.device)
-        drawn.append(next_frame(prior, cache, at(t), noise, sampling or Sampling(), features))
-    return torch.cat(drawn, dim=1)

@@ -11,16 +11,20 @@ Dimensions: b batch, t frames, n positions of a frame with m codes each, k code 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worldmodel.attention import Attention, Cache, CrossAttention, Mask
+from worldmodel.attention import Attention, CrossAttention, Mask
 from worldmodel.conditioning import ConditionalNorm, Modulation
 from worldmodel.dropout import Dropout
 from worldmodel.prior_config import PriorConfig
+
+Write = Callable[[Tensor], Tensor]
+"""Puts the keys and values of a pass into a layer's cache; returns all that the pass may see."""
 
 
 class Layer(NamedTuple):
@@ -83,12 +87,10 @@ class Block(nn.Module):
         x = x + self.dropout(self.attention.attend(q, pair, mask, x, dropout))
         return self.rest(x, layer), pair
 
-    def step(
-        self, x: Tensor, layer: Layer, turn: Tensor | None, cache: Cache, index: int, mask: Tensor | None
-    ) -> Tensor:
-        """One pass over some positions of the current frame, (b, 1, positions, width); `index` is the layer's."""
+    def step(self, x: Tensor, layer: Layer, turn: Tensor | None, write: Write, mask: Tensor | None) -> Tensor:
+        """One pass over some positions of the current frame, (b, 1, positions, width)."""
         q, pair = self.attention.project(self.norm1(x, layer.norms[0]), turn)
-        x = x + self.attention.attend(q, cache.write(index, pair), mask, x)
+        x = x + self.attention.attend(q, write(pair), mask, x)
         return self.rest(x, layer)
 
 

@@ -133,6 +133,17 @@ def test_a_stream_continues_true_codes_under_true_actions(toy_run: Path, tmp_pat
     assert before == {p: p.stat().st_mtime for p in toy_run.rglob("*") if p.is_file()}
 
 
+def test_given_frames_are_encoded_without_what_came_before(toy_run: Path) -> None:
+    """The codes of the store go on from the episode's earlier frames, those of a sample from nothing."""
+    vqvae, prior = sample.load(toy_run, "prior", "cpu")
+    truth = sample.real_clips(toy_run, prior, 1, 12, "test")
+    codes = sample.encoded(vqvae, truth, 2).codes
+    with torch.no_grad():
+        assert torch.equal(codes, vqvae.encode(torch.from_numpy(truth.frames[:, :2])))
+    assert not torch.equal(codes, truth.given.codes[:, :2])
+    assert sample.encoded(vqvae, truth, 0) is truth.given
+
+
 def test_scores_by_hand() -> None:
     """Two samples, one of them right: the best is perfect, the mean half way, and a frame held still is off by 10."""
     frames = np.zeros((2, 3, 16, 16, 3), np.uint8)

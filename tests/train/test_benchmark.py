@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +13,9 @@ import torch
 from train import benchmark, official, work
 from train.masks import memory
 from train.work import Task
+from worldmodel.checkpoint import save_checkpoint
 from worldmodel.errors import UserError
-from worldmodel.prior import PriorConfig
+from worldmodel.prior import Prior, PriorConfig
 from worldmodel.vqvae import VQVAEConfig
 
 VQVAE = VQVAEConfig(frames=4, size=(8, 8), stride=(2, 2, 2), hidden=8, residual=8, layers=1, heads=2, codes=8, dim=4)
@@ -118,6 +119,24 @@ def test_table_and_figures(tmp_path: Path, checkout: Path, capsys: pytest.Captur
     ours, theirs = (row["rate"] for row in figures["rows"])
     assert entry["float32"] == entry["as_shipped"] == ours / theirs
     assert "ours / official: vqvae, batch 2" in capsys.readouterr().out
+
+
+def test_a_trained_prior_is_sampled_ahead(tmp_path: Path) -> None:
+    for name, config in (
+        ("free", replace(PRIOR, width=16)),
+        ("told", replace(PRIOR, condition="clip", condition_dim=3)),
+    ):
+        save_checkpoint(tmp_path / name, Prior(config), {"kind": "prior", "model": asdict(config)})
+    args = benchmark.Args(
+        what=("sample",), precision=("float32",), sample_batch=(2,), trained=tmp_path / "free", prior=PRIOR
+    )
+    code_by_code, ahead = benchmark.tasks(args, tmp_path)
+    assert (code_by_code.name(), ahead.name()) == ("sample", "sample, ahead")
+    assert (code_by_code.prior.width, ahead.prior.width) == (8, 16)
+    codes = work.build(ahead).call()
+    assert isinstance(codes, torch.Tensor) and codes.shape == (2, 2, 4, 4, 1)
+    with pytest.raises(UserError, match="give an unconditional prior in raster order"):
+        list(benchmark.tasks(replace(args, trained=tmp_path / "told"), tmp_path))
 
 
 def test_masks_by_hand() -> None:

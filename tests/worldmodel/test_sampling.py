@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from worldmodel.attention import Cache
 from worldmodel.errors import UserError
 from worldmodel.prior import Prior, PriorConfig
-from worldmodel.sampling import Sampling, Score, draw_codes, next_frame
+from worldmodel.sampling import Sampling, Score, draw_codes
 
 LOGITS = torch.tensor([0.1, 0.4, 0.2, 0.3]).log().view(1, 1, 4)
 
@@ -64,12 +65,18 @@ def test_likelihood_and_entropy_are_the_models_own(patch: int) -> None:
     torch.testing.assert_close(score.entropy, -(log.exp() * log).sum((1, 2)))
 
 
+def next_frame(prior: Prior, cache: Cache, noise: torch.Tensor) -> torch.Tensor:
+    codes = draw_codes(prior, cache, prior.begin(cache), noise, Sampling())
+    prior.finish(cache)
+    return codes
+
+
 @pytest.mark.parametrize("patch", [1, 2])
 def test_a_lane_of_a_batch_is_the_same_lane_alone(patch: int) -> None:
     prior, noise = small_prior(patch), torch.rand(6, 4, 8, dtype=torch.float64)
     together, caches = prior.empty(4), [prior.empty(1) for _ in range(4)]
     for t in range(6):
-        codes = next_frame(prior, together, None, noise[t], Sampling())
-        alone = [next_frame(prior, cache, None, noise[t, i : i + 1], Sampling()) for i, cache in enumerate(caches)]
+        codes = next_frame(prior, together, noise[t])
+        alone = [next_frame(prior, cache, noise[t, i : i + 1]) for i, cache in enumerate(caches)]
         assert torch.equal(codes, torch.cat(alone))
     assert len(torch.unique(codes.flatten(1), dim=0)) > 1

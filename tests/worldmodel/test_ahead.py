@@ -1,0 +1,116 @@
+"""Drawing ahead, against drawing code by code and against the distribution itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from worldmodel import ahead
+from worldmodel.continuation import continuation
+from worldmodel.prior import Prior, PriorConfig
+from worldmodel.sampling import Sampling
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one with each pass."""
+    made: list[int] = []
+    features = ahead.features
+    monkeypatch.setattr(ahead, "features", lambda *given: made.append(1) or features(*given))
+    return made
+
+
+def raster(**settings: object) -> Prior:
+    """A small prior of random weights, whose codes do depend on each other, in float64."""
+    torch.manual_seed(0)
+    config = PriorConfig(**{
+        "latent": (4, 4, 4), "codes": 7, "code_dim": 4, "mode": "paper", "width": 16, "heads": 2, "layers": 2,
+        "feedforward": 32, "dropout": 0, "spread": 1,
+    } | settings)  # fmt: skip
+    prior = Prior(config, torch.randn(config.books, 7, 4)).double().eval()
+    for parameter in prior.head.out.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return prior
+
+
+def begun(prior: Prior, lanes: int = 3) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Two frames to go on from, their condition and the features of conditioning frames, where there are any."""
+    c, generator = prior.config, torch.Generator().manual_seed(1)
+    codes = torch.randint(0, c.codes, (lanes, 2, *c.latent[1:], c.books), generator=generator)
+    condition = torch.randn(lanes, 4, 3, generator=generator).double() if c.condition == "frame" else None
+    frames = torch.randint(0, 256, (lanes, 1, *c.seen_shape), generator=generator, dtype=torch.uint8)
+    return codes, condition, prior.look(frames) if c.seen else None
+
+
+@torch.no_grad()
+def one_by_one(prior: Prior, sampling: Sampling) -> torch.Tensor:
+    """Each code by the whole clip's logits, with no cache and nothing ahead: what drawing ahead must come to."""
+    codes, condition, features = begun(prior)
+    generator = torch.Generator().manual_seed(2)
+    for t in (2, 3):
+        codes = torch.cat([codes, torch.zeros_like(codes[:, :1])], dim=1)
+        times = torch.empty(len(codes), prior.config.frame, prior.config.codes).exponential_(generator=generator)
+        for at in range(prior.config.frame):
+            told = None if condition is None else condition[:, : t + 1]
+            logits = prior.clip(codes, told, features)[0][:, t].flatten(1, 2)[:, at]
+            grouped = prior.by_position(codes)
+            grouped[:, t].view(len(codes), -1)[:, at] = sampling.race(logits, times[:, at])
+            codes = prior.ungroup(grouped)
+    return codes
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"patch": 2},
+        {"books": 2},
+        {"books": 2, "patch": 2},
+        {"local": 3},
+        {"seen": 1, "seen_shape": (16, 16, 3), "resnet": 18, "units": 16},
+        {"mode": "stream", "window": 2, "condition": "frame", "condition_dim": 3},
+        {"mode": "stream", "window": 3, "kv_heads": 1, "local": 5},
+    ],
+    ids=str,
+)
+def test_runs_of_any_length_come_to_what_code_by_code_does(settings: dict[str, object], passes: list[int]) -> None:
+    prior, sampling = raster(**settings), Sampling(temperature=0.8, top_k=5)
+    codes, condition, features = begun(prior)
+    expected = one_by_one(prior, sampling)
+    assert len(expected[:, 2:].unique()) >= 3
+    for run in (2, 5, 99):
+        passes.clear()
+        generator = torch.Generator().manual_seed(2)
+        assert torch.equal(continuation(prior, codes, 4, generator, condition, features, sampling, run), expected)
+        assert 2 < len(passes) <= 2 * len(prior.order)
+
+
+def test_codes_that_follow_from_the_frame_before_cost_few_passes(passes: list[int]) -> None:
+    """A head that hardly listens: nearly every guess but those of the first run is right."""
+    prior = raster(latent=(4, 8, 8))
+    for parameter in prior.head.out.parameters():
+        torch.nn.init.normal_(parameter, std=1e-3)
+    continuation(prior, begun(prior)[0], 4, torch.Generator().manual_seed(2), run=16)
+    assert len(passes) <= 2 * (64 // 16 + 8)
+
+
+def test_a_race_is_won_as_often_as_is_likely() -> None:
+    logits, generator = torch.tensor([0.1, 0.4, 0.2, 0.3]).log().expand(100_000, 4), torch.Generator().manual_seed(0)
+    times = torch.empty(100_000, 4).exponential_(generator=generator)
+    for sampling, expected in (
+        (Sampling(), [0.1, 0.4, 0.2, 0.3]),
+        (Sampling(temperature=0), [0, 1, 0, 0]),
+        (Sampling(temperature=0.5), [1 / 30, 16 / 30, 4 / 30, 9 / 30]),
+        (Sampling(top_k=2), [0, 4 / 7, 0, 3 / 7]),
+    ):
+        share = torch.bincount(sampling.race(logits, times), minlength=4) / 100_000
+        assert share.tolist() == pytest.approx(expected, abs=0.006)
+
+
+def test_a_lane_is_the_same_in_any_batch(passes: list[int]) -> None:
+    """The numbers of a lane are its own, and it waits for nobody's codes."""
+    prior, times = raster(), torch.empty(4, 16, 7).exponential_(generator=torch.Generator().manual_seed(0))
+    together = ahead.draw_ahead(prior, prior.empty(4), prior.begin(prior.empty(4)), times, Sampling(), 5)
+    for lane, one in zip(together, times, strict=True):
+        alone = ahead.draw_ahead(prior, prior.empty(1), prior.begin(prior.empty(1)), one[None], Sampling(), 5)
+        assert torch.equal(alone[0], lane)
