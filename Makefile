@@ -1,12 +1,15 @@
 # make demo   sets up everything and runs the main job: data, VQ-VAE, prior, dream, figures (README has the minutes)
 # make test   sets up everything and runs the linter, the type checker and the tests
-# Both go on where they were interrupted. PYTHON=python3.12 make ... takes another interpreter.
+# make ucf101 SOURCE=folder
+#             reads UCF-101 as published, trains the paper's models of it without conditions, and draws samples;
+#             ucf101_128 and tgif likewise. PRESET=video_small is for two cores, PRIOR=--classes for class conditions
+# All go on where they were interrupted. PYTHON=python3.12 make ... takes another interpreter.
 
 PYTHON ?= python3.11
 BIN := .venv/bin
 SHELL := /bin/bash
 
-.PHONY: demo test lint clean
+.PHONY: demo ucf101 ucf101_128 tgif test lint clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -21,6 +24,14 @@ demo: .venv/ready
 	$(BIN)/python train/outcome.py --preset demo
 	$(BIN)/python rollout/dream.py --preset demo
 	$(BIN)/python rollout/evaluate.py --preset demo
+
+ucf101 ucf101_128 tgif: PRESET = $@
+ucf101 ucf101_128 tgif: .venv/ready
+	$(BIN)/python collect/$(@:_128=).py --preset $(PRESET) --source "$(SOURCE)" --out runs/$@/data.zarr
+	$(BIN)/python train/vqvae.py --preset $(PRESET) --run runs/$@
+	$(BIN)/python train/tokens.py --preset $(PRESET) --run runs/$@
+	$(BIN)/python train/prior.py --preset $(PRESET) --run runs/$@ $(PRIOR)
+	$(BIN)/python rollout/sample.py --preset $(PRESET) --run runs/$@
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -118,7 +118,7 @@ def parse(kind: type[T], section: str, argv: Sequence[str]) -> T:
         at = rest.index(flag)
         name = flag.partition("=")[2] or (rest[at + 1] if at + 1 < len(rest) else "")
         del rest[at : at + (1 if "=" in flag else 2)]
-        default = overlay(default, section_of(name, section), f"{name}.yaml: {section}")
+        default = overlay(default, section_of(name, section), f"{name.removesuffix('.yaml')}.yaml: {section}")
     args = tyro.cli(
         kind,
         default=default,

@@ -1,0 +1,90 @@
+"""`make ucf101` and `make tgif`: the commands that they say, one after the other, on videos as published but tiny."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from worldmodel.checkpoint import read_header
+
+ROOT = Path(__file__).parents[2]
+TINY = """
+collect: {size: 16, workers: 1, min_frames: 8}
+vqvae:
+  model:
+    {mode: paper, frames: 8, size: [16, 16], stride: [2, 4, 4], hidden: 8, residual: 8, layers: 1, codes: 8, dim: 4}
+  fit: {steps: 2, batch_size: 2}
+tokens: {every: 4}
+prior:
+  model: {mode: paper, order: raster, width: 16, heads: 2, layers: 1, feedforward: 16}
+  fit: {steps: 2, batch_size: 2}
+sample: {clips: 2, each: 1}
+"""
+
+
+def film(i: int, frames: int = 10) -> np.ndarray:
+    """Noise, (frames, 16, 16, 3)."""
+    return np.random.default_rng(i).integers(0, 256, (frames, 16, 16, 3), dtype=np.uint8)
+
+
+def write_avi(path: Path, frames: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 16, 16, "yuv420p"  # type: ignore[union-attr]
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))  # type: ignore[union-attr]
+        container.mux(stream.encode())  # type: ignore[union-attr]
+
+
+def ucf101(folder: Path) -> None:
+    """Two classes of six groups, of which the first is for testing."""
+    videos = [(c, f"{c}/v_{c}_g{group:02}_c01.avi", group) for c in ("YoYo", "Fencing") for group in range(1, 7)]
+    for i, (_, name, _) in enumerate(videos):
+        write_avi(folder / "UCF-101" / name, film(i))
+    lists = folder / "ucfTrainTestlist"
+    lists.mkdir()
+    (lists / "classInd.txt").write_text("1 YoYo\n2 Fencing\n")
+    number = {"YoYo": 1, "Fencing": 2}
+    (lists / "trainlist01.txt").write_text("".join(f"{name} {number[c]}\n" for c, name, g in videos if g > 1))
+    (lists / "testlist01.txt").write_text("".join(f"{name}\n" for _, name, g in videos if g == 1))
+
+
+def tgif(folder: Path) -> None:
+    (folder / "gifs").mkdir(parents=True)
+    rows = [f"https://38.media.tumblr.com/x/tumblr_{i}_500.gif\tsentence {i}\n" for i in range(40)]
+    (folder / "tgif-v1.0.tsv").write_text("".join(rows))
+    for i in range(40):
+        first, *rest = [Image.fromarray(frame) for frame in film(i)]
+        first.save(folder / "gifs" / f"tumblr_{i}_500.gif", save_all=True, append_images=rest, duration=100)
+
+
+@pytest.mark.parametrize(("target", "write", "classes"), [("ucf101", ucf101, 2), ("tgif", tgif, 0)])
+def test_one_command_reads_trains_and_samples(target: str, write: object, classes: int, tmp_path: Path) -> None:
+    write(tmp_path / "as published")  # type: ignore[operator]
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    settings = [
+        f"SOURCE={tmp_path / 'as published'}",
+        f"PRESET={tmp_path / 'tiny.yaml'}",
+        "PRIOR=--classes" if classes else "PRIOR=",
+    ]
+    said = subprocess.run(
+        ["make", "-n", target, *settings], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    commands = [shlex.split(line) for line in said.splitlines() if "/python " in line and " --preset " in line]
+    assert [Path(c[1]).stem for c in commands] == [target, "vqvae", "tokens", "prior", "sample"]
+    for _, script, *flags in commands:
+        subprocess.run([sys.executable, ROOT / script, *flags], cwd=tmp_path, check=True, capture_output=True)
+    run = tmp_path / "runs" / target
+    config = read_header(run / "prior")[0]["model"]
+    assert (config["classes"], config["condition_dim"]) == (classes, classes)
+    assert np.load(run / "samples" / "samples.npy").shape == (2, 8, 16, 16, 3)
+    assert json.loads((run / "samples" / "samples.json").read_text())["conditioning frames"] == "none"
