@@ -209,12 +209,12 @@ class Attention(nn.Module):
         one = isinstance(mask, Tensor) and mask.shape[-2] == 1
         if share > 1 and (mask is None or one):  # a pass: the queries of a key head side by side
             b, _, m, d = q.shape
-            y = attend(q.reshape(b, self.kv_heads, share * m, d), k, v, mask).reshape(b, self.heads, m, d)
+            y = attend(q.reshape(b, self.kv_heads, share * m, d).to(k.dtype), k, v, mask).reshape(b, self.heads, m, d)
         elif share > 1:
             y = attend(q, k.repeat_interleave(share, 1), v.repeat_interleave(share, 1), mask, dropout)
         else:
-            y = attend(q, k, v, mask, dropout)
-        return self.out(y.transpose(1, 2).reshape(like.shape))
+            y = attend(q.to(k.dtype), k, v, mask, dropout)
+        return self.out(y.to(q.dtype).transpose(1, 2).reshape(like.shape))
 
 
 class CrossAttention(nn.Module):

@@ -14,9 +14,9 @@ from worldmodel.prior import Prior
 from worldmodel.sampling import Sampling, draw_codes
 
 
-def suited(lanes: int) -> int:
+def suited(lanes: int, dtype: torch.dtype) -> int:
     """The length of runs for so many lanes: a pass over it takes little longer than one over a single position."""
-    return min(16, max(4, 128 // lanes))
+    return min(24, max(4, (64 if dtype == torch.float32 else 128) // lanes))
 
 
 @torch.no_grad()
@@ -39,7 +39,9 @@ def continuation(
     per_frame, given, sampling = prior.config.condition == "frame", codes.shape[1], sampling or Sampling()
     at = lambda t: condition[:, t] if per_frame and condition is not None else condition  # noqa: E731
     cache = prior.prefill(codes, at(slice(given)), features=features) if given else prior.empty(len(codes))
-    run = run or suited(len(codes))
+    run = run or suited(len(codes), prior.start.dtype)
+    if run > 1:  # a cache for single codes may be in float32
+        cache.pairs = [pair.to(prior.start.dtype) for pair in cache.pairs]
     for t in range(given, frames):
         shared = prior.begin(cache, at(t), features)
         if prior.config.order == "raster" and run > 1:
