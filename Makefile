@@ -27,6 +27,7 @@ demo: .venv/ready
 
 ucf101 ucf101_128 tgif: PRESET = $@
 ucf101 ucf101_128 tgif: .venv/ready
+	$(if $(SOURCE),,$(error give the folder of the data as published: make $@ SOURCE=folder))
 	$(BIN)/python collect/$(@:_128=).py --preset $(PRESET) --source "$(SOURCE)" --out runs/$@/data.zarr
 	$(BIN)/python train/vqvae.py --preset $(PRESET) --run runs/$@
 	$(BIN)/python train/tokens.py --preset $(PRESET) --run runs/$@

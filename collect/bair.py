@@ -31,7 +31,7 @@ if not __package__:
 
 import numpy as np
 
-from collect.files import Files, fill, labelled, splits
+from collect.files import Files, fill, fingerprint, labelled, splits
 from collect.tfrecord import Feature, broken, examples
 from configs import command
 from worldmodel.errors import UserError
@@ -150,8 +150,10 @@ def value(path: Path, i: int, features: dict[str, Feature], name: str, shape: tu
 
 
 def main(args: Args) -> None:
+    found = items(args)
     how = {"view": args.view, "both_views": args.both_views, "valid": args.valid}
-    fill(args, world(args), items(args), partial(read, args), **how)
+    how["files"] = fingerprint(f"{path.name} {test}" for path, _, test in found)
+    fill(args, world(args), found, partial(read, args), **how)
     store = Store(args.out)
     actions = store.read("action", 0, store.rows)
     print(f"actions lay between {actions.min(0).tolist()} and {actions.max(0).tolist()}")

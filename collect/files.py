@@ -9,9 +9,10 @@ so the same command goes on, and ends with the same store.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -67,6 +68,25 @@ def reading(read: Read[Item]) -> Iterator[Callable[[Item], tuple[Sequence[Episod
     yield one
 
 
+def text_of(path: Path) -> str:
+    """A list as published, or a `UserError`."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text in UTF-8 ({error}); fetch it again") from None
+
+
+def fingerprint(names: Iterable[str]) -> str:
+    """Of a list of files. Progress counts them: were there others when it goes on, it would go on at a wrong one."""
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+
+
+def gone(item: Item, why: str) -> tuple[Sequence[Episode], str]:
+    """What is made of an item that ends the processes that read it, by a fault in a library or for want of memory."""
+    file = item[0] if isinstance(item, tuple) else getattr(item, "path", item)
+    return (), f"{file}: reading it ended the process ({why})"
+
+
 def fill(args: Files, world: World, items: Sequence[Item], read: Read[Item], **how: Any) -> None:
     """A store of the episodes of all items, in their order; `how` is what makes another recording of the same files.
 
@@ -94,7 +114,7 @@ def _run(writer: StoreWriter, items: Sequence[Item], read: Read[Item], workers: 
         Pool(partial(reading, read), min(workers, len(items) - first), tqdm.write) as pool,
         tqdm(total=len(items), initial=first, unit=" files", desc=writer.world.name) as bar,
     ):
-        for i, (episodes, why) in enumerate(pool.map(itertools.islice(items, first, None)), first):
+        for i, (episodes, why) in enumerate(pool.map(itertools.islice(items, first, None), gone), first):
             if why:
                 bad.append(why)
                 tqdm.write(f"skipped: {why}")

@@ -57,8 +57,11 @@ class Pool:
         if not done:
             raise UserError(f"a process could not start ({why}); try fewer workers")
 
-    def map(self, tasks: Iterable[Any]) -> Iterator[Any]:
-        """The results of the tasks, in their order; the tasks may go on for ever."""
+    def map(self, tasks: Iterable[Any], give_up: Callable[[Any, str], Any] | None = None) -> Iterator[Any]:
+        """The results of the tasks, in their order; the tasks may go on for ever.
+
+        Of a task that is given up on it is what `give_up` makes of it and of the reason, or a `UserError`.
+        """
         self._drain()
         numbered, again = enumerate(tasks), list[tuple[int, Any]]()
         results: dict[int, Any] = {}
@@ -82,14 +85,18 @@ class Pool:
                     results[number] = result
                     continue
                 deaths[number] += 1
-                if deaths[number] == ATTEMPTS:
+                over = deaths[number] == ATTEMPTS
+                if over and give_up is None:
                     raise UserError(
                         f"task {task} ended {ATTEMPTS} processes ({result}); cure that, or try another seed"
                     )
-                self._say(f"a process died in task {task} ({result}); another one does it again")
+                if over and give_up is not None:
+                    results[number] = give_up(task, result)
+                else:
+                    self._say(f"a process died in task {task} ({result}); another one does it again")
+                    again.append(item)
                 _end(self._processes.pop(connection))
                 self._ready(self._start())
-                again.append(item)
             while position in results:
                 yield results.pop(position)
                 position += 1

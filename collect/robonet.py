@@ -32,7 +32,7 @@ import h5py
 import numpy as np
 from PIL import Image
 
-from collect.files import BrokenFile, Files, fill
+from collect.files import BrokenFile, Files, fill, fingerprint
 from configs import command
 from worldmodel.errors import UserError, at_least
 from worldmodel.layout import line
@@ -181,8 +181,10 @@ def shrink(image: Image.Image, size: int) -> np.ndarray:
 
 
 def main(args: Args) -> None:
+    found = sorted(args.source.rglob(args.pattern))
     how = {"camera": args.camera, "pattern": args.pattern}
-    fill(args, world(args), sorted(args.source.rglob(args.pattern)), partial(read, args), **how)
+    how["files"] = fingerprint(str(path.relative_to(args.source)) for path in found)
+    fill(args, world(args), found, partial(read, args), **how)
     store = Store(args.out)
     actions = store.read("action", 0, store.rows)
     print(f"actions lay between {actions.min(0).tolist()} and {actions.max(0).tolist()}")

@@ -25,7 +25,7 @@ from pathlib import Path
 if not __package__:  # run as a file: the folder above is where `collect` is found
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from collect.files import SKIPPED
+from collect.files import SKIPPED, text_of
 from collect.video import Clip, Videos, fill_with_videos, rate_of
 from configs import command
 from worldmodel.checkpoint import write_atomic
@@ -60,7 +60,7 @@ def read_sentences(path: Path) -> dict[str, list[str]]:
     if not path.is_file():
         raise UserError(f"{path} does not exist; give the folder that holds {LIST}")
     sentences: dict[str, list[str]] = defaultdict(list)
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+    for number, line in enumerate(text_of(path).split("\n"), 1):
         address, tab, sentence = line.strip("\r").partition("\t")
         if tab and name_of(address):
             sentences[name_of(address)].append(sentence.strip())
@@ -77,7 +77,7 @@ def read_splits(folder: Path) -> dict[str, int]:
     for split, name in enumerate(SPLIT_FILES):
         if not (folder / name).is_file():
             raise UserError(f"{folder} has no {name}; fetch it, or take the folder away to have the split drawn")
-        splits |= {name_of(line): split for line in (folder / name).read_text().splitlines() if line.strip()}
+        splits |= {name_of(line): split for line in text_of(folder / name).splitlines() if line.strip()}
     return splits
 
 

@@ -26,6 +26,7 @@ if not __package__:  # run as a file: the folder above is where `collect` is fou
 
 import numpy as np
 
+from collect.files import text_of
 from collect.video import Clip, Videos, fill_with_videos
 from configs import command
 from worldmodel.errors import UserError
@@ -62,7 +63,7 @@ def lines(args: Args, name: str) -> tuple[Path, list[list[str]]]:
     path = args.source / LISTS / name
     if not path.is_file():
         raise UserError(f"{path} does not exist; give the folder that holds {VIDEOS}/ and {LISTS}/")
-    return path, [words for line in path.read_text().splitlines() if (words := line.split())]
+    return path, [words for line in text_of(path).splitlines() if (words := line.split())]
 
 
 def read_classes(args: Args) -> list[str]:

@@ -23,7 +23,6 @@ videos that a split would be empty: then the pieces are drawn one by one, and ne
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -39,7 +38,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from collect.files import BrokenFile, Files, fill, labelled
+from collect.files import BrokenFile, Files, fill, fingerprint, labelled
 from configs import command
 from worldmodel.errors import UserError, at_least
 from worldmodel.layout import SPLITS, split_of
@@ -259,8 +258,7 @@ def fill_with_videos(
         partial(read, args, length),
         **{key: getattr(args, key) for key in ("fps", "every", "max_frames", "min_frames")},
         length=length,
-        # Progress counts files: were there others when it goes on, it would go on at a wrong one.
-        files=hashlib.sha256("\n".join(f"{c.name} {c.values}" for c in clips).encode()).hexdigest()[:16],
+        files=fingerprint(f"{c.name} {c.values}" for c in clips),
     )
 
 

@@ -30,9 +30,9 @@ if not __package__:
 import torch
 
 from configs import command
-from rollout import fvd
 from rollout.ablation_scores import Ruler, score_prior, score_vqvae
 from rollout.ablation_table import render
+from rollout.provenance import commit
 from train import prior as train_prior
 from train import tokens as train_tokens
 from train import vqvae as train_vqvae
@@ -177,7 +177,7 @@ def evaluate(args: Args, work: Job) -> dict[str, Any]:
     features = load_features(args.features, args.weights, args.sha256, args.device)
     ruler = Ruler(args.data, args.tokens.every, protocol, features, args.batch, args.device)
     scores = score_prior(ruler, work.run, work.prior) if work.row.prior else score_vqvae(ruler, work.run)
-    told = {"seed": work.seed, "latent": work.row.vqvae.latent, "commit": fvd.commit(), "made_of": made_of(work)}
+    told = {"seed": work.seed, "latent": work.row.vqvae.latent, "commit": commit(), "made_of": made_of(work)}
     write_json(work.result, scores | told | {"settings": settings(args, work)})
     return json.loads(work.result.read_text())
 

@@ -11,7 +11,7 @@
                                collapsed: distances from its reconstructions mean nothing
 
 Reconstructions are not random, so their distance is one value; that of samples is one of each trial. Conditioning
-frames, where the prior has any, are copied into the samples, as rollout/fvd.py does it.
+frames, where the prior has any, are drawn anew and not copied, as rollout/fvd.py does it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ import numpy as np
 import torch
 
 from rollout import fvd
+from rollout.provenance import models
 from rollout.sample import draw, load, real_clips
-from rollout.sources import Source, models
+from rollout.sources import Source
 from worldmodel.clips import Clips
 from worldmodel.codebook import usage
 from worldmodel.given import Given, features
@@ -67,14 +68,14 @@ def score_prior(ruler: Ruler, run: Path, name: str) -> dict[str, Any]:
     """Of a run's VQ-VAE and of its prior of that name."""
     vqvae, prior = load(run, name, ruler.device)
     truth = real_clips(run, prior, vqvae.config.stride[0], ruler.protocol.clips, ruler.protocol.split, ruler.data)
-    copy = bool(prior.config.seen)
-    samples = lambda k: draw(vqvae, prior, truth.given, k, copy=copy, batch=ruler.batch)  # noqa: E731
+    samples = lambda k: draw(vqvae, prior, truth.given, k, batch=ruler.batch)  # noqa: E731
     result = _score(ruler, run, vqvae, truth.frames, truth.episode, samples)
     bits = bits_per_code(prior, truth.given, ruler)
     per_frame = math.prod(vqvae.config.latent) * vqvae.config.books / vqvae.config.frames
     for figure, values in (("bits/code", bits), ("bits/frame", bits * per_frame)):
         result["figures"][figure] = [float(values.mean())]
         result["intervals"][figure] = bootstrap(values, truth.episode).to_json()
+    result["conditioning frames"] = "regenerated" if prior.config.seen else "none"
     result["parameters"]["prior"] = sum(p.numel() for p in prior.parameters())
     return result
 

@@ -35,7 +35,8 @@ import torch
 from tqdm import tqdm
 
 from configs import command
-from worldmodel.checkpoint import check_made_with, digest, read_header, write_atomic, write_json
+from rollout.provenance import provenance
+from worldmodel.checkpoint import check_made_with, read_header, write_atomic, write_json
 from worldmodel.clips import Clips
 from worldmodel.dream import Context, Dream
 from worldmodel.errors import UserError
@@ -219,13 +220,12 @@ def main(args: Args) -> None:
     protocol |= {
         "clips": len(held.codes),
         "episodes": len(np.unique(held.episode)),
-        "prior": digest(args.run / "prior"),
     }
     folder = args.run / "evaluation"
     counts = f"{protocol['clips']} clips of {protocol['episodes']} held-out episodes"
     head = f"{dream.world.name}: {counts}, means [95% intervals]"
     text = head + "\n" + table(result, args.ahead)
-    write_json(folder / "results.json", {"protocol": protocol} | plain(result))
+    write_json(folder / "results.json", {"protocol": protocol} | provenance(args.run) | plain(result))
     write_atomic(folder / "results.txt", (text + "\n").encode())
     print(text)
     print(

@@ -17,7 +17,6 @@ Writes <metric>-<protocol>-<features>.json and .txt into <run>/evaluation, or be
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +30,8 @@ import torch
 from tqdm import tqdm
 
 from configs import command
-from rollout.sources import Source, from_files, from_run, models, reconstructing
+from rollout.provenance import commit, models, provenance
+from rollout.sources import Source, from_files, from_run, reconstructing
 from worldmodel.checkpoint import read_header, write_atomic, write_json
 from worldmodel.errors import UserError
 from worldmodel.metrics.features import C3D_LOGITS, Features, Kind, load_features
@@ -40,7 +40,6 @@ from worldmodel.metrics.inception import inception_score, probabilities
 from worldmodel.metrics.protocol import PROTOCOLS, Name, Protocol, Trials
 from worldmodel.metrics.published import beside
 
-ROOT = Path(__file__).resolve().parents[1]
 COMPARED = {
     "samples_real": ("FVD", "samples against real"),
     "reconstructions_real": ("R-FVD", "reconstructions against real"),
@@ -227,19 +226,6 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def commit() -> str | None:
-    """The commit of this clone, with "-dirty" if files differ from it; None where it is no clone."""
-    git = ["git", "-C", str(ROOT)]
-    try:
-        top = subprocess.run([*git, "rev-parse", "--show-toplevel"], capture_output=True, text=True, check=True).stdout
-        if Path(top.strip()).resolve() != ROOT:
-            return None
-        describe = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
 def main(args: Args) -> None:
     if args.run is None and args.samples is None:
         raise UserError("there is nothing to compare; give a --run, or --samples and --real")
@@ -250,6 +236,7 @@ def main(args: Args) -> None:
     source = source_of(args, protocol)
     measure = distances if protocol.metric == "frechet" else scores
     result = report(protocol, features, source, measure(args, protocol, features, source))
+    result |= {"models": provenance(args.run)["models"], "batch": args.batch}
     folder = args.out or (args.run / "evaluation" if args.run else args.samples.parent)  # type: ignore[union-attr]
     changed = "" if protocol.name == args.protocol else "-altered"
     stem, text = f"{protocol.metric}-{args.protocol}{changed}-{args.features}", table(result)

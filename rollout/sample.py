@@ -29,7 +29,8 @@ import torch
 from tqdm import tqdm
 
 from configs import command
-from worldmodel.checkpoint import check_made_with, digest, write_atomic, write_json
+from rollout.provenance import provenance
+from worldmodel.checkpoint import check_made_with, write_atomic, write_json
 from worldmodel.clips import Clips, rows_of
 from worldmodel.continuation import continuation
 from worldmodel.errors import UserError
@@ -123,6 +124,10 @@ def draw(
     """Videos (n, t, H, W, channels) uint8, one for each condition that is given; what is wrong is a `UserError`."""
     if context and prior.config.mode == "paper":
         raise UserError("codes of a paper-mode VQ-VAE have seen later frames; condition the prior on frames instead")
+    if context >= (longest := prior.config.latent[0]):
+        raise UserError(
+            f"clips have {longest} latent frames, so {context} given ones leave nothing to draw; lower --context"
+        )
     if copy and given.frames is None:
         raise UserError("this prior looks at no conditioning frames that could be copied; leave --copy out")
     device, videos = prior.start.device, []
@@ -152,10 +157,12 @@ def sampler(
     vqvae, prior = load(run, "prior", device)
     stride = vqvae.config.stride[0]
     stream = prior.config.mode == "stream"
-    if given and not stream and prior.config.seen != given:
+    if not stream and prior.config.seen != given:
         raise UserError(f"{run} looks at {prior.config.seen} conditioning frames, and the protocol gives {given}")
+    if stream and given % stride:
+        raise UserError(f"a code of {run} is of {stride} frames, and the protocol gives {given}; alter it with --given")
     truth = real_clips(run, prior, stride, n, split)
-    context = -(-given // stride) if stream else 0
+    context = given // stride if stream else 0
     told = encoded(vqvae, truth, context)
     return lambda seed: (draw(vqvae, prior, told, seed, context, batch=batch), truth.frames)
 
@@ -219,7 +226,7 @@ def main(args: Args) -> None:
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(args).items()}
     frames = ("copied" if args.copy else "regenerated") if prior.config.seen else "none"
     result: dict[str, Any] = {"settings": settings, "conditioning frames": frames}
-    result |= {"prior": digest(args.run / args.prior), "vqvae": digest(args.run / "vqvae")}
+    result |= provenance(args.run, args.prior)
     if first and not args.name:
         figures = scores(truth, samples, first, vqvae.config.variance)
         print(f"{args.clips} clips, {args.each} samples of each; {first} frames given, means [95% intervals]")

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from rollout.provenance import models
 from rollout.sample import sampler
-from worldmodel.checkpoint import digest
 from worldmodel.clips import Clips
 from worldmodel.errors import UserError
 from worldmodel.metrics.protocol import Protocol
@@ -118,8 +118,3 @@ def read_clips(path: Path) -> np.ndarray:
 def sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def models(run: Path | None) -> dict[str, str]:
-    """Digests of what a run has trained."""
-    return {part: digest(run / part) for part in ("vqvae", "prior") if run and (run / part).exists()}

@@ -96,6 +96,8 @@ class Args:
         at_least(self, 1, "vqvae_batch", "prior_batch", "sample_batch", "store_batch", "rounds")
         if not self.what or not self.precision or self.seconds <= 0:
             raise UserError("name something to time and a precision, and give more than 0 seconds")
+        if self.trained is not None and "sample" not in self.what:
+            raise UserError("--trained is for sampling; add sample to --what, or leave it out")
 
 
 def sized(args: Args) -> tuple[VQVAEConfig, PriorConfig]:
@@ -113,8 +115,10 @@ def sized(args: Args) -> tuple[VQVAEConfig, PriorConfig]:
 def of_trained(folder: Path) -> PriorConfig:
     """The sizes of a trained prior that can be sampled without anything given, in runs."""
     config = load_prior(folder).config
-    if config.order != "raster" or config.condition != "none" or config.seen:
-        raise UserError(f"{folder} is conditioned, or not in raster order; give an unconditional prior in raster order")
+    if config.order != "raster" or config.condition != "none" or config.seen or config.patch > 1:
+        raise UserError(
+            f"{folder} has a condition, patches or another order; give an unconditional prior in raster order"
+        )
     return config
 
 
@@ -203,6 +207,8 @@ def ratios(rows: list[Row]) -> list[Row]:
 
 def main(args: Args) -> None:
     os.environ["TQDM_DISABLE"] = "1"
+    if args.trained is not None:
+        of_trained(args.trained)  # what is wrong with it is told before anything is timed
     rows = []
     print(
         f"{'clips/s or codes/s':30}{'':10}{'precision':10}{'batch':>6}{'rate':>12}{'of matmul':>11}{'of copy':>9}"

@@ -4,6 +4,7 @@ A work is a call without arguments, what it gets done (clips or codes), the oper
 and the bytes that it must move at the least: in a step of training each weight's value, gradient and two moments, read
 and written, and its value once more each way; in sampling all weights once a pass and the keys and values cached so
 far; in reading, a clip read and written. Activations are not counted, so a share of the copy rate is a lower bound.
+Drawing ahead has fewer passes, one cannot say how many: its operations are those of code by code, its bytes are none.
 """
 
 from __future__ import annotations
@@ -125,7 +126,8 @@ def _sample(task: Task) -> Work:
     begin, generator = _codes(task, task.batch)[:, :0], torch.Generator().manual_seed(0)
     run = 1 if task.trained is None else None
     call = lambda: continuation(model, begin, task.prior.latent[0], generator, run=run)  # noqa: E731
-    return Work(call, task.batch * task.codes, *passes(task, next(model.parameters()).element_size()))
+    flops, moved = passes(task, next(model.parameters()).element_size())
+    return Work(call, task.batch * task.codes, flops, 0 if task.trained else moved)
 
 
 def passes(task: Task, size: int) -> tuple[float, float]:

@@ -5,8 +5,9 @@ by its probability, and the first one wins. With the times given, a code is a fu
 frame is the one fixed point of these functions. So a pass works out a run of positions at once, from guesses of the
 codes before them: the codes of the frame before, then whatever the last pass made of them. All codes up to the first
 that comes out other than it was guessed are final, that one included, since everything before them was right; the rest
-are better guesses. The result is that of one code a pass, up to the rounding of logits, and codes that hardly depend on
-their neighbours, as where nothing moves, cost hardly any passes.
+are better guesses. The result is that of one code a pass, up to the rounding of logits (in bfloat16 one code in a
+hundred may be another), and codes that hardly depend on their neighbours, as where nothing moves, cost hardly any
+passes.
 
 Iterating to a fixed point is from Wiggers and Hoogeboom, "Predictive Sampling with Forecasting Autoregressive Models"
 (2020). Sampling by inversion, as dreams do it, would do for this too, but moves with every small change of the logits:

@@ -20,7 +20,7 @@ class Here:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def map(self, tasks: Iterable[Any]) -> Iterator[Any]:
+    def map(self, tasks: Iterable[Any], give_up: object = None) -> Iterator[Any]:
         with self.make() as run:
             yield from map(run, tasks)
 

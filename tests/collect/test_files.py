@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,22 @@ def test_episodes_come_in_the_order_of_the_files_and_broken_ones_are_told(
     assert store.read("frames", 0, store.rows)[::700, 0, 0, 0].tolist() == [0, 1, 2, 20, 21, 22, 23]
     told = (source.parent / "data.zarr" / SKIPPED).read_text().splitlines()
     assert [line.partition(": ")[0] for line in told] == [str(source / "1.txt"), str(source / "4.txt")]
+
+
+def read_or_die(path: Path) -> Sequence[Episode]:
+    """A library that crashes takes its process with it."""
+    if path.read_text() == "no":
+        os._exit(1)
+    return read(path)
+
+
+def test_a_file_that_ends_the_processes_which_read_it_is_skipped(source: Path) -> None:
+    a = args(source)
+    fill(a, WORLD, sorted(a.source.iterdir()), read_or_die, version=1)
+    assert Store(a.out).rows == 4_900
+    told = (a.out / SKIPPED).read_text().splitlines()
+    assert told[0] == f"{source / '1.txt'}: reading it ended the process (killed)"
+    assert len(told) == 2
 
 
 class Interrupted(Exception):

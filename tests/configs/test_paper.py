@@ -70,7 +70,7 @@ def test_settings_are_those_of_tables_8_and_9(name: str) -> None:
     g = p.model
     assert (g.heads, g.layers, g.width, g.feedforward, g.resnet * bool(g.seen), g.dropout, p.fit.steps) == TABLE_9[name]
     assert (p.fit.batch_size, p.fit.learning_rate, g.order, g.patch, g.noise) == (32, 3e-4, "raster", 1, 0)
-    assert g.units == 512
+    assert (m.norm, p.fit.schedule, g.local, g.units) == ("layer", "cosine", 128, 512)
 
 
 @pytest.mark.parametrize("name", LATENT)
@@ -101,17 +101,18 @@ def vqvae_by_hand(c: VQVAEConfig, down: list[tuple[int, int, int]]) -> int:
     return total + (h * d + d) + (d * h + h)
 
 
-def test_parameters_of_the_vqvae_by_hand() -> None:
-    """Moving MNIST strides (4, 4, 4) by two filters of 3; BAIR (2, 2, 2) by one.
+@pytest.mark.parametrize("name", LATENT)
+def test_parameters_of_the_vqvae_by_hand(name: str) -> None:
+    """Strides (2, 2, 2) are one filter of 3, (4, 4, 4) two, (4, 2, 2) one of everything and one of time alone.
 
     Transposed filters are 4 wide; they are done as one convolution of 2 for each of the 8 phases, with its own bias.
+    In time alone there are 2 phases, and the filter is 3 wide in space.
     """
-    up = lambda i, o: i * o * 4**3 + 8 * o  # noqa: E731
-    for name, depth in (("moving_mnist", 2), ("bair", 1)):
-        vqvae, _ = build(name)
-        by_hand = vqvae_by_hand(vqvae.config, [(3, 3, 3)] * depth)
-        by_hand += up(240, 240) * (depth - 1) + up(240, 3)
-        assert count(vqvae) == by_hand
+    both, time = lambda i, o: i * o * 4**3 + 8 * o, lambda i, o: i * o * 4 * 3 * 3 + 2 * o
+    vqvae, _ = build(name)
+    filters = {(2, 2, 2): [both], (4, 4, 4): [both, both], (4, 2, 2): [both, time]}[vqvae.config.stride]
+    by_hand = vqvae_by_hand(vqvae.config, [(3, 3, 3)] * len(filters)) + filters[0](240, 3)
+    assert count(vqvae) == by_hand + sum(up(240, 240) for up in filters[1:])
 
 
 def prior_by_hand(c: PriorConfig) -> int:

@@ -104,7 +104,7 @@ def test_clips_of_one_frame_diverge_under_different_conditions(classes: Path) ->
 
 
 def test_samples_depend_on_the_seed_alone(classes: Path) -> None:
-    draw = sample.sampler(classes, 3, 0, "cpu", 2, "train")
+    draw = sample.sampler(classes, 3, 1, "cpu", 2, "train")
     first, again, other = (draw(seed)[0] for seed in (0, 0, 1))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
@@ -120,6 +120,10 @@ def test_mistakes_are_told_in_a_sentence(classes: Path, toy_run: Path) -> None:
         sample.main(sample.Args(run=toy_run, clips=2, each=1, copy=True))
     with pytest.raises(UserError, match="looks at 1 conditioning frames, and the protocol gives 3"):
         sample.sampler(classes, 2, 3, "cpu", 2)
+    with pytest.raises(UserError, match="looks at 1 conditioning frames, and the protocol gives 0"):
+        sample.sampler(classes, 2, 0, "cpu", 2)
+    with pytest.raises(UserError, match="so 8 given ones leave nothing to draw; lower --context"):
+        sample.main(sample.Args(run=toy_run, clips=2, each=1, context=8))
     config = load_prior(classes / "prior").config
     with pytest.raises(UserError, match="has no label; collect data with it"):
         CodeClips(config, Store(toy_run / "tokens.zarr"), "train")

@@ -1,0 +1,36 @@
+"""What a figure was made of and by: written into every result."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from worldmodel.checkpoint import digest, read_header
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def models(run: Path | None, prior: str = "prior") -> dict[str, str]:
+    """Digests of what a run has trained."""
+    return {part: digest(run / part) for part in ("vqvae", prior) if run and (run / part).exists()}
+
+
+def provenance(run: Path | None, prior: str = "prior") -> dict[str, Any]:
+    """The digests and settings of a run's models, and the commit."""
+    made_of = models(run, prior)
+    settings = {part: read_header(run / part)[0]["model"] for part in made_of if run}
+    return {"made_of": made_of, "models": settings, "commit": commit()}
+
+
+def commit() -> str | None:
+    """The commit of this clone, with "-dirty" if files differ from it; None where it is no clone."""
+    git = ["git", "-C", str(ROOT)]
+    try:
+        top = subprocess.run([*git, "rev-parse", "--show-toplevel"], capture_output=True, text=True, check=True).stdout
+        if Path(top.strip()).resolve() != ROOT:
+            return None
+        describe = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
