@@ -151,8 +151,8 @@ def value(path: Path, i: int, features: dict[str, Feature], name: str, shape: tu
 
 def main(args: Args) -> None:
     found = items(args)
-    how = {"view": args.view, "both_views": args.both_views, "valid": args.valid}
-    how["files"] = fingerprint(f"{path.name} {test}" for path, _, test in found)
+    files = fingerprint(f"{path.name} {test}" for path, _, test in found)
+    how = {"view": args.view, "both_views": args.both_views, "valid": args.valid, "files": files}
     fill(args, world(args), found, partial(read, args), **how)
     store = Store(args.out)
     actions = store.read("action", 0, store.rows)

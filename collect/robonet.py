@@ -182,8 +182,8 @@ def shrink(image: Image.Image, size: int) -> np.ndarray:
 
 def main(args: Args) -> None:
     found = sorted(args.source.rglob(args.pattern))
-    how = {"camera": args.camera, "pattern": args.pattern}
-    how["files"] = fingerprint(str(path.relative_to(args.source)) for path in found)
+    files = fingerprint(str(path.relative_to(args.source)) for path in found)
+    how = {"camera": args.camera, "pattern": args.pattern, "files": files}
     fill(args, world(args), found, partial(read, args), **how)
     store = Store(args.out)
     actions = store.read("action", 0, store.rows)
