@@ -206,9 +206,11 @@ class Attention(nn.Module):
     def attend(self, q: Tensor, pair: Tensor, mask: Mask, like: Tensor, dropout: float = 0.0) -> Tensor:
         """The attended values, back in the shape of `like` (b, t, n, width). Without a mask everything is seen."""
         share, (k, v) = self.heads // self.kv_heads, pair.unbind(2)
-        one = isinstance(mask, Tensor) and mask.shape[-2] == 1
-        if share > 1 and (mask is None or one):  # a pass: the queries of a key head side by side
-            b, _, m, d = q.shape
+        rows = mask.shape[-2] if isinstance(mask, Tensor) else 0
+        if share > 1 and (mask is None or rows == 1 or (isinstance(mask, Tensor) and mask.dim() == 4)):
+            b, _, m, d = q.shape  # a pass: the queries of a key head side by side
+            if isinstance(mask, Tensor) and rows > 1:
+                mask = mask.repeat(1, 1, share, 1)
             y = attend(q.reshape(b, self.kv_heads, share * m, d).to(k.dtype), k, v, mask).reshape(b, self.heads, m, d)
         elif share > 1:
             y = attend(q, k.repeat_interleave(share, 1), v.repeat_interleave(share, 1), mask, dropout)

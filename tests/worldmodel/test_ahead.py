@@ -85,6 +85,17 @@ def test_runs_of_any_length_come_to_what_code_by_code_does(settings: dict[str, o
         assert 2 < len(passes) <= 2 * len(prior.order)
 
 
+def test_in_bfloat16_nearly_all_codes_are_the_same() -> None:
+    """A single code that comes out another changes those after it, so the first frame tells."""
+    prior = raster(latent=(4, 8, 8)).float()
+    given = begun(prior, 16)[0]
+    exact, rounded = (
+        continuation(model, given, 3, torch.Generator().manual_seed(2), run=5)[:, 2]
+        for model in (prior, raster(latent=(4, 8, 8)).bfloat16())
+    )
+    assert (exact == rounded).float().mean() > 0.9
+
+
 def test_codes_that_follow_from_the_frame_before_cost_few_passes(passes: list[int]) -> None:
     """A head that hardly listens: nearly every guess but those of the first run is right."""
     prior = raster(latent=(4, 8, 8))
