@@ -65,12 +65,6 @@ class Cache:
         self.pairs[layer].narrow(3, start, m).copy_(pair)
         return self.pairs[layer].narrow(3, 0, start + m)
 
-    def write_at(self, layer: int, at: Tensor, now: int, pair: Tensor) -> Tensor:
-        """The same for a pass over a lane's own positions (b, m) of the current frame, all below `now`."""
-        start, lanes = self.slots * self.frame, torch.arange(len(at), device=at.device)[:, None]
-        self.pairs[layer][lanes, :, :, start + at] = pair.permute(0, 3, 1, 2, 4)
-        return self.pairs[layer].narrow(3, 0, start + now)
-
     def full(self) -> bool:
         """Is every slot for past frames in use, in every lane? Then all passes of all frames have the same sizes."""
         return self.time >= self.valid.shape[1] and bool(self.valid.all())
@@ -158,19 +152,27 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, dropout: float = 
     plain, length = mask if isinstance(mask, Tensor) else None, k.shape[-2]
     if q.device.type == "cpu" and _clip(q, k, mask) and length <= LONGEST:
         return attend_rows(q, k, v, plain, dropout)
-    small = length <= 256 if q.requires_grad else q.shape[-2] <= 16
-    few = len(q) < 16 and q.shape[-2] > 1
-    if q.device.type != "cpu" or dropout or not small or few or isinstance(mask, str):
+    if q.device.type != "cpu" or dropout or isinstance(mask, str) or not _small(q, length):
         return F.scaled_dot_product_attention(q, k, v, plain, dropout, is_causal=isinstance(mask, str))
     scores = _scores(q * q.shape[-1] ** -0.5, k)
     if plain is not None:
-        scores = scores.masked_fill(~plain, float("-inf")) if plain.dtype == torch.bool else scores + plain
+        scores = scores.masked_fill_(~plain, float("-inf")) if plain.dtype == torch.bool else scores.add_(plain)
     return torch.matmul(scores.softmax(-1), v)
 
 
-def _scores(q: Tensor, k: Tensor) -> Tensor:
-    """Products of queries and keys. In bfloat16 those in a cache would be copied if they came second."""
+def _small(q: Tensor, length: int) -> bool:
+    """Are these many small problems, or single queries? The bounds are measured."""
+    rows, many = q.shape[-2], len(q) >= 16
+    if q.requires_grad:
+        return length <= 256 and (many or rows == 1)
     if q.dtype == torch.bfloat16:
+        return rows == 1 or (rows <= 32 and q[..., 0].numel() * length >= 2**16)
+    return rows == 1 or (rows <= 16 and many)
+
+
+def _scores(q: Tensor, k: Tensor) -> Tensor:
+    """Products of queries and keys. In bfloat16 those in a cache, with gaps, would be copied if they came second."""
+    if q.dtype == torch.bfloat16 and not k.is_contiguous():
         return torch.matmul(k, q.transpose(-1, -2)).transpose(-1, -2)
     return torch.matmul(q, k.transpose(-1, -2))
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from worldmodel.ahead import draw_ahead
+from worldmodel.ahead import draw_ahead, gumbel
 from worldmodel.prior import Prior
 from worldmodel.sampling import Sampling, draw_codes
 
 
 def suited(lanes: int, dtype: torch.dtype) -> int:
     """The length of runs for so many lanes: a pass over it takes little longer than one over a single position."""
-    return min(24, max(4, (64 if dtype == torch.float32 else 128) // lanes))
+    return min(32, max(4, (128 if dtype == torch.float32 else 256) // lanes))
 
 
 @torch.no_grad()
@@ -45,9 +45,9 @@ def continuation(
     for t in range(given, frames):
         shared = prior.begin(cache, at(t), features)
         if prior.config.order == "raster" and run > 1:
-            times = torch.empty(len(codes), prior.config.frame, prior.config.codes).exponential_(generator=generator)
+            noise = gumbel((len(codes), prior.config.frame, prior.config.codes), generator)
             guess = codes[:, -1:] if t else None
-            new = draw_ahead(prior, cache, shared, times.to(codes.device), sampling, run, guess)
+            new = draw_ahead(prior, cache, shared, noise.to(codes.device), sampling, run, guess)
         else:
             noise = torch.rand(len(codes), prior.config.frame, generator=generator)
             new = draw_codes(prior, cache, shared, noise.to(codes.device), sampling)

@@ -44,9 +44,13 @@ class Sampling:
         chosen = torch.searchsorted(total, noise[..., None].to(total.dtype) * total[..., -1:], right=True)
         return chosen.squeeze(-1).clamp(max=total.shape[-1] - 1)
 
-    def race(self, logits: Tensor, times: Tensor) -> Tensor:
-        """Codes (...) from logits (..., k) and a time for each, exponentially distributed (worldmodel/ahead.py)."""
-        return logits.argmax(-1) if self.temperature == 0 else (self._kept(logits) / times).argmax(-1)
+    def race(self, logits: Tensor, noise: Tensor) -> Tensor:
+        """Codes (...) from logits (..., k) and a Gumbel-distributed number for each (worldmodel/ahead.py)."""
+        if self.temperature == 0:
+            return logits.argmax(-1)
+        if self.top_k or self.top_p < 1:
+            logits = logits.masked_fill(self._kept(logits) == 0, float("-inf"))
+        return noise.add(logits, alpha=1 / self.temperature).argmax(-1)
 
     def _kept(self, logits: Tensor, share: Tensor | None = None) -> Tensor:
         """What codes are drawn in proportion to, from logits and, if at hand, their softmax (..., k)."""

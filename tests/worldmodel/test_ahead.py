@@ -49,12 +49,12 @@ def one_by_one(prior: Prior, sampling: Sampling) -> torch.Tensor:
     generator = torch.Generator().manual_seed(2)
     for t in (2, 3):
         codes = torch.cat([codes, torch.zeros_like(codes[:, :1])], dim=1)
-        times = torch.empty(len(codes), prior.config.frame, prior.config.codes).exponential_(generator=generator)
+        noise = ahead.gumbel((len(codes), prior.config.frame, prior.config.codes), generator)
         for at in range(prior.config.frame):
             told = None if condition is None else condition[:, : t + 1]
             logits = prior.clip(codes, told, features)[0][:, t].flatten(1, 2)[:, at]
             grouped = prior.by_position(codes)
-            grouped[:, t].view(len(codes), -1)[:, at] = sampling.race(logits, times[:, at])
+            grouped[:, t].view(len(codes), -1)[:, at] = sampling.race(logits, noise[:, at])
             codes = prior.ungroup(grouped)
     return codes
 
@@ -107,21 +107,21 @@ def test_codes_that_follow_from_the_frame_before_cost_few_passes(passes: list[in
 
 def test_a_race_is_won_as_often_as_is_likely() -> None:
     logits, generator = torch.tensor([0.1, 0.4, 0.2, 0.3]).log().expand(100_000, 4), torch.Generator().manual_seed(0)
-    times = torch.empty(100_000, 4).exponential_(generator=generator)
+    noise = ahead.gumbel((100_000, 4), generator)
     for sampling, expected in (
         (Sampling(), [0.1, 0.4, 0.2, 0.3]),
         (Sampling(temperature=0), [0, 1, 0, 0]),
         (Sampling(temperature=0.5), [1 / 30, 16 / 30, 4 / 30, 9 / 30]),
         (Sampling(top_k=2), [0, 4 / 7, 0, 3 / 7]),
     ):
-        share = torch.bincount(sampling.race(logits, times), minlength=4) / 100_000
+        share = torch.bincount(sampling.race(logits, noise), minlength=4) / 100_000
         assert share.tolist() == pytest.approx(expected, abs=0.006)
 
 
 def test_a_lane_is_the_same_in_any_batch(passes: list[int]) -> None:
     """The numbers of a lane are its own, and it waits for nobody's codes."""
-    prior, times = raster(), torch.empty(4, 16, 7).exponential_(generator=torch.Generator().manual_seed(0))
-    together = ahead.draw_ahead(prior, prior.empty(4), prior.begin(prior.empty(4)), times, Sampling(), 5)
-    for lane, one in zip(together, times, strict=True):
+    prior, noise = raster(), ahead.gumbel((4, 16, 7), torch.Generator().manual_seed(0))
+    together = ahead.draw_ahead(prior, prior.empty(4), prior.begin(prior.empty(4)), noise, Sampling(), 5)
+    for lane, one in zip(together, noise, strict=True):
         alone = ahead.draw_ahead(prior, prior.empty(1), prior.begin(prior.empty(1)), one[None], Sampling(), 5)
         assert torch.equal(alone[0], lane)
