@@ -37,7 +37,7 @@ from tqdm import tqdm
 from configs import command
 from rollout.provenance import provenance
 from worldmodel.checkpoint import check_made_with, read_header, write_atomic, write_json
-from worldmodel.clips import Clips
+from worldmodel.clips import Clips, held_rows
 from worldmodel.dream import Context, Dream
 from worldmodel.errors import UserError
 from worldmodel.metrics.frames import nmse, psnr
@@ -98,16 +98,14 @@ def held_out(dream: Dream, run: Path, data: Path | None, split: str, n: int, len
     check_made_with(tokens.path, tokens.settings["vqvae"]["weights"], run / "vqvae")
     source = Clips(tokens, split, length, ["codes", "condition", "variables"])
     clips, s = source.fixed(min(n, len(source))), dream.stride
-    frames, actions = [], []
-    for episode, start in zip(clips["episode"].tolist(), clips["start"].tolist(), strict=True):
-        rows = recorded.bounds(episode)[0] + start * s
-        frames.append(recorded.read("frames", rows, rows + length * s)[s - 1 :: s])
-        actions.append(recorded.read("action", rows, rows + length * s)[s - 1 :: s])
+    starts, stops = np.array([recorded.bounds(episode) for episode in clips["episode"].tolist()]).T
+    starts = starts + clips["start"] * s
+    frames, actions = (held_rows(recorded, name, starts, length * s, stops) for name in ("frames", "action"))
     return Held(
         codes=torch.from_numpy(clips["codes"].astype(np.int64)),
         condition=torch.from_numpy(clips["condition"]),
-        actions=np.stack(actions),
-        frames=np.stack(frames),
+        actions=actions[:, s - 1 :: s],
+        frames=frames[:, s - 1 :: s],
         variables=torch.from_numpy(clips["variables"]),
         episode=clips["episode"],
     )

@@ -31,7 +31,7 @@ from tqdm import tqdm
 from configs import command
 from rollout.provenance import provenance
 from worldmodel.checkpoint import check_made_with, write_atomic, write_json
-from worldmodel.clips import Clips, rows_of
+from worldmodel.clips import Clips, held_rows
 from worldmodel.continuation import continuation
 from worldmodel.errors import UserError
 from worldmodel.given import CodeClips, Given, features
@@ -95,7 +95,8 @@ def real_clips(run: Path, prior: Prior, stride: int, n: int, split: str, data: P
     check_made_with(tokens.path, tokens.settings["vqvae"]["weights"], run / "vqvae")
     align = t if prior.config.mode == "paper" else 1
     clips = Clips(tokens, split, t, ["row"], align=align).fixed(n)
-    frames = rows_of(store, "frames", clips["row"][:, 0], t * stride)
+    stops = np.array([store.bounds(episode)[1] for episode in clips["episode"].tolist()])
+    frames = held_rows(store, "frames", clips["row"][:, 0], t * stride, stops)
     return Truth(CodeClips(prior.config, tokens, split, store).fixed(n), frames, clips["episode"])
 
 

@@ -102,6 +102,13 @@ def rows_of(store: Store, name: str, starts: np.ndarray, length: int, cache: Cac
     return np.stack([store.decoded[name][s : s + length] for s in starts.tolist()])
 
 
+def held_rows(store: Store, name: str, starts: np.ndarray, length: int, stops: np.ndarray) -> np.ndarray:
+    """The same, but from its stop on the row before stays, as where train/tokens.py fills a last latent frame."""
+    at = np.minimum(starts[:, None] + np.arange(length), stops[:, None] - 1)
+    rows = rows_of(store, name, at.ravel(), 1)[:, 0]
+    return rows.reshape(*at.shape, *rows.shape[1:])
+
+
 def _usual(store: Store) -> Cache:
     """On disk where the store's folder can be written."""
     return "disk" if os.access(store.path, os.W_OK) else "memory"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import zarr
 
-from worldmodel.clips import Clips
+from worldmodel.clips import Clips, held_rows
 from worldmodel.errors import UserError
 from worldmodel.layout import Durable
 from worldmodel.store import Store, split_of
@@ -222,6 +222,12 @@ def test_clips_lie_in_their_episodes_and_every_start_is_as_likely(tmp_path: Path
     assert set(map(tuple, drawn.T.tolist())) == starts
     assert ((counts - 400) ** 2 / 400).sum() < len(starts) + 5 * np.sqrt(2 * len(starts))  # chi squared, 5 sigma
     assert set(Clips(store, "train", 4, ["where"], align=2).fixed(len(starts) // 4)["start"] % 2) == {0}
+
+
+def test_the_last_row_of_an_episode_stays_where_a_clip_goes_beyond_it(tmp_path: Path) -> None:
+    fill(tmp_path / "s", [3, 5])
+    rows = held_rows(Store(tmp_path / "s"), "where", np.array([1, 3, 6]), 4, np.array([3, 8, 8]))
+    assert rows.tolist() == [[1, 2, 2, 2], [10_000, 10_001, 10_002, 10_003], [10_003, 10_004, 10_004, 10_004]]
 
 
 def test_fixed_clips_are_the_same_every_time_and_overlap_only_when_they_must(tmp_path: Path) -> None:
