@@ -26,13 +26,15 @@ demo: .venv/ready
 	$(BIN)/python rollout/evaluate.py --preset demo
 
 ucf101 ucf101_128 tgif: PRESET = $@
+ucf101 ucf101_128 tgif: RUN = runs/$@$(patsubst %,_%,$(filter-out $@,$(basename $(notdir $(PRESET)))))
+ucf101 ucf101_128 tgif: NAME = prior$(subst --,_,$(firstword $(PRIOR)))
 ucf101 ucf101_128 tgif: .venv/ready
 	$(if $(SOURCE),,$(error give the folder of the data as published: make $@ SOURCE=folder))
-	$(BIN)/python collect/$(@:_128=).py --preset $(PRESET) --source "$(SOURCE)" --out runs/$@/data.zarr
-	$(BIN)/python train/vqvae.py --preset $(PRESET) --run runs/$@
-	$(BIN)/python train/tokens.py --preset $(PRESET) --run runs/$@
-	$(BIN)/python train/prior.py --preset $(PRESET) --run runs/$@ $(PRIOR)
-	$(BIN)/python rollout/sample.py --preset $(PRESET) --run runs/$@
+	$(BIN)/python collect/$(@:_128=).py --preset $(PRESET) --source "$(SOURCE)" --out $(RUN)/data.zarr
+	$(BIN)/python train/vqvae.py --preset $(PRESET) --run $(RUN)
+	$(BIN)/python train/tokens.py --preset $(PRESET) --run $(RUN)
+	$(BIN)/python train/prior.py --preset $(PRESET) --run $(RUN) --out $(NAME) $(PRIOR)
+	$(BIN)/python rollout/sample.py --preset $(PRESET) --run $(RUN) --prior $(NAME)
 
 lint: .venv/ready
 	$(BIN)/ruff check .

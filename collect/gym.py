@@ -36,16 +36,15 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
-from PIL import Image
 from tqdm import tqdm
 
 from collect.episodes import Exploration, play
+from collect.pictures import is_picture, scaled
 from collect.pool import Pool
 from collect.record import record
 from configs import command
-from envs.policies import Player, load_player, policy_folder
+from envs.policies import Player, fingerprint, load_player
 from envs.spaces import to_spec
-from worldmodel.checkpoint import digest
 from worldmodel.errors import UserError, at_least
 from worldmodel.layout import line
 from worldmodel.world import World
@@ -130,26 +129,35 @@ class Frames(gym.Wrapper[np.ndarray, Any, Any, Any]):
         picture = self.seen if self.pictures else self.env.render()
         if not isinstance(picture, np.ndarray) or picture.ndim not in (2, 3) or picture.dtype != np.uint8:
             raise UserError(f"{self.name} shows no picture as rgb_array; wrap it so that its observations are pictures")
-        image = Image.fromarray(picture.squeeze(-1) if picture.shape[2:] == (1,) else picture).convert("RGB")
-        smaller = self.size <= min(image.size)
-        return np.array(image.resize((self.size,) * 2, Image.Resampling.BOX if smaller else Image.Resampling.BILINEAR))
+        return scaled(picture, self.size)
 
 
 def make(args: Args, **more: Any) -> gym.Env[Any, Any]:
     """The environment; `UserError` says why it cannot be made."""
+    made = made_with(args)
+    look_here()
     try:
-        return gym.make(args.env, disable_env_checker=True, **made_with(args), **more)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"kwargs {args.kwargs!r} are not JSON ({error}); give something like '{{\"level\": 1}}'"
-        ) from None
+        return gym.make(args.env, disable_env_checker=True, **made, **more)
     except Exception as error:  # each environment has errors of its own
         raise UserError(f"{args.env} cannot be made: {line(error)}; install it, or give another id") from None
 
 
 def made_with(args: Args) -> dict[str, Any]:
     limit = {"max_episode_steps": args.max_steps} if args.max_steps else {}
-    return json.loads(args.kwargs) | limit
+    example = """give something like '{"level": 1}'"""
+    try:
+        made = json.loads(args.kwargs)
+    except json.JSONDecodeError as error:
+        raise UserError(f"kwargs {args.kwargs!r} are not JSON ({error}); {example}") from None
+    if not isinstance(made, dict) or "render_mode" in made:
+        raise UserError(f"kwargs {args.kwargs!r} must be a dictionary, and render_mode is chosen here; {example}")
+    return made | limit
+
+
+def look_here() -> None:
+    """What is in the current folder can be imported."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
 
 
 def limit(args: Args, env: gym.Env[Any, Any]) -> int:
@@ -160,25 +168,20 @@ def limit(args: Args, env: gym.Env[Any, Any]) -> int:
     return int(steps)
 
 
-def is_picture(space: spaces.Space[Any]) -> bool:
-    """(h, w), (h, w, 1) or (h, w, 3) of bytes."""
-    shape = space.shape or ()
-    bytes_ = isinstance(space, spaces.Box) and space.dtype == np.uint8
-    return bytes_ and min(shape, default=0) > 0 and (len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3)))
-
-
 Function = Callable[[Any, np.random.Generator], Any]
 
 
 def function(name: str) -> Function:
     """What `module:function` names."""
     module, _, attribute = name.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
+    look_here()
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+        named = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # a module may fail in any way
         raise UserError(f"there is no policy {name} ({line(error)}); give module:function") from None
+    if not callable(named):
+        raise UserError(f"{name} is {named!r}, which cannot be called; give module:function")
+    return named
 
 
 def player_of(args: Args, env: Frames) -> Player:
@@ -189,7 +192,13 @@ def player_of(args: Args, env: Frames) -> Player:
 
     def one(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         try:
-            return spec.check(np.asarray(ask(env.seen, rng)))[None]
+            action = np.asarray(ask(env.seen, rng))
+        except Exception as error:
+            raise UserError(f"{args.policy} raised {type(error).__name__}: {line(error)}; mend it") from error
+        try:
+            if action.shape != spec.shape:
+                raise UserError(f"an action has the shape {action.shape}, not {spec.shape}")
+            return spec.check(action)[None]
         except UserError as error:
             raise UserError(f"{args.policy}: {error}; return an action of {env.name}") from None
 
@@ -210,29 +219,42 @@ def playing(args: Args) -> Iterator[Callable[[int], list[Episode]]]:
         yield lambda group: play(envs, envs[0].world, player, args, args.seed, group)
 
 
-def settings(args: Args) -> dict[str, Any]:
+def settings(args: Args, world: World) -> dict[str, Any]:
     """What makes two recordings the same, beside their world."""
     policy = args.policy
     if ":" in policy:
-        source = inspect.getsourcefile(inspect.unwrap(function(policy)))
+        named = inspect.unwrap(function(policy))
+        try:
+            source = inspect.getsourcefile(named)
+        except TypeError:  # an object that can be called
+            source = getattr(sys.modules[policy.partition(":")[0]], "__file__", None)
         policy += f" {hashlib.sha256(Path(source).read_bytes()).hexdigest()}" if source else ""
-    elif policy != "random":
-        policy = digest(policy_folder(policy))
+    else:
+        policy = fingerprint(policy, world)
     exploration = {"epsilon": args.epsilon, "hold": args.hold, "random_share": args.random_share}
     made = {"env": args.env, "kwargs": made_with(args)}
     return made | {"policy": policy, "length": args.length, "seed": args.seed, **exploration}
 
 
+def begin(args: Args, env: Frames) -> None:
+    """The first frame; `UserError` says why there is none."""
+    try:
+        env.reset(seed=args.seed)
+    except UserError:
+        raise
+    except Exception as error:  # each environment has errors of its own
+        mujoco = " (without a display MuJoCo wants MUJOCO_GL=egl or osmesa)" if "mujoco" in str(type(error)) else ""
+        raise UserError(f"{args.env} cannot begin or be shown: {line(error)}{mujoco}; mend it") from error
+
+
 def main(args: Args) -> None:
     with contextlib.closing(Frames(args)) as env:
         world = env.world
-        if not np.isfinite([*world.action.low, *world.action.high]).all():
-            raise UserError(f"{args.env} takes actions of {world.action}; wrap it so that their bounds are finite")
         if args.length > world.max_episode_steps + 1:
             raise UserError(f"an episode has at most {world.max_episode_steps + 1} frames; ask for a shorter length")
-        env.reset(seed=args.seed)
+        begin(args, env)
         player_of(args, env)  # both say what is wrong before any process starts
-    with StoreWriter(args.out, world, settings(args), args.seed) as writer:
+    with StoreWriter(args.out, world, settings(args, world), args.seed) as writer:
         if writer.episodes < args.episodes:
             with Pool(partial(playing, args), args.workers, tqdm.write) as pool:
                 rate = record(pool, writer, lanes(args), args.episodes, args.length)

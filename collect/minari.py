@@ -20,7 +20,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ from gymnasium import spaces
 from tqdm import tqdm
 
 from collect.files import BrokenFile, Files, fill
+from collect.pictures import is_picture, scaled
 from configs import command
 from envs.spaces import to_space, to_spec
 from worldmodel.errors import UserError, at_least
@@ -62,6 +63,8 @@ class Args:
     """A store to write to Minari instead."""
     image: str = ""
     """Of observations that are a dictionary, the picture; by default the only one."""
+    size: int = 0
+    """Height and width that pictures are scaled to; 0 leaves them as they are."""
     workers: int = min(os.cpu_count() or 1, 16)
     """Processes that read."""
     seed: int = 0
@@ -69,6 +72,7 @@ class Args:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "workers")
+        at_least(self, 0, "size")
 
 
 def need_minari() -> None:
@@ -107,11 +111,6 @@ def kept(dataset: MinariDataset) -> dict[str, Any]:
     return json.loads(dataset.storage.metadata.get(KEPT, "{}"))
 
 
-def is_picture(space: spaces.Space[Any]) -> bool:
-    shape = space.shape or ()
-    return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(shape) == 3 and shape[2] == 3
-
-
 def picture_of(dataset: MinariDataset, image: str) -> str:
     """The picture's key in a dictionary of observations; "" where the observation is the picture."""
     space = dataset.observation_space
@@ -122,45 +121,48 @@ def picture_of(dataset: MinariDataset, image: str) -> str:
     if image in pictures or (not image and len(pictures) == 1):
         return image or pictures[0]
     known = f"choose one by --image: {', '.join(pictures)}" if pictures else "record the environment by collect/gym.py"
-    raise UserError(f"{dataset.id} has no {'such' if image else 'one'} picture of bytes (h, w, 3) to see; {known}")
+    raise UserError(f"{dataset.id} has no {'such' if image else 'one'} picture of bytes to see; {known}")
 
 
-def world(dataset: MinariDataset, key: str) -> World:
+def world(dataset: MinariDataset, key: str, size: int) -> World:
     """The world that went out with a store, or what is known of one from elsewhere."""
-    if mine := kept(dataset):
-        return World.from_json(mine["world"])
     space = dataset.observation_space[key] if key else dataset.observation_space
-    spec = dataset.env_spec
+    shape = (size or space.shape[0], size or space.shape[1], 3)
+    if mine := kept(dataset):
+        known = World.from_json(mine["world"])
+        return known if known.frame_shape == shape else replace(known, frame_shape=shape, env_id="", env_kwargs={})
+    spec = dataset.env_spec if shape == space.shape else None
     return World(
         name=dataset.id.replace("/", "-"),
         env_id=spec.id if spec and not key else "",
         env_kwargs=dict(spec.kwargs) if spec and not key else {},
-        frame_shape=space.shape,
+        frame_shape=shape,
         action=to_spec(dataset.action_space),
-        max_episode_steps=(spec.max_episode_steps or 0) if spec else 0,
+        max_episode_steps=(dataset.env_spec.max_episode_steps or 0) if dataset.env_spec else 0,
     )
 
 
-def read(folder: Path, key: str, i: int) -> Sequence[Episode]:
+def read(folder: Path, key: str, size: int, i: int) -> Sequence[Episode]:
     """An episode of a data set; `BrokenFile` says what is wrong with it."""
     try:
-        return (episode(opened(folder), key, i),)
+        return (episode(opened(folder), key, size, i),)
     except Exception as error:  # each storage has errors of its own
         raise BrokenFile(f"{folder}: episode {i}: {line(error)}; fetch it again") from None
 
 
-def episode(dataset: MinariDataset, key: str, i: int) -> Episode:
+def episode(dataset: MinariDataset, key: str, size: int, i: int) -> Episode:
     """Rows of the store's clock."""
     data = dataset[i]
-    frames = data.observations[key] if key else data.observations
-    rows = {"frames": np.asarray(frames)}
+    frames = np.asarray(data.observations[key] if key else data.observations)
+    if size or frames.shape[3:] != (3,):
+        frames = np.stack([scaled(frame, size) for frame in frames])
+    rows = {"frames": frames}
     for ours, theirs in STEP.items():
         array = np.asarray(getattr(data, theirs))
         if len(array) != len(frames) - 1:
             raise UserError(f"it has {len(frames)} observations, but {len(array)} {theirs}")
+        array = to_spec(dataset.action_space).check(array) if ours == "action" else array
         rows[ours] = np.concatenate([array, np.zeros_like(array[:1])])
-    rows["action"] = to_spec(dataset.action_space).check(rows["action"])
-    rows["action"][-1:] = 0
     rows["reward"] = rows["reward"].astype(np.float32)
     rows["terminated"], rows["truncated"] = rows["terminated"].astype(bool), rows["truncated"].astype(bool)
     if mine := kept(dataset):
@@ -175,7 +177,8 @@ def bring_in(args: Args) -> None:
     dataset = opened(folder)
     key = picture_of(dataset, args.image)
     files = Files(source=folder, out=args.out, workers=args.workers, seed=args.seed)
-    fill(files, world(dataset, key), range(len(dataset)), partial(read, folder, key), dataset=dataset.id, image=key)
+    made = {"dataset": dataset.id, "image": key} | ({"size": args.size} if args.size else {})
+    fill(files, world(dataset, key, args.size), range(len(dataset)), partial(read, folder, key, args.size), **made)
 
 
 def send_out(args: Args) -> None:
@@ -186,7 +189,9 @@ def send_out(args: Args) -> None:
         raise UserError(f"{args.export} has no {missing[0]}, and Minari holds steps; export a store of an environment")
     folder = folder_of(args.dataset)
     if folder.exists():
-        raise UserError(f"{args.dataset} exists already; `minari delete` it, or give another id")
+        raise UserError(
+            f"{args.dataset} exists already, perhaps half, of a killed export; `minari delete` it, or give another id"
+        )
     try:
         write(store, args.dataset)
     except BaseException:

@@ -18,6 +18,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from worldmodel.errors import UserError
+from worldmodel.layout import line
 
 ATTEMPTS = 3
 """Processes that one episode may kill."""
@@ -88,7 +89,7 @@ class Pool:
                 over = deaths[number] == ATTEMPTS
                 if over and give_up is None:
                     raise UserError(
-                        f"task {task} ended {ATTEMPTS} processes ({result}); cure that, or try another seed"
+                        f"task {task} ended {ATTEMPTS} processes ({line(str(result))}); cure that, or try another seed"
                     )
                 if over and give_up is not None:
                     results[number] = give_up(task, result)

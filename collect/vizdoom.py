@@ -32,10 +32,10 @@ from collect.episodes import Env, Exploration, play
 from collect.pool import Pool
 from collect.record import record
 from configs import command
-from envs.policies import blind, load_player, policy_folder, shipped_policies
+from envs.policies import blind, fingerprint, load_player, shipped_policies
 from envs.reconstructed import Reconstructed
 from envs.vizdoom import VizdoomFrames
-from worldmodel.checkpoint import codes_of, digest
+from worldmodel.checkpoint import codes_of
 from worldmodel.errors import UserError
 from worldmodel.models import folder_of, load_vqvae
 from worldmodel.world import World, random_actions
@@ -113,15 +113,6 @@ def bare_engine(args: Args, seconds: float = 2.0) -> float:
                 game.new_episode()
             steps += 1
     return steps / passed
-
-
-def fingerprint(policy: str, world: World) -> str:
-    """What tells a policy from others; says what is wrong with it before any process starts."""
-    load_player(policy, world)
-    if blind(policy):
-        return policy
-    folder = policy.rpartition("@")[0] or policy
-    return digest(policy_folder(folder)) + policy.removeprefix(folder)
 
 
 def settings(args: Args, world: World, length: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticCnnPolicy
 
-from worldmodel.checkpoint import load_weights, read_header, save_checkpoint
+from worldmodel.checkpoint import digest, load_weights, read_header, save_checkpoint
 from worldmodel.errors import UserError
 from worldmodel.models import PRETRAINED, folder_of
 from worldmodel.world import ActionSpec, World, random_actions
@@ -155,6 +155,15 @@ def load_player(name: str, world: World, deterministic: bool = False) -> Player:
         return explored(chosen, world.action, epsilon, rng)
 
     return likeliest if deterministic else lambda frames, rng: act(policy, stacked(frames, depth), epsilon, rng)
+
+
+def fingerprint(name: str, world: World) -> str:
+    """What tells a policy from others; says what is wrong with it before any process starts."""
+    load_player(name, world)
+    if blind(name):
+        return name
+    folder = name.rpartition("@")[0] or name
+    return digest(policy_folder(folder)) + name.removeprefix(folder)
 
 
 def stacked(frames: np.ndarray, depth: int) -> np.ndarray:

@@ -15,9 +15,13 @@ def to_spec(space: spaces.Space) -> ActionSpec:
         return ActionSpec(kind="Discrete", nvec=(int(space.n),))
     if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1 and not space.start.any():
         return ActionSpec(kind="MultiDiscrete", nvec=tuple(int(n) for n in space.nvec))
-    if isinstance(space, spaces.Box) and len(space.shape) == 1:
-        return ActionSpec(kind="Box", low=tuple(space.low.tolist()), high=tuple(space.high.tolist()))
-    raise UserError(f"{space} cannot be recorded; wrap it into a Discrete, MultiDiscrete or flat Box starting at 0")
+    if isinstance(space, spaces.Box) and len(space.shape) == 1 and np.issubdtype(space.dtype, np.floating):
+        low, high = space.low.astype(np.float32), space.high.astype(np.float32)  # as actions are stored
+        if not np.isfinite([low, high]).all():
+            raise UserError(f"{space} cannot be recorded; wrap it so that its bounds are finite")
+        return ActionSpec(kind="Box", low=tuple(low.tolist()), high=tuple(high.tolist()))
+    wanted = "a Discrete or MultiDiscrete from 0, or a flat Box of floats"
+    raise UserError(f"{space} cannot be recorded; wrap it into {wanted}")
 
 
 def to_space(spec: ActionSpec) -> spaces.Space:

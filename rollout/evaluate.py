@@ -44,7 +44,7 @@ from worldmodel.metrics.frames import nmse, psnr
 from worldmodel.metrics.interval import Mean, bootstrap
 from worldmodel.rates import Precision
 from worldmodel.sampling import Sampling
-from worldmodel.store import Store
+from worldmodel.store import Store, frames_of
 from worldmodel.vqvae import to_uint8
 
 
@@ -94,7 +94,8 @@ class Held:
 
 def held_out(dream: Dream, run: Path, data: Path | None, split: str, n: int, length: int) -> Held:
     """Clips of `length` latent frames with the frames they are codes of."""
-    tokens, recorded = Store(run / "tokens.zarr"), Store(data or run / "data.zarr")
+    tokens = Store(run / "tokens.zarr")
+    recorded = frames_of(tokens, data or run / "data.zarr")
     check_made_with(tokens.path, tokens.settings["vqvae"]["weights"], run / "vqvae")
     source = Clips(tokens, split, length, ["codes", "condition", "variables"])
     clips, s = source.fixed(min(n, len(source))), dream.stride

@@ -42,7 +42,7 @@ from worldmodel.models import load_prior, load_vqvae
 from worldmodel.pictures import enlarge, film_strip, label, save_gif, save_png, side_by_side
 from worldmodel.prior import Prior
 from worldmodel.sampling import Sampling
-from worldmodel.store import Store
+from worldmodel.store import Store, frames_of
 from worldmodel.vqvae import VQVAE, to_uint8
 
 
@@ -91,7 +91,8 @@ class Truth:
 
 def real_clips(run: Path, prior: Prior, stride: int, n: int, split: str, data: Path | None = None) -> Truth:
     """n clips of a split, the same every time."""
-    tokens, store, t = Store(run / "tokens.zarr"), Store(data or run / "data.zarr"), prior.config.latent[0]
+    tokens, t = Store(run / "tokens.zarr"), prior.config.latent[0]
+    store = frames_of(tokens, data or run / "data.zarr")
     check_made_with(tokens.path, tokens.settings["vqvae"]["weights"], run / "vqvae")
     align = t if prior.config.mode == "paper" else 1
     clips = Clips(tokens, split, t, ["row"], align=align).fixed(n)

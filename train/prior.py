@@ -33,7 +33,7 @@ from worldmodel.given import CodeClips, Given, batch, features, scale_of
 from worldmodel.models import load_vqvae
 from worldmodel.pictures import add_film, enlarge, side_by_side
 from worldmodel.prior import Condition, Prior, PriorConfig
-from worldmodel.store import Store
+from worldmodel.store import Store, frames_of
 from worldmodel.vqvae import VQVAE, to_uint8
 
 
@@ -126,7 +126,7 @@ def main(args: Args) -> None:
     check_made_with(store.path, store.settings["vqvae"]["weights"], args.run / "vqvae")
     torch.manual_seed(args.fit.seed)
     config = configure(args, vqvae, world.action.width, len(world.classes))
-    data = Store(args.data or args.run / "data.zarr") if config.seen else None
+    data = frames_of(store, args.data or args.run / "data.zarr") if config.seen else None
     train, valid = (CodeClips(config, store, split, data, args.ends) for split in ("train", "valid"))
     if args.actions and world.action.kind == "Box":  # else there is nothing to divide, nor to read for it
         some = train.sample(np.random.default_rng(0), 256)["condition"]

@@ -94,7 +94,12 @@ def encode(model: VQVAE, frames: np.ndarray, chunk: int = 64) -> np.ndarray:
     return torch.cat(codes).numpy().astype(np.uint16)
 
 
-def rows_of(world: World, episode: dict[str, np.ndarray], start: int, stop: int, stride: int) -> dict[str, np.ndarray]:
+def led(world: World, actions: np.ndarray) -> np.ndarray:
+    """(n, width) the encoded action that led into each frame: none into the first, and the last frame has none yet."""
+    return np.concatenate([np.zeros((1, world.action.width), np.float32), world.action.encode(actions[:-1])])
+
+
+def rows_of(episode: dict[str, np.ndarray], start: int, stop: int, stride: int) -> dict[str, np.ndarray]:
     """What led into each latent frame of frames start .. stop, and what was found there."""
 
     def into(values: np.ndarray) -> np.ndarray:
@@ -109,9 +114,8 @@ def rows_of(world: World, episode: dict[str, np.ndarray], start: int, stop: int,
     rows: dict[str, np.ndarray] = {
         name: at(episode[name]) for name in ("variables", "label", "split") if name in episode
     }
-    if "action" in episode:
-        actions = into(world.action.encode(episode["action"]))
-        rows["condition"] = actions.reshape(len(actions), -1).astype(np.float32)
+    if "led" in episode:
+        rows["condition"] = episode["led"][start:stop].reshape((stop - start) // stride, -1)
     if "reward" in episode:
         rows["reward"] = into(episode["reward"]).sum(1)
     if "terminated" in episode:
@@ -124,6 +128,8 @@ def pieces(
 ) -> Iterator[dict[str, np.ndarray]]:
     """The rows of the pieces of an episode whose frames begin at row `first` of their store."""
     stride = model.config.stride[0]
+    if "action" in episode:
+        episode = episode | {"led": led(world, episode["action"])}
     missing = -len(episode["frames"]) % stride if model.config.causal else 0
     if missing:  # the last frame stays until its latent frame is full, so that no end of an episode is lost
         last = {name: array[-1:].repeat(missing, axis=0) for name, array in episode.items()}
@@ -132,7 +138,7 @@ def pieces(
     for start in starts(model, rows, every):
         stop = rows if model.config.causal else start + model.config.frames
         codes, row = encode(model, episode["frames"][start:stop]), first + np.arange(start, stop, stride)
-        yield {"codes": codes, "row": row} | rows_of(world, episode, start, stop, stride)
+        yield {"codes": codes, "row": row} | rows_of(episode, start, stop, stride)
 
 
 def before_ends(episodes: list[dict[str, np.ndarray]], context: int) -> list[tuple[dict[str, np.ndarray], int]]:

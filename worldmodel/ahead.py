@@ -55,8 +55,8 @@ def draw_ahead(
 
 
 def gumbel(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Numbers for races. Of uniform ones, which may be 0: that value then never wins."""
-    return torch.rand(shape, generator=generator).log_().neg_().log_().neg_()
+    """Numbers for races, of uniform ones above 0."""
+    return torch.rand(shape, generator=generator).clamp_min_(2**-25).log_().neg_().log_().neg_()
 
 
 class Bench:

@@ -104,6 +104,7 @@ def rows_of(store: Store, name: str, starts: np.ndarray, length: int, cache: Cac
 
 def held_rows(store: Store, name: str, starts: np.ndarray, length: int, stops: np.ndarray) -> np.ndarray:
     """The same, but from its stop on the row before stays, as where train/tokens.py fills a last latent frame."""
+    assert (starts < stops).all()
     at = np.minimum(starts[:, None] + np.arange(length), stops[:, None] - 1)
     rows = rows_of(store, name, at.ravel(), 1)[:, 0]
     return rows.reshape(*at.shape, *rows.shape[1:])

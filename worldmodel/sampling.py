@@ -33,8 +33,9 @@ class Sampling:
     """Keep the most likely codes that together reach this probability."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf") or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise UserError(f"{self}: temperature and top_k must not be negative, and top_p must lie in (0, 1]")
+        warm = self.temperature == 0 or 1e-6 <= self.temperature < float("inf")
+        if not warm or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise UserError(f"{self}: temperature must be 0 or 1e-6 at least, top_k not negative, and top_p in (0, 1]")
 
     def draw(self, logits: Tensor, noise: Tensor, share: Tensor | None = None) -> Tensor:
         """Codes (b, positions) from logits and, if at hand, their softmax (b, positions, k), and uniform numbers."""

@@ -95,3 +95,14 @@ class Store:
         if name not in self._arrays:
             self._arrays[name] = open_array(self._root, self.path, name, stop)
         return read_rows(self._arrays[name], self.path, name, start, stop)
+
+
+def frames_of(tokens: Store, path: Path) -> Store:
+    """The store at a path, if it is the one that a store of codes was made of; `UserError` if not."""
+    store = Store(path)
+    if tokens.settings["data"] != store.settings:
+        raise UserError(
+            f"{tokens.path} holds codes of other frames than those of {path}; give --data the store that they were made"
+            " of, or encode this one by train/tokens.py --restart"
+        )
+    return store

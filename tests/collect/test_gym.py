@@ -58,11 +58,22 @@ class Vector(Clock):
         return np.full((100, 50, 3), (self.t, 2, 3), np.uint8) if self.shows else None
 
 
+class Broken(Clock):
+    """It cannot begin."""
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        super().__init__(gym.spaces.Discrete(2))
+
+    def see(self) -> np.ndarray:
+        raise RuntimeError("no\ndisplay")
+
+
 SPACES = {
     "Discrete": gym.spaces.Discrete(3),
     "MultiDiscrete": gym.spaces.MultiDiscrete([2, 3]),
     "Box": gym.spaces.Box(np.array([-1, 0], np.float32), np.array([0, 2], np.float32)),
     "Endless": gym.spaces.Box(-np.inf, np.inf, (2,)),
+    "Whole": gym.spaces.Box(0, 5, (2,), np.int64),
     "Late": gym.spaces.Discrete(3, start=1),
     "Tuple": gym.spaces.Tuple([gym.spaces.Discrete(2)]),
 }
@@ -73,6 +84,7 @@ def registered() -> Iterator[None]:
     for name, space in SPACES.items():
         gym.register(f"Clock{name}-v0", entry_point=Clock, kwargs={"space": space}, max_episode_steps=9)
     gym.register("ClockForever-v0", entry_point=Clock, kwargs={"space": SPACES["Discrete"]})
+    gym.register("ClockBroken-v0", entry_point=Broken, max_episode_steps=9)
     gym.register("ClockVector-v0", entry_point=Vector, max_episode_steps=9)
     yield
     for name in [n for n in gym.registry if n.startswith("Clock")]:
@@ -170,7 +182,7 @@ def test_recording_goes_on_where_it_was_cut_short(tmp_path: Path, length: int) -
     one = world(env=args.env)
 
     def go(name: str, total: int) -> Path:
-        with StoreWriter(tmp_path / name, one, script.settings(args)) as writer:
+        with StoreWriter(tmp_path / name, one, script.settings(args, one)) as writer:
             record(Here(args), writer, script.LANES, total, length)  # type: ignore[arg-type]
             assert writer.episodes == total
         return tmp_path / name
@@ -199,7 +211,8 @@ def test_another_policy_is_another_recording(tmp_path: Path, monkeypatch: pytest
     said = []
     for version in ("1", "2"):
         (tmp_path / "my_changing_agent.py").write_text(f"def act(observation, rng):\n    return {version}\n")
-        said.append(script.settings(script.Args(policy="my_changing_agent:act"))["policy"])
+        args = script.Args(policy="my_changing_agent:act")
+        said.append(script.settings(args, world(env="ClockVector-v0"))["policy"])
     assert said[0] != said[1] and all(s.startswith("my_changing_agent:act ") for s in said)
 
 
@@ -211,6 +224,52 @@ def test_a_function_that_returns_no_action(tmp_path: Path, monkeypatch: pytest.M
     for name in ("my_wild_agent:none", "no_such_agent:act"):
         with pytest.raises(UserError, match=f"there is no policy {name}"):
             group(env="ClockVector-v0", policy=name)
+
+
+AGENTS = """
+    import numpy as np
+    class Agent:
+        def __call__(self, seen, rng):
+            return 1
+    agent, number = Agent(), 7
+    def batched(seen, rng):
+        return np.array([1])
+    def lost(seen, rng):
+        return {}["weights"]
+"""
+
+
+def test_any_callable_plays_and_what_goes_wrong_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_other_agents.py").write_text(textwrap.dedent(AGENTS))
+    (tmp_path / "my_broken_agents.py").write_text("import")
+    monkeypatch.chdir(tmp_path)
+    play: dict[str, Any] = {"env": "ClockVector-v0", "epsilon": 0, "random_share": 0}
+    assert group(policy="my_other_agents:agent", **play)[0]["action"].tolist() == [1] * 5 + [0]
+    args = script.Args(policy="my_other_agents:agent", **play)
+    assert len(script.settings(args, world(**play))["policy"].split()[1]) == 64
+    for name, why in {
+        "my_other_agents:batched": r"an action has the shape \(1,\), not \(\); return an action of ClockVector",
+        "my_other_agents:lost": "my_other_agents:lost raised KeyError: 'weights'; mend it",
+        "my_other_agents:number": "my_other_agents:number is 7, which cannot be called",
+        "my_broken_agents:act": "there is no policy my_broken_agents:act",
+        ":act": "there is no policy :act",
+    }.items():
+        with pytest.raises(UserError, match=why):
+            group(policy=name, **play)
+
+
+def test_an_environment_of_the_current_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = "gym.envs.classic_control:CartPoleEnv".replace("gym.", "gymnasium.", 1)
+    said = f"import gymnasium\ngymnasium.register('ClockHere-v0', entry_point='{entry}', max_episode_steps=9)\n"
+    (tmp_path / "my_own_world.py").write_text(said)
+    monkeypatch.chdir(tmp_path)
+    assert world(env="my_own_world:ClockHere-v0").name == "ClockHere-v0"
+
+
+def test_a_policy_may_play_at_random_in_part() -> None:
+    gym.register("ClockDoom-v0", entry_point="envs.vizdoom:VizdoomFrames", max_episode_steps=4)
+    args = script.Args(env="ClockDoom-v0", policy="health_gathering_supreme@0.2")
+    assert script.settings(args, script.Frames(args).world)["policy"].endswith("@0.2")
 
 
 def test_the_policy_that_ships_plays_where_its_frames_fit() -> None:
@@ -229,6 +288,10 @@ REFUSED = {
     "no time limit": ({"env": "ClockForever-v0"}, "has no time limit, .*; give --max-steps"),
     "no picture": ({"env": "ClockVector-v0", "kwargs": '{"shows": false}'}, "shows no picture as rgb_array; wrap it"),
     "endless actions": ({"env": "ClockEndless-v0"}, "bounds are finite"),
+    "whole numbers": ({"env": "ClockWhole-v0"}, "cannot be recorded; wrap it into .* flat Box of floats"),
+    "not a dictionary": ({"kwargs": "[1]"}, "must be a dictionary"),
+    "shown by the user": ({"kwargs": '{"render_mode": "human"}'}, "render_mode is chosen here"),
+    "does not begin": ({"env": "ClockBroken-v0"}, "ClockBroken-v0 cannot begin or be shown: no display; mend it"),
     "actions from 1": ({"env": "ClockLate-v0"}, "cannot be recorded; wrap it"),
     "a tuple": ({"env": "ClockTuple-v0"}, "cannot be recorded; wrap it"),
     "too long": ({"env": "ClockDiscrete-v0", "length": 11}, "at most 10 frames"),

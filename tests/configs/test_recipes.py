@@ -83,8 +83,8 @@ def test_one_command_reads_trains_and_samples(target: str, write: object, classe
     assert [Path(c[1]).stem for c in commands] == [target, "vqvae", "tokens", "prior", "sample"]
     for _, script, *flags in commands:
         subprocess.run([sys.executable, ROOT / script, *flags], cwd=tmp_path, check=True, capture_output=True)
-    run = tmp_path / "runs" / target
-    config = read_header(run / "prior")[0]["model"]
+    run, name = tmp_path / "runs" / f"{target}_tiny", "prior_classes" if classes else "prior"
+    config = read_header(run / name)[0]["model"]
     assert (config["classes"], config["condition_dim"]) == (classes, classes)
     assert np.load(run / "samples" / "samples.npy").shape == (2, 8, 16, 16, 3)
     assert json.loads((run / "samples" / "samples.json").read_text())["conditioning frames"] == "none"

@@ -137,6 +137,14 @@ def test_a_stream_continues_true_codes_under_true_actions(toy_run: Path, tmp_pat
     assert before == {p: p.stat().st_mtime for p in toy_run.rglob("*") if p.is_file()}
 
 
+def test_frames_of_other_data_are_refused(toy_run: Path, tmp_path: Path) -> None:
+    prior = sample.load(toy_run, "prior", "cpu")[1]
+    with StoreWriter(tmp_path / "other.zarr", Store(toy_run / "data.zarr").world, {"seed": 99}) as writer:
+        writer.append(Store(toy_run / "data.zarr").episode(0))
+    with pytest.raises(UserError, match=r"holds codes of other frames than those of .*; give --data the store"):
+        sample.real_clips(toy_run, prior, 1, 4, "test", tmp_path / "other.zarr")
+
+
 def test_given_frames_are_encoded_without_what_came_before(toy_run: Path) -> None:
     """The codes of the store go on from the episode's earlier frames, those of a sample from nothing."""
     vqvae, prior = sample.load(toy_run, "prior", "cpu")

@@ -35,12 +35,18 @@ def test_rows_of_codes_say_what_led_into_them() -> None:
         "terminated": np.array([0, 0, 0, 0, 1, 0], bool),
         "variables": np.arange(6, dtype=np.float32)[:, None],
     }
-    rows = tokens.rows_of(world, episode, 0, 6, stride=2)
+    episode["led"] = tokens.led(world, episode["action"])
+    rows = tokens.rows_of(episode, 0, 6, stride=2)
     assert rows["condition"].tolist() == [[0, 0, 0, 1, 0, 0], [0, 1, 0, 0, 0, 1], [0, 1, 0, 0, 0, 1]]
     assert rows["reward"].tolist() == [1, 6, 24]
     assert rows["ended"].tolist() == [False, False, True]
     assert rows["variables"].tolist() == [[1], [3], [5]]
-    assert tokens.rows_of(world, episode, 2, 4, stride=2)["condition"].tolist() == [[0, 1, 0, 0, 0, 1]]
+    assert tokens.rows_of(episode, 2, 4, stride=2)["condition"].tolist() == [[0, 1, 0, 0, 0, 1]]
+
+
+def test_an_action_space_without_0_has_nothing_at_the_ends() -> None:
+    world = World(name="x", action=ActionSpec(kind="Box", low=(0.5,), high=(1.0,)))
+    assert tokens.led(world, np.array([[0.5], [1.0], [0.0]], np.float32)).tolist() == [[0], [0.5], [1]]
 
 
 def test_codes_are_those_of_whole_episodes_and_contexts_begin_in_them(toy_run: Path) -> None:

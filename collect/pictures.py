@@ -1,0 +1,24 @@
+"""Observations that are pictures, and how they become frames."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from PIL import Image
+
+
+def is_picture(space: spaces.Space[Any]) -> bool:
+    """(h, w), (h, w, 1) or (h, w, 3) of bytes."""
+    shape = space.shape or ()
+    bytes_ = isinstance(space, spaces.Box) and space.dtype == np.uint8
+    return bytes_ and min(shape, default=0) > 0 and (len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3)))
+
+
+def scaled(picture: np.ndarray, size: int) -> np.ndarray:
+    """Such a picture -> (size, size, 3), all of it; 0 leaves its height and width."""
+    image = Image.fromarray(picture.squeeze(-1) if picture.shape[2:] == (1,) else picture).convert("RGB")
+    smaller = size <= min(image.size)
+    to = (size, size) if size else image.size
+    return np.array(image.resize(to, Image.Resampling.BOX if smaller else Image.Resampling.BILINEAR))
