@@ -252,8 +252,7 @@ def main(args: Args) -> None:
         world = env.world
         if args.length > world.max_episode_steps + 1:
             raise UserError(f"an episode has at most {world.max_episode_steps + 1} frames; ask for a shorter length")
-        begin(args, env)
-        player_of(args, env)  # both say what is wrong before any process starts
+        begin(args, env)  # it, and `settings` of the policy, say what is wrong before any process starts
     with StoreWriter(args.out, world, settings(args, world), args.seed) as writer:
         if writer.episodes < args.episodes:
             with Pool(partial(playing, args), args.workers, tqdm.write) as pool:

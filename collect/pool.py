@@ -86,16 +86,15 @@ class Pool:
                     results[number] = result
                     continue
                 deaths[number] += 1
-                over = deaths[number] == ATTEMPTS
-                if over and give_up is None:
-                    raise UserError(
-                        f"task {task} ended {ATTEMPTS} processes ({line(str(result))}); cure that, or try another seed"
-                    )
-                if over and give_up is not None:
-                    results[number] = give_up(task, result)
-                else:
+                if deaths[number] < ATTEMPTS:
                     self._say(f"a process died in task {task} ({result}); another one does it again")
                     again.append(item)
+                elif give_up is not None:
+                    results[number] = give_up(task, result)
+                else:
+                    raise UserError(
+                        f"task {task} ended {ATTEMPTS} processes ({result}); cure that, or try another seed"
+                    )
                 _end(self._processes.pop(connection))
                 self._ready(self._start())
             while position in results:
@@ -165,4 +164,4 @@ def _work(connection: Connection, make: Make) -> None:
     except UserError as error:
         _send(connection, ("user", str(error)))
     except Exception as error:
-        _send(connection, ("died", f"{type(error).__name__}: {error}"))
+        _send(connection, ("died", f"{type(error).__name__}: {line(error)}"))

@@ -30,7 +30,7 @@ import torch
 from tqdm import tqdm
 
 from configs import command
-from rollout.provenance import commit, models, provenance
+from rollout.provenance import commit, models, settings
 from rollout.sources import Source, from_files, from_run, reconstructing
 from worldmodel.checkpoint import read_header, write_atomic, write_json
 from worldmodel.errors import UserError
@@ -236,7 +236,7 @@ def main(args: Args) -> None:
     source = source_of(args, protocol)
     measure = distances if protocol.metric == "frechet" else scores
     result = report(protocol, features, source, measure(args, protocol, features, source))
-    result |= {"models": provenance(args.run)["models"], "batch": args.batch}
+    result |= {"models": settings(args.run), "batch": args.batch}
     folder = args.out or (args.run / "evaluation" if args.run else args.samples.parent)  # type: ignore[union-attr]
     changed = "" if protocol.name == args.protocol else "-altered"
     stem, text = f"{protocol.metric}-{args.protocol}{changed}-{args.features}", table(result)

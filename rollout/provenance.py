@@ -11,16 +11,24 @@ from worldmodel.checkpoint import digest, read_header
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def trained(run: Path | None, prior: str = "prior") -> dict[str, Path]:
+    """The folders of what a run has trained."""
+    return {part: run / part for part in ("vqvae", prior) if run and (run / part).exists()}
+
+
 def models(run: Path | None, prior: str = "prior") -> dict[str, str]:
     """Digests of what a run has trained."""
-    return {part: digest(run / part) for part in ("vqvae", prior) if run and (run / part).exists()}
+    return {part: digest(folder) for part, folder in trained(run, prior).items()}
 
 
-def provenance(run: Path | None, prior: str = "prior") -> dict[str, Any]:
+def settings(run: Path | None, prior: str = "prior") -> dict[str, Any]:
+    """What these models are made like."""
+    return {part: read_header(folder)[0]["model"] for part, folder in trained(run, prior).items()}
+
+
+def provenance(run: Path, prior: str = "prior") -> dict[str, Any]:
     """The digests and settings of a run's models, and the commit."""
-    made_of = models(run, prior)
-    settings = {part: read_header(run / part)[0]["model"] for part in made_of if run}
-    return {"made_of": made_of, "models": settings, "commit": commit()}
+    return {"made_of": models(run, prior), "models": settings(run, prior), "commit": commit()}
 
 
 def commit() -> str | None:
