@@ -1,0 +1,44 @@
+"""Run the campaign and print its table: `python -m tests.campaign --minutes 20 --seed 0`, or `make campaign`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+from tests.campaign.harness import table
+
+AREAS = {
+    "kills": 5.0,
+    "stores": 2.0,
+    "checkpoints": 2.0,
+    "inputs": 3.0,
+    "command_lines": 4.0,
+    "environment": 1.0,
+    "page": 2.0,
+}
+"""Each area's module, and its share of the time."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=19.0, help="time for all areas together")
+    parser.add_argument("--seed", type=int, default=0, help="other attempts")
+    parser.add_argument("--areas", nargs="+", default=list(AREAS), choices=list(AREAS), help="only these")
+    parser.add_argument("--out", type=Path, help="also write the table to this file")
+    args = parser.parse_args()
+    seconds = 60 * args.minutes / sum(AREAS[area] for area in args.areas)
+    tallies = []
+    for area in args.areas:
+        print(f"{area} ...", file=sys.stderr, flush=True)
+        tallies.append(importlib.import_module(f"tests.campaign.{area}").run(AREAS[area] * seconds, args.seed))
+        print("\n".join(tallies[-1].faults), file=sys.stderr)
+    print(table(tallies))
+    if args.out:
+        args.out.write_text(table(tallies) + "\n")
+    return 0 if all(tally.clean for tally in tallies) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
