@@ -35,6 +35,7 @@ from collect.files import Files, fill, fingerprint, labelled, splits
 from collect.tfrecord import Feature, broken, examples
 from configs import command
 from worldmodel.errors import UserError
+from worldmodel.settings import ShareBelow1
 from worldmodel.store import Store
 from worldmodel.world import ActionSpec, World
 from worldmodel.writer import Episode
@@ -58,7 +59,7 @@ class Args(Files):
     """The camera whose pictures are the frames."""
     both_views: bool = False
     """Keep the other camera's pictures too, as the array frames_main (or frames_aux1)."""
-    valid: float = 0.02
+    valid: ShareBelow1 = 0.02
     """Share of the training episodes that are for validation."""
     low: Box4 = (-10.0, -10.0, -10.0, -10.0)
     """The least that each number of an action may be."""
@@ -67,10 +68,8 @@ class Args(Files):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.valid < 1:
-            raise UserError(f"valid is a share from 0 to below 1, not {self.valid}")
-        if not np.isfinite([self.low, self.high]).all() or not np.less(self.low, self.high).all():
-            raise UserError(f"low {self.low} must lie below high {self.high}, and both be finite")
+        if not np.less(self.low, self.high).all():
+            raise UserError(f"low {self.low} must lie below high {self.high}")
 
 
 def world(args: Args) -> World:

@@ -16,13 +16,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import gymnasium as gym
 import numpy as np
 
 from envs.policies import MEMORY, Player
-from worldmodel.errors import UserError, shares
+from worldmodel.settings import Range, Settings, Share, Some
 from worldmodel.world import ActionSpec, World, random_actions
 from worldmodel.writer import Episode
 
@@ -31,21 +31,20 @@ Draw = Callable[[ActionSpec, int, np.random.Generator], np.ndarray]
 """Random actions (n, ...) of an action space."""
 
 
+Hold = Annotated[float, Range(1)]
+"""Steps, on average."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class Exploration:
+class Exploration(Settings):
     """How much of what is played is random."""
 
-    epsilon: float = 0.2
+    epsilon: Share = 0.2
     """Share of an episode's steps that are random."""
-    hold: tuple[float, ...] = (4.0,)
+    hold: Some[Hold] = (4.0,)
     """Steps for which a random action is held, on average; of several, each episode draws one."""
-    random_share: float = 0.1
+    random_share: Share = 0.1
     """Share of the episodes that are random throughout."""
-
-    def __post_init__(self) -> None:
-        shares(self, "epsilon", "random_share")
-        if not self.hold or min(self.hold) < 1:
-            raise UserError(f"hold must be at least 1 step, not {self.hold or 'none'}")
 
 
 class Lane:

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from collect.pool import Pool
 from worldmodel.checkpoint import write_atomic
 from worldmodel.errors import UserError
+from worldmodel.settings import Seed, Settings, Workers
 from worldmodel.world import World
 from worldmodel.writer import Episode, StoreWriter
 
@@ -38,21 +39,17 @@ class BrokenFile(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Files:
+class Files(Settings):
     """What all readers of files are asked."""
 
     source: Path
     """Folder of the data as published."""
     out: Path
     """The store; one that is not complete goes on."""
-    workers: int = min(os.cpu_count() or 1, 16)
+    workers: Workers = min(os.cpu_count() or 1, 16)
     """Processes that read."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the order of the episodes, and of the split where none was published."""
-
-    def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise UserError(f"{self.workers} workers read nothing; ask for at least 1")
 
 
 @contextlib.contextmanager

@@ -45,8 +45,9 @@ from collect.record import record
 from configs import command
 from envs.policies import Player, fingerprint, load_player
 from envs.spaces import to_spec
-from worldmodel.errors import UserError, at_least
+from worldmodel.errors import UserError
 from worldmodel.layout import line
+from worldmodel.settings import Count, Pixels, Positive, Seed, Workers
 from worldmodel.world import World
 from worldmodel.writer import Episode, StoreWriter
 
@@ -66,23 +67,21 @@ class Args(Exploration):
     """The store; one that is not complete goes on."""
     policy: str = "random"
     """ "random", the folder of a policy, or module:function."""
-    episodes: int = 100
+    episodes: Positive = 100
     """Episodes to record in all, or pieces if there is a length."""
-    length: int = 0
+    length: Count = 0
     """Frames of a piece; 0 keeps episodes whole."""
-    max_steps: int = 0
+    max_steps: Count = 0
     """The longest episode, in steps; 0 leaves it to the environment."""
-    size: int = 64
+    size: Pixels = 64
     """Height and width of a frame."""
-    workers: int = min(os.cpu_count() or 1, 16)
+    workers: Workers = min(os.cpu_count() or 1, 16)
     """Processes that play."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the episodes, the actions and the split."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, 1, "episodes", "size", "workers")
-        at_least(self, 0, "max_steps", "length")
         if self.length == 1:
             raise UserError("a length of 1 is impossible: a step has two frames")
 

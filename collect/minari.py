@@ -36,8 +36,9 @@ from collect.files import BrokenFile, Files, fill
 from collect.pictures import is_picture, scaled
 from configs import command
 from envs.spaces import to_space, to_spec
-from worldmodel.errors import UserError, at_least
+from worldmodel.errors import UserError
 from worldmodel.layout import line
+from worldmodel.settings import PixelsOr0, Seed, Settings, Workers
 from worldmodel.store import Store
 from worldmodel.world import World
 from worldmodel.writer import Episode
@@ -52,7 +53,7 @@ STEP = {"action": "actions", "reward": "rewards", "terminated": "terminations", 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
+class Args(Settings):
     """Read a Minari data set, or write one."""
 
     dataset: str = ""
@@ -63,16 +64,12 @@ class Args:
     """A store to write to Minari instead."""
     image: str = ""
     """Of observations that are a dictionary, the picture; by default the only one."""
-    size: int = 0
+    size: PixelsOr0 = 0
     """Height and width that pictures are scaled to; 0 leaves them as they are."""
-    workers: int = min(os.cpu_count() or 1, 16)
+    workers: Workers = min(os.cpu_count() or 1, 16)
     """Processes that read."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the split where none was published."""
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "workers")
-        at_least(self, 0, "size")
 
 
 def need_minari() -> None:

@@ -25,6 +25,7 @@ import zlib
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 if not __package__:  # run as a file: the folder above is where `collect` is found
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -35,7 +36,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from collect.files import Files, fill
 from configs import command
-from worldmodel.errors import UserError, at_least
+from worldmodel.errors import UserError
+from worldmodel.settings import NotNegative, Pixels, Positive
 from worldmodel.world import World
 from worldmodel.writer import Episode
 
@@ -56,25 +58,18 @@ class Args(Files):
     """The store; one that is not complete goes on."""
     digits: str = "font"
     """Pictures to make videos of: "font", a .npy of uint8 (n, h, w), or MNIST's idx3-ubyte file, gzipped or not."""
-    episodes: int = 10_000
+    episodes: Positive = 10_000
     """Videos to make."""
-    length: int = 20
+    length: Positive = 20
     """Frames of a video that is made."""
-    per_video: int = 2
+    per_video: Positive = 2
     """Digits in a video that is made."""
-    speed: float = 3.6
+    speed: NotNegative = 3.6
     """Pixels that a digit flies in a frame."""
-    size: int = 64
+    size: Pixels = 64
     """Height and width of a frame that is made."""
-    channels: int = 3
+    channels: Literal[1, 3] = 3
     """1, or 3 equal ones."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self, 1, "episodes", "length", "per_video", "size")
-        at_least(self, 0, "speed")
-        if self.channels not in (1, 3):
-            raise UserError(f"channels is 1 or 3, not {self.channels}")
 
 
 def read_array(path: Path, dimensions: int, what: str) -> np.ndarray:

@@ -30,7 +30,7 @@ if not __package__:
 import torch
 from tqdm import tqdm
 
-from collect.episodes import Exploration, play
+from collect.episodes import Exploration, Hold, play
 from collect.files import labelled
 from collect.pool import Pool
 from collect.record import record
@@ -40,8 +40,8 @@ from envs.pusher import Pusher, load_pusher
 from envs.pushing import Pushing
 from envs.pushing_robot import robot_actions
 from worldmodel.checkpoint import digest
-from worldmodel.errors import UserError, at_least
 from worldmodel.layout import SPLITS, split_of
+from worldmodel.settings import NotNegative, Positive, Seed, Share, Some, Workers
 from worldmodel.writer import Episode, StoreWriter
 
 
@@ -53,24 +53,18 @@ class Args(Exploration):
     """The store; one that is not complete goes on."""
     policy: str = "pushing"
     """The pusher that ships, the folder of another, or "random"."""
-    episodes: int = 2000
+    episodes: Positive = 2000
     """Episodes to record in all, of 30 frames each."""
-    noise: float = 0.2
+    noise: NotNegative = 0.2
     """Of the pusher's dx and dy: standard deviation, in tenths of a metre."""
-    hold: tuple[float, ...] = (1.0, 4.0)
+    hold: Some[Hold] = (1.0, 4.0)
     """Steps for which a random action is held, on average; of several, each episode draws one."""
-    random_share: float = 0.3
+    random_share: Share = 0.3
     """Share of the episodes that are random throughout."""
-    workers: int = min(os.cpu_count() or 1, 16)
+    workers: Workers = min(os.cpu_count() or 1, 16)
     """Processes that play."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the episodes, the actions and the split."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self, 1, "episodes", "workers")
-        if self.noise < 0:
-            raise UserError(f"noise is a standard deviation of at least 0, not {self.noise}")
 
 
 def player(args: Args, env: Pushing) -> Player:

@@ -34,8 +34,9 @@ from PIL import Image
 
 from collect.files import BrokenFile, Files, fill, fingerprint
 from configs import command
-from worldmodel.errors import UserError, at_least
+from worldmodel.errors import UserError
 from worldmodel.layout import line
+from worldmodel.settings import Count, Pixels, Positive
 from worldmodel.store import Store
 from worldmodel.world import ActionSpec, World
 from worldmodel.writer import Episode
@@ -49,13 +50,13 @@ class Args(Files):
     """Folder with the .hdf5 files, at any depth."""
     out: Path = Path("runs/robonet/data.zarr")
     """The store; one that is not complete goes on."""
-    camera: int = 0
+    camera: Count = 0
     """Which of the cameras."""
-    size: int = 64
+    size: Pixels = 64
     """Height and width of a frame."""
-    action_width: int = 4
+    action_width: Positive = 4
     """Numbers of an action; files with another width are skipped."""
-    state_width: int = 5
+    state_width: Positive = 5
     """Numbers of a state; files with another width are skipped."""
     pattern: str = "*.hdf5"
     """Names of the files; the robot is a part of them, as in *sawyer*.hdf5."""
@@ -66,10 +67,8 @@ class Args(Files):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, 0, "camera")
-        at_least(self, 1, "size", "action_width", "state_width")
-        if not self.low < self.high or not np.isfinite([self.low, self.high]).all():
-            raise UserError(f"low {self.low} must lie below high {self.high}, and both be finite")
+        if self.low >= self.high:
+            raise UserError(f"low {self.low} must lie below high {self.high}")
 
 
 def world(args: Args) -> World:

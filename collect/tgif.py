@@ -30,6 +30,7 @@ from collect.video import Clip, Videos, fill_with_videos, rate_of
 from configs import command
 from worldmodel.checkpoint import write_atomic
 from worldmodel.errors import UserError
+from worldmodel.settings import NotNegative
 
 LIST, SENTENCES = "tgif-v1.0.tsv", "sentences.jsonl"
 SPLIT_FILES = ("train.txt", "val.txt", "test.txt")
@@ -47,7 +48,7 @@ class Args(Videos):
     """Folder of the GIFs, within the source or anywhere."""
     out: Path = Path("runs/tgif/data.zarr")
     """The store; one that is not complete goes on."""
-    fps: float = 10.0
+    fps: NotNegative = 10.0
     """Frames a second to resample to; 0 takes each frame once."""
 
 

@@ -20,6 +20,7 @@ import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 if not __package__:  # run as a file: the folder above is where `collect` is found
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -31,6 +32,7 @@ from collect.video import Clip, Videos, fill_with_videos
 from configs import command
 from worldmodel.errors import UserError
 from worldmodel.layout import SPLITS
+from worldmodel.settings import ShareBelow1
 
 FPS = 25.0
 LISTS, VIDEOS = "ucfTrainTestlist", "UCF-101"
@@ -45,17 +47,10 @@ class Args(Videos):
     """Folder with UCF-101/ and ucfTrainTestlist/ in it."""
     out: Path = Path("runs/ucf101/data.zarr")
     """The store; one that is not complete goes on."""
-    fold: int = 1
+    fold: Literal[1, 2, 3] = 1
     """Which of the three published splits, 1 to 3."""
-    valid: float = 0.02
+    valid: ShareBelow1 = 0.02
     """Share of the groups of the training list that are for validation."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.fold not in (1, 2, 3):
-            raise UserError(f"there is no fold {self.fold}; the folds are 1, 2 and 3")
-        if not 0 <= self.valid < 1:
-            raise UserError(f"valid is a share from 0 to below 1, not {self.valid}")
 
 
 def lines(args: Args, name: str) -> tuple[Path, list[list[str]]]:

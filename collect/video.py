@@ -40,8 +40,9 @@ from PIL import Image
 
 from collect.files import BrokenFile, Files, fill, fingerprint, labelled
 from configs import command
-from worldmodel.errors import UserError, at_least
+from worldmodel.errors import UserError
 from worldmodel.layout import SPLITS, split_of
+from worldmodel.settings import Count, NotNegative, Pixels, Positive
 from worldmodel.world import World
 from worldmodel.writer import Episode
 
@@ -60,21 +61,19 @@ class Videos(Files):
 
     source: Path = Path()
     """Folder of the data as published."""
-    size: int = 64
+    size: Pixels = 64
     """Height and width of a frame."""
-    fps: float = 0.0
+    fps: NotNegative = 0.0
     """Frames a second to resample to; 0 takes each frame once."""
-    every: int = 1
+    every: Positive = 1
     """Keep each so manieth frame of those."""
-    max_frames: int = 0
+    max_frames: Count = 0
     """Keep at most so many frames of a video, its first; 0 keeps all."""
-    min_frames: int = 16
+    min_frames: Positive = 16
     """Skip videos of fewer frames; 16 is what the paper trains on."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, 1, "size", "every", "min_frames")
-        at_least(self, 0, "fps", "max_frames")
         if 0 < self.max_frames < self.min_frames:
             raise UserError(f"max_frames {self.max_frames} is below min_frames {self.min_frames}; lower min_frames")
 
@@ -89,12 +88,8 @@ class Args(Videos):
     """The store; one that is not complete goes on."""
     labels: bool = False
     """The folder that a video lies in is its class."""
-    length: int = 0
+    length: Count = 0
     """Cut into pieces of so many frames, what is left over dropped; 0 keeps videos whole."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self, 0, "length")
 
 
 @dataclass(frozen=True)

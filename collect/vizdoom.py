@@ -38,6 +38,7 @@ from envs.vizdoom import VizdoomFrames
 from worldmodel.checkpoint import codes_of
 from worldmodel.errors import UserError
 from worldmodel.models import folder_of, load_vqvae
+from worldmodel.settings import Count, Pixels, Positive, Seed, Workers
 from worldmodel.world import World, random_actions
 from worldmodel.writer import Episode, StoreWriter
 
@@ -58,19 +59,19 @@ class Args(Exploration):
     default the one that ships for the scenario."""
     eyes: str = ""
     """Run folder, or world that ships, through whose VQ-VAE policies see the engine: envs/reconstructed.py says why."""
-    episodes: int = 200
+    episodes: Positive = 200
     """Episodes to record in all, or pieces if there is a length."""
-    length: int = 0
+    length: Count = 0
     """Frames of a piece; 0 keeps episodes whole."""
     paper: bool = False
     """The paper's set: 1000 episodes of length 100."""
-    frame_skip: int = 4
+    frame_skip: Positive = 4
     """Tics of the engine that a step lasts."""
-    size: int = 64
+    size: Pixels = 64
     """Height and width of a frame."""
-    workers: int = min(os.cpu_count() or 1, 16)
+    workers: Workers = min(os.cpu_count() or 1, 16)
     """Processes, each with four engines."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the episodes, the actions and the split."""
 
 

@@ -8,19 +8,21 @@ preset without a section for the script: the defaults are those of another world
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import difflib
+import io
+import re
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Hashable, Sequence
+from functools import reduce
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import tyro
 import yaml
 
 from worldmodel.errors import UserError
+from worldmodel.settings import checked, declared, nearest, shown
 
 FOLDER = Path(__file__).parent
 SECTIONS = (
@@ -30,13 +32,30 @@ SECTIONS = (
     "diverge",
 )
 """The stages, each a section of a preset."""
+LARGEST = 10**5
+"""Bytes of a preset."""
 T = TypeVar("T")
 
 
-def nearest(word: str, known: Sequence[str]) -> str:
-    """', did you mean X?' for the known word nearest to a mistyped one, else the list of all."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.4)
-    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(known))}"
+class Loader(yaml.SafeLoader):
+    """YAML 1.1 takes 1e-3 for a text, and the last of two equal keys; here it is a number, and they are a mistake.
+
+    So is an alias: a few lines of them can stand for more than there is memory.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has an alias; write the values out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [key.value for key, _ in node.value]
+        if twice := next((key for i, key in enumerate(keys) if key in keys[:i]), None):
+            raise yaml.YAMLError(f"{shown(twice)} is there twice; remove one")
+        return super().construct_mapping(node, deep)
+
+
+Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), [*"-+0123456789"])
 
 
 def read_preset(name: str) -> dict[str, Any]:
@@ -44,15 +63,19 @@ def read_preset(name: str) -> dict[str, Any]:
     path = FOLDER / f"{name}.yaml" if not name.endswith((".yaml", ".yml")) else Path(name)
     if not path.exists():
         raise UserError(f"there is no preset {name!r}; {nearest(name, [p.stem for p in FOLDER.glob('*.yaml')])}")
+    with path.open("rb") as file:
+        data = file.read(LARGEST + 1)
+    if len(data) > LARGEST:
+        raise UserError(f"{path} is larger than {LARGEST:,} bytes, so it is no preset; give another file")
     try:
-        sections = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
+        sections = yaml.load(data.decode(), Loader)
+    except Exception as error:  # PyYAML raises whatever its parts do: of recursion, of dates, of the length of numbers
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(sections, dict):
+    if not isinstance(sections, dict) or not sections:
         raise UserError(f"{path} has no sections; it should begin with one, such as `vqvae:`")
     for section, values in sections.items():
         if section not in SECTIONS:
-            raise UserError(f"{path} has a section {section!r}; {nearest(str(section), SECTIONS)}")
+            raise UserError(f"{path} has a section {shown(section)}; {nearest(str(section), SECTIONS)}")
         if not isinstance(values, dict):
             raise UserError(f"{path}: section {section} has no settings; remove it or add some")
     return sections
@@ -71,44 +94,28 @@ def section_of(name: str, section: str) -> dict[str, Any]:
 
 def overlay(default: T, values: dict[str, Any], where: str) -> T:
     """A copy of a dataclass instance with values laid over it, nested ones too."""
-    types = get_type_hints(type(default))
+    types = declared(type(default))
     changes = {}
     for key, value in values.items():
         if key not in types:
-            raise UserError(f"{where} has no setting {key!r}; {nearest(str(key), list(types))}")
+            raise UserError(f"{where} has no setting {shown(key)}; {nearest(str(key), list(types))}")
         current, place = getattr(default, key), f"{where}.{key}"
         if dataclasses.is_dataclass(current):
             if not isinstance(value, dict):
-                raise UserError(f"{place} is a group of settings, not {value!r}")
+                raise UserError(f"{place} is a group of settings, not {shown(value)}")
             changes[key] = overlay(current, value, place)
         else:
-            changes[key] = _convert(types[key], value, place)
-    return dataclasses.replace(default, **changes)  # type: ignore[type-var]
+            changes[key] = checked(types[key], value, place)
+    try:
+        return dataclasses.replace(default, **changes)  # type: ignore[type-var]
+    except UserError as error:
+        raise placed(error, where, type(default)) from None
 
 
-def _convert(kind: Any, value: Any, place: str) -> Any:
-    """A YAML value as the type that a setting is declared to have."""
-    origin, inside = get_origin(kind), get_args(kind)
-    if origin is Literal:
-        if value not in inside:
-            raise UserError(f"{place} cannot be {value!r}; {nearest(str(value), [str(v) for v in inside])}")
-        return value
-    if origin is tuple:
-        variable = inside[-1] is Ellipsis
-        if not isinstance(value, list) or not (variable or len(value) == len(inside)):
-            length = "a list" if variable else f"a list of {len(inside)}"
-            raise UserError(f"{place} should be {length}, not {value!r}")
-        kinds = [inside[0]] * len(value) if variable else inside
-        return tuple(_convert(k, v, place) for k, v in zip(kinds, value, strict=True))
-    if origin in (Union, UnionType):
-        return None if value is None else _convert(next(k for k in inside if k is not NoneType), value, place)
-    if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-        with suppress(ValueError):
-            return float(value)  # YAML reads 1e-3 as a string
-    wanted = str if kind is Path else kind
-    if type(value) is not wanted:
-        raise UserError(f"{place} should be of type {wanted.__name__}, not {value!r}")
-    return kind(value)
+def placed(error: UserError, where: str, kind: type) -> UserError:
+    """The error of a group of settings, with the place of the group in front."""
+    joint = "." if str(error).split()[0] in declared(kind) else ": "
+    return UserError(f"{where}{joint}{error}".removeprefix(joint))
 
 
 def parse(kind: type[T], section: str, argv: Sequence[str]) -> T:
@@ -119,24 +126,38 @@ def parse(kind: type[T], section: str, argv: Sequence[str]) -> T:
         name = flag.partition("=")[2] or (rest[at + 1] if at + 1 < len(rest) else "")
         del rest[at : at + (1 if "=" in flag else 2)]
         default = overlay(default, section_of(name, section), f"{name.removesuffix('.yaml')}.yaml: {section}")
-    args = tyro.cli(
-        kind,
-        default=default,
-        args=rest,
-        description=f"{kind.__doc__}\n\n--preset NAME lays configs/NAME.yaml under the flags.",
-    )
-    check(args)
+    args = from_flags(kind, default, rest)
+    check_devices(args)
     return args
 
 
-def check(settings: Any) -> None:
-    """`UserError` for a seed that no generator takes or a device that is not here, in settings of whatever script."""
+def from_flags(kind: type[T], default: T, flags: Sequence[str]) -> T:
+    """A dataclass of settings from flags.
+
+    tyro draws a box around what is wrong; what a setting may not be is a `UserError` instead, as it is everywhere.
+    """
+    description = f"{kind.__doc__}\n\n--preset NAME lays configs/NAME.yaml under the flags."
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(kind, default=default, args=flags, description=description)
+    except SystemExit as stop:
+        error, where = stop.__context__, ""
+        while error is not None and not isinstance(error, UserError):  # what tyro raised of it has the place
+            error, where = error.__context__, getattr(error, "arg", "")
+        if error is None:
+            sys.stderr.write(box.getvalue())
+            raise
+    group = reduce(lambda group, name: declared(group)[name], where.split(".") if where else [], kind)
+    raise placed(error, where, group)
+
+
+def check_devices(settings: Any) -> None:
+    """`UserError` for a device that is not here, in settings of whatever script."""
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         if dataclasses.is_dataclass(value):
-            check(value)
-        elif field.name == "seed" and not 0 <= value < 2**31:
-            raise UserError(f"seed must be from 0 to {2**31 - 1}, not {value}")
+            check_devices(value)
         elif field.name == "device":
             from worldmodel.rates import check_device  # torch, which scripts without a device need not load
 

@@ -38,17 +38,18 @@ from train import tokens as train_tokens
 from train import vqvae as train_vqvae
 from worldmodel.ablations import Row, Table, parameters, rows
 from worldmodel.checkpoint import FILE, digest, write_json
-from worldmodel.errors import UserError, at_least
+from worldmodel.errors import UserError
 from worldmodel.fit import FitConfig
 from worldmodel.metrics.features import Kind, load_features
 from worldmodel.metrics.protocol import PAPER
 from worldmodel.prior import PriorConfig
+from worldmodel.settings import AtLeast2, Positive, Settings
 from worldmodel.store import Store
 from worldmodel.vqvae import VQVAEConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
+class Args(Settings):
     """Train, evaluate and render a table of the paper's ablations."""
 
     table: Table = 3
@@ -72,9 +73,9 @@ class Args:
         )
     )
     """Its third stage."""
-    clips: int = 256
+    clips: AtLeast2 = 256
     """Clips of the test split."""
-    trials: int = 10
+    trials: Positive = 10
     """Sets of samples of them."""
     features: Kind = "random_conv"
     """Feature network of the distances."""
@@ -82,15 +83,14 @@ class Args:
     """Its file."""
     sha256: str = ""
     """Of that file."""
-    batch: int = 16
+    batch: Positive = 16
     """Clips that are sampled or reconstructed at a time."""
-    seeds: int = 1
+    seeds: Positive = 1
     """Train every row so many times, with seeds 0, 1, ..."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "trials", "batch", "seeds")
-        at_least(self, 2, "clips")
+        super().__post_init__()
         if (self.vqvae.model.mode, self.prior.model.mode) != ("paper", "paper"):
             raise UserError("the ablations are of models of whole clips; set mode = paper for VQ-VAE and prior")
 

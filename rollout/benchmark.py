@@ -34,33 +34,29 @@ import envs  # noqa: F401 - registers
 from configs import command
 from envs.vector import DreamVectorEnv
 from worldmodel.checkpoint import digest, write_json
-from worldmodel.errors import UserError
 from worldmodel.rates import Precision, counter, machine, rate
+from worldmodel.settings import AboveZero, Positive, Settings, Some
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
+class Args(Settings):
     """Time dreams."""
 
-    run: tuple[str, ...] = ("",)
+    run: Some[str] = ("",)
     """Run folders; by default the model that ships."""
     world: str = "health_gathering_supreme"
     """World of the model that ships."""
-    precision: tuple[Precision, ...] = ("float32", "bfloat16")
+    precision: Some[Precision] = ("float32", "bfloat16")
     """Of the dream."""
-    batch: tuple[int, ...] = (1, 16, 64)
+    batch: Some[Positive] = (1, 16, 64)
     """Numbers of lanes."""
-    seconds: float = 5.0
+    seconds: AboveZero = 5.0
     """Time of a measurement, in three parts of which the median counts."""
     out: Path = Path("runs/benchmark/dream.json")
     """Where the figures go."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     eager: bool = False
     """On a GPU, launch kernel by kernel: what CUDA graphs gain."""
-
-    def __post_init__(self) -> None:
-        if not self.run or not self.precision or not self.batch or min(self.batch) < 1 or self.seconds <= 0:
-            raise UserError("name a run and a precision; batch sizes must be at least 1, and seconds above 0")
 
 
 def needs(env: DreamVectorEnv) -> dict[str, float]:

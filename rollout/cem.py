@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from worldmodel.errors import UserError, at_least, shares
+from worldmodel.errors import UserError
+from worldmodel.settings import Count, Positive, Settings, Share
 from worldmodel.world import ActionSpec
 
 Worth = Callable[[np.ndarray], np.ndarray]
@@ -18,28 +19,27 @@ Worth = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cem:
+class Cem(Settings):
     """The cross-entropy method."""
 
-    candidates: int = 32
+    candidates: Positive = 32
     """Futures of a round."""
-    elite: int = 6
+    elite: Positive = 6
     """Of them, those that the distribution moves towards."""
-    rounds: int = 2
-    horizon: int = 8
+    rounds: Positive = 2
+    horizon: Positive = 8
     """Steps of a future."""
-    hold: int = 2
+    hold: Positive = 2
     """Steps for which an action of a future is held."""
-    numbers: int = 0
+    numbers: Count = 0
     """Of a Box, only so many of an action's first numbers are planned, the others do nothing; 0 for all."""
-    momentum: float = 0.2
+    momentum: Share = 0.2
     """Share of the old distribution in the new one."""
 
     def __post_init__(self) -> None:
-        if min(self.elite, self.rounds, self.horizon, self.hold) < 1 or self.elite > self.candidates:
-            raise UserError("elite, rounds, horizon and hold must be at least 1, and elite at most candidates")
-        at_least(self, 0, "numbers")
-        shares(self, "momentum")
+        super().__post_init__()
+        if self.elite > self.candidates:
+            raise UserError(f"elite must be at most candidates, {self.candidates}, not {self.elite}")
 
 
 class Odds:

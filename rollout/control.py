@@ -41,12 +41,13 @@ from worldmodel.metrics.frames import psnr
 from worldmodel.metrics.interval import bootstrap
 from worldmodel.rates import Precision
 from worldmodel.sampling import Sampling
+from worldmodel.settings import Positive, Seed, Settings
 from worldmodel.store import Store
 from worldmodel.world import World, random_actions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
+class Args(Settings):
     """Measure the controllability of a dream."""
 
     run: Path = Path("runs/health_gathering_supreme")
@@ -54,29 +55,29 @@ class Args:
     data: Path | None = None
     """Store of frames; <run>/data.zarr if not given."""
     split: str = "test"
-    clips: int = 128
+    clips: Positive = 128
     """Starting points, spread over the split's episodes."""
-    context: int = 8
+    context: Positive = 8
     """Latent frames that are given."""
-    ahead: int = 4
+    ahead: Positive = 4
     """Steps on at which PSNR is taken: Genie's t = 4."""
-    steps: int = 8
+    steps: Positive = 8
     """Dreamed steps from each starting point whose actions are read."""
-    train_steps: int = 600
+    train_steps: Positive = 600
     """Of the classifier, on batches of 128 pairs of frames."""
     policy: str = ""
     """Leads to where random actions begin in the engine; by default one that ships for the world, or else "random"."""
-    lead: int = 100
+    lead: Positive = 100
     """The most steps for which it leads."""
     precision: Precision = "float32"
     """Of the dream."""
     sampling: Sampling = field(default_factory=Sampling)
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        least = min(self.clips, self.context, self.ahead, self.steps, self.train_steps, self.lead)
-        if least < 1 or self.ahead > self.steps:
-            raise UserError("clips, context, ahead, train_steps and lead must be at least 1, and steps at least ahead")
+        super().__post_init__()
+        if self.ahead > self.steps:
+            raise UserError(f"steps must be at least ahead, {self.ahead}, not {self.steps}")
 
 
 def strayed_for_real(args: Args, world: World, player: Player, actions: np.ndarray) -> np.ndarray:

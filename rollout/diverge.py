@@ -35,10 +35,11 @@ from worldmodel.models import load_prior
 from worldmodel.pictures import enlarge, film_strip, save_png
 from worldmodel.rates import Precision
 from worldmodel.sampling import Sampling
+from worldmodel.settings import AtLeast2, Positive, Seed, Settings, Some
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
+class Args(Settings):
     """Show how futures of one frame diverge."""
 
     run: Path = Path("runs/pushing")
@@ -46,25 +47,26 @@ class Args:
     data: Path | None = None
     """Store of frames; <run>/data.zarr if not given."""
     split: str = "test"
-    starts: int = 32
+    starts: AtLeast2 = 32
     """Held-out starts, each of another episode where there are enough."""
-    context: int = 1
+    context: Positive = 1
     """Latent frames that a stream is given: one, as in the paper's samples of BAIR."""
-    steps: int = 15
+    steps: Positive = 15
     """Steps that are dreamed."""
-    show: int = 2
+    show: Positive = 2
     """Starts in the picture."""
-    ahead: tuple[int, ...] = (1, 5, 10, 15)
+    ahead: Some[Positive] = (1, 5, 10, 15)
     """Steps on at which samples are compared."""
-    batch: int = 64
+    batch: Positive = 64
     precision: Precision = "float32"
     """Of the dream."""
     sampling: Sampling = field(default_factory=Sampling)
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        if min(self.context, self.steps, self.show, *self.ahead) < 1 or self.starts < 2 or max(self.ahead) > self.steps:
-            raise UserError("context, steps, show and ahead must be at least 1, starts at least 2, ahead at most steps")
+        super().__post_init__()
+        if max(self.ahead) > self.steps:
+            raise UserError(f"ahead must be at most steps, {self.steps}, not {max(self.ahead)}")
 
 
 @dataclass(frozen=True)

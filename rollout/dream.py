@@ -22,13 +22,13 @@ from tqdm import tqdm
 from configs import command
 from rollout.evaluate import dreams, held_out, reconstructions
 from worldmodel.dream import Dream
-from worldmodel.errors import UserError
 from worldmodel.pictures import difference, enlarge, film_strip, label, save_gif, save_png, side_by_side
 from worldmodel.sampling import Sampling
+from worldmodel.settings import Positive, Seed, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
+class Args(Settings):
     """Show dreams beside the truth."""
 
     run: Path = Path("runs/health_gathering_supreme")
@@ -36,19 +36,15 @@ class Args:
     data: Path | None = None
     """Store of frames; <run>/data.zarr if not given."""
     split: str = "test"
-    clips: int = 4
+    clips: Positive = 4
     """Clips to show."""
-    context: int = 8
+    context: Positive = 8
     """Latent frames that are given."""
-    steps: int = 24
+    steps: Positive = 24
     """Steps that are dreamed."""
     sampling: Sampling = field(default_factory=Sampling)
-    seed: int = 0
+    seed: Seed = 0
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
-
-    def __post_init__(self) -> None:
-        if min(self.clips, self.context, self.steps) < 1:
-            raise UserError("clips, context and steps must be at least 1")
 
 
 def main(args: Args) -> None:

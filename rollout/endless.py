@@ -43,6 +43,7 @@ from worldmodel.dream import Context, Dream
 from worldmodel.errors import UserError
 from worldmodel.pictures import enlarge, film_strip, save_png
 from worldmodel.sampling import Sampling
+from worldmodel.settings import NotNegative, Positive, Seed, Settings, Some
 from worldmodel.store import Store
 
 FIGURES = ("sharpness", "codes", "bits")
@@ -53,31 +54,32 @@ Curves = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
+class Args(Settings):
     """Watch long dreams."""
 
     run: Path = Path("runs/health_gathering_supreme")
     """Run folder."""
     others: tuple[Path, ...] = ()
     """Run folders on the same data to compare with it."""
-    temperature: tuple[float, ...] = (1.0,)
+    temperature: Some[NotNegative] = (1.0,)
     """Temperatures to compare."""
-    steps: int = 1000
+    steps: Positive = 1000
     """Length of a dream."""
-    window: int = 50
+    window: Positive = 50
     """Steps over which figures are taken."""
-    lanes: int = 16
+    lanes: Positive = 16
     """Dreams at a time."""
     policy: str = "random"
     """Who plays: a policy's folder or shipped name, which may end in @share of random actions."""
-    hold: int = 4
+    hold: Positive = 4
     """Steps for which an action is held if all are random."""
     split: str = "test"
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.window, self.lanes, self.hold) < 1 or self.steps < 2 * self.window:
-            raise UserError("lanes, window and hold must be at least 1, and steps at least two windows")
+        super().__post_init__()
+        if self.steps < 2 * self.window:
+            raise UserError(f"steps must be at least two windows, {2 * self.window}, not {self.steps}")
         if self.window <= WARM:
             raise UserError(f"a window must be longer than {WARM} steps: so many of a real one are given")
 

@@ -44,12 +44,13 @@ from worldmodel.metrics.frames import nmse, psnr
 from worldmodel.metrics.interval import Mean, bootstrap
 from worldmodel.rates import Precision
 from worldmodel.sampling import Sampling
+from worldmodel.settings import AtLeast2, Positive, Seed, Settings, Some
 from worldmodel.store import Store, frames_of
 from worldmodel.vqvae import to_uint8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
+class Args(Settings):
     """Evaluate a dream on held-out episodes."""
 
     run: Path = Path("runs/health_gathering_supreme")
@@ -57,25 +58,21 @@ class Args:
     data: Path | None = None
     """Store of frames; <run>/data.zarr if not given."""
     split: str = "test"
-    clips: int = 128
+    clips: AtLeast2 = 128
     """Clips, spread over the split's episodes."""
-    context: int = 8
+    context: Positive = 8
     """Latent frames that are given."""
-    ahead: tuple[int, ...] = (1, 5, 10, 15)
+    ahead: Some[Positive] = (1, 5, 10, 15)
     """Steps ahead at which frames are compared."""
-    dreams: int = 4
+    dreams: Positive = 4
     """Dreams of each clip."""
-    batch: int = 64
+    batch: Positive = 64
     """Lanes at a time."""
     sampling: Sampling = field(default_factory=Sampling)
     precision: Precision = "float32"
     """Of the dream."""
-    seed: int = 0
+    seed: Seed = 0
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
-
-    def __post_init__(self) -> None:
-        if not self.ahead or min(self.context, self.dreams, self.batch, *self.ahead) < 1 or self.clips < 2:
-            raise UserError("context, dreams, batch and steps ahead must be at least 1, and clips at least 2")
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ from rollout.planner import Planner, Value
 from worldmodel.dream import Dream
 from worldmodel.errors import UserError
 from worldmodel.metrics.interval import bootstrap
+from worldmodel.settings import Count, Settings
 from worldmodel.vqvae import to_uint8
 
 WINDOW = 5.0
@@ -86,12 +87,12 @@ def colour(frame: np.ndarray, place: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
+class Wish(Settings):
     """What is pushed, and where to, where it is not drawn at random."""
 
-    object: int | None = None
+    object: Count | None = None
     """Number of the object, from 0 on: MuJoCo's body `object0` and so on."""
-    goal: tuple[int, int] | None = None
+    goal: tuple[Count, Count] | None = None
     """Row and column of the pixel."""
 
     def tell(self, env: Pushing, task: Task) -> None:

@@ -39,6 +39,7 @@ from worldmodel.metrics.frechet import Gaussian, distance
 from worldmodel.metrics.inception import inception_score, probabilities
 from worldmodel.metrics.protocol import PROTOCOLS, Name, Protocol, Trials
 from worldmodel.metrics.published import beside
+from worldmodel.settings import AboveZero, AtLeast2, Count, PixelsOr0, Positive, Seed, Settings
 
 COMPARED = {
     "samples_real": ("FVD", "samples against real"),
@@ -48,7 +49,7 @@ COMPARED = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
+class Args(Settings):
     """Compare distributions of clips."""
 
     run: Path | None = None
@@ -70,33 +71,32 @@ class Args:
     """File of the feature network."""
     sha256: str = ""
     """Of that file, as its publisher states it; another file is refused."""
-    epsilon: float = 1e-5
+    epsilon: AboveZero = 1e-5
     """Of the batch norm of --features i3d: the paper's code has 1e-5, DeepMind's 1e-3."""
-    frames: int | None = None
+    frames: Positive | None = None
     """Alters the protocol: frames of a clip."""
-    given: int | None = None
+    given: Count | None = None
     """Alters the protocol: frames that samples are given."""
-    clips: int | None = None
+    clips: AtLeast2 | None = None
     """Alters the protocol: real clips of a trial."""
-    samples_each: int | None = None
+    samples_each: Positive | None = None
     """Alters the protocol: samples of each clip."""
-    trials: int | None = None
+    trials: Positive | None = None
     """Alters the protocol: trials."""
-    size: int | None = None
+    size: PixelsOr0 | None = None
     """Alters the protocol: height and width of clips; 0 for any."""
     steered: bool = False
     """Alters the protocol: samples in a file know the actions of the clips they continue; of a run it is known."""
-    batch: int = 16
+    batch: Positive = 16
     """Clips that are sampled or reconstructed at a time."""
-    feature_batch: int = 8
+    feature_batch: Positive = 8
     """Clips that pass the feature network at a time."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the samples; the k-th set of them has seed + k."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
 
     def __post_init__(self) -> None:
-        if min(self.batch, self.feature_batch) < 1:
-            raise UserError("clips are worked on at least one at a time; set batch and feature_batch to 1 or more")
+        super().__post_init__()
         if self.real and not self.samples:
             raise UserError("real clips in a file go with --samples; give those too")
         if self.samples and not self.real and PROTOCOLS[self.protocol].metric == "frechet":

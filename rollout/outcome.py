@@ -42,6 +42,7 @@ from worldmodel.layers import Memory
 from worldmodel.metrics.calibration import auroc, expected_calibration_error
 from worldmodel.metrics.interval import Mean, bootstrap, ratio
 from worldmodel.outcome import OutcomeModel
+from worldmodel.settings import Positive, Seed, Settings
 from worldmodel.store import Store
 
 Episode = dict[str, np.ndarray]
@@ -50,29 +51,25 @@ Place = tuple[Episode, int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
+class Args(Settings):
     """Score an outcome model."""
 
     run: Path = Path("runs/health_gathering_supreme")
     """Run folder."""
     split: str = "test"
-    steps: int = 50
+    steps: Positive = 50
     """Steps over which rewards are added up."""
-    clips: int = 128
+    clips: Positive = 128
     """Starting points of dreams, spread over the split."""
-    context: int = 8
+    context: Positive = 8
     """Latent frames that a dream is given."""
-    dreams: int = 4
+    dreams: Positive = 4
     """Dreams from each starting point."""
-    others: int = 4000
+    others: Positive = 4000
     """Steps without an end, beside all those with one, for which an end is foretold."""
-    particles: int = 32
+    particles: Positive = 32
     """Of the filter."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if min(self.steps, self.clips, self.context, self.dreams, self.others, self.particles) < 1:
-            raise UserError("steps, clips, context, dreams, others and particles must be at least 1")
+    seed: Seed = 0
 
 
 @torch.no_grad()

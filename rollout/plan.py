@@ -37,10 +37,11 @@ from worldmodel.errors import UserError
 from worldmodel.metrics.interval import bootstrap
 from worldmodel.models import PRETRAINED
 from worldmodel.rates import Precision
+from worldmodel.settings import AtLeast2, Count, NotNegative, Positive, Seed, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
+class Args(Settings):
     """Plan in a dream and act in its engine."""
 
     run: str = ""
@@ -49,32 +50,28 @@ class Args:
     """World of the dream."""
     policy: str = ""
     """Policy to compare with; by default those that ship for the world."""
-    episodes: int = 5
+    episodes: AtLeast2 = 5
     """Episodes of each."""
-    every: int = 2
+    every: Positive = 2
     """Steps that are played before the next plan."""
-    context: int = 8
+    context: AtLeast2 = 8
     """Frames that a dream is given, fewer at the start of an episode."""
     precision: Precision = "float32"
     """Of the dream."""
-    temperature: float = 1.0
+    temperature: NotNegative = 1.0
     """Of the dream; below 1 futures differ less by chance."""
     critic: str = ""
     """Policy whose critic says what the end of a future is worth: a folder, or one that ships."""
     health: float = 1.0
     """Without a critic: worth of a point of HEALTH at the end of a future."""
-    object: int | None = None
+    object: Count | None = None
     """In the world of pushing: number of the object to push, from 0 on; by default drawn for each episode."""
-    goal: tuple[int, int] | None = None
+    goal: tuple[Count, Count] | None = None
     """And row and column of the pixel to push it to."""
     cem: Cem = field(default_factory=Cem)
-    seed: int = 0
+    seed: Seed = 0
     out: Path = Path("runs/plan.json")
     """Where the scores go."""
-
-    def __post_init__(self) -> None:
-        if self.context < 2 or self.every < 1 or self.episodes < 2:
-            raise UserError("context and episodes must be at least 2, and every at least 1")
 
 
 def main(args: Args) -> None:

@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -44,30 +44,27 @@ import envs  # noqa: F401 - registers
 from configs import command
 from envs.dream import DreamEnv
 from envs.keys import keys
-from worldmodel.errors import UserError, at_least
+from worldmodel.errors import UserError
+from worldmodel.settings import Count, Positive, Range, Seed, Settings
 
 PAGE = Path(__file__).with_name("play.html")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
+class Args(Settings):
     """Serve a page to play a dream."""
 
     run: str = ""
     """Run folder of the dream; by default the model that ships."""
     world: str = "health_gathering_supreme"
     """World of the model that ships."""
-    context: int = 8
+    context: Positive = 8
     """Frames of the engine that the dream begins with."""
-    history: int = 300
+    history: Count = 300
     """Steps that can be taken back."""
-    port: int = 8000
+    port: Annotated[int, Range(0, 65535)] = 8000
     """Of the page, on this machine only; 0 takes a free one."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "context")
-        at_least(self, 0, "history")
+    seed: Seed = 0
 
 
 class Session:

@@ -32,6 +32,7 @@ from worldmodel.checkpoint import write_json
 from worldmodel.errors import UserError
 from worldmodel.metrics.interval import bootstrap, ratio
 from worldmodel.models import folder_of, load_vqvae
+from worldmodel.settings import Positive, Seed, Settings
 
 DRAWS = 10_000
 """Bootstrap resamples of the episodes."""
@@ -43,22 +44,22 @@ KNOWN = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
+class Args(Settings):
     """Score policies in the real engine."""
 
     policy: tuple[str, ...] = ()
     """Folders of policies, `folder@0.3` with a share of random actions; by default those that ship."""
     scenario: str = "health_gathering_supreme"
     """A scenario that ships with ViZDoom, or battle2."""
-    episodes: int = 50
+    episodes: Positive = 50
     """Episodes of each policy."""
     eyes: str = ""
     """Run folder, or world that ships, through whose VQ-VAE the policies see the engine, as in "World Models"."""
     deterministic: bool = False
     """Take the likeliest action instead of a sampled one."""
-    frame_skip: int = 4
+    frame_skip: Positive = 4
     """Tics of the engine that a step lasts."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the episodes and the actions."""
     out: Path = Path("runs/policy_scores")
     """Folder for scores.json."""

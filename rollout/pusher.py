@@ -33,9 +33,9 @@ from envs.pusher import Pusher, load_pusher
 from envs.pushing import Pushing
 from envs.pushing_robot import ACTION, Robot, robot_actions
 from worldmodel.checkpoint import write_json
-from worldmodel.errors import at_least
 from worldmodel.metrics.interval import bootstrap, ratio
 from worldmodel.pictures import enlarge, save_gif
+from worldmodel.settings import AtLeast2, NotNegative, Seed, Settings
 from worldmodel.world import random_actions
 
 STEPS = 29
@@ -46,24 +46,21 @@ Act = Callable[[Robot, np.random.Generator], np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
+class Args(Settings):
     """Score the pusher."""
 
     policy: str = "pushing"
     """The pusher that ships, or the folder of another."""
-    noise: float = 0.2
+    noise: NotNegative = 0.2
     """Exploration noise of its second row, as in collect/pushing.py."""
-    episodes: int = 300
+    episodes: AtLeast2 = 300
     """Episodes of each."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the episodes and the actions."""
     gif: Path | None = None
     """Also write a moving picture of some episodes with that noise here."""
     out: Path = Path("runs/pusher_scores")
     """Folder for scores.json."""
-
-    def __post_init__(self) -> None:
-        at_least(self, 2, "episodes")
 
 
 class Held:

@@ -36,10 +36,11 @@ from rollout.policy import play
 from worldmodel.checkpoint import write_json
 from worldmodel.errors import UserError
 from worldmodel.rates import Precision
+from worldmodel.settings import NotNegative, Positive, Seed, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
+class Args(Settings):
     """Rank policies in a dream and in the engine."""
 
     policy: tuple[str, ...] = ()
@@ -49,13 +50,13 @@ class Args:
     """Run folder of the dream; by default the model that ships."""
     world: str = "health_gathering_supreme"
     """World of the model that ships."""
-    episodes: int = 64
+    episodes: Positive = 64
     """Episodes of each policy, in the dream and in the engine."""
-    temperature: float = 1.0
+    temperature: NotNegative = 1.0
     """Of the dream."""
     precision: Precision = "float32"
     """Of the dream."""
-    seed: int = 0
+    seed: Seed = 0
     out: Path = Path("runs/rank.json")
     """Where the scores go."""
 

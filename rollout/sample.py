@@ -42,12 +42,13 @@ from worldmodel.models import load_prior, load_vqvae
 from worldmodel.pictures import enlarge, film_strip, label, save_gif, save_png, side_by_side
 from worldmodel.prior import Prior
 from worldmodel.sampling import Sampling
+from worldmodel.settings import AtLeast2, Count, Positive, Seed, Settings
 from worldmodel.store import Store, frames_of
 from worldmodel.vqvae import VQVAE, to_uint8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
+class Args(Settings):
     """Sample videos."""
 
     run: Path = Path("runs/moving_mnist")
@@ -58,25 +59,21 @@ class Args:
     """Store of frames; <run>/data.zarr if not given."""
     split: str = "test"
     """Where conditions and conditioning frames are from."""
-    clips: int = 16
+    clips: AtLeast2 = 16
     """Clips whose conditions are sampled under."""
-    each: int = 4
+    each: Positive = 4
     """Samples of each clip."""
-    context: int = 0
+    context: Count = 0
     """Latent frames of true codes that are continued (stream mode)."""
     copy: bool = False
     """Put the conditioning frames themselves in place of what was drawn for them."""
     name: str = ""
     """Class to sample, for all clips, instead of their own."""
     sampling: Sampling = field(default_factory=Sampling)
-    batch: int = 16
+    batch: Positive = 16
     """Videos at a time."""
-    seed: int = 0
+    seed: Seed = 0
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
-
-    def __post_init__(self) -> None:
-        if self.clips < 2 or min(self.each, self.batch) < 1 or self.context < 0:
-            raise UserError("ask for at least 2 clips, 1 sample of each and a batch of 1; context must not be negative")
 
 
 @dataclass(frozen=True)

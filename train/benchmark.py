@@ -42,11 +42,12 @@ from train import official, work
 from train.masks import memory
 from train.work import Task
 from worldmodel.checkpoint import write_json
-from worldmodel.errors import UserError, at_least
+from worldmodel.errors import UserError
 from worldmodel.fit import keep_memory
 from worldmodel.models import load_prior
 from worldmodel.prior import PriorConfig
 from worldmodel.rates import machine, rate
+from worldmodel.settings import AboveZero, Positive, Settings, ShareBelow1, Some
 from worldmodel.vqvae import VQVAEConfig
 
 What = Literal["vqvae", "prior", "sample", "store", "masks"]
@@ -55,10 +56,10 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
+class Args(Settings):
     """Time training, sampling and reading."""
 
-    what: tuple[What, ...] = ("vqvae", "prior", "sample", "store", "masks")
+    what: Some[What] = ("vqvae", "prior", "sample", "store", "masks")
     """What to time: training steps, drawing codes, clips from a store; masks are counted."""
     official: Path | None = None
     """A checkout of github.com/wilson1yan/VideoGPT to time as well."""
@@ -71,20 +72,20 @@ class Args:
     trained: Path | None = None
     """A trained prior, unconditional and in raster order, whose sampling is timed too: drawing ahead gains by what was
     learned."""
-    attention_dropout: tuple[float, ...] = (0.3, 0.0)
+    attention_dropout: tuple[ShareBelow1, ...] = (0.3, 0.0)
     """Of the prior in training; the official code ships with 0.3."""
-    precision: tuple[Precision, ...] = ("float32", "bfloat16")
-    vqvae_batch: int = 2
+    precision: Some[Precision] = ("float32", "bfloat16")
+    vqvae_batch: Positive = 2
     """Clips of a step."""
-    prior_batch: int = 8
+    prior_batch: Positive = 8
     """Clips of a step."""
-    sample_batch: tuple[int, ...] = (1, 16)
+    sample_batch: tuple[Positive, ...] = (1, 16)
     """Clips drawn side by side."""
-    store_batch: int = 32
+    store_batch: Positive = 32
     """Clips read at a time."""
-    rounds: int = 2
+    rounds: Positive = 2
     """Processes of each figure."""
-    seconds: float = 3.0
+    seconds: AboveZero = 3.0
     """Time of a measurement, in three parts of at least one call, of which the median counts."""
     allocator: Literal["keep", "default"] = "keep"
     """Of both sides: freed memory is kept, or left to glibc."""
@@ -93,9 +94,7 @@ class Args:
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "vqvae_batch", "prior_batch", "sample_batch", "store_batch", "rounds")
-        if not self.what or not self.precision or self.seconds <= 0:
-            raise UserError("name something to time and a precision, and give more than 0 seconds")
+        super().__post_init__()
         if self.trained is not None and "sample" not in self.what:
             raise UserError("--trained is for sampling; add sample to --what, or leave it out")
 

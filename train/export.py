@@ -22,25 +22,24 @@ from configs import command
 from worldmodel.checkpoint import codes_of, read_header, save_checkpoint
 from worldmodel.dream import Context, Dream
 from worldmodel.errors import UserError
+from worldmodel.settings import Positive, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
+class Args(Settings):
     """Make a run small enough to ship."""
 
     run: Path = Path("runs/health_gathering_supreme")
     """Run folder."""
     out: Path = Path("runs/exported")
     """Folder for the small models."""
-    contexts: int = 64
+    contexts: Positive = 64
     """Starting contexts to keep."""
 
 
 def main(args: Args) -> None:
     if args.out.resolve() == args.run.resolve():
         raise UserError(f"{args.out} is the run itself; give --out another folder, so that nothing is lost")
-    if args.contexts < 1:
-        raise UserError(f"a dream needs a starting context, not {args.contexts}")
     dream, contexts = Dream.load(args.run), Context.load(args.run)  # says what does not belong together
     for name in ("vqvae", "prior", "outcome"):
         config, progress = read_header(args.run / name)

@@ -16,6 +16,7 @@ import sys
 from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 if not __package__:  # run as a file: `import vizdoom` must not find a script beside this one
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -31,38 +32,38 @@ from envs.policies import MEMORY, act, save_policy, stacked
 from envs.teacher import Teacher
 from envs.vizdoom import VizdoomFrames
 from worldmodel.errors import UserError
+from worldmodel.settings import Channels, NotNegative, Positive, Range, Seed, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
+class Args(Settings):
     """Imitate the scripted player of a scenario."""
 
     out: Path = Path("runs/battle2_imitation")
     """Folder for the policy."""
     scenario: str = "battle2"
     """A scenario that the teacher knows."""
-    rounds: int = 6
+    rounds: Positive = 6
     """Of playing and training; in the first one the teacher plays."""
-    steps: int = 10_000
+    steps: Positive = 10_000
     """Environment steps of a round."""
-    epochs: int = 2
+    epochs: Positive = 2
     """Passes over all that was seen, after each round."""
-    batch_size: int = 256
-    learning_rate: float = 1e-3
+    batch_size: Positive = 256
+    learning_rate: NotNegative = 1e-3
     """Adam's."""
-    stack: int = 4
+    stack: Annotated[int, Range(1, MEMORY)] = 4
     """Last frames that the policy sees at once, at most 4."""
-    features: int = 128
+    features: Channels = 128
     """Width of the last layer of the network."""
-    n_envs: int = 8
+    n_envs: Positive = 8
     """Engines, stepped one after the other."""
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.stack <= MEMORY:
-            raise UserError(f"a policy sees from 1 to {MEMORY} frames at once, not {self.stack}")
-        if min(self.rounds, self.epochs, self.batch_size, self.n_envs) < 1 or self.steps < self.n_envs:
-            raise UserError("rounds, epochs, batch_size and n_envs must be at least 1, and steps at least n_envs")
+        super().__post_init__()
+        if self.steps < self.n_envs:
+            raise UserError(f"steps must be at least n_envs, {self.n_envs}, not {self.steps}")
 
 
 class Lane:

@@ -21,11 +21,12 @@ from torch.utils.tensorboard import SummaryWriter
 
 from configs import command
 from worldmodel.checkpoint import check_made_with
-from worldmodel.errors import UserError, at_least
+from worldmodel.errors import UserError
 from worldmodel.fit import Batch, FitConfig, evaluating, fit
 from worldmodel.given import scale_of
 from worldmodel.models import load_vqvae
 from worldmodel.outcome import OutcomeConfig, OutcomeModel
+from worldmodel.settings import Channels, Count, Positive, Settings
 from worldmodel.store import Store
 from worldmodel.vqvae import VQVAE
 
@@ -34,30 +35,26 @@ TARGETS = ("condition", "reward", "ended", "variables")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
+class Args(Settings):
     """Train an outcome model on the codes of a store."""
 
     run: Path = Path("runs/health_gathering_supreme")
     """Run folder."""
-    frames: int = 48
+    frames: Positive = 48
     """Latent frames of a training sequence."""
-    width: int = 256
+    width: Channels = 256
     """Of the recurrent state."""
     foretell: bool = False
     """Learn ends and changes of variables from what was before their frame: for engines that have no picture of them,
     as of ViZDoom's deaths."""
-    sight: int = 0
+    sight: Count = 0
     """Latent frames that are seen side by side, to tell where things go; 0 for each on its own."""
     fit: FitConfig = field(default_factory=lambda: FitConfig(steps=2000, schedule="cosine", learning_rate=1e-3))
-    held_out: int = 256
+    held_out: Positive = 256
     """Sequences of the validation split to evaluate on."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     restart: bool = False
     """Overwrite a run of other settings."""
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "frames", "width", "held_out")
-        at_least(self, 0, "sight")
 
 
 class Sequences:

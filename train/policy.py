@@ -22,7 +22,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 if not __package__:  # run as a file: `import vizdoom` must not find a script beside this one
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -39,20 +39,21 @@ from envs.policies import MEMORY, load_policy, policy_folder, save_policy
 from envs.sb3 import SB3VecEnv
 from train.ppo import PARTS, Saver, check_sizes, falling, learn, resume
 from worldmodel.checkpoint import FILE, digest, load_weights, read_header, same_config
-from worldmodel.errors import UserError, at_least
+from worldmodel.errors import UserError
 from worldmodel.progress import describe
 from worldmodel.rates import Precision
+from worldmodel.settings import Channels, Count, NotNegative, Positive, Range, Seed, Settings, Share
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
+class Args(Settings):
     """Train a PPO policy on frames."""
 
     out: Path = Path("runs/policy")
     """Folder for the policy and its TensorBoard log; an unfinished run in it goes on."""
     begin: Path | None = None
     """Begin with the weights of this policy."""
-    warmup: int = 0
+    warmup: Count = 0
     """Steps in which only the value learns: an untrained one would spoil a policy that is good already."""
     env: str = "VizdoomFrames-v0"
     """Gymnasium id."""
@@ -60,32 +61,32 @@ class Args:
     """ViZDoom scenario, or the world of a dream that ships."""
     env_model: str = ""
     """Run folder of a world model, for a dream of one's own."""
-    temperature: float = 1.0
+    temperature: NotNegative = 1.0
     """Of the dream; above 1 it is less sure of itself, and harder to exploit (Ha and Schmidhuber, 2018)."""
-    horizon: int | None = None
+    horizon: Count | None = None
     """Steps after which a dream is cut off, to begin anew from another real moment; None for the length of the world's
     episodes, 0 for none. The further from what is real, the more there is to exploit (Janner et al., 2019)."""
     precision: Precision = "float32"
     """Of the dream; bfloat16 is faster where the hardware has it."""
-    steps: int = 1_500_000
+    steps: Positive = 1_500_000
     """Environment steps over which the learning rate falls to zero."""
-    until: int = 0
+    until: Count = 0
     """Stop after so many of them; 0 for all."""
-    stack: int = 1
+    stack: Annotated[int, Range(1, MEMORY)] = 1
     """Last frames that the policy sees at once, at most 4: a single one does not show where things are going."""
-    n_envs: int = 8
+    n_envs: Positive = 8
     """Environments stepped in one process, or lanes of the dream."""
-    n_steps: int = 128
+    n_steps: Positive = 128
     """Steps of each environment between two updates."""
-    epochs: int = 3
+    epochs: Positive = 3
     """Passes over each batch of experience."""
-    learning_rate: float = 3e-4
+    learning_rate: NotNegative = 3e-4
     """Adam's, falling linearly to zero."""
-    entropy: float = 0.01
+    entropy: NotNegative = 0.01
     """Weight of the entropy bonus."""
-    gamma: float = 0.99
+    gamma: Share = 0.99
     """Discount."""
-    danger: float = 0.0
+    danger: NotNegative = 0.0
     """Learn from what a dream foretells instead of what it draws: dreams do not end but at the horizon, a step costs so
     much times the probability of an end, and changes of the variables that shape the reward count by expectation, as
     rewards of their own. 0 turns that off."""
@@ -93,22 +94,19 @@ class Args:
     """The engine's reward is multiplied by this for learning."""
     shaping: tuple[tuple[str, float], ...] = (("HEALTH", 0.02),)
     """Game variables, and the potential of a point of each; none turns shaping off."""
-    features: int = 512
+    features: Channels = 512
     """Width of the last layer of the network; 512 is Mnih et al.'s (2015)."""
-    save_every: int = 25_000
+    save_every: Positive = 25_000
     """Steps between two checkpoints."""
     export: Path | None = None
     """Also write the policy here at the end, in half precision and without what training needs to go on."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the environments, the weights and the actions."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     """Of the policy and the dream."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.stack <= MEMORY:
-            raise UserError(f"a policy sees from 1 to {MEMORY} frames at once, not {self.stack}")
-        at_least(self, 1, "features")
-        at_least(self, 0, "warmup", "danger")
+        super().__post_init__()
         check_sizes(self)
 
 

@@ -33,12 +33,13 @@ from worldmodel.given import CodeClips, Given, batch, features, scale_of
 from worldmodel.models import load_vqvae
 from worldmodel.pictures import add_film, enlarge, side_by_side
 from worldmodel.prior import Condition, Prior, PriorConfig
+from worldmodel.settings import Positive, Settings
 from worldmodel.store import Store, frames_of
 from worldmodel.vqvae import VQVAE, to_uint8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
+class Args(Settings):
     """Train a prior over the codes of a store."""
 
     run: Path = Path("runs/health_gathering_supreme")
@@ -52,7 +53,7 @@ class Args:
     """Condition on the class of the episode."""
     data: Path | None = None
     """Store of the conditioning frames; <run>/data.zarr if not given."""
-    frames: int = 16
+    frames: Positive = 16
     """stream mode: latent frames of a training clip (paper mode takes the VQ-VAE's clip)."""
     model: PriorConfig = field(default_factory=lambda: PriorConfig(mode="stream", order="diagonal"))
     """latent, books, codes, code_dim, seen_shape and the condition follow from the VQ-VAE, --actions and --classes."""
@@ -60,7 +61,7 @@ class Args:
     ends: bool = True
     """Learn also the frames that episodes ended with. ViZDoom's are no pictures of an end, but stand still: leave them
     out (--no-ends) where the outcome model foretells ends (train/outcome.py --foretell)."""
-    held_out: int = 64
+    held_out: Positive = 64
     """Clips of the validation split to evaluate on."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     out: str = "prior"

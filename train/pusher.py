@@ -25,40 +25,40 @@ from configs import command
 from envs.pusher import KIND, PushTask, make_policy
 from train.ppo import PARTS, Saver, check_sizes, falling, learn, resume
 from worldmodel.checkpoint import FILE, load_weights, same_config, save_checkpoint
-from worldmodel.errors import at_least
+from worldmodel.settings import Channels, Count, NotNegative, Positive, Seed, Settings, Share
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
+class Args(Settings):
     """Train a policy that pushes objects to goals."""
 
     out: Path = Path("runs/pushing/policy")
     """Folder for the policy and its TensorBoard log; an unfinished run in it goes on."""
     export: Path | None = None
     """Also write the policy here at the end, without what training needs to go on."""
-    steps: int = 1_200_000
+    steps: Positive = 1_200_000
     """Environment steps over which the learning rate falls to zero."""
-    until: int = 0
+    until: Count = 0
     """Stop after so many of them; 0 for all."""
-    width: int = 128
+    width: Channels = 128
     """Of the two hidden layers of policy and value."""
-    n_envs: int = 16
+    n_envs: Positive = 16
     """Bins, one after the other in one process."""
-    n_steps: int = 128
+    n_steps: Positive = 128
     """Steps of each bin between two updates."""
-    epochs: int = 10
+    epochs: Positive = 10
     """Passes over each batch of experience."""
-    learning_rate: float = 1e-3
+    learning_rate: NotNegative = 1e-3
     """Adam's, falling linearly to zero."""
-    gamma: float = 0.95
+    gamma: Share = 0.95
     """Discount: a push takes some ten steps."""
-    save_every: int = 20_000
+    save_every: Positive = 20_000
     """Steps between two checkpoints."""
-    seed: int = 0
+    seed: Seed = 0
     """Of episodes, weights and actions."""
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "width")
+        super().__post_init__()
         check_sizes(self)
 
 

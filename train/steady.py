@@ -34,33 +34,30 @@ from worldmodel.checkpoint import change_config, digest, read_header, write_json
 from worldmodel.errors import UserError
 from worldmodel.metrics.frames import psnr
 from worldmodel.models import load_vqvae
+from worldmodel.settings import NotNegative, Positive, Settings
 from worldmodel.store import Store
 from worldmodel.vqvae import VQVAE, to_uint8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
+class Args(Settings):
     """Measure, and choose, the hysteresis of a VQ-VAE."""
 
     run: Path = Path("runs/health_gathering_supreme")
     """Run folder."""
     data: Path | None = None
     """Store of frames; <run>/data.zarr if not given."""
-    hysteresis: tuple[float, ...] = (0, 0.02, 0.05, 0.1, 0.2)
+    hysteresis: tuple[NotNegative, ...] = (0, 0.02, 0.05, 0.1, 0.2)
     """Shares of the codes' spread to try; none to choose without measuring."""
-    choose: float | None = None
+    choose: NotNegative | None = None
     """Write this one into the VQ-VAE."""
-    episodes: int = 20
+    episodes: Positive = 20
     """Episodes of the validation split."""
-    frames: int = 120
+    frames: Positive = 120
     """First frames of each episode to take."""
-    still: int = 12
+    still: Positive = 12
     """Grey levels within which a place's pixels stay if nothing happens there."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
-
-    def __post_init__(self) -> None:
-        if min(0, *self.hysteresis, self.choose or 0) < 0 or min(self.episodes, self.frames, self.still) < 1:
-            raise UserError("hysteresis must not be negative; episodes, frames and grey levels must be at least 1")
 
 
 def moved(frames: np.ndarray, stride: tuple[int, int, int]) -> np.ndarray:
@@ -122,7 +119,7 @@ def main(args: Args) -> None:
         print(f"{share:>10}{row['still']:>8.3f}{row['all']:>8.3f}{row['bits']:>8.2f}{row['psnr']:>8.2f}")
     settings = asdict(args) | {"run": str(args.run), "data": str(store.path), "vqvae": digest(args.run / "vqvae")}
     write_json(
-        args.run / "steady.json", {"settings": settings, "rows": {str(share): row for share, row in rows.items()}}
+        args.run / "steady.json", {"settings": settings, "rows": {f"{share:g}": row for share, row in rows.items()}}
     )
     if args.choose is not None:
         config = read_header(args.run / "vqvae")[0]

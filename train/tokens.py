@@ -41,9 +41,10 @@ from configs import command
 from worldmodel.checkpoint import codes_of
 from worldmodel.clips import Clips
 from worldmodel.dream import Context
-from worldmodel.errors import UserError, at_least, shares
+from worldmodel.errors import UserError
 from worldmodel.layers import Memory
 from worldmodel.models import load_vqvae
+from worldmodel.settings import Positive, Settings, Share
 from worldmodel.store import Store
 from worldmodel.vqvae import VQVAE
 from worldmodel.world import World
@@ -54,30 +55,26 @@ BEFORE = 14
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
+class Args(Settings):
     """Encode a store of frames into codes."""
 
     run: Path = Path("runs/health_gathering_supreme")
     """Run folder."""
     data: tuple[Path, ...] = ()
     """Store of frames, or several; <run>/data.zarr if not given."""
-    every: int = 4
+    every: Positive = 4
     """paper mode: frames from the start of one clip to the start of the next."""
-    contexts: int = 64
+    contexts: Positive = 64
     """stream mode: starting contexts to keep for the dream, half of them starts of episodes."""
     split: Literal["train", "valid", "test"] = "valid"
     """Where they come from. A policy that is to learn from thousands should have those of "train", of many episodes."""
-    before_ends: float = 0.0
+    before_ends: Share = 0.0
     """Share of them that end at most 14 latent frames before an episode does instead: there is something to learn."""
-    context: int = 8
+    context: Positive = 8
     """Latent frames of a starting context."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     restart: bool = False
     """Overwrite the codes of another VQ-VAE."""
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "every", "contexts", "context")
-        shares(self, "before_ends")
 
 
 def starts(model: VQVAE, rows: int, every: int) -> list[int]:

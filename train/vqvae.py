@@ -28,12 +28,13 @@ from worldmodel.fit import FitConfig, evaluating, fit
 from worldmodel.metrics.frames import nmse, psnr
 from worldmodel.models import load_vqvae
 from worldmodel.pictures import add_film, enlarge, side_by_side
+from worldmodel.settings import Positive, Settings
 from worldmodel.store import Store
 from worldmodel.vqvae import VQVAE, VQVAEConfig, to_uint8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
+class Args(Settings):
     """Train a VQ-VAE on the frames of a store."""
 
     run: Path = Path("runs/health_gathering_supreme")
@@ -42,7 +43,7 @@ class Args:
     """Store of frames; <run>/data.zarr if not given."""
     model: VQVAEConfig = field(default_factory=lambda: VQVAEConfig(mode="stream"))
     fit: FitConfig = field(default_factory=lambda: FitConfig(learning_rate=7e-4))
-    held_out: int = 32
+    held_out: Positive = 32
     """Clips of the validation split to evaluate on."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     begin: Path | None = None

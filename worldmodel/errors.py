@@ -7,24 +7,6 @@ exit with status 2; library users catch it as a `ValueError`.
 
 from __future__ import annotations
 
-import numpy as np
-
 
 class UserError(ValueError):
     """A mistake in what was asked, told in one sentence with its cure."""
-
-
-def at_least(config: object, least: int, *names: str) -> None:
-    """`UserError` for the first of some settings that is below a bound."""
-    for name in names:
-        value = getattr(config, name)
-        if np.min(value) < least:
-            raise UserError(f"{name} must be at least {least}, not {value}")
-
-
-def shares(config: object, *names: str) -> None:
-    """`UserError` for the first of some settings that is not a share."""
-    for name in names:
-        value = getattr(config, name)
-        if not 0 <= value <= 1:
-            raise UserError(f"{name} is a share, from 0 to 1, not {value}")

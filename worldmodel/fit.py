@@ -27,39 +27,36 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from worldmodel.checkpoint import FILE, load_optimizer, load_weights, read_header, same_config, save_checkpoint
-from worldmodel.errors import UserError, at_least
+from worldmodel.errors import UserError
 from worldmodel.progress import Meter, Stop, describe
 from worldmodel.rates import Precision, chosen, peak
+from worldmodel.settings import Count, NotNegative, Positive, Seed, Settings
 
 Batch = dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitConfig:
+class FitConfig(Settings):
     """How a model is trained: Adam with betas 0.9 and 0.999."""
 
-    steps: int = 100_000
-    batch_size: int = 32
+    steps: Positive = 100_000
+    batch_size: Positive = 32
     """Clips of a step."""
-    learning_rate: float = 3e-4
+    learning_rate: NotNegative = 3e-4
     schedule: Literal["constant", "cosine"] = "constant"
     """After the warm-up: as it is, or down to zero at the last step."""
-    warmup: int = 0
+    warmup: Count = 0
     """Steps of a linear rise at the start."""
-    clip_gradient: float = 1.0
+    clip_gradient: NotNegative = 1.0
     """Largest norm of the gradient."""
     precision: Precision = "auto"
     """Of autocast."""
-    seed: int = 0
-    minutes: float = 0
+    seed: Seed = 0
+    minutes: NotNegative = 0
     """Stop after so long, with a checkpoint; 0 for no limit."""
-    log_every: int = 20
-    evaluate_every: int = 500
-    save_every: int = 500
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "steps", "batch_size", "log_every", "evaluate_every", "save_every")
-        at_least(self, 0, "learning_rate", "warmup", "clip_gradient", "seed", "minutes")
+    log_every: Positive = 20
+    evaluate_every: Positive = 500
+    save_every: Positive = 500
 
     def settings(self) -> dict[str, Any]:
         """What makes two runs the same run: all but how often it is looked at."""

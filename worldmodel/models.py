@@ -13,7 +13,6 @@ from worldmodel.errors import UserError
 from worldmodel.outcome import OutcomeConfig, OutcomeModel
 from worldmodel.prior import Prior, PriorConfig
 from worldmodel.vqvae import VQVAE, VQVAEConfig
-from worldmodel.world import tuples
 
 Model = TypeVar("Model", bound=nn.Module)
 PRETRAINED = Path(__file__).parent / "pretrained"
@@ -58,7 +57,9 @@ def _load(folder: Path, kind: str, build: Callable[[dict[str, Any]], Model]) -> 
     if config.get("kind") != kind:
         raise UserError(f"{folder} holds a {config.get('kind')}, not a {kind}; give what train/{kind}.py wrote")
     try:
-        model = build(tuples(config["model"]))
+        model = build(config["model"])
+    except UserError as error:
+        raise UserError(f"{folder}: {error}; train it again") from None
     except (TypeError, KeyError) as error:
         raise UserError(f"{folder} was written by another version ({error}); train it again") from None
     load_weights(folder, model)

@@ -28,38 +28,53 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worldmodel.errors import UserError
 from worldmodel.layers import Conv, Memory
+from worldmodel.settings import AboveZero, Channels, Count, Pixels, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutcomeConfig:
+class OutcomeConfig(Settings):
     """Sizes, and the scale of what is predicted."""
 
-    latent: tuple[int, int] = (8, 8)
+    latent: tuple[Pixels, Pixels] = (8, 8)
     """Rows and columns of a frame's codes."""
-    books: int = 1
-    codes: int = 1024
-    code_dim: int = 256
-    condition_dim: int = 0
-    condition_scale: tuple[float, ...] = ()
+    books: Channels = 1
+    codes: Channels = 1024
+    code_dim: Channels = 256
+    condition_dim: Count = 0
+    condition_scale: tuple[AboveZero, ...] = ()
     """What its numbers are divided by; none for one-hot ones."""
-    variables: int = 0
+    variables: Count = 0
     """Number of game variables."""
     variable_mean: tuple[float, ...] = ()
-    variable_std: tuple[float, ...] = ()
+    variable_std: tuple[AboveZero, ...] = ()
     changes: tuple[tuple[float, ...], ...] = ()
     """For each variable its changes within a latent frame, equally many, ascending."""
     variable_low: tuple[float, ...] = ()
     """Smallest and ..."""
     variable_high: tuple[float, ...] = ()
     """... largest recorded value of each; what is drawn stays between them."""
-    reward_std: float = 1.0
+    reward_std: AboveZero = 1.0
     """Root mean square of the recorded reward, about zero; checkpoints know it by this name."""
-    width: int = 256
+    width: Channels = 256
     foretell: bool = False
     """Ends and changes follow from what was before their frame, which is for engines that have no picture of them."""
-    sight: int = 0
+    sight: Count = 0
     """Latent frames that convolutions see side by side; 0 for one linear layer over the codes of one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("variable_mean", "variable_std", "changes"):
+            if len(getattr(self, name)) != self.variables:
+                raise UserError(f"{name} must have a value for each of {self.variables} variables")
+        for name in ("variable_low", "variable_high"):
+            if getattr(self, name) and len(getattr(self, name)) != self.variables:
+                raise UserError(f"{name} must have a value for each of {self.variables} variables, or none")
+        if self.condition_scale and len(self.condition_scale) != self.condition_dim:
+            raise UserError(f"a condition of {self.condition_dim} numbers has not {len(self.condition_scale)} scales")
+        if len(set(map(len, self.changes))) > 1 or () in self.changes:
+            raise UserError("changes must be equally many for each variable, and at least one")
 
 
 class Outcome(NamedTuple):

@@ -5,66 +5,77 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from worldmodel.errors import UserError, at_least
+from worldmodel.errors import UserError
 from worldmodel.order import Name
+from worldmodel.settings import (
+    AboveZero,
+    Channels,
+    Count,
+    Layers,
+    NotNegative,
+    Pixels,
+    Positive,
+    Settings,
+    Share,
+    ShareBelow1,
+)
 
 Condition = Literal["none", "frame", "clip"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PriorConfig:
+class PriorConfig(Settings):
     """Table 9; the defaults are its ViZDoom column."""
 
-    latent: tuple[int, int, int] = (8, 32, 32)
+    latent: tuple[Positive, Pixels, Pixels] = (8, 32, 32)
     """Latent frames of a training clip, rows, columns."""
-    books: int = 1
-    codes: int = 1024
+    books: Channels = 1
+    codes: Channels = 1024
     """Vocabulary."""
-    code_dim: int = 256
+    code_dim: Channels = 256
     """Channels of a code's vector."""
     mode: Literal["paper", "stream"] = "paper"
     order: Name = "raster"
     """Order of the positions of a frame."""
-    patch: int = 1
+    patch: Pixels = 1
     """Rows and columns of codes that make one position of the transformer; all books are inside it if above 1."""
-    window: int = 8
+    window: Positive = 8
     """stream: latent frames that attention reaches, the current one included."""
     condition: Condition = "none"
-    condition_dim: int = 0
-    condition_scale: tuple[float, ...] = ()
+    condition_dim: Count = 0
+    condition_scale: tuple[AboveZero, ...] = ()
     """What the numbers of the condition are divided by; none for one-hot ones."""
-    classes: int = 0
+    classes: Count = 0
     """The last so many numbers of the condition are a class, one-hot."""
-    seen: int = 0
+    seen: Count = 0
     """Conditioning frames, which a 3D ResNet reads and every layer looks at; 0 for none."""
-    seen_shape: tuple[int, int, int] = (64, 64, 3)
+    seen_shape: tuple[Pixels, Pixels, Channels] = (64, 64, 3)
     """Height, width and channels of a conditioning frame."""
     resnet: Literal[18, 34] = 34
     """Depth of the ResNet."""
-    units: int = 512
+    units: Channels = 512
     """Channels that come out of it, a multiple of 8."""
-    width: int = 512
+    width: Channels = 512
     """Embedding size."""
-    heads: int = 4
-    kv_heads: int = 0
+    heads: Channels = 4
+    kv_heads: Count = 0
     """Heads of keys and values, each shared by several heads of queries; 0 for as many as those."""
-    layers: int = 16
-    feedforward: int = 2048
-    local: int = 0
+    layers: Layers = 16
+    feedforward: Channels = 2048
+    local: Count = 0
     """Sparse attention: a position sees the last so many positions, its own place in earlier frames, and its column in
     its own frame. 0 is dense. The official code has blocks of 32, four of them local: 128."""
-    dropout: float = 0.2
-    attention_dropout: float = 0.0
+    dropout: ShareBelow1 = 0.2
+    attention_dropout: ShareBelow1 = 0.0
     """Of the shares of attention. The paper has none, nor has its repository; the later official one has 0.3."""
-    spread: float = 0.01
+    spread: NotNegative = 0.01
     """Standard deviation of position embeddings before training. The official code has 0.01; 1 learns much faster at
     first, so that a training of a thousand steps gains a bit per code."""
-    noise: float = 0.0
+    noise: Share = 0.0
     """In training, up to this share of a clip's given codes are random."""
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "latent", "books", "codes", "code_dim", "patch", "window", "width", "heads", "feedforward")
-        at_least(self, 0, "dropout", "attention_dropout", "noise", "local", "classes", "seen", "spread")
+        super().__post_init__()
         if self.attention_dropout and self.local:
             raise UserError("sparse attention (local > 0) has no attention_dropout; set one of them to 0")
         if self.latent[1] % self.patch or self.latent[2] % self.patch:
@@ -75,7 +86,7 @@ class PriorConfig:
             raise UserError(
                 f"width = {self.width} cannot be divided into {self.heads} heads of even size; choose another"
             )
-        if self.kv_heads < 0 or self.heads % (self.kv_heads or 1):
+        if self.heads % (self.kv_heads or 1):
             raise UserError(f"{self.heads} heads cannot share {self.kv_heads} of keys and values; choose a divisor")
         if (self.condition == "none") != (self.condition_dim == 0):
             raise UserError(f"condition = {self.condition} does not go with condition_dim = {self.condition_dim}")

@@ -11,6 +11,7 @@ Dimensions: b lanes, n positions of a frame with m codes each, k code values.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -18,24 +19,25 @@ from torch import Tensor
 from worldmodel.attention import Cache
 from worldmodel.errors import UserError
 from worldmodel.prior import Prior
+from worldmodel.settings import Count, NotNegative, Range, Settings
 from worldmodel.transformer import Shared
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampling:
+class Sampling(Settings):
     """How codes are drawn. The likelihood that is reported is the model's own, before any of these."""
 
-    temperature: float = 1.0
+    temperature: NotNegative = 1.0
     """0 takes the most likely code."""
-    top_k: int = 0
+    top_k: Count = 0
     """Keep the k most likely codes; 0 keeps all."""
-    top_p: float = 1.0
+    top_p: Annotated[float, Range(0, 1, above=True)] = 1.0
     """Keep the most likely codes that together reach this probability."""
 
     def __post_init__(self) -> None:
-        warm = self.temperature == 0 or 1e-6 <= self.temperature < float("inf")
-        if not warm or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise UserError(f"{self}: temperature must be 0 or 1e-6 at least, top_k not negative, and top_p in (0, 1]")
+        super().__post_init__()
+        if 0 < self.temperature < 1e-6:
+            raise UserError(f"temperature must be 0 or at least 1e-06, not {self.temperature}")
 
     def draw(self, logits: Tensor, noise: Tensor, share: Tensor | None = None) -> Tensor:
         """Codes (b, positions) from logits and, if at hand, their softmax (b, positions, k), and uniform numbers."""

@@ -21,76 +21,73 @@ Frames are uint8 (b, t, h, w, c); codes are int64 (b, T, H, W, g).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldmodel.codebook import Codebook, usage
-from worldmodel.errors import UserError, at_least
+from worldmodel.errors import UserError
 from worldmodel.layers import AxialAttention, AxisPositions, ChannelNorm, Conv, ConvTranspose, Memory
+from worldmodel.settings import AboveZero, Channels, Layers, NotNegative, Pixels, Positive, Range, Settings
+
+Kernel = Annotated[int, Range(1, 64)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class VQVAEConfig:
+class VQVAEConfig(Settings):
     """Table 8; the defaults are its BAIR / RoboNet / ViZDoom column."""
 
-    frames: int = 16
+    frames: Positive = 16
     """Frames of a training clip."""
-    size: tuple[int, int] = (64, 64)
+    size: tuple[Pixels, Pixels] = (64, 64)
     """Height and width of a frame."""
-    channels: int = 3
-    stride: tuple[int, int, int] = (2, 2, 2)
+    channels: Channels = 3
+    stride: tuple[Pixels, Pixels, Pixels] = (2, 2, 2)
     """Downsampling of time, height and width."""
     mode: Literal["paper", "stream"] = "paper"
     """paper: sees the whole clip; stream: causal in time, finite memory."""
-    window: int = 4
+    window: Positive = 4
     """stream: latent frames that temporal attention reaches, the current one included."""
-    hidden: int = 240
+    hidden: Channels = 240
     """Channels of the convolutions."""
-    widths: tuple[int, ...] = ()
+    widths: tuple[Channels, ...] = ()
     """Channels after each strided convolution but the last, finest first, if not `hidden`: most of the work of a small
     model is done there."""
-    residual: int = 128
+    residual: Channels = 128
     """Channels inside a residual block."""
-    layers: int = 4
+    layers: Layers = 4
     """Residual blocks, in the encoder and again in the decoder."""
     attention: bool = True
     """Axial attention at the end of each residual block."""
-    heads: int = 2
+    heads: Channels = 2
     norm: Literal["layer", "batch"] = "layer"
-    kernel: int = 3
+    kernel: Kernel = 3
     """Encoder filter size."""
-    time_kernel: int = 3
+    time_kernel: Kernel = 3
     """Filter size in time of those strided and transposed convolutions that do not stride in time. With 1 they treat
     each frame alone, at a third of the work, and time is left to the residual blocks."""
-    codes: int = 1024
+    codes: Channels = 1024
     """Codes of a codebook."""
-    dim: int = 256
+    dim: Channels = 256
     """Channels of a code."""
-    books: int = 1
+    books: Channels = 1
     """Codebooks (Table 7)."""
-    hysteresis: float = 0.0
+    hysteresis: NotNegative = 0.0
     """How slow `encode` is to leave the code of the frame before, in shares of the codes' spread; training of the
     VQ-VAE does not depend on it. Many codes look nearly the same, and noise, which no prior can learn, would choose.
     """
-    restart: float = 1.0
+    restart: NotNegative = 1.0
     """Codes that a batch uses less often than this, on average, restart; lower it with the batch."""
-    commitment: float = 0.25
-    focus: float = 0.0
+    commitment: NotNegative = 0.25
+    focus: NotNegative = 0.0
     """Weight in the loss of what moves, over that of everything: a fireball of Doom is a few of 4,096 pixels."""
-    variance: float = 0.06
+    variance: AboveZero = 0.06
     """Variance of the data at [-0.5, 0.5]; train/vqvae.py measures it."""
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "frames", "size", "channels", "stride", "window", "hidden", "residual", "heads", "kernel")
-        at_least(self, 1, "time_kernel", "codes", "dim", "books")
-        at_least(self, 0, "focus")
-        if self.codes > 65536:
-            raise UserError(
-                f"codes = {self.codes} do not fit into the 16 bits in which they are stored; use 65536 at most"
-            )
+        super().__post_init__()
         for name, n, s in zip(("frames", "height", "width"), (self.frames, *self.size), self.stride, strict=True):
             if n % s:
                 raise UserError(f"{n} {name} cannot be divided by a stride of {s}; choose a stride that divides it")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,7 @@ import torch
 from configs import FOLDER, SECTIONS, command, overlay, parse, read_preset
 from train import outcome, policy, prior, tokens, vqvae
 from worldmodel.errors import UserError
+from worldmodel.settings import Seed, Settings, Share
 
 ROOT = FOLDER.parent
 
@@ -53,14 +55,14 @@ def test_flags_lie_over_the_preset_and_the_preset_over_defaults(tmp_path: Path) 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seeded:
+class Seeded(Settings):
     """Chance."""
 
-    seed: int = 0
+    seed: Seed = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Usual:
+class Usual(Settings):
     """What many scripts have."""
 
     device: str = "cpu"
@@ -103,6 +105,71 @@ def test_mistakes_are_told_in_a_sentence(tmp_path: Path) -> None:
             parse(Args, "vqvae", ["--preset", write(tmp_path / "x.yaml", text)])
     with pytest.raises(UserError, match="there is no preset 'dmeo'; did you mean 'demo'"):
         read_preset("dmeo")
+
+
+LAUGHS = "a: &a [1]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in pairwise("abcdefghijkl"))
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (b"vqvae: {out: \xff}", "is not YAML: 'utf-8' codec can't decode byte 0xff"),
+        ("vqvae: {}".encode("utf-16"), "is not YAML"),
+        (b"", "has no sections"),
+        (b"null", "has no sections"),
+        (b"vqvae", "has no sections"),
+        (b"[]", "has no sections"),
+        (b"vqvae: {steps: 1}\nvqvae: {steps: 2}", "'vqvae' is there twice"),
+        (b"vqvae: {inner: {rate: 1, rate: 2}}", "'rate' is there twice"),
+        (LAUGHS.encode(), "it has an alias; write the values out"),
+        (b"a: &a {<<: *a}", "it has an alias"),
+        (b"vqvae: {steps: 1} # " + b" " * 10**6, "is larger than 100,000 bytes"),
+        (b"vqvae: " + b"[" * 50_000, "is not YAML"),
+        (b"vqvae: {steps: " + b"9" * 5_000 + b"}", "is not YAML"),
+        (b"vqvae: {steps: 2024-13-45}", "is not YAML"),
+        (b"vqvae: {steps: !!int ''}", "is not YAML"),
+        (b"vqvae: {out: !!python/object/apply:os.getcwd []}", "is not YAML"),
+        (b"vqvae: {steps: " + b"9" * 30 + b"}", "vqvae.steps must be at most"),
+        (b"vqvae: {inner: {rate: .nan}}", "vqvae.inner.rate must be a finite number, not nan"),
+        (b"vqvae: {inner: {size: [[1], {2: 3}]}}", r"vqvae.inner.size should be of type int, not \[1\]"),
+        (b"vqvae: {[1, 2]: 3}", "is not YAML"),
+        (b"vqvae: {1: 3}", "vqvae has no setting 1"),
+        (b"1: {}", "has a section 1"),
+    ],
+)
+def test_what_is_no_preset_is_told_in_a_sentence(data: bytes, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_bytes(data)
+    with pytest.raises(UserError, match=sentence) as error:
+        parse(Args, "vqvae", ["--preset", str(tmp_path / "x.yaml")])
+    assert "\n" not in str(error.value) and len(str(error.value)) < 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer(Settings):
+    """A group in a group."""
+
+    inner: Usual = field(default_factory=Usual)
+    share: Share = 0.0
+
+
+def test_a_group_of_settings_is_named_by_flags_and_presets(tmp_path: Path) -> None:
+    preset = write(tmp_path / "x.yaml", "vqvae: {inner: {chance: {seed: -1}}}")
+    for flags, sentence in (
+        ("--inner.chance.seed -1", "^inner.chance.seed must be from 0 to 2147483647, not -1$"),
+        ("--share nan", "^share is a share, from 0 to 1, not nan$"),
+        (f"--preset {preset}", r"x.yaml: vqvae.inner.chance.seed must be from 0"),
+        ("--inner.device gpu", "'gpu' is no device"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            parse(Outer, "vqvae", flags.split())
+
+
+def test_what_is_no_flag_is_told_by_the_parser(capsys: pytest.CaptureFixture) -> None:
+    for flags in ("--shrae 1", "--share", "--share x", "--inner.chance.seed 1.5"):
+        with pytest.raises(SystemExit) as stopped:
+            parse(Outer, "vqvae", flags.split())
+        assert stopped.value.code == 2
+        assert flags.split()[0] in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda p: p.stem)

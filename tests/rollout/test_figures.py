@@ -187,7 +187,7 @@ def test_speeds_stand_beside_what_the_run_is_worth(run: Path, tmp_path: Path, ca
     assert one["delta_psnr"] == 2.25
     assert "bits" not in one, "measured for another prior"
     assert "2.25" in capsys.readouterr().out
-    with pytest.raises(UserError, match="batch sizes must be at least 1"):
+    with pytest.raises(UserError, match="batch must be at least 1, not 0"):
         benchmark.Args(batch=(0,))
 
 

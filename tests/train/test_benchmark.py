@@ -150,5 +150,5 @@ def test_models_of_a_preset_and_bad_settings() -> None:
     assert prior.latent == vqvae.latent and prior.layers == 20 and prior.width == 1024
     with pytest.raises(UserError, match="rounds"):
         benchmark.Args(rounds=0)
-    with pytest.raises(UserError, match="more than 0 seconds"):
+    with pytest.raises(UserError, match="seconds must be a finite number above 0, not 0"):
         benchmark.Args(seconds=0)

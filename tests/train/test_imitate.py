@@ -73,7 +73,7 @@ def test_what_is_learned_is_what_the_teacher_does() -> None:
 
 
 def test_nonsense_is_refused() -> None:
-    with pytest.raises(UserError, match="from 1 to 4 frames"):
+    with pytest.raises(UserError, match="stack must be from 1 to 4, not 5"):
         imitate.Args(stack=5)
     with pytest.raises(UserError, match="at least n_envs"):
         imitate.Args(steps=1)

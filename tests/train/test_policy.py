@@ -126,7 +126,7 @@ def test_mistakes_are_told_in_a_sentence(tmp_path: Path) -> None:
         ({"env": "VizdoomFrame-v0"}, "VizdoomFrame"),
         ({"env": "VideoGPTDream-v0", "scenario": "nowhere"}, "no model ships for the world"),
         ({"scenario": "basik"}, "there is no scenario 'basik'"),
-        ({"stack": 5}, "sees from 1 to 4 frames"),
+        ({"stack": 5}, "stack must be from 1 to 4, not 5"),
         ({"n_envs": 0}, "n_envs must be at least 1, not 0"),
         ({"n_envs": 1, "n_steps": 7}, r"n_envs \* n_steps must be at least 8, not 7: an update has 4 parts"),
         ({"danger": 1.0}, "VizdoomFrames-v0 is no dream, and foretells nothing; leave --danger out"),

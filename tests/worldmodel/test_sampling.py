@@ -37,9 +37,13 @@ def test_codes_are_drawn_as_often_as_they_should_be(sampling: Sampling, expected
 
 
 def test_nonsense_is_refused() -> None:
-    for settings in ({"temperature": -1}, {"temperature": 1e-9}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.5}):
-        with pytest.raises(UserError, match="top_p in"):
-            Sampling(**settings)
+    nan = float("nan")
+    for settings in (
+        *({"temperature": -1}, {"temperature": 1e-9}, {"temperature": nan}, {"temperature": "1"}),
+        *({"top_k": -1}, {"top_k": 2.5}, {"top_k": True}, {"top_p": 0}, {"top_p": 1.5}, {"top_p": nan}),
+    ):
+        with pytest.raises(UserError, match=f"^{next(iter(settings))} "):
+            Sampling(**settings)  # type: ignore[arg-type]
 
 
 def small_prior(patch: int) -> Prior:

@@ -23,28 +23,29 @@ from typing import Any, Literal
 
 import numpy as np
 
-from worldmodel.errors import UserError, at_least
+from worldmodel.errors import UserError
 from worldmodel.metrics.features import C3D_LOGITS, I3D_LOGITS
+from worldmodel.settings import AtLeast2, Count, PixelsOr0, Positive, Settings
 
 Name = Literal["paper", "pooled", "large", "tgan2"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Protocol:
+class Protocol(Settings):
     """How a figure is taken."""
 
     name: str
     metric: Literal["frechet", "inception"]
-    frames: int = 16
+    frames: Positive = 16
     """Frames of a clip."""
-    given: int
+    given: Count
     """Of these, the first ones that a sample is given."""
-    clips: int
+    clips: AtLeast2
     """Real clips of a trial."""
-    samples: int = 1
+    samples: Positive = 1
     """Samples of each clip."""
-    trials: int
-    size: int = 0
+    trials: Positive
+    size: PixelsOr0 = 0
     """Height and width of the clips before the feature network's own resizing; 0 where any will do."""
     split: str = "test"
     """Where the real clips are from."""
@@ -54,9 +55,7 @@ class Protocol:
     """What the network of its published figures computes."""
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "frames", "samples", "trials")
-        at_least(self, 0, "given", "size")
-        at_least(self, 2, "clips")
+        super().__post_init__()
         if self.given >= self.frames:
             raise UserError(f"of clips of {self.frames} frames {self.given} cannot be given; give fewer")
 
