@@ -17,7 +17,7 @@ from typing import Any
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
-from worldmodel.checkpoint import load_optimizer, load_weights, read_header
+from worldmodel.checkpoint import load_optimizer, load_weights, read_header, restore
 from worldmodel.errors import UserError, at_least
 
 
@@ -35,7 +35,7 @@ PARTS = 4
 
 def check_sizes(args: Any) -> None:
     """`UserError` for settings of which PPO makes nothing; it compares the steps of a part with one another."""
-    at_least(args, 1, "steps", "n_envs", "n_steps", "epochs", "save_every")
+    at_least(args, 1, "steps", "n_envs", "n_steps", "epochs", "save_every", "keep_checkpoints")
     at_least(args, 0, "until", "learning_rate")
     if (size := args.n_envs * args.n_steps) < 2 * PARTS:
         raise UserError(f"n_envs * n_steps must be at least {2 * PARTS}, not {size}: an update has {PARTS} parts")
@@ -81,6 +81,7 @@ class Saver(BaseCallback):
 
 def resume(ppo: PPO, folder: Path, seed: int) -> None:
     """Go on from a checkpoint, with other seeds than it began with."""
+    restore(folder)
     load_weights(folder, ppo.policy)
     load_optimizer(folder, ppo.policy.optimizer)
     ppo.num_timesteps = read_header(folder)[1]["steps"]
