@@ -162,19 +162,20 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def read_checkpoint(folder: Path) -> Checkpoint:
     """The newest whole checkpoint; standard error says if a newer one is damaged."""
-    fault: UserError | None = None
-    for path in checkpoints(folder):
+    files, newest = checkpoints(folder), Path(folder) / FILE
+    fault = f"{newest} is missing; {CURE}" if files and files[0] != newest else ""
+    for path in files:
         try:
             found = _read(path)
         except FileNotFoundError:  # renamed by a trainer, and next in the list
             continue
         except UserError as error:
-            fault = fault or error
+            fault = fault or str(error)
             continue
         if fault:
             _say(f"{fault}; for now {path.name}, which came before it, is used")
         return found
-    raise fault or UserError(f"{folder} holds no {FILE}; train it first, or give the folder of a finished run")
+    raise UserError(fault or f"{folder} holds no {FILE}; train it first, or give the folder of a finished run")
 
 
 @cache
@@ -233,9 +234,9 @@ def check_made_with(what: str, made_with: str | None, vqvae: Path, codebook: boo
     With `codebook` it need only have the same weights: a prior may begin with one of other codes of that codebook.
     """
     found = read_checkpoint(vqvae)
-    known = {found.codes, found.config.get("exported_from")}
+    known = [found.codes, found.config.get("exported_from")]
     if codebook:
-        known, made_with = {str(name).partition("+")[0] for name in known}, str(made_with).partition("+")[0]
+        known, made_with = [str(name).partition("+")[0] for name in known], str(made_with).partition("+")[0]
     if made_with is None or made_with not in known:
         raise UserError(f"{what} was made with another VQ-VAE than {vqvae}; make it again with --restart")
 

@@ -169,6 +169,10 @@ def test_the_newest_whole_one_is_used_and_a_sentence_says_so(
     restore(tmp_path)
     assert "previous-2.safetensors, which" in capsys.readouterr().err
     assert read_header(tmp_path)[1] == {"step": 1} and capsys.readouterr().err == ""
+    fill(tmp_path, range(2, 3), keep=2)
+    (tmp_path / FILE).unlink()
+    assert read_header(tmp_path)[1] == {"step": 1} and f"{FILE} is missing" in capsys.readouterr().err
+    restore(tmp_path)
     damage(tmp_path / FILE)
     with pytest.raises(UserError, match=rf"{FILE} is damaged .*; restore a copy, or delete it and train again"):
         read_header(tmp_path)
