@@ -223,7 +223,7 @@ def _lock(path: Path) -> TextIO:
 
 def _foreign(path: Path) -> bool:
     """Is there something else than a store whose first mark is not written yet?"""
-    ours = ("writer.lock", "zarr.json.*.part")
+    ours = ("writer.lock", "zarr.json*.part")
     return any(not any(entry.match(name) for name in ours) for entry in path.iterdir())
 
 
