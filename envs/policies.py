@@ -15,9 +15,9 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticCnnPolicy
 
-from worldmodel.checkpoint import digest, load_weights, read_header, save_checkpoint
+from worldmodel.checkpoint import digest, read_checkpoint, save_checkpoint
 from worldmodel.errors import UserError
-from worldmodel.models import PRETRAINED, folder_of
+from worldmodel.models import PRETRAINED, folder_of, of_this_version
 from worldmodel.world import ActionSpec, World, random_actions
 
 from .spaces import to_space, to_spec
@@ -44,8 +44,12 @@ def save_policy(
     training: dict[str, Any],
     progress: dict[str, Any],
     resumable: bool = True,
+    keep: int = 1,
 ) -> None:
-    """Write a policy on channel-first images, the settings it was trained with, and, to resume, its optimizer."""
+    """Write a policy on channel-first images, the settings it was trained with, and, to resume, its optimizer.
+
+    `keep` checkpoints of the run stay, this one among them.
+    """
     spec = to_spec(policy.action_space)
     config = {
         "kind": "ppo_cnn",
@@ -54,7 +58,7 @@ def save_policy(
         "features": policy.features_dim,
         "training": training,
     }
-    save_checkpoint(folder, policy, config, progress, policy.optimizer if resumable else None)
+    save_checkpoint(folder, policy, config, progress, policy.optimizer if resumable else None, keep)
 
 
 def load_policy(folder: str | Path, world: World | None = None) -> ActorCriticCnnPolicy:
@@ -63,23 +67,26 @@ def load_policy(folder: str | Path, world: World | None = None) -> ActorCriticCn
     `world`, if given, must have the frames and actions the policy was trained on; `UserError` if not.
     """
     folder = policy_folder(str(folder))
-    config, _ = read_header(folder)
+    found = read_checkpoint(folder)
+    config = found.config
     if config.get("kind") != "ppo_cnn":
         raise UserError(
             f"{folder} holds a {config.get('kind')}, not a policy; give a folder written by train/policy.py"
         )
-    spec = ActionSpec.from_json(config["action"])
-    channels, height, width = config["observation"]
+    with of_this_version(folder):
+        spec = ActionSpec.from_json(config["action"])
+        channels, height, width = config["observation"]
     if world is not None and (world.action != spec or world.frame_shape != (height, width, 3)):
         raise UserError(
             f"{folder} acts on {height}x{width} frames with {spec}, "
             f"but {world.name} has {world.frame_shape[0]}x{world.frame_shape[1]} with {world.action}; "
             "choose another policy"
         )
-    image = spaces.Box(0, 255, (channels, height, width), np.uint8)
-    shape = {"features_dim": config.get("features", 512)}  # SB3's default, and that of older policies
-    policy = ActorCriticCnnPolicy(image, to_space(spec), lambda _: 0.0, features_extractor_kwargs=shape)
-    load_weights(folder, policy)
+    with of_this_version(folder):
+        image = spaces.Box(0, 255, (channels, height, width), np.uint8)
+        shape = {"features_dim": config.get("features", 512)}  # SB3's default, and that of older policies
+        policy = ActorCriticCnnPolicy(image, to_space(spec), lambda _: 0.0, features_extractor_kwargs=shape)
+    found.fill(policy)
     policy.set_training_mode(False)
     return policy
 

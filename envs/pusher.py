@@ -19,8 +19,9 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from worldmodel.checkpoint import load_weights, read_header
+from worldmodel.checkpoint import read_checkpoint
 from worldmodel.errors import UserError
+from worldmodel.models import of_this_version
 
 from .policies import policy_folder
 from .pushing_robot import SHIFT, Robot
@@ -135,11 +136,12 @@ def make_policy(width: int) -> ActorCriticPolicy:
 def load_pusher(name: str) -> ActorCriticPolicy:
     """The policy of a folder that train/pusher.py wrote, or the one that ships as `pushing`."""
     folder = policy_folder(name)
-    config, _ = read_header(folder)
-    if config.get("kind") != KIND:
-        raise UserError(f"{folder} holds a {config.get('kind')}, not a pusher; give a folder of train/pusher.py")
-    policy = make_policy(config["training"]["width"])
-    load_weights(folder, policy)
+    found = read_checkpoint(folder)
+    if (kind := found.config.get("kind")) != KIND:
+        raise UserError(f"{folder} holds a {kind}, not a pusher; give a folder of train/pusher.py")
+    with of_this_version(folder):
+        policy = make_policy(found.config["training"]["width"])
+    found.fill(policy)
     policy.set_training_mode(False)
     return policy
 

@@ -37,7 +37,7 @@ from train import prior as train_prior
 from train import tokens as train_tokens
 from train import vqvae as train_vqvae
 from worldmodel.ablations import Row, Table, parameters, rows
-from worldmodel.checkpoint import FILE, digest, write_json
+from worldmodel.checkpoint import checkpoints, digest, write_json
 from worldmodel.errors import UserError
 from worldmodel.fit import FitConfig
 from worldmodel.metrics.features import Kind, load_features
@@ -155,7 +155,7 @@ def settings(args: Args, work: Job) -> dict[str, Any]:
 def made_of(work: Job) -> dict[str, str]:
     """Digests of the models, as far as they are there."""
     names = ("vqvae",) if work.row.prior is None else ("vqvae", work.prior)
-    return {name: digest(work.run / name) for name in names if (work.run / name / FILE).exists()}
+    return {name: digest(work.run / name) for name in names if checkpoints(work.run / name)}
 
 
 def finished(args: Args, work: Job) -> dict[str, Any] | None:

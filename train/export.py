@@ -20,8 +20,9 @@ import torch
 
 from configs import command
 from worldmodel.checkpoint import codes_of, read_header, save_checkpoint
-from worldmodel.dream import Context, Dream
+from worldmodel.dream import CONTEXTS, Context, Dream
 from worldmodel.errors import UserError
+from worldmodel.lock import locked
 from worldmodel.settings import Positive, Settings
 
 
@@ -47,9 +48,10 @@ def main(args: Args) -> None:
             config["exported_from"] = codes_of(args.run / "vqvae")
         else:
             config["vqvae"] = codes_of(args.out / "vqvae")
-        save_checkpoint(args.out / name, getattr(dream, name).half(), config, progress)
+        with locked(args.out / name):
+            save_checkpoint(args.out / name, getattr(dream, name).half(), config, progress)
     every = torch.linspace(0, len(contexts) - 1, min(args.contexts, len(contexts))).round().long()  # starts come first
-    contexts[every].save(args.out / "contexts.safetensors", codes_of(args.out / "vqvae"))
+    contexts[every].save(args.out / CONTEXTS, codes_of(args.out / "vqvae"))
     size = sum(f.stat().st_size for f in args.out.rglob("*.safetensors"))
     print(f"exported: {args.out}, {size / 1e6:.1f} MB")
 

@@ -32,6 +32,7 @@ from envs.policies import MEMORY, act, save_policy, stacked
 from envs.teacher import Teacher
 from envs.vizdoom import VizdoomFrames
 from worldmodel.errors import UserError
+from worldmodel.lock import locked
 from worldmodel.settings import Channels, NotNegative, Positive, Range, Seed, Settings
 
 
@@ -135,26 +136,27 @@ def untrained(args: Args, frame: tuple[int, int, int], actions: spaces.Space) ->
 
 
 def main(args: Args) -> None:
-    torch.manual_seed(args.seed)
-    torch.set_num_threads(1)
-    rng = np.random.default_rng(args.seed)
-    lanes = [Lane(args, int(seed)) for seed in rng.integers(2**31, size=args.n_envs)]
-    policy = untrained(args, lanes[0].env.world.frame_shape, lanes[0].env.action_space)
-    seen: list[tuple] = []
-    for i in range(args.rounds):
-        seen.append(play(lanes, policy if i else None, args.steps, rng))
-        killed = [kills for lane in lanes for kills in lane.killed]
-        loss = learn(policy, seen, args, rng)
-        who = "policy" if i else "teacher"
-        mean = np.mean(killed or [np.nan])
-        print(f"round {i + 1}: {mean:.1f} kills in {len(killed)} episodes of the {who}, loss {loss:.3f}")
+    with locked(args.out):
+        torch.manual_seed(args.seed)
+        torch.set_num_threads(1)
+        rng = np.random.default_rng(args.seed)
+        lanes = [Lane(args, int(seed)) for seed in rng.integers(2**31, size=args.n_envs)]
+        policy = untrained(args, lanes[0].env.world.frame_shape, lanes[0].env.action_space)
+        seen: list[tuple] = []
+        for i in range(args.rounds):
+            seen.append(play(lanes, policy if i else None, args.steps, rng))
+            killed = [kills for lane in lanes for kills in lane.killed]
+            loss = learn(policy, seen, args, rng)
+            who = "policy" if i else "teacher"
+            mean = np.mean(killed or [np.nan])
+            print(f"round {i + 1}: {mean:.1f} kills in {len(killed)} episodes of the {who}, loss {loss:.3f}")
+            for lane in lanes:
+                lane.killed.clear()
+        settings = {name: value for name, value in asdict(args).items() if name != "out"}
+        save_policy(args.out, policy, settings, {"steps": args.rounds * args.steps}, resumable=False)
         for lane in lanes:
-            lane.killed.clear()
-    settings = {name: value for name, value in asdict(args).items() if name != "out"}
-    save_policy(args.out, policy, settings, {"steps": args.rounds * args.steps}, resumable=False)
-    for lane in lanes:
-        lane.env.close()
-    print(f"policy: {args.out}; train/policy.py --begin {args.out} goes on from it")
+            lane.env.close()
+        print(f"policy: {args.out}; train/policy.py --begin {args.out} goes on from it")
 
 
 if __name__ == "__main__":

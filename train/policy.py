@@ -38,8 +38,9 @@ from configs import command
 from envs.policies import MEMORY, load_policy, policy_folder, save_policy
 from envs.sb3 import SB3VecEnv
 from train.ppo import PARTS, Saver, check_sizes, falling, learn, resume
-from worldmodel.checkpoint import FILE, digest, load_weights, read_header, same_config
+from worldmodel.checkpoint import checkpoints, digest, load_weights, read_header, same_config
 from worldmodel.errors import UserError
+from worldmodel.lock import locked
 from worldmodel.progress import describe
 from worldmodel.rates import Precision
 from worldmodel.settings import Channels, Count, NotNegative, Positive, Range, Seed, Settings, Share
@@ -98,6 +99,8 @@ class Args(Settings):
     """Width of the last layer of the network; 512 is Mnih et al.'s (2015)."""
     save_every: Positive = 25_000
     """Steps between two checkpoints."""
+    keep_checkpoints: int = 2
+    """How many of the last ones stay on disk: a damaged one is not the end of a run."""
     export: Path | None = None
     """Also write the policy here at the end, in half precision and without what training needs to go on."""
     seed: Seed = 0
@@ -170,12 +173,13 @@ class Watch(Saver):
 
 
 def save(args: Args, ppo: PPO, steps: int) -> None:
-    save_policy(args.out, ppo.policy, settings(args), {"steps": steps})  # type: ignore[arg-type]
+    save_policy(args.out, ppo.policy, settings(args), {"steps": steps}, keep=args.keep_checkpoints)  # type: ignore[arg-type]
 
 
 def settings(args: Args) -> dict[str, Any]:
     """What makes two runs the same run; where they are written does not."""
-    told = {k: v for k, v in asdict(args).items() if k not in ("out", "until", "save_every", "export", "device")}
+    elsewhere = ("out", "until", "save_every", "keep_checkpoints", "export", "device")
+    told = {k: v for k, v in asdict(args).items() if k not in elsewhere}
     return told | {"begin": None if args.begin is None else digest(policy_folder(str(args.begin)))}
 
 
@@ -198,10 +202,8 @@ def make_envs(args: Args) -> VecEnv:
     return VecFrameStack(learned, args.stack)
 
 
-def main(args: Args) -> None:
-    last = min(args.until or args.steps, args.steps)
-    environments = make_envs(args)
-    ppo = PPO(
+def make_ppo(args: Args, environments: VecEnv, last: int) -> PPO:
+    return PPO(
         "CnnPolicy",
         environments,
         n_steps=args.n_steps,
@@ -215,18 +217,26 @@ def main(args: Args) -> None:
         tensorboard_log=str(args.out),
         policy_kwargs={"features_extractor_kwargs": {"features_dim": args.features}},
     )
-    if (args.out / FILE).exists():
-        same_config(args.out, read_header(args.out)[0] | {"training": settings(args)})
-        resume(ppo, args.out, args.seed)
-    elif args.begin is not None:
-        load_weights(policy_folder(str(args.begin)), ppo.policy)
+
+
+def main(args: Args) -> None:
+    last = min(args.until or args.steps, args.steps)
+    environments = make_envs(args)
     try:
-        learn(ppo, Watch(args, ppo), last)
+        with locked(args.out):
+            ppo = make_ppo(args, environments, last)
+            if checkpoints(args.out):
+                same_config(args.out, read_header(args.out)[0] | {"training": settings(args)})
+                resume(ppo, args.out, args.seed)
+            elif args.begin is not None:
+                load_weights(policy_folder(str(args.begin)), ppo.policy)
+            learn(ppo, Watch(args, ppo), last)
     finally:
         environments.close()
     if args.export is not None:
         small = load_policy(args.out).half()
-        save_policy(args.export, small, settings(args), {"steps": ppo.num_timesteps}, resumable=False)
+        with locked(args.export):
+            save_policy(args.export, small, settings(args), {"steps": ppo.num_timesteps}, resumable=False)
     print(f"policy: {args.export or args.out} after {ppo.num_timesteps:,} steps")
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
-from worldmodel.checkpoint import load_optimizer, load_weights, read_header
+from worldmodel.checkpoint import load_optimizer, load_weights, read_header, restore
 from worldmodel.errors import UserError
 
 
@@ -79,6 +79,7 @@ class Saver(BaseCallback):
 
 def resume(ppo: PPO, folder: Path, seed: int) -> None:
     """Go on from a checkpoint, with other seeds than it began with."""
+    restore(folder)
     load_weights(folder, ppo.policy)
     load_optimizer(folder, ppo.policy.optimizer)
     ppo.num_timesteps = read_header(folder)[1]["steps"]

@@ -24,7 +24,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 from configs import command
 from envs.pusher import KIND, PushTask, make_policy
 from train.ppo import PARTS, Saver, check_sizes, falling, learn, resume
-from worldmodel.checkpoint import FILE, load_weights, same_config, save_checkpoint
+from worldmodel.checkpoint import checkpoints, load_weights, same_config, save_checkpoint
+from worldmodel.lock import locked
 from worldmodel.settings import Channels, Count, NotNegative, Positive, Seed, Settings, Share
 
 
@@ -54,6 +55,8 @@ class Args(Settings):
     """Discount: a push takes some ten steps."""
     save_every: Positive = 20_000
     """Steps between two checkpoints."""
+    keep_checkpoints: Positive = 2
+    """How many of the last ones stay on disk: a damaged one is not the end of a run."""
     seed: Seed = 0
     """Of episodes, weights and actions."""
 
@@ -64,7 +67,8 @@ class Args(Settings):
 
 def settings(args: Args) -> dict[str, Any]:
     """What makes two runs the same run; where they are written does not."""
-    return {k: v for k, v in asdict(args).items() if k not in ("out", "export", "until", "save_every")}
+    elsewhere = ("out", "export", "until", "save_every", "keep_checkpoints")
+    return {k: v for k, v in asdict(args).items() if k not in elsewhere}
 
 
 def config(args: Args) -> dict[str, Any]:
@@ -72,7 +76,7 @@ def config(args: Args) -> dict[str, Any]:
 
 
 def save(args: Args, ppo: PPO, steps: int) -> None:
-    save_checkpoint(args.out, ppo.policy, config(args), {"steps": steps}, ppo.policy.optimizer)
+    save_checkpoint(args.out, ppo.policy, config(args), {"steps": steps}, ppo.policy.optimizer, args.keep_checkpoints)
 
 
 def make_ppo(args: Args, last: int) -> PPO:
@@ -94,15 +98,17 @@ def make_ppo(args: Args, last: int) -> PPO:
 def main(args: Args) -> None:
     torch.set_num_threads(1)  # of networks so small: more threads cost more than they do
     last = min(args.until or args.steps, args.steps)
-    ppo = make_ppo(args, last)
-    if (args.out / FILE).exists():
-        same_config(args.out, config(args))
-        resume(ppo, args.out, args.seed)
-    learn(ppo, Saver(lambda steps: save(args, ppo, steps), args.save_every, ppo.num_timesteps), last)
+    with locked(args.out):
+        ppo = make_ppo(args, last)
+        if checkpoints(args.out):
+            same_config(args.out, config(args))
+            resume(ppo, args.out, args.seed)
+        learn(ppo, Saver(lambda steps: save(args, ppo, steps), args.save_every, ppo.num_timesteps), last)
     if args.export is not None:
         policy = make_policy(args.width)
         load_weights(args.out, policy)
-        save_checkpoint(args.export, policy, config(args), {"steps": ppo.num_timesteps})
+        with locked(args.export):
+            save_checkpoint(args.export, policy, config(args), {"steps": ppo.num_timesteps})
     print(f"pusher: {args.export or args.out} after {ppo.num_timesteps:,} steps")
 
 

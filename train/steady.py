@@ -32,6 +32,7 @@ from tqdm import tqdm
 from configs import command
 from worldmodel.checkpoint import change_config, digest, read_header, write_json
 from worldmodel.errors import UserError
+from worldmodel.lock import locked
 from worldmodel.metrics.frames import psnr
 from worldmodel.models import load_vqvae
 from worldmodel.settings import NotNegative, Positive, Settings
@@ -122,9 +123,10 @@ def main(args: Args) -> None:
         args.run / "steady.json", {"settings": settings, "rows": {f"{share:g}": row for share, row in rows.items()}}
     )
     if args.choose is not None:
-        config = read_header(args.run / "vqvae")[0]
-        config["model"]["hysteresis"] = args.choose
-        change_config(args.run / "vqvae", config)
+        with locked(args.run / "vqvae"):
+            config = read_header(args.run / "vqvae")[0]
+            config["model"]["hysteresis"] = args.choose
+            change_config(args.run / "vqvae", config)
         print(f"{args.run / 'vqvae'} has a hysteresis of {args.choose}; run train/tokens.py --restart, then train anew")
 
 

@@ -40,9 +40,10 @@ from tqdm import tqdm
 from configs import command
 from worldmodel.checkpoint import codes_of
 from worldmodel.clips import Clips
-from worldmodel.dream import Context
+from worldmodel.dream import CONTEXTS, Context
 from worldmodel.errors import UserError
 from worldmodel.layers import Memory
+from worldmodel.lock import locked
 from worldmodel.models import load_vqvae
 from worldmodel.settings import Positive, Settings, Share
 from worldmodel.store import Store
@@ -166,19 +167,14 @@ def contexts(tokens: Store, args: Args) -> Context:
     return Context(**{n: torch.from_numpy(array) for n, array in rows.items()})
 
 
-def main(args: Args) -> None:
-    stores = [Store(path) for path in args.data or (args.run / "data.zarr",)]
+def write(args: Args, stores: list[Store], model: VQVAE, weights: str) -> None:
+    """Encode what the store of codes does not have yet."""
     store, several = stores[0], len(stores) > 1
-    if other := next((s for s in stores if s.world != store.world), None):
-        raise UserError(f"{other.path} is of another world than {store.path}; codes are of one world")
-    model, weights = load_vqvae(args.run / "vqvae").to(args.device), codes_of(args.run / "vqvae")
     settings = {
         "vqvae": {"weights": weights, "model": asdict(model.config)},
         "every": 0 if model.config.causal else args.every,
         "data": [s.settings for s in stores] if several else store.settings,
     }
-    if args.restart:
-        shutil.rmtree(args.run / "tokens.zarr", ignore_errors=True)
     cure = "--restart encodes anew"
     with StoreWriter(args.run / "tokens.zarr", store.world, settings, store.split_seed, cure) as writer:
         first, places = writer.episodes, [(s, i) for s in stores for i in range(len(s.ends))]
@@ -198,11 +194,22 @@ def main(args: Args) -> None:
                 names = [name for name in parts[0] if name != "row" or not several]
                 writer.append({name: np.concatenate([part[name] for part in parts]) for name in names})
                 bar.update(len(episode["frames"]))
-    tokens = Store(args.run / "tokens.zarr")
-    if missing := [name for name in ("condition", "variables") if name not in tokens.names]:
-        print(f"no contexts for a dream to start from: {tokens.path} has no {missing[0]}")
-    elif model.config.causal:
-        contexts(tokens, args).save(args.run / "contexts.safetensors", weights)
+
+
+def main(args: Args) -> None:
+    stores = [Store(path) for path in args.data or (args.run / "data.zarr",)]
+    if other := next((s for s in stores if s.world != stores[0].world), None):
+        raise UserError(f"{other.path} is of another world than {stores[0].path}; codes are of one world")
+    model, weights = load_vqvae(args.run / "vqvae").to(args.device), codes_of(args.run / "vqvae")
+    with locked(args.run, "tokens.lock", f"{CONTEXTS}.*.part"):
+        if args.restart:
+            shutil.rmtree(args.run / "tokens.zarr", ignore_errors=True)
+        write(args, stores, model, weights)
+        tokens = Store(args.run / "tokens.zarr")
+        if missing := [name for name in ("condition", "variables") if name not in tokens.names]:
+            print(f"no contexts for a dream to start from: {tokens.path} has no {missing[0]}")
+        elif model.config.causal:
+            contexts(tokens, args).save(args.run / CONTEXTS, weights)
     print(f"tokens: {args.run / 'tokens.zarr'} with {len(tokens.ends)} episodes, {tokens.rows:,} latent frames")
 
 

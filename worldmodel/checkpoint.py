@@ -1,10 +1,12 @@
-"""Weights and state on disk: one safetensors file, replaced whole or not at all, and its config as JSON.
+"""Weights and state on disk: safetensors files, each replaced whole or not at all, and their config as JSON.
 
     <folder>/checkpoint.safetensors   tensors; in its header the config and the progress, so that one
                                       rename commits everything that belongs together
+    <folder>/previous-1.safetensors   the one before it, previous-2 the one before that; only of the same run
     <folder>/config.json              the same config, for people
 
-No pickle is read or written. Optimizer state is stored as `optimizer.<parameter index>.<name>`.
+A damaged file is noticed (`tensor_file`), and the newest whole one is taken instead. No pickle is read or written.
+Optimizer state is stored as `optimizer.<parameter index>.<name>`.
 """
 
 from __future__ import annotations
@@ -12,32 +14,85 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
+from worldmodel import tensor_file
 from worldmodel.errors import UserError
 
 FILE = "checkpoint.safetensors"
+CURE = "restore a copy, or delete it and train again"
+
+
+@contextmanager
+def written(path: Path, data: bytes) -> Iterator[Path]:
+    """The data on the disk, under a name of its own beside the path, to be renamed to it; gone if it is not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        with open(part, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield part
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that it holds either its old bytes or the new ones, also after a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    with open(part, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    with written(path, data) as part:
+        part.replace(path)
 
 
 def write_json(path: Path, data: Any) -> None:
     write_atomic(path, (json.dumps(data, indent=2) + "\n").encode())
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds."""
+
+    path: Path
+    config: dict[str, Any]
+    progress: dict[str, Any]
+    weights: dict[str, Tensor]
+    optimizer: dict[int, dict[str, Tensor]]
+    """By parameter index."""
+
+    @property
+    def digest(self) -> str:
+        """A fingerprint of the weights, to tell whether codes or a prior belong to them."""
+        total = hashlib.sha256()
+        for name in sorted(self.weights):
+            total.update(name.encode() + self.weights[name].flatten().view(torch.uint8).numpy().tobytes())
+        return total.hexdigest()[:16]
+
+    @property
+    def codes(self) -> str:
+        """A fingerprint of the codes that a VQ-VAE makes: of its weights and, if it has one, its hysteresis."""
+        hysteresis = self.config.get("model", {}).get("hysteresis", 0)
+        return self.digest + (f"+{hysteresis}" if hysteresis else "")
+
+    def fill(self, model: nn.Module) -> None:
+        """Give a model its weights; `UserError` naming the first tensor that does not fit."""
+        expected = _unique(model)
+        for key in sorted(expected.keys() | self.weights.keys()):
+            have, want = self.weights.get(key), expected.get(key)
+            if have is None or want is None or have.shape != want.shape:
+                there, here = (None if t is None else tuple(t.shape) for t in (have, want))
+                raise UserError(f"{self.path.parent} belongs to another config: {key} is {there} there and {here} here")
+        model.load_state_dict(self.weights, strict=False)
 
 
 def save_checkpoint(
@@ -46,15 +101,20 @@ def save_checkpoint(
     config: dict[str, Any],
     progress: dict[str, Any] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
+    keep: int = 1,
 ) -> None:
-    """Commit a model with its config, and with what a run needs to go on."""
+    """Commit a model with its config, and with what a run needs to go on.
+
+    `keep` checkpoints stay, this one among them: those before it must be of the same run.
+    """
     state = {} if optimizer is None else optimizer.state_dict()["state"]
-    _commit(folder, _unique(model), state, config, progress or {})
+    _commit(folder, _unique(model), state, config, progress or {}, keep)
 
 
 def change_config(folder: Path, config: dict[str, Any]) -> None:
     """Give a checkpoint another config; its tensors and its progress stay."""
-    _commit(folder, *read_tensors(folder), config, read_header(folder)[1])
+    found = read_checkpoint(folder)
+    _commit(folder, found.weights, found.optimizer, config, found.progress, keep=1)
 
 
 def _commit(
@@ -63,54 +123,109 @@ def _commit(
     optimizer: dict[int, dict[str, Tensor]],
     config: dict[str, Any],
     progress: dict[str, Any],
+    keep: int,
 ) -> None:
     state = {f"optimizer.{index}.{name}": value for index, of in optimizer.items() for name, value in of.items()}
-    header = {"config": json.dumps(config), "progress": json.dumps(progress)}
-    write_json(folder / "config.json", config)
-    write_atomic(folder / FILE, save({k: v.detach().cpu().contiguous() for k, v in (weights | state).items()}, header))
+    if name := tensor_file.not_finite(weights | state):
+        raise UserError(
+            f"{folder}: {name} has values that are not finite, so nothing was saved; run the same command again, which "
+            "goes on from the last checkpoint; if it comes again, --restart with a lower learning rate"
+        )
+    data = tensor_file.pack(weights | state, {"config": config, "progress": progress})
+    try:
+        write_json(folder / "config.json", config)
+        with written(folder / FILE, data) as part:
+            _make_room(folder, keep)
+            part.replace(folder / FILE)
+    except OSError as error:
+        raise UserError(
+            f"{folder} could not be written ({error.strerror}); the last checkpoint is whole: make room, and run the "
+            "same command again"
+        ) from error
+
+
+def _make_room(folder: Path, keep: int) -> None:
+    """Number the checkpoints anew, as those before a new one: the last keep - 1 stay."""
+    names = [folder / FILE, *(folder / f"previous-{i}.safetensors" for i in range(1, keep))]
+    for surplus in set(checkpoints(folder)) - set(names):
+        surplus.unlink()
+    for newer, older in reversed(list(pairwise(names))):
+        if newer.exists():
+            newer.replace(older)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The files of a folder, newest first."""
+    previous = sorted(Path(folder).glob("previous-*.safetensors"), key=lambda path: (len(path.name), path.name))
+    return [path for path in (Path(folder) / FILE, *previous) if path.exists()]
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """The newest whole checkpoint; standard error says if a newer one is damaged."""
+    files, newest = checkpoints(folder), Path(folder) / FILE
+    fault = f"{newest} is missing; {CURE}" if files and files[0] != newest else ""
+    for path in files:
+        try:
+            found = _read(path)
+        except FileNotFoundError:  # renamed by a trainer, and next in the list
+            continue
+        except UserError as error:
+            fault = fault or str(error)
+            continue
+        if fault:
+            _say(f"{fault}; for now {path.name}, which came before it, is used")
+        return found
+    raise UserError(fault or f"{folder} holds no {FILE}; train it first, or give the folder of a finished run")
+
+
+@cache
+def _say(sentence: str) -> None:
+    """Once is enough: a folder is read several times."""
+    print(sentence, file=sys.stderr)
+
+
+def _read(path: Path) -> Checkpoint:
+    tensors, told = tensor_file.read(path, CURE)
+    config, progress = (told.get(name) if isinstance(told, dict) else None for name in ("config", "progress"))
+    if not isinstance(config, dict) or not isinstance(progress, dict):
+        raise UserError(f"{path} is no checkpoint; {CURE}")
+    weights: dict[str, Tensor] = {}
+    optimizer: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".", 2)
+            optimizer.setdefault(int(index), {})[name] = tensor
+        else:
+            weights[key] = tensor
+    return Checkpoint(path, config, progress, weights, optimizer)
+
+
+def restore(folder: Path) -> None:
+    """Before a run goes on: put the newest whole checkpoint where the newest belongs, in the place of a damaged one."""
+    path = read_checkpoint(folder).path
+    path.replace(folder / FILE)
 
 
 def read_header(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The config and the progress of a checkpoint."""
-    path = Path(folder) / FILE
-    if not path.exists():
-        raise UserError(f"{folder} holds no {FILE}; train it first, or give the folder of a finished run")
-    try:
-        with safe_open(path, "pt") as file:
-            header = file.metadata() or {}
-        return json.loads(header["config"]), json.loads(header["progress"])
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete it and train again, or restore a copy") from None
+    found = read_checkpoint(folder)
+    return found.config, found.progress
 
 
 def read_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[int, dict[str, Tensor]]]:
     """The model's tensors and the optimizer's, by parameter index."""
-    read_header(folder)  # says clearly what is wrong, if anything is
-    weights: dict[str, Tensor] = {}
-    optimizer: dict[int, dict[str, Tensor]] = {}
-    with safe_open(Path(folder) / FILE, "pt") as file:
-        for key in file.keys():  # noqa: SIM118 - safe_open is no dict
-            if key.startswith("optimizer."):
-                _, index, name = key.split(".", 2)
-                optimizer.setdefault(int(index), {})[name] = file.get_tensor(key)
-            else:
-                weights[key] = file.get_tensor(key)
-    return weights, optimizer
+    found = read_checkpoint(folder)
+    return found.weights, found.optimizer
 
 
 def digest(folder: Path) -> str:
-    """A fingerprint of the weights, to tell whether codes or a prior belong to them."""
-    weights, _ = read_tensors(folder)
-    total = hashlib.sha256()
-    for name in sorted(weights):
-        total.update(name.encode() + weights[name].flatten().view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()[:16]
+    """`Checkpoint.digest` of a folder."""
+    return read_checkpoint(folder).digest
 
 
 def codes_of(vqvae: Path) -> str:
-    """A fingerprint of the codes that a VQ-VAE makes: of its weights and, if it has one, its hysteresis."""
-    hysteresis = read_header(vqvae)[0].get("model", {}).get("hysteresis", 0)
-    return digest(vqvae) + (f"+{hysteresis}" if hysteresis else "")
+    """`Checkpoint.codes` of a folder."""
+    return read_checkpoint(vqvae).codes
 
 
 def check_made_with(what: str, made_with: str | None, vqvae: Path, codebook: bool = False) -> None:
@@ -118,23 +233,17 @@ def check_made_with(what: str, made_with: str | None, vqvae: Path, codebook: boo
 
     With `codebook` it need only have the same weights: a prior may begin with one of other codes of that codebook.
     """
-    known = {codes_of(vqvae), read_header(vqvae)[0].get("exported_from")}
+    found = read_checkpoint(vqvae)
+    known = [found.codes, found.config.get("exported_from")]
     if codebook:
-        known, made_with = {str(name).partition("+")[0] for name in known}, str(made_with).partition("+")[0]
+        known, made_with = [str(name).partition("+")[0] for name in known], str(made_with).partition("+")[0]
     if made_with is None or made_with not in known:
         raise UserError(f"{what} was made with another VQ-VAE than {vqvae}; make it again with --restart")
 
 
 def load_weights(folder: Path, model: nn.Module) -> None:
-    """Fill a model; `UserError` naming the first tensor that does not fit."""
-    weights, _ = read_tensors(folder)
-    expected = _unique(model)
-    for key in sorted(expected.keys() | weights.keys()):
-        have, want = weights.get(key), expected.get(key)
-        if have is None or want is None or have.shape != want.shape:
-            shapes = [None if t is None else tuple(t.shape) for t in (have, want)]
-            raise UserError(f"{folder} belongs to another config: {key} is {shapes[0]} there and {shapes[1]} here")
-    model.load_state_dict(weights, strict=False)
+    """`Checkpoint.fill` from a folder."""
+    read_checkpoint(folder).fill(model)
 
 
 def _unique(model: nn.Module) -> dict[str, Tensor]:
@@ -147,13 +256,13 @@ def _unique(model: nn.Module) -> dict[str, Tensor]:
 def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
     """Give an optimizer its state back; its hyperparameters stay those it was built with."""
     state = optimizer.state_dict()
-    state["state"] = read_tensors(folder)[1]
+    state["state"] = read_checkpoint(folder).optimizer
     optimizer.load_state_dict(state)
 
 
 def same_config(folder: Path, config: dict[str, Any]) -> None:
     """`UserError` naming the first difference if the folder holds a run of another config."""
-    if not (Path(folder) / FILE).exists():
+    if not checkpoints(folder):
         return
     differs = difference(read_header(folder)[0], json.loads(json.dumps(config)))
     if differs:

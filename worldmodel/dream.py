@@ -20,16 +20,15 @@ from typing import get_args
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
+from worldmodel import tensor_file
 from worldmodel.captured import Captured
 from worldmodel.checkpoint import check_made_with, read_header, write_atomic
 from worldmodel.errors import UserError
 from worldmodel.lanes import Lanes, Step
 from worldmodel.layers import Memory
-from worldmodel.models import load_outcome, load_prior, load_vqvae
+from worldmodel.models import load_outcome, load_prior, load_vqvae, of_this_version
 from worldmodel.outcome import OutcomeModel, preceding
 from worldmodel.prior import Prior
 from worldmodel.rates import Precision, chosen
@@ -38,6 +37,8 @@ from worldmodel.transformer import Shared
 from worldmodel.vqvae import VQVAE, to_uint8
 from worldmodel.world import World
 
+CONTEXTS = "contexts.safetensors"
+"""In a run folder: what its dreams start from."""
 CAPTURED = 4
 """How many CUDA graphs a dream keeps, for the numbers of lanes it is stepped with."""
 
@@ -66,24 +67,21 @@ class Context:
     def save(self, path: Path, vqvae: str) -> None:
         """Write contexts whose codes were made by the VQ-VAE of that digest."""
         tensors = vars(self) | {"codes": self.codes.int()}
-        write_atomic(path, save({k: v.contiguous() for k, v in tensors.items()}, {"vqvae": vqvae}))
+        if name := tensor_file.not_finite(tensors):
+            raise UserError(f"the {name} of the contexts for {path} has values that are not finite; record it anew")
+        write_atomic(path, tensor_file.pack(tensors, {"vqvae": vqvae}))
 
     @staticmethod
     def load(run: Path) -> Context:
         """The contexts of a run folder."""
-        path = run / "contexts.safetensors"
+        path = run / CONTEXTS
         if not path.exists():
             raise UserError(f"{path} does not exist; train/tokens.py writes the contexts that dreams start from")
-        try:
-            with safe_open(path, "pt") as file:
-                made_with = (file.metadata() or {}).get("vqvae")
-                codes, condition, variables = map(file.get_tensor, ("codes", "condition", "variables"))
-        except SafetensorError as error:
-            raise UserError(f"{path} is damaged ({error}); run train/tokens.py again") from None
-        check_made_with(str(path), made_with, run / "vqvae")
-        if variables.ndim != 3:
-            raise UserError(f"{path} was written by another version; run train/tokens.py again")
-        return Context(codes.long(), condition, variables)
+        tensors, told = tensor_file.read(path, "run train/tokens.py again")
+        if set(tensors) != {"codes", "condition", "variables"} or tensors["variables"].ndim != 3:
+            raise UserError(f"{path} holds no contexts of this version; run train/tokens.py again")
+        check_made_with(str(path), told.get("vqvae"), run / "vqvae")
+        return Context(tensors["codes"].long(), tensors["condition"], tensors["variables"])
 
     def to(self, device: torch.device) -> Context:
         return Context(*(tensor.to(device) for tensor in vars(self).values()))
@@ -131,9 +129,11 @@ class Dream:
     ) -> Dream:
         """The dream of a run folder, with its `vqvae`, `prior` and `outcome`."""
         vqvae, prior, outcome = load_vqvae(run / "vqvae"), load_prior(run / "prior"), load_outcome(run / "outcome")
-        for part in ("prior", "outcome"):
-            check_made_with(str(run / part), read_header(run / part)[0].get("vqvae"), run / "vqvae")
-        world = World.from_json(read_header(run / "prior")[0]["world"])
+        configs = {part: read_header(run / part)[0] for part in ("prior", "outcome")}
+        for part, config in configs.items():
+            check_made_with(str(run / part), config.get("vqvae"), run / "vqvae")
+        with of_this_version(run / "prior"):
+            world = World.from_json(configs["prior"]["world"])
         return Dream(vqvae.to(device), prior.to(device), outcome.to(device), world, sampling, precision)
 
     @torch.no_grad()

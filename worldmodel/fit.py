@@ -26,8 +26,17 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from worldmodel.checkpoint import FILE, load_optimizer, load_weights, read_header, same_config, save_checkpoint
+from worldmodel.checkpoint import (
+    checkpoints,
+    load_optimizer,
+    load_weights,
+    read_header,
+    restore,
+    same_config,
+    save_checkpoint,
+)
 from worldmodel.errors import UserError
+from worldmodel.lock import locked
 from worldmodel.progress import Meter, Stop, describe
 from worldmodel.rates import Precision, chosen, peak
 from worldmodel.settings import Count, NotNegative, Positive, Seed, Settings
@@ -57,12 +66,13 @@ class FitConfig(Settings):
     log_every: Positive = 20
     evaluate_every: Positive = 500
     save_every: Positive = 500
+    keep_checkpoints: Positive = 2
+    """How many of the last ones stay on disk: a damaged one is not the end of a run."""
 
     def settings(self) -> dict[str, Any]:
         """What makes two runs the same run: all but how often it is looked at."""
-        return {
-            k: v for k, v in asdict(self).items() if k not in ("minutes", "log_every", "evaluate_every", "save_every")
-        }
+        looks = ("minutes", "log_every", "evaluate_every", "save_every", "keep_checkpoints")
+        return {k: v for k, v in asdict(self).items() if k not in looks}
 
 
 def keep_memory() -> None:
@@ -108,56 +118,64 @@ def fit(
     checkpoint carries as its config (with the model's under "model"), `evaluate` writes what it likes now and then.
     """
     keep_memory()
-    device = next(model.parameters()).device
-    settings = settings | {"fit": config.settings()}
-    optimizer = torch.optim.Adam(model.parameters(), config.learning_rate)
-    step = 0 if restart else resume(model, optimizer, out, settings)
-    if step >= config.steps:
-        print(f"{out}: already trained for {step:,} steps")
-        return
+    with locked(out):
+        device = next(model.parameters()).device
+        settings = settings | {"fit": config.settings()}
+        optimizer = torch.optim.Adam(model.parameters(), config.learning_rate)
+        step = 0 if restart else resume(model, optimizer, out, settings)
+        if step >= config.steps:
+            print(f"{out}: already trained for {step:,} steps")
+            return
 
-    if step == 0:
-        shutil.rmtree(out / "log", ignore_errors=True)  # of a run that is gone
-
-    def save() -> None:
-        save_checkpoint(out, model, settings, {"step": step}, optimizer)
-
-    started, meter = time.monotonic(), Meter(peak(str(device), chosen(device, config.precision)))
-    with (
-        Stop() as stop,
-        SummaryWriter(str(out / "log"), purge_step=step + 1 if step else 0) as writer,
-        tqdm(total=config.steps, initial=step, unit=" clips", unit_scale=config.batch_size, desc=out.name) as bar,
-    ):
         if step == 0:
-            describe(writer, settings)
-        for batch in batches(sample, config, step):
-            with meter.counted():
-                values = train_step(model, loss, {k: v.to(device) for k, v in batch.items()}, optimizer, config, step)
-            step += 1
-            bar.update()
-            meter.add(values, config.batch_size)
-            if step % config.log_every == 0 or step == config.steps:
-                bar.set_postfix({"loss": f"{meter.log(writer, step, learning_rate(config, step - 1)):.4f}"})
-            if evaluate is not None and (step % config.evaluate_every == 0 or step == config.steps):
-                with meter.paused():
-                    model.eval()
-                    evaluate(writer, step)
-            late = config.minutes and time.monotonic() - started > 60 * config.minutes
-            if stop.asked or late or step % config.save_every == 0 or step == config.steps:
-                save()
-            if stop.asked:
-                raise KeyboardInterrupt
-            if late and step < config.steps:
-                raise UserError(
-                    f"{out}: time is up after step {step:,} of {config.steps:,}; "
-                    "run it again, without --restart, to go on"
-                )
+            shutil.rmtree(out / "log", ignore_errors=True)  # of a run that is gone
+
+        keep = config.keep_checkpoints if step else 1  # none of a run that is gone
+
+        def save() -> None:
+            nonlocal keep
+            save_checkpoint(out, model, settings, {"step": step}, optimizer, keep)
+            keep = config.keep_checkpoints
+
+        started, meter = time.monotonic(), Meter(peak(str(device), chosen(device, config.precision)))
+        with (
+            Stop() as stop,
+            SummaryWriter(str(out / "log"), purge_step=step + 1 if step else 0) as writer,
+            tqdm(total=config.steps, initial=step, unit=" clips", unit_scale=config.batch_size, desc=out.name) as bar,
+        ):
+            if step == 0:
+                describe(writer, settings)
+            for batch in batches(sample, config, step):
+                with meter.counted():
+                    values = train_step(
+                        model, loss, {k: v.to(device) for k, v in batch.items()}, optimizer, config, step
+                    )
+                step += 1
+                bar.update()
+                meter.add(values, config.batch_size)
+                if step % config.log_every == 0 or step == config.steps:
+                    bar.set_postfix({"loss": f"{meter.log(writer, step, learning_rate(config, step - 1)):.4f}"})
+                if evaluate is not None and (step % config.evaluate_every == 0 or step == config.steps):
+                    with meter.paused():
+                        model.eval()
+                        evaluate(writer, step)
+                late = config.minutes and time.monotonic() - started > 60 * config.minutes
+                if stop.asked or late or step % config.save_every == 0 or step == config.steps:
+                    save()
+                if stop.asked:
+                    raise KeyboardInterrupt
+                if late and step < config.steps:
+                    raise UserError(
+                        f"{out}: time is up after step {step:,} of {config.steps:,}; "
+                        "run it again, without --restart, to go on"
+                    )
 
 
 def resume(model: nn.Module, optimizer: torch.optim.Optimizer, out: Path, settings: dict[str, Any]) -> int:
     """Load what is there, if it is the same run; returns the number of steps done."""
-    if not (out / FILE).exists():
+    if not checkpoints(out):
         return 0
+    restore(out)
     same_config(out, settings)
     load_weights(out, model)
     load_optimizer(out, optimizer)

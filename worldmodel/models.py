@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import nn
 
-from worldmodel.checkpoint import load_weights, read_header
+from worldmodel.checkpoint import read_checkpoint
 from worldmodel.errors import UserError
+from worldmodel.layout import line
 from worldmodel.outcome import OutcomeConfig, OutcomeModel
 from worldmodel.prior import Prior, PriorConfig
 from worldmodel.vqvae import VQVAE, VQVAEConfig
@@ -53,14 +55,22 @@ def load_outcome(folder: Path) -> OutcomeModel:
 
 def _load(folder: Path, kind: str, build: Callable[[dict[str, Any]], Model]) -> Model:
     """Build a model from its checkpoint's config and fill it."""
-    config, _ = read_header(folder)
-    if config.get("kind") != kind:
-        raise UserError(f"{folder} holds a {config.get('kind')}, not a {kind}; give what train/{kind}.py wrote")
+    found = read_checkpoint(folder)
+    if (holds := found.config.get("kind")) != kind:
+        raise UserError(f"{folder} holds a {holds}, not a {kind}; give what train/{kind}.py wrote")
+    with of_this_version(folder):
+        model = build(found.config["model"])
+    found.fill(model)
+    return model.eval()
+
+
+@contextmanager
+def of_this_version(folder: Path) -> Iterator[None]:
+    """Building a model from what its config says: whatever fails is told as a `UserError`."""
     try:
-        model = build(config["model"])
+        yield
     except UserError as error:
         raise UserError(f"{folder}: {error}; train it again") from None
-    except (TypeError, KeyError) as error:
-        raise UserError(f"{folder} was written by another version ({error}); train it again") from None
-    load_weights(folder, model)
-    return model.eval()
+    except Exception as error:
+        told = f"{type(error).__name__}: {line(error)}"
+        raise UserError(f"{folder} was written by another version ({told}); train it again") from error

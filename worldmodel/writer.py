@@ -66,8 +66,9 @@ class StoreWriter:
         differs = difference({k: v for k, v in self._mark.items() if k != "commit"}, wanted)
         if differs:
             raise UserError(f"{self.path} was recorded with {differs}; {self._cure}")
-        for leftover in (*self.path.glob("data/**/*.part"), *self.path.glob("meta/**/*.part")):
-            leftover.unlink()
+        for pattern in ("*.part", "data/**/*.part", "meta/**/*.part"):
+            for leftover in self.path.glob(pattern):
+                leftover.unlink()
         self._roll_back()
 
     def _roll_back(self) -> None:
@@ -221,7 +222,9 @@ def _lock(path: Path) -> TextIO:
 
 
 def _foreign(path: Path) -> bool:
-    return any(entry.name not in ("writer.lock", "zarr.json.part") for entry in path.iterdir())
+    """Is there something else than a store whose first mark is not written yet?"""
+    ours = ("writer.lock", "zarr.json*.part")
+    return any(not any(entry.match(name) for name in ours) for entry in path.iterdir())
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from stable_baselines3 import PPO
 
 from train import policy, pusher
 from train.ppo import Saver, falling
-from worldmodel.checkpoint import read_header, read_tensors
+from worldmodel.checkpoint import FILE, read_header, read_tensors
 
 SMALL: dict[str, Any] = {"steps": 170, "n_envs": 2, "n_steps": 20}
 """Five rollouts of 40 steps, of which the last passes the end."""
@@ -102,3 +102,21 @@ def test_an_interrupted_run_keeps_whole_updates(
     assert list(trail) == [40]
     assert read_header(tmp_path)[1] == {"steps": 40}
     assert holds(tmp_path, *trail[40][1:])
+
+
+def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(
+    tmp_path: Path, trail: Trail, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a run that was cut there, byte for byte."""
+    SCRIPTS["pusher"](out=tmp_path / "cut", until=40, save_every=1)
+    SCRIPTS["pusher"](out=tmp_path / "cut", save_every=1)
+    SCRIPTS["pusher"](out=tmp_path / "run", until=80, save_every=1)
+    data = (tmp_path / "run" / FILE).read_bytes()
+    (tmp_path / "run" / FILE).write_bytes(data[:-1])
+    trail.clear()
+    capsys.readouterr()
+    SCRIPTS["pusher"](out=tmp_path / "run", save_every=1)
+    assert "previous-1.safetensors, which came before it, is used" in capsys.readouterr().err
+    assert list(trail) == [80, 120, 160, 200]
+    for name in (FILE, "previous-1.safetensors"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()

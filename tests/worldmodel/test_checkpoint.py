@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from worldmodel.checkpoint import (
     FILE,
+    change_config,
+    checkpoints,
     digest,
     load_optimizer,
     load_weights,
+    read_checkpoint,
     read_header,
+    restore,
     same_config,
     save_checkpoint,
     write_atomic,
+    written,
 )
 from worldmodel.errors import UserError
+from worldmodel.tensor_file import pack
 
 
 def trained(width: int = 3) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
@@ -53,6 +65,22 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(OSError, match="disk full"):
         write_atomic(path, b"new")
     assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_writers_of_one_path_have_files_of_their_own(tmp_path: Path) -> None:
+    """Each is whole at its turn, and has the mode of any new file."""
+    path, usual = tmp_path / "x", tmp_path / "y"
+    usual.touch()
+    with written(path, b"first") as first, written(path, b"second") as second:
+        write_atomic(path, b"third")
+        assert path.read_bytes() == b"third"
+        first.replace(path)
+        assert path.read_bytes() == b"first"
+        second.replace(path)
+    assert path.read_bytes() == b"second"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x", "y"]
+    assert path.stat().st_mode == usual.stat().st_mode
 
 
 def test_shared_tensors_are_stored_once(tmp_path: Path) -> None:
@@ -86,4 +114,139 @@ def test_mistakes_are_told_in_a_sentence(tmp_path: Path) -> None:
     data = (tmp_path / FILE).read_bytes()
     (tmp_path / FILE).write_bytes(data[: len(data) // 2])
     with pytest.raises(UserError, match="is damaged"):
+        read_header(tmp_path)
+
+
+def fill(folder: Path, steps: range, keep: int) -> None:
+    for step in steps:
+        save_checkpoint(folder, torch.nn.Linear(2, 2), {}, {"step": step}, keep=keep)
+
+
+def steps(folder: Path) -> dict[str, int]:
+    """What each file of a folder counts, newest first."""
+    return {path.name: json.loads(header_of(path))["progress"]["step"] for path in checkpoints(folder)}
+
+
+def header_of(path: Path) -> str:
+    with safe_open(path, "pt") as file:
+        return file.metadata()["worldmodel"]
+
+
+def damage(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 4
+    path.write_bytes(data)
+
+
+def test_equal_checkpoints_have_equal_bytes(tmp_path: Path) -> None:
+    model, optimizer = trained()
+    for i in range(12):
+        save_checkpoint(tmp_path / str(i), model, {"b": 1, "a": 2}, {"step": 1}, optimizer)
+    assert len({(tmp_path / str(i) / FILE).read_bytes() for i in range(12)}) == 1
+
+
+def test_the_last_ones_stay(tmp_path: Path) -> None:
+    fill(tmp_path, range(1, 5), keep=3)
+    assert steps(tmp_path) == {FILE: 4, "previous-1.safetensors": 3, "previous-2.safetensors": 2}
+    fill(tmp_path, range(5, 6), keep=2)
+    assert steps(tmp_path) == {FILE: 5, "previous-1.safetensors": 4}
+    change_config(tmp_path, {"other": 1})
+    assert steps(tmp_path) == {FILE: 5}, "what came before it is of another config"
+    fill(tmp_path, range(6, 18), keep=12)
+    assert list(steps(tmp_path).values()) == [17, 16, 15, 14, 13, 12, 11, 10, 9, 8, 7, 6]
+
+
+def test_the_newest_whole_one_is_used_and_a_sentence_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(tmp_path, range(1, 4), keep=3)
+    assert read_header(tmp_path)[1] == {"step": 3} and capsys.readouterr().err == ""
+    damage(tmp_path / FILE)
+    assert [read_header(tmp_path)[1], read_checkpoint(tmp_path).progress] == [{"step": 2}] * 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{tmp_path / FILE} is damaged") and "previous-1.safetensors, which came before it" in line
+    (tmp_path / "previous-1.safetensors").write_bytes(b"")
+    restore(tmp_path)
+    assert "previous-2.safetensors, which" in capsys.readouterr().err
+    assert read_header(tmp_path)[1] == {"step": 1} and capsys.readouterr().err == ""
+    fill(tmp_path, range(2, 3), keep=2)
+    (tmp_path / FILE).unlink()
+    assert read_header(tmp_path)[1] == {"step": 1} and f"{FILE} is missing" in capsys.readouterr().err
+    restore(tmp_path)
+    damage(tmp_path / FILE)
+    with pytest.raises(UserError, match=rf"{FILE} is damaged .*; restore a copy, or delete it and train again"):
+        read_header(tmp_path)
+
+
+class Death(BaseException):
+    """Of a process."""
+
+
+def dying(usual: Callable[..., Any], calls: Iterator[int], last: int) -> Callable[..., Any]:
+    """A function that works until a number of calls, of it and others, is reached, and then no more."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) >= last:
+            raise Death
+        return usual(*args, **kwargs)
+
+    return call
+
+
+def test_a_commit_that_dies_anywhere_leaves_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before each call that changes the folder; the step it counts is the old one or the new one."""
+    found = []
+    for last in itertools.count(1):
+        folder, calls = tmp_path / str(last), itertools.count(1)
+        fill(folder, range(1, 4), keep=2)
+        with monkeypatch.context() as patched:
+            for owner, name in ((os, "fsync"), (Path, "replace"), (Path, "unlink"), (Path, "mkdir")):
+                patched.setattr(owner, name, dying(getattr(owner, name), calls, last))
+            try:
+                fill(folder, range(4, 5), keep=2)
+                break
+            except Death:
+                pass
+        found.append(read_header(folder)[1]["step"])
+        fill(folder, range(5, 6), keep=2)
+        assert read_header(folder)[1] == {"step": 5} and len(checkpoints(folder)) == 2
+    assert found == sorted(found) and set(found) == {3, 4} and len(found) >= 8
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    model, optimizer = trained()
+    save_checkpoint(tmp_path, model, {}, {"step": 1}, optimizer)
+    before = (tmp_path / FILE).read_bytes()
+    optimizer.state[model.weight]["exp_avg"][0, 0] = float("inf")
+    with pytest.raises(UserError, match=r"optimizer.0.exp_avg has values that are not finite, so nothing was saved"):
+        save_checkpoint(tmp_path, model, {}, {"step": 2}, optimizer)
+    with torch.no_grad():
+        model.bias[1] = float("nan")
+    with pytest.raises(UserError, match=r"bias has values that are not finite, so nothing was saved"):
+        save_checkpoint(tmp_path, model, {}, {"step": 2})
+    assert (tmp_path / FILE).read_bytes() == before and len(checkpoints(tmp_path)) == 1
+
+
+def test_a_full_disk_is_told_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path, range(1, 3), keep=2)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(
+        UserError, match=r"could not be written \(No space left on device\); the last checkpoint is whole"
+    ):
+        fill(tmp_path, range(3, 4), keep=2)
+    assert steps(tmp_path) == {FILE: 2, "previous-1.safetensors": 1}
+
+
+def test_what_is_no_checkpoint_is_told_in_a_sentence(tmp_path: Path) -> None:
+    for told in ({}, {"config": [], "progress": {}}, {"config": {}, "progress": None}):
+        (tmp_path / FILE).write_bytes(pack({"a": torch.ones(1)}, told))
+        with pytest.raises(UserError, match="is no checkpoint"):
+            read_header(tmp_path)
+    (tmp_path / FILE).unlink()
+    (tmp_path / FILE).mkdir()
+    with pytest.raises(UserError, match=r"cannot be read \(Is a directory\)"):
         read_header(tmp_path)

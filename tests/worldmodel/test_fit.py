@@ -18,9 +18,11 @@ from tensorboard.plugins.hparams.metadata import (
 )
 from torch.utils.tensorboard import SummaryWriter
 
-from worldmodel.checkpoint import read_header, read_tensors
+from worldmodel import tensor_file
+from worldmodel.checkpoint import FILE, checkpoints, read_header, read_tensors
 from worldmodel.errors import UserError
 from worldmodel.fit import FitConfig, fit, learning_rate
+from worldmodel.lock import locked
 from worldmodel.prior import Prior, PriorConfig
 from worldmodel.progress import Meter, describe
 from worldmodel.vqvae import VQVAE, VQVAEConfig
@@ -117,6 +119,69 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(kind: str, tmp_path:
         assert whole[0]["codebook.initialised"]
 
 
+def damage(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before_and_ends_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Byte for byte, and the last two stay meanwhile."""
+    whole = FitConfig(steps=8, batch_size=4, learning_rate=1e-2, schedule="cosine", **(QUIET | {"save_every": 2}))
+    run("prior", tmp_path / "whole", whole)
+    stopped = FitConfig(**(vars(whole) | {"evaluate_every": 5}))
+    with pytest.raises(KeyboardInterrupt):
+        run("prior", tmp_path / "parts", stopped, evaluate=lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    assert [progress(path) for path in checkpoints(tmp_path / "parts")] == [5, 4]
+    damage(tmp_path / "parts" / FILE)
+    capsys.readouterr()
+    run("prior", tmp_path / "parts", whole)
+    said = capsys.readouterr().err
+    assert said.count("is damaged") == 1 and "previous-1.safetensors, which came before it, is used" in said
+    assert [progress(path) for path in checkpoints(tmp_path / "parts")] == [8, 6]
+    for name in (FILE, "previous-1.safetensors", "config.json"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def progress(path: Path) -> int:
+    return tensor_file.read(path, "")[1]["progress"]["step"]
+
+
+def test_an_overwritten_run_leaves_no_checkpoint_to_fall_back_to(tmp_path: Path) -> None:
+    config = FitConfig(steps=3, batch_size=4, **(QUIET | {"save_every": 1}))
+    run("prior", tmp_path, config)
+    with pytest.raises(UserError, match="time is up after step 1"):
+        run("prior", tmp_path, FitConfig(**(vars(config) | {"minutes": 1e-9})), restart=True)
+    assert [progress(path) for path in checkpoints(tmp_path)] == [1]
+    run("prior", tmp_path, FitConfig(**(vars(config) | {"keep_checkpoints": 3})))
+    assert [progress(path) for path in checkpoints(tmp_path)] == [3, 2, 1]
+
+
+def test_a_run_folder_has_one_trainer(tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(UserError, match="is being written by another process"):
+        run("prior", tmp_path, FitConfig(steps=1, batch_size=4, **QUIET))
+    (tmp_path / f"{FILE}.0123.part").touch()
+    run("prior", tmp_path, FitConfig(steps=1, batch_size=4, **QUIET))
+    assert sorted(p.name for p in tmp_path.iterdir()) == [FILE, "config.json", "log", "train.lock"]
+
+
+def test_spoiled_weights_are_not_saved(tmp_path: Path) -> None:
+    """The loss of a step is finite still, and its weights are not."""
+    model, config = prior(), FitConfig(steps=2, batch_size=4, **(QUIET | {"evaluate_every": 1}))
+
+    def spoil(_: object, step: int) -> None:
+        model.start.data[0] = float("nan")
+
+    def loss(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"loss": sum((p.nan_to_num() ** 2).sum() for p in model.parameters())}  # type: ignore[dict-item]
+
+    with pytest.raises(UserError, match=r"start has values that are not finite, so nothing was saved; run the same"):
+        fit(model, loss, codes, config, tmp_path, {}, spoil)
+    assert not checkpoints(tmp_path)
+
+
 def test_another_seed_is_another_run(tmp_path: Path) -> None:
     for seed in (0, 1):
         run("prior", tmp_path / str(seed), FitConfig(steps=4, batch_size=4, seed=seed, **QUIET))
@@ -160,7 +225,7 @@ def test_finished_runs_stay_as_they_are_and_other_settings_are_refused(tmp_path:
 
 
 def test_nonsense_is_refused() -> None:
-    for name in ("steps", "batch_size", "log_every", "evaluate_every", "save_every"):
+    for name in ("steps", "batch_size", "log_every", "evaluate_every", "save_every", "keep_checkpoints"):
         with pytest.raises(UserError, match=f"{name} must be at least 1, not 0"):
             FitConfig(**{name: 0})
 

@@ -103,6 +103,17 @@ def test_a_commit_cut_off_at_any_write_changes_nothing(
     assert cut > 8
 
 
+def test_what_killed_writers_left_half_written_is_no_obstacle_and_goes(tmp_path: Path) -> None:
+    """Under names of their own: beside the first mark, and beside later objects."""
+    (tmp_path / "zarr.json.0123abcd.part").touch()
+    fill(tmp_path, [7])
+    for name in ("zarr.json", "data/frames/zarr.json", "meta/episode_ends/zarr.json"):
+        (tmp_path / f"{name}.0123abcd.part").touch()
+    fill(tmp_path, [8], first=1)
+    assert not list(tmp_path.rglob("*.part"))
+    assert_holds(tmp_path, [7, 8])
+
+
 def test_a_failed_commit_can_be_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def full(self: Durable, key: str, value: object) -> None:
         raise OSError("no space left")
