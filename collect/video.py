@@ -35,7 +35,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from collect.files import BrokenFile, Files, fill, fingerprint, labelled
+from collect.files import BrokenFile, Files, Filled, fill, fingerprint, labelled
 from collect.film import film_frames, picture, upright, video_stream
 from collect.gif import gif_pages
 from collect.pictures import on_white, square
@@ -101,6 +101,9 @@ class Clip:
     name: str
     values: dict[str, int] = field(default_factory=dict)
     """`label` and `split`, if known."""
+
+    def __str__(self) -> str:
+        return self.name
 
 
 def gif_moments(path: Path) -> Iterator[Moment]:
@@ -193,15 +196,22 @@ def rate_of(clips: Sequence[Clip]) -> float:
 
 
 def fill_with_videos(
-    args: Videos, name: str, fps: float, clips: Sequence[Clip], classes: tuple[str, ...] = (), length: int = 0
-) -> None:
+    args: Videos,
+    name: str,
+    fps: float,
+    clips: Sequence[Clip],
+    classes: tuple[str, ...] = (),
+    length: int = 0,
+    noted: bool = False,
+) -> Filled[Clip]:
     """A store of clips; `fps` are the frames a second before `every`."""
     shape = (args.size, args.size, 3)
-    fill(
+    return fill(
         args,
         World(name=name, frame_shape=shape, classes=classes, fps=fps / args.every),
         clips,
         partial(read, args, length),
+        noted=noted,
         **{key: getattr(args, key) for key in ("fps", "every", "max_frames", "min_frames")},
         length=length,
         files=fingerprint(f"{c.name} {c.values}" for c in clips),

@@ -18,6 +18,7 @@ from PIL import Image
 
 from collect import robonet
 from collect.files import BrokenFile
+from tests.collect import films as shared
 from worldmodel.errors import UserError
 from worldmodel.store import Store
 
@@ -195,6 +196,16 @@ def test_a_broken_file_is_named_with_what_is_wrong(tmp_path: Path, case: str) ->
         change(path)
     with pytest.raises(BrokenFile, match=rf"^{re.escape(str(path))}: .*{why}"):
         robonet.read(args(path.parent), path)
+
+
+def test_a_film_is_shown_as_a_player_shows_it_and_a_torn_one_is_told(tmp_path: Path) -> None:
+    noise = list(np.random.default_rng(0).integers(0, 255, (30, 48, 64, 3), np.uint8))
+    path = shared.write(tmp_path / "a.mp4", noise, options={"movflags": "faststart"})
+    straight = [np.asarray(picture) for picture in robonet.film(path.read_bytes())]
+    turned = [np.asarray(picture) for picture in robonet.film(shared.turned(path, (0, 1, 1, 0)).read_bytes())]
+    np.testing.assert_array_equal(turned, np.swapaxes(straight, 1, 2))
+    with pytest.raises(ValueError, match=r"it ends after \d+ of 30 frames"):
+        robonet.film(shared.torn(path, 0.5).read_bytes())
 
 
 def test_settings_that_make_no_sense(tmp_path: Path) -> None:
