@@ -142,7 +142,7 @@ def _run(writer: StoreWriter, args: Files, items: Sequence[Item], read: Read[Ite
                 if why:
                     bad.append(why)
                     tqdm.write(f"skipped: {why}")
-                    write_atomic(writer.path / SKIPPED, ("\n".join(bad) + "\n").encode())
+                    write_skipped(writer.path, bad)
                 for k, episode in enumerate(episodes, 1):
                     if (i, k) > (first, written):
                         shown.append(i)
@@ -151,6 +151,19 @@ def _run(writer: StoreWriter, args: Files, items: Sequence[Item], read: Read[Ite
                 bar.update()
                 bar.set_postfix_str(f"{writer.rows:,} frames")
     return Filled([items[i] for i in shown], bad)
+
+
+def write_skipped(store: Path, why: Sequence[str]) -> None:
+    """A line for each that is not in a store."""
+    write_atomic(store / SKIPPED, "".join(f"{line}\n" for line in why).encode())
+
+
+def not_finite(episode: Episode) -> str:
+    """Which array has a number that is NaN or infinite, and where; nothing if all can be recorded."""
+    for name, array in episode.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            return f"{name} is not finite in row {int(np.argwhere(~np.isfinite(array))[0, 0])}"
+    return ""
 
 
 def labelled(episode: Episode, **values: int) -> Episode:

@@ -25,7 +25,7 @@ from pathlib import Path
 if not __package__:  # run as a file: the folder above is where `collect` is found
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from collect.files import SKIPPED, Filled, text_of
+from collect.files import Filled, text_of, write_skipped
 from collect.video import Clip, Videos, fill_with_videos, rate_of
 from configs import command
 from worldmodel.checkpoint import write_atomic
@@ -108,7 +108,7 @@ def write_names(out: Path, filled: Filled[Clip], sentences: dict[str, list[str]]
     """Beside the episodes: what each shows, and which there are none of."""
     missing = [*filled.skipped, *(f"{name}: {ABSENT}" for name in absent)]
     if missing:
-        write_atomic(out / SKIPPED, "".join(f"{line}\n" for line in missing).encode())
+        write_skipped(out, missing)
     told = [{"episode": i, "gif": clip.name, "sentences": sentences[clip.name]} for i, clip in enumerate(filled.items)]
     write_atomic(out / SENTENCES, "".join(json.dumps(line) + "\n" for line in told).encode())
 

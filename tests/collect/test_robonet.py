@@ -180,6 +180,7 @@ BROKEN: dict[str, tuple[dict, Callable[[Path], None] | None, str]] = {
     "no step": ({"policy__actions": np.zeros((0, 4))}, None, "too few for a step"),
     "a wild action": ({"policy__actions": np.full((5, 4), 101.0)}, None, "action 101.0 is outside .*other bounds"),
     "not a number": ({"policy__actions": np.full((5, 4), np.nan)}, None, "policy/actions is not finite"),
+    "too great a number": ({"env__state": np.full((STEPS, 5), 1e39)}, None, "env/state is not finite"),
     "a missing frame": ({"kind": "jpg"}, drop_a_frame, "has 5 frames, but no frame3"),
     "another camera": ({}, drop_the_camera, "there is no camera 0; .*it has 2"),
     "no picture": ({"kind": "jpg"}, spoil("frame2"), "cannot identify image.*; fetch it again"),
