@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -151,7 +151,7 @@ def value(path: Path, i: int, features: dict[str, Feature], name: str, shape: tu
 def main(args: Args) -> None:
     found = items(args)
     files = fingerprint(f"{path.name} {test}" for path, _, test in found)
-    how = {"view": args.view, "both_views": args.both_views, "valid": args.valid, "files": files}
+    how: dict[str, Any] = {"view": args.view, "both_views": args.both_views, "valid": args.valid, "files": files}
     fill(args, world(args), found, partial(read, args), **how)
     store = Store(args.out)
     actions = store.read("action", 0, store.rows)

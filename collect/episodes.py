@@ -89,14 +89,15 @@ class Lane:
         """Rows of the store's clock: the last one has a frame, and no step of its own."""
         last = (np.zeros_like(self.steps[0][0]), 0.0, False, False)
         actions, rewards, terminations, truncations = zip(*self.steps, last, strict=True)
-        return {
-            "frames": np.stack(self.frames),
-            "action": np.stack(actions).astype(self.world.action.dtype),
-            "reward": np.array(rewards, np.float32),
-            "terminated": np.array(terminations, bool),
-            "truncated": np.array(truncations, bool),
-            "variables": np.array(self.variables, np.float32),
-        }
+        with np.errstate(over="ignore"):  # what is infinite in float32 will be found to be
+            return {
+                "frames": np.stack(self.frames),
+                "action": np.stack(actions).astype(self.world.action.dtype),
+                "reward": np.array(rewards, np.float32),
+                "terminated": np.array(terminations, bool),
+                "truncated": np.array(truncations, bool),
+                "variables": np.array(self.variables, np.float32),
+            }
 
 
 def play(

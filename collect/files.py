@@ -3,7 +3,8 @@
 A reader is a list of items (a file, with what is known of it) and a function that makes episodes of one. A file that
 cannot be read is named, skipped and counted, and never ends the work: what was wrong with it is written to
 `<store>/skipped.txt`. An item's position and the number of its episodes that are in the store are committed with them,
-so the same command goes on, and ends with the same store.
+so the same command goes on, and ends with the same store. Whoever writes more beside the store (`collect/tgif.py`)
+has the item of each episode committed too: which one it is cannot be counted, since any item may be skipped.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -52,6 +53,16 @@ class Files(Settings):
     """Of the order of the episodes, and of the split where none was published."""
 
 
+@dataclass(frozen=True)
+class Filled(Generic[Item]):
+    """What is in a store that was filled, and what is not."""
+
+    items: list[Item]
+    """Of each episode, where that was noted."""
+    skipped: list[str]
+    """Why there is nothing of some items."""
+
+
 @contextlib.contextmanager
 def reading(read: Read[Item]) -> Iterator[Callable[[Item], tuple[Sequence[Episode], str]]]:
     """What each process does with an item: its episodes, or why there are none."""
@@ -60,9 +71,14 @@ def reading(read: Read[Item]) -> Iterator[Callable[[Item], tuple[Sequence[Episod
         try:
             return read(item), ""
         except BrokenFile as error:
-            return (), " ".join(str(error).split())
+            return (), printable(str(error))
 
     yield one
+
+
+def printable(text: str) -> str:
+    """On one line; bytes of a file's name that are no UTF-8 are told as numbers."""
+    return " ".join(text.split()).encode(errors="backslashreplace").decode()
 
 
 def text_of(path: Path) -> str:
@@ -75,54 +91,76 @@ def text_of(path: Path) -> str:
 
 def fingerprint(names: Iterable[str]) -> str:
     """Of a list of files. Progress counts them: were there others when it goes on, it would go on at a wrong one."""
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+    return hashlib.sha256(os.fsencode("\n".join(names))).hexdigest()[:16]
 
 
-def gone(item: Item, why: str) -> tuple[Sequence[Episode], str]:
+def gone(source: Path, item: Item, why: str) -> tuple[Sequence[Episode], str]:
     """What is made of an item that ends the processes that read it, by a fault in a library or for want of memory."""
-    file = item[0] if isinstance(item, tuple) else getattr(item, "path", item)
-    return (), f"{file}: reading it ended the process ({why})"
+    file = item[0] if isinstance(item, tuple) else f"{source}: number {item}" if isinstance(item, int) else item
+    return (), printable(f"{file}: reading it ended the process ({why})")
 
 
-def fill(args: Files, world: World, items: Sequence[Item], read: Read[Item], **how: Any) -> None:
+def fill(
+    args: Files, world: World, items: Sequence[Item], read: Read[Item], *, noted: bool = False, **how: Any
+) -> Filled[Item]:
     """A store of the episodes of all items, in their order; `how` is what makes another recording of the same files.
 
-    `read` and the items travel to other processes, so they can be pickled; `read` raises `BrokenFile`.
+    `read` and the items travel to other processes, so they can be pickled; `read` raises `BrokenFile`. If it is to be
+    noted, the item of each episode is told.
     """
     if not args.source.exists():  # not when built: a default is built before the flags are laid over it
         raise UserError(f"{args.source} does not exist; give the data as published")
     if not items:
         raise UserError(f"{args.source} holds no files of this kind; give the folder as it was published")
     with StoreWriter(args.out, world, {"seed": args.seed, **how}, args.seed) as writer:
-        skipped = _run(writer, items, read, args.workers)
+        filled = _run(writer, args, items, read, noted)
         if not writer.episodes:
             raise UserError(f"none of the {len(items)} files of {args.source} could be read; see {args.out / SKIPPED}")
         told = f"{writer.episodes:,} episodes, {writer.rows:,} frames"
-    print(f"data: {args.out}: {told}" + (f"; {skipped} of {len(items):,} files were skipped" if skipped else ""))
+    bad = len(filled.skipped)
+    print(printable(f"data: {args.out}: {told}") + (f"; {bad} of {len(items):,} files were skipped" if bad else ""))
+    return filled
 
 
-def _run(writer: StoreWriter, items: Sequence[Item], read: Read[Item], workers: int) -> int:
-    """Read what is still missing; returns the number of items that were skipped in all."""
+def _run(writer: StoreWriter, args: Files, items: Sequence[Item], read: Read[Item], noted: bool) -> Filled[Item]:
+    """Read what is still missing."""
     progress = writer.progress or {"item": 0, "written": 0, "skipped": []}  # the next item, and how much of it is there
     first, written, bad = progress["item"], progress["written"], list(progress["skipped"])
-    if first == len(items):
-        return len(bad)
-    with (
-        Pool(partial(reading, read), min(workers, len(items) - first), tqdm.write) as pool,
-        tqdm(total=len(items), initial=first, unit=" files", desc=writer.world.name) as bar,
-    ):
-        for i, (episodes, why) in enumerate(pool.map(itertools.islice(items, first, None), gone), first):
-            if why:
-                bad.append(why)
-                tqdm.write(f"skipped: {why}")
-                write_atomic(writer.path / SKIPPED, ("\n".join(bad) + "\n").encode())
-            for k, episode in enumerate(episodes, 1):
-                if (i, k) > (first, written):
-                    done = k == len(episodes)
-                    writer.append(episode, {"item": i + done, "written": 0 if done else k, "skipped": list(bad)})
-            bar.update()
-            bar.set_postfix_str(f"{writer.rows:,} frames")
-    return len(bad)
+    shown = progress.get("items", [])[: writer.episodes]  # the list may have grown for an episode that was refused
+    if noted and len(shown) < writer.episodes:
+        raise UserError(f"{writer.path} does not tell which file each episode is of; give another folder")
+    if first < len(items):
+        with (
+            Pool(partial(reading, read), min(args.workers, len(items) - first), tqdm.write) as pool,
+            tqdm(total=len(items), initial=first, unit=" files", desc=writer.world.name) as bar,
+        ):
+            left = pool.map(itertools.islice(items, first, None), partial(gone, args.source))
+            for i, (episodes, why) in enumerate(left, first):
+                if why:
+                    bad.append(why)
+                    tqdm.write(f"skipped: {why}")
+                    write_skipped(writer.path, bad)
+                for k, episode in enumerate(episodes, 1):
+                    if (i, k) > (first, written):
+                        shown.append(i)
+                        place = {"item": i + 1, "written": 0} if k == len(episodes) else {"item": i, "written": k}
+                        writer.append(episode, place | {"skipped": list(bad)} | ({"items": shown} if noted else {}))
+                bar.update()
+                bar.set_postfix_str(f"{writer.rows:,} frames")
+    return Filled([items[i] for i in shown], bad)
+
+
+def write_skipped(store: Path, why: Sequence[str]) -> None:
+    """A line for each that is not in a store."""
+    write_atomic(store / SKIPPED, "".join(f"{line}\n" for line in why).encode())
+
+
+def not_finite(episode: Episode) -> str:
+    """Which array has a number that is NaN or infinite, and where; nothing if all can be recorded."""
+    for name, array in episode.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            return f"{name} is not finite in row {int(np.argwhere(~np.isfinite(array))[0, 0])}"
+    return ""
 
 
 def labelled(episode: Episode, **values: int) -> Episode:

@@ -32,7 +32,7 @@ import numpy as np
 from gymnasium import spaces
 from tqdm import tqdm
 
-from collect.files import BrokenFile, Files, fill
+from collect.files import BrokenFile, Files, fill, not_finite
 from collect.pictures import is_picture, scaled
 from configs import command
 from envs.spaces import to_space, to_spec
@@ -160,11 +160,16 @@ def episode(dataset: MinariDataset, key: str, size: int, i: int) -> Episode:
             raise UserError(f"it has {len(frames)} observations, but {len(array)} {theirs}")
         array = to_spec(dataset.action_space).check(array) if ours == "action" else array
         rows[ours] = np.concatenate([array, np.zeros_like(array[:1])])
-    rows["reward"] = rows["reward"].astype(np.float32)
+    with np.errstate(over="ignore"):  # what is infinite in float32 is told below
+        rows["reward"] = rows["reward"].astype(np.float32)
     rows["terminated"], rows["truncated"] = rows["terminated"].astype(bool), rows["truncated"].astype(bool)
     if mine := kept(dataset):
-        return rows | {name: np.asarray(data.infos[name]) for name in mine["infos"]}
-    return rows | {"variables": np.zeros((len(frames), 0), np.float32)}  # none, which a dream can go on from
+        rows |= {name: np.asarray(data.infos[name]) for name in mine["infos"]}
+    else:
+        rows["variables"] = np.zeros((len(frames), 0), np.float32)  # none, which a dream can go on from
+    if why := not_finite(rows):
+        raise UserError(why)
+    return rows
 
 
 def bring_in(args: Args) -> None:

@@ -4,8 +4,9 @@
     python collect/moving_mnist.py --digits train-images-idx3-ubyte.gz --episodes 60000
     python collect/moving_mnist.py                                  # digits of a font: nothing to fetch
 
-What is published is a test set without a training set, uint8 (20, 10000, 64, 64). People train on videos they make,
-or on a part of it; here it is split 8:1:1 like all else, so numbers from it are not those of the published test.
+What is published is a test set without a training set: 10,000 videos of 20 frames of 64x64. People train on videos
+they make, or on a part of it; here it is split 8:1:1 like all else, so numbers from it are not those of the published
+test. `mnist_files` has the ways in which it goes round.
 
 Made here: `per_video` digits, drawn with replacement, begin anywhere, fly in any direction at one `speed`, and do not
 see each other; where they overlap, the brighter pixel counts. A wall mirrors the path: the distance that goes beyond
@@ -17,15 +18,12 @@ A batch of videos depends on (seed, number of the batch) alone, by however many 
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import struct
 import sys
-import zlib
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 if not __package__:  # run as a file: the folder above is where `collect` is found
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -35,6 +33,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image, ImageDraw, ImageFont
 
 from collect.files import Files, fill
+from collect.mnist_files import PUBLISHED, Videos, open_videos, read_array, read_idx
 from configs import command
 from worldmodel.errors import UserError
 from worldmodel.settings import NotNegative, Pixels, Positive
@@ -44,8 +43,6 @@ from worldmodel.writer import Episode
 BATCH = 50
 """Videos made, or read, at a time. Part of what is made, since a batch draws its numbers together."""
 FONT_SIZES = (20, 24, 28)
-IDX_IMAGES = 0x00000803
-"""How a file of MNIST images begins: bytes, in three dimensions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +50,9 @@ class Args(Files):
     """Make a store of Moving MNIST."""
 
     source: Path = Path()
-    """mnist_test_seq.npy as published; without it videos are made."""
+    """mnist_test_seq.npy as published, or a .npz of it; without it videos are made."""
+    axes: str = ""
+    """Order of the source's axes: time, number of the video, height and width are tnhw; by default its shape tells."""
     out: Path = Path("runs/moving_mnist/data.zarr")
     """The store; one that is not complete goes on."""
     digits: str = "font"
@@ -61,7 +60,7 @@ class Args(Files):
     episodes: Positive = 10_000
     """Videos to make."""
     length: Positive = 20
-    """Frames of a video that is made."""
+    """Frames of a video that is made, or in a source that does not tell."""
     per_video: Positive = 2
     """Digits in a video that is made."""
     speed: NotNegative = 3.6
@@ -70,30 +69,6 @@ class Args(Files):
     """Height and width of a frame that is made."""
     channels: Literal[1, 3] = 3
     """1, or 3 equal ones."""
-
-
-def read_array(path: Path, dimensions: int, what: str) -> np.ndarray:
-    """A .npy of uint8, mapped, not read."""
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} cannot be read ({error}); fetch it again") from None
-    if array.ndim != dimensions or array.dtype != np.uint8 or 0 in array.shape:
-        raise UserError(f"{path} holds {array.dtype} {array.shape}, but {what}; give another file")
-    return array
-
-
-def read_idx(path: Path) -> np.ndarray:
-    """The images (n, h, w) of an idx3-ubyte file, gzipped or not."""
-    try:
-        data = path.read_bytes()
-        data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-        magic, n, h, w = struct.unpack_from(">4I", data)
-    except (OSError, EOFError, zlib.error, struct.error) as error:
-        raise UserError(f"{path} cannot be read ({error}); fetch it again") from None
-    if magic != IDX_IMAGES or len(data) != 16 + n * h * w:
-        raise UserError(f"{path} is not a whole idx3-ubyte file of images; give MNIST's train-images-idx3-ubyte.gz")
-    return np.frombuffer(data, np.uint8, offset=16).reshape(n, h, w)
 
 
 def font_digits() -> np.ndarray:
@@ -116,7 +91,7 @@ def load_digits(args: Args) -> np.ndarray:
     elif not path.is_file():
         raise UserError(f'{path} does not exist; give a file of digits, or "font"')
     elif path.suffix == ".npy":
-        digits = np.array(read_array(path, 3, "digits are uint8 (n, h, w)"))
+        digits = np.array(read_array(path, path, (3,), "digits are uint8 (n, h, w)"))
     else:
         digits = read_idx(path)
     if max(digits.shape[1:]) > args.size or not len(digits):
@@ -157,10 +132,9 @@ def episode(video: np.ndarray, channels: int) -> Episode:
     return {"frames": np.repeat(video[..., None], channels, axis=-1)}
 
 
-def read(path: Path, channels: int, batch: int) -> list[Episode]:
-    """A batch of the published videos (t, n, h, w)."""
-    videos = np.load(path, mmap_mode="r")[:, batch * BATCH : (batch + 1) * BATCH]
-    return [episode(videos[:, i], channels) for i in range(videos.shape[1])]
+def read(videos: Videos, channels: int, batch: int) -> list[Episode]:
+    """A batch of the published videos."""
+    return [episode(video, channels) for video in videos.read(batch * BATCH, (batch + 1) * BATCH)]
 
 
 def batches(episodes: int) -> list[int]:
@@ -168,9 +142,12 @@ def batches(episodes: int) -> list[int]:
 
 
 def fill_as_published(args: Args) -> None:
-    videos = read_array(args.source, 4, "Moving MNIST is uint8 (frames, videos, height, width)")
-    world = World(name="moving_mnist", frame_shape=(*videos.shape[2:], args.channels))
-    fill(args, world, batches(videos.shape[1]), partial(read, args.source, args.channels), videos=list(videos.shape))
+    with open_videos(args.source, args.axes, args.length, args.out.parent) as videos:
+        world = World(name="moving_mnist", frame_shape=(videos.size("h"), videos.size("w"), args.channels))
+        how: dict[str, Any] = {"videos": list(videos.shape)}
+        if videos.axes != PUBLISHED:
+            how["axes"] = videos.axes
+        fill(args, world, batches(videos.size("n")), partial(read, videos, args.channels), **how)
 
 
 def fill_with_made(args: Args) -> None:

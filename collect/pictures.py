@@ -1,4 +1,4 @@
-"""Observations that are pictures, and how they become frames."""
+"""Pictures and how they become frames: observations whole, pictures of videos by their central square."""
 
 from __future__ import annotations
 
@@ -22,3 +22,20 @@ def scaled(picture: np.ndarray, size: int) -> np.ndarray:
     smaller = size <= min(image.size)
     to = (size, size) if size else image.size
     return np.array(image.resize(to, Image.Resampling.BOX if smaller else Image.Resampling.BILINEAR))
+
+
+def square(image: Image.Image, size: int, aspect: float = 1.0) -> np.ndarray:
+    """The central square, (size, size, 3); `aspect` is the width of a pixel over its height.
+
+    The filter sees what lies beside the square, so this is what scaling the whole picture and then cutting gives.
+    """
+    side = min(image.width * aspect, image.height)
+    left, top = (image.width - side / aspect) / 2, (image.height - side) / 2
+    box = (max(left, 0), max(top, 0), min(left + side / aspect, image.width), min(top + side, image.height))
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box))
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """An RGBA picture as a white page shows it."""
+    page = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(page, image).convert("RGB")

@@ -2,6 +2,9 @@
 
 The index of the next episode, and how many of its pieces are in the store, are committed with each piece. So the same
 command goes on where it was killed, and ends with the same store, whatever the number of processes.
+
+An episode with a number that is not finite (a reward, an action or a variable, as the store holds them: in float32)
+would spoil what is trained on it. It is skipped whole, named in `<store>/skipped.txt` and counted, as a broken file is.
 """
 
 from __future__ import annotations
@@ -12,12 +15,13 @@ import time
 from tqdm import tqdm
 
 from collect.episodes import pieces
+from collect.files import SKIPPED, not_finite, write_skipped
 from collect.pool import Pool
 from worldmodel.errors import UserError
 from worldmodel.writer import StoreWriter
 
 PATIENCE = 100
-"""Episodes in a row that may be too short for one piece."""
+"""Episodes in a row of which none may be of use."""
 
 
 def record(pool: Pool, writer: StoreWriter, lanes: int, total: int, length: int) -> float:
@@ -25,24 +29,37 @@ def record(pool: Pool, writer: StoreWriter, lanes: int, total: int, length: int)
 
     The pool's processes make of the index of a group its `lanes` episodes, as `collect.episodes.play` does.
     """
-    first, written = writer.progress or (0, 0)  # the next episode, and how many of its pieces there are already
-    before, begin, rate, too_short = writer.rows, time.perf_counter(), 0.0, 0
+    bad: list[str]  # what was skipped
+    first, written, *bad = writer.progress or (0, 0)  # the next episode, and how many of its pieces there are already
+    before, begin, rate, useless = writer.rows, time.perf_counter(), 0.0, 0
     groups = pool.map(itertools.count(first // lanes))
     with tqdm(total=total, initial=writer.episodes, unit=" episodes", desc=writer.world.name) as bar:
         for i, episode in enumerate(itertools.chain.from_iterable(groups), first // lanes * lanes):
-            parts = pieces(episode, length)
-            too_short = 0 if parts else too_short + 1
-            if too_short == PATIENCE:
-                raise UserError(
-                    f"{PATIENCE} episodes in a row had fewer than {length} frames; ask for a shorter length"
-                )
+            why = not_finite(episode)
+            if why and i >= first:
+                bad.append(f"episode {i}: {why}")
+                tqdm.write(f"skipped: {bad[-1]}")
+                write_skipped(writer.path, bad)
+            parts = [] if why else pieces(episode, length)
+            useless = 0 if parts else useless + 1
+            if useless == PATIENCE:
+                raise UserError(given_up(why, length))
             for k, part in enumerate(parts, 1):
                 if (i, k) > (first, written) and writer.episodes < total:
-                    writer.append(part, progress=[i, k] if k < len(parts) else [i + 1, 0])
+                    place = [i, k] if k < len(parts) else [i + 1, 0]
+                    writer.append(part, progress=[*place, *bad])
                     bar.update()
             rate = (writer.rows - before) / (time.perf_counter() - begin)
             bar.set_postfix_str(f"{rate:,.0f} frames/s")
             if writer.episodes == total:
                 break
         writer.commit()
+    if bad:
+        print(f"{len(bad):,} episodes were skipped; {writer.path / SKIPPED} tells why")
     return rate
+
+
+def given_up(why: str, length: int) -> str:
+    if why:
+        return f"{PATIENCE} episodes in a row could not be recorded, of the last one {why}; mend what plays"
+    return f"{PATIENCE} episodes in a row had fewer than {length} frames; ask for a shorter length"

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -33,6 +33,7 @@ import numpy as np
 from PIL import Image
 
 from collect.files import BrokenFile, Files, fill, fingerprint
+from collect.film import film_frames, picture, upright
 from configs import command
 from worldmodel.errors import UserError
 from worldmodel.layout import line
@@ -165,9 +166,9 @@ def order(dataset: h5py.Dataset) -> Literal["RGB", "BGR", ""]:
 
 
 def film(data: bytes) -> list[Image.Image]:
-    """The pictures of an MP4."""
+    """The pictures of an MP4 that is whole."""
     with av.open(io.BytesIO(data), "r") as container:
-        return [frame.to_image() for frame in container.decode(video=0)]
+        return [Image.fromarray(upright(np.asarray(picture(frame)), frame)) for frame in film_frames(container)]
 
 
 def shrink(image: Image.Image, size: int) -> np.ndarray:
@@ -182,7 +183,7 @@ def shrink(image: Image.Image, size: int) -> np.ndarray:
 def main(args: Args) -> None:
     found = sorted(args.source.rglob(args.pattern))
     files = fingerprint(str(path.relative_to(args.source)) for path in found)
-    how = {"camera": args.camera, "pattern": args.pattern, "files": files}
+    how: dict[str, Any] = {"camera": args.camera, "pattern": args.pattern, "files": files}
     fill(args, world(args), found, partial(read, args), **how)
     store = Store(args.out)
     actions = store.read("action", 0, store.rows)

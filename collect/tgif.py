@@ -25,7 +25,7 @@ from pathlib import Path
 if not __package__:  # run as a file: the folder above is where `collect` is found
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from collect.files import SKIPPED, text_of
+from collect.files import Filled, text_of, write_skipped
 from collect.video import Clip, Videos, fill_with_videos, rate_of
 from configs import command
 from worldmodel.checkpoint import write_atomic
@@ -101,20 +101,17 @@ def main(args: Args) -> None:
     absent = [name for name in sentences if name not in there]
     if absent:
         print(f"{len(absent):,} of the {len(sentences):,} GIFs of {LIST} are not in {args.gifs}")
-    fill_with_videos(args, "tgif", args.fps or rate_of(clips), clips)
-    write_names(args.out, clips, sentences, absent)
+    filled = fill_with_videos(args, "tgif", args.fps or rate_of(clips), clips, noted=True)
+    write_names(args.out, filled, sentences, absent)
 
 
-def write_names(out: Path, clips: list[Clip], sentences: dict[str, list[str]], absent: list[str]) -> None:
+def write_names(out: Path, filled: Filled[Clip], sentences: dict[str, list[str]], absent: list[str]) -> None:
     """Beside the episodes: what each shows, and which there are none of."""
-    path = out / SKIPPED
-    bad = [line for line in path.read_text().splitlines() if not line.endswith(ABSENT)] if path.exists() else []
-    if bad or absent:
-        write_atomic(path, "".join(f"{line}\n" for line in [*bad, *(f"{n}: {ABSENT}" for n in absent)]).encode())
-    broken = {line.partition(": ")[0] for line in bad}
-    names = [clip.name for clip in clips if clip.name not in broken]
-    told = [json.dumps({"episode": i, "gif": name, "sentences": sentences[name]}) for i, name in enumerate(names)]
-    write_atomic(out / SENTENCES, ("\n".join(told) + "\n").encode())
+    missing = [*filled.skipped, *(f"{name}: {ABSENT}" for name in absent)]
+    if missing:
+        write_skipped(out, missing)
+    told = [{"episode": i, "gif": clip.name, "sentences": sentences[clip.name]} for i, clip in enumerate(filled.items)]
+    write_atomic(out / SENTENCES, "".join(json.dumps(line) + "\n" for line in told).encode())
 
 
 if __name__ == "__main__":

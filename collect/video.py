@@ -11,10 +11,8 @@ can be read: right for a folder of one rate. With `fps` each video is resampled:
 middle of the k-th period of 1 / fps seconds, so that a video of that rate stays as it is, and neither rounded time
 stamps nor the frames of a GIF, each of which lasts as long as it says, move the clock.
 
-Decoding. PyAV reads videos, Pillow reads GIFs; what is transparent becomes white, as on a page. A video that ends
-before nine tenths of what its header announces is a torn one, and skipped. (The header of a Matroska or WebM file
-with sound does not say how long the pictures last.) A video is held in memory whole, at its small size; `max_frames`
-bounds it.
+Decoding. Videos are read by `film`, GIFs by `gif`; what is transparent becomes white, as on a page. A torn file is
+skipped. A video is held in memory whole, at its small size; `max_frames` bounds it.
 
 Split. Whole videos are split 8:1:1 by the store. Pieces of one video stay in one split, unless there are so few
 videos that a split would be empty: then the pieces are drawn one by one, and near pieces are in different splits.
@@ -29,7 +27,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 if not __package__:  # run as a file: the folder above is where `collect` is found
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -38,7 +35,10 @@ import av
 import numpy as np
 from PIL import Image
 
-from collect.files import BrokenFile, Files, fill, fingerprint, labelled
+from collect.files import BrokenFile, Files, Filled, fill, fingerprint, labelled
+from collect.film import film_frames, picture, upright, video_stream
+from collect.gif import gif_pages
+from collect.pictures import on_white, square
 from configs import command
 from worldmodel.errors import UserError
 from worldmodel.layout import SPLITS, split_of
@@ -47,10 +47,6 @@ from worldmodel.world import World
 from worldmodel.writer import Episode
 
 SUFFIXES = (".avi", ".mp4", ".mkv", ".webm", ".mov", ".gif")
-WHOLE = 0.9
-"""Share of what the header announces that must be there."""
-BROWSER_DELAY = 100
-"""Thousandths of a second that browsers show a frame of a GIF that asks for fewer than 20."""
 Moment = tuple[float, float, Callable[[int], np.ndarray]]
 """When a frame comes, when it goes, and what makes its (size, size, 3) of it."""
 
@@ -101,91 +97,44 @@ class Clip:
     values: dict[str, int] = field(default_factory=dict)
     """`label` and `split`, if known."""
 
-
-def square(image: Image.Image, size: int, aspect: float = 1.0) -> np.ndarray:
-    """The central square, (size, size, 3); `aspect` is the width of a pixel over its height.
-
-    The filter sees what lies beside the square, so this is what scaling the whole picture and then cutting gives.
-    """
-    side = min(image.width * aspect, image.height)
-    left, top = (image.width - side / aspect) / 2, (image.height - side) / 2
-    box = (max(left, 0), max(top, 0), min(left + side / aspect, image.width), min(top + side, image.height))
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box))
-
-
-def on_white(image: Image.Image, size: int) -> np.ndarray:
-    page = Image.new("RGBA", image.size, "white")
-    return square(Image.alpha_composite(page, image).convert("RGB"), size)
-
-
-def upright(frame: av.VideoFrame, aspect: float, size: int) -> np.ndarray:
-    pixels = frame.to_ndarray(format="rgb24", threads=1)
-    turned = np.rot90(square(Image.fromarray(pixels), size, aspect), round(frame.rotation / 90))
-    return np.ascontiguousarray(turned)
-
-
-def clear_as_browsers(image: Any) -> None:
-    """What a frame clears at its end becomes transparent; Pillow takes some colour if the first frame was opaque."""
-    image.load()
-    if image.tell() == 0:  # later frames are drawn onto this one
-        image.im, image._mode = image.convert("RGBA").im, "RGBA"
-        image.info.pop("transparency", None)
-    if image.disposal_method == 2:
-        x0, y0, x1, y1 = image.dispose_extent
-        image.dispose = Image.new("RGBA", (x1 - x0, y1 - y0)).im
+    def __str__(self) -> str:
+        return self.name
 
 
 def gif_moments(path: Path) -> Iterator[Moment]:
     """The frames of a GIF; each must be made before the next is asked for."""
     start = 0
-    with Image.open(path, formats=["GIF"]) as image:
-        for i in itertools.count():
-            try:
-                image.seek(i)
-            except EOFError:
-                return
-            thousandths = image.info.get("duration", 0)
-            clear_as_browsers(image)
-            end = start + (thousandths if thousandths >= 20 else BROWSER_DELAY)
-            yield start / 1000, end / 1000, partial(on_white, image)
-            start = end
+    for thousandths, page in gif_pages(path):
+        end = start + thousandths
+        yield start / 1000, end / 1000, partial(page_frame, page)
+        start = end
 
 
-def video_stream(container: Any) -> tuple[Any, float]:
-    """The first stream of pictures, and its frames a second."""
-    streams = container.streams.video
-    rate = streams and (streams[0].average_rate or streams[0].guessed_rate)
-    if not rate:
-        raise ValueError("it holds no video")
-    return streams[0], float(rate)
+def page_frame(page: Image.Image, size: int) -> np.ndarray:
+    return square(on_white(page), size)
 
 
 def video_moments(path: Path) -> Iterator[Moment]:
     """The frames of a video; each is on screen until the next, the last one for a period."""
     with av.open(str(path)) as container:
         stream, rate = video_stream(container)
-        stream.codec_context.thread_count = 1  # the processes are side by side already
         aspect = float(stream.sample_aspect_ratio or 1)
         held: av.VideoFrame | None = None
         start = zero = 0.0
-        count = 0
-        for frame in container.decode(stream):
-            count += 1
+        for frame in film_frames(container):
             if held is None:
                 zero = frame.time or 0.0
             else:
                 now = start + 1 / rate if frame.time is None else frame.time - zero
-                yield start, now, partial(upright, held, aspect)
+                yield start, now, partial(film_frame, held, aspect)
                 start = now
             held = frame
         if held is not None:
-            yield start, start + 1 / rate, partial(upright, held, aspect)
-        if count < WHOLE * stream.frames:
-            raise ValueError(f"it ends after {count} of {stream.frames} frames")
-        announced = (container.duration or 0) / av.time_base if len(container.streams) == 1 else 0
-        end = zero + start + 1 / rate
-        if end < WHOLE * announced:
-            raise ValueError(f"it ends after {end:.1f} of {announced:.1f} seconds")
+            yield start, start + 1 / rate, partial(film_frame, held, aspect)
+
+
+def film_frame(frame: av.VideoFrame, aspect: float, size: int) -> np.ndarray:
+    return upright(square(picture(frame), size, aspect), frame)
 
 
 def moments(path: Path) -> Iterator[Moment]:
@@ -242,15 +191,22 @@ def rate_of(clips: Sequence[Clip]) -> float:
 
 
 def fill_with_videos(
-    args: Videos, name: str, fps: float, clips: Sequence[Clip], classes: tuple[str, ...] = (), length: int = 0
-) -> None:
+    args: Videos,
+    name: str,
+    fps: float,
+    clips: Sequence[Clip],
+    classes: tuple[str, ...] = (),
+    length: int = 0,
+    noted: bool = False,
+) -> Filled[Clip]:
     """A store of clips; `fps` are the frames a second before `every`."""
     shape = (args.size, args.size, 3)
-    fill(
+    return fill(
         args,
         World(name=name, frame_shape=shape, classes=classes, fps=fps / args.every),
         clips,
         partial(read, args, length),
+        noted=noted,
         **{key: getattr(args, key) for key in ("fps", "every", "max_frames", "min_frames")},
         length=length,
         files=fingerprint(f"{c.name} {c.values}" for c in clips),

@@ -89,6 +89,15 @@ def test_a_file_that_ends_the_processes_which_read_it_is_skipped(source: Path) -
     assert len(told) == 2
 
 
+def test_names_that_are_no_text_can_be_told(source: Path, here: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file's name is bytes; Python holds those that are no UTF-8 as halves of characters, which cannot be printed."""
+    (source / "1.txt").rename(source / os.fsdecode(b"1\xff\n.txt"))
+    run(args(source))
+    assert "2 of 5 files were skipped" in capsys.readouterr().out
+    told = (source.parent / "data.zarr" / SKIPPED).read_text().splitlines()
+    assert told[0].startswith(rf"{source}/1\udcff .txt: invalid literal")
+
+
 class Interrupted(Exception):
     pass
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import textwrap
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from collect import gym as script
+from collect.episodes import pieces
 from collect.record import record
 from worldmodel.errors import UserError
 from worldmodel.store import Store
@@ -58,6 +60,27 @@ class Vector(Clock):
         return np.full((100, 50, 3), (self.t, 2, 3), np.uint8) if self.shows else None
 
 
+class Wild(Vector):
+    """Of its seeds a third, or all, are spoilt at the third step, by a number that float32 cannot hold."""
+
+    def __init__(self, what: str, value: float, all: bool = False, render_mode: str | None = None) -> None:
+        super().__init__(render_mode=render_mode)
+        self.what, self.value, self.all = what, value, all
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)
+
+    def reset(self, *, seed: int | None = None, options: object = None) -> tuple[np.ndarray, dict[str, Any]]:
+        self.spoilt = self.all or (seed or 0) % 3 == 1
+        return super().reset(seed=seed)
+
+    def see(self) -> np.ndarray:
+        value = self.value if self.spoilt and self.what == "observation" and self.t == 3 else -self.t
+        return np.array([self.t, value], np.float64)
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        seen, reward, *rest = super().step(action)
+        return seen, self.value if self.spoilt and self.what == "reward" and self.t == 3 else reward, *rest
+
+
 class Broken(Clock):
     """It cannot begin."""
 
@@ -86,6 +109,7 @@ def registered() -> Iterator[None]:
     gym.register("ClockForever-v0", entry_point=Clock, kwargs={"space": SPACES["Discrete"]})
     gym.register("ClockBroken-v0", entry_point=Broken, max_episode_steps=9)
     gym.register("ClockVector-v0", entry_point=Vector, max_episode_steps=9)
+    gym.register("ClockWild-v0", entry_point=Wild, max_episode_steps=9)
     yield
     for name in [n for n in gym.registry if n.startswith("Clock")]:
         del gym.registry[name]
@@ -194,6 +218,55 @@ def test_recording_goes_on_where_it_was_cut_short(tmp_path: Path, length: int) -
         np.testing.assert_array_equal(parts.read(name, 0, parts.rows), whole.read(name, 0, whole.rows))
     assert set(np.diff(whole.ends, prepend=0)) == {length or 6}
     assert whole.episode(1)["frames"][:, 0, 0, 0].tolist() == ([30, 40, 50] if length else [0, 10, 20, 30, 40, 50])
+
+
+WILD = {"reward": (np.nan, "reward is not finite in row 2"), "observation": (1e39, "variables is not finite in row 3")}
+"""Float32 ends at 3.4e38."""
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("what", WILD)
+@pytest.mark.parametrize("length", [0, 3])
+def test_episodes_with_numbers_that_are_not_finite_are_skipped(
+    tmp_path: Path, what: str, length: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    value, why = WILD[what]
+    made = json.dumps({"what": what, "value": value})  # JSON of Python's kind has NaN
+    args = script.Args(env="ClockWild-v0", kwargs=made, size=8, length=length)
+    one = world(env=args.env, kwargs=made)
+
+    def go(name: str, *totals: int) -> Store:
+        for total in totals:
+            with StoreWriter(tmp_path / name, one, {}) as writer:
+                record(Here(args), writer, script.LANES, total, length)  # type: ignore[arg-type]
+        return Store(tmp_path / name)
+
+    whole, told = go("whole", 14), (tmp_path / "whole" / "skipped.txt").read_text()
+    lines = told.splitlines()
+    assert len(lines) > 2 and all(line.endswith(why) for line in lines)
+    assert f"{len(lines)} episodes were skipped; {tmp_path}/whole/skipped.txt tells why" in capsys.readouterr().out
+    spoilt = {int(line.split()[1].rstrip(":")) for line in lines}
+    with script.playing(args) as played:
+        episodes = [episode for group in range(9) for episode in played(group)]
+    kept = [episode for i, episode in enumerate(episodes) if i not in spoilt]
+    for name in ("reward", "variables"):
+        rows = np.concatenate([p[name] for e in kept for p in pieces(e, length)])[: whole.rows]
+        assert np.isfinite(rows).all()
+        np.testing.assert_array_equal(whole.read(name, 0, whole.rows), rows)
+    parts = go("parts", 1, 2, 7, 14)  # cut short again and again
+    for name in whole.names:
+        np.testing.assert_array_equal(parts.read(name, 0, parts.rows), whole.read(name, 0, whole.rows))
+    assert (tmp_path / "parts" / "skipped.txt").read_text() == told
+
+
+def test_an_environment_whose_numbers_are_never_finite_is_given_up_on(tmp_path: Path) -> None:
+    made = json.dumps({"what": "reward", "value": -np.inf, "all": True})
+    args = script.Args(env="ClockWild-v0", kwargs=made, size=8)
+    with (
+        StoreWriter(tmp_path / "data.zarr", world(env=args.env, kwargs=made), {}) as writer,
+        pytest.raises(UserError, match="100 episodes in a row could not be recorded, of the last one reward"),
+    ):
+        record(Here(args), writer, script.LANES, 1, 0)  # type: ignore[arg-type]
 
 
 def test_pieces_longer_than_all_episodes_are_given_up_on(tmp_path: Path) -> None:

@@ -217,6 +217,24 @@ def test_an_episode_that_is_broken_is_named_and_the_others_are_kept(
     np.testing.assert_array_equal(store.episode(1)["action"], Store(tmp_path / "data.zarr").episode(2)["action"])
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("name", "value"), [("rewards", np.nan), ("rewards", 1e39), ("infos/variables", np.inf), ("actions", np.nan)]
+)
+def test_an_episode_with_numbers_that_are_not_finite_is_skipped(tmp_path: Path, name: str, value: float) -> None:
+    """As float32 has them, which ends at 3.4e38."""
+    send_out(recorded(tmp_path / "data.zarr", BOX))
+    with h5py.File(tmp_path / "minari/toys/noise-v0/data/main_data.hdf5", "a") as file:
+        array = file[f"episode_1/{name}"][()].astype(np.float64)
+        array.flat[-1] = value
+        del file[f"episode_1/{name}"]
+        file[f"episode_1/{name}"] = array
+    store = bring_in(tmp_path)
+    assert len(store.ends) == 2
+    told = (tmp_path / "back.zarr/skipped.txt").read_text()
+    assert "episode 1: " in told and ("is not finite" in told or "action nan is outside" in told)
+
+
 def test_a_store_without_steps_and_a_name_that_is_taken_leave_nothing_behind(tmp_path: Path) -> None:
     with StoreWriter(tmp_path / "film.zarr", World(name="film"), {}) as writer:
         writer.append({"frames": np.zeros((3, 64, 64, 3), np.uint8)})

@@ -48,6 +48,106 @@ def test_the_published_file(here: None, tmp_path: Path, published: tuple[Path, n
     assert [len(store.episodes(split)) for split in ("train", "valid", "test")] == [96, 12, 12]
 
 
+def stored(tmp_path: Path, array: np.ndarray, *flags: str) -> np.ndarray:
+    """What comes of an array in a .npy: videos (n, t, h, w)."""
+    np.save(tmp_path / "a.npy", array)
+    mm.main(args(tmp_path, "--source", str(tmp_path / "a.npy"), "--channels", "1", *flags))
+    return frames_of(tmp_path / "data.zarr")[..., 0]
+
+
+VIDEOS = np.random.default_rng(1).integers(0, 256, (55, 20, 6, 4), np.uint8)
+"""(video, time, height, width)"""
+
+
+@pytest.mark.parametrize("channel", [None, 2, 4])
+@pytest.mark.parametrize("first", ["time", "videos"])
+def test_an_array_with_its_axes_in_another_order(here: None, tmp_path: Path, first: str, channel: int | None) -> None:
+    array = VIDEOS if first == "videos" else VIDEOS.swapaxes(0, 1)
+    array = array if channel is None else np.expand_dims(array, channel)
+    np.testing.assert_array_equal(stored(tmp_path, array), VIDEOS)
+
+
+AMBIGUOUS = {"tnhw": (12, 11, 6, 5), "nthw": (11, 12, 6, 5), "htnwc": (6, 12, 11, 5, 1), "nhwt": (11, 6, 5, 12)}
+
+
+@pytest.mark.parametrize("axes", AMBIGUOUS)
+def test_axes_that_the_shape_does_not_tell_are_asked_for(here: None, tmp_path: Path, axes: str) -> None:
+    array = np.random.default_rng(0).integers(0, 256, AMBIGUOUS[axes], np.uint8)
+    with pytest.raises(UserError, match=r"a.npy of \(.*\) does not show which axis is time; give --axes, such as nthw"):
+        stored(tmp_path, array)
+    expected = array.squeeze(-1) if "c" in axes else array
+    expected = expected.transpose([axes.index(axis) for axis in "nthw"])
+    np.testing.assert_array_equal(stored(tmp_path, array, "--axes", axes), expected)
+    with pytest.raises(UserError, match=r"axes 'tnh' do not fit .*a.npy of .*; give their letters in order"):
+        stored(tmp_path, array, "--axes", "tnh")
+
+
+def test_as_many_videos_as_frames_are_asked_about(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="give --axes"):
+        stored(tmp_path, VIDEOS[:20])
+
+
+def clips(n: int, given: int, foretold: int) -> np.ndarray:
+    begin = (given + foretold) * np.arange(n)
+    return np.stack([np.stack([begin + s, np.full(n, k)], -1) for s, k in ((0, given), (given, foretold))])
+
+
+@pytest.mark.parametrize("kind", ["published", "compressed", "bytes", "floats", "no clips"])
+def test_a_npz(here: None, tmp_path: Path, kind: str) -> None:
+    path, frames = tmp_path / "a.npz", VIDEOS.reshape(-1, 1, 6, 4)
+    about = {"clips": clips(55, 8, 12).astype(np.int32), "dims": np.array([[1, 6, 4]], np.int32)}
+    if kind == "published":
+        np.savez(path, VIDEOS.swapaxes(0, 1))
+    elif kind == "compressed":
+        np.savez_compressed(path, VIDEOS)
+    elif kind == "bytes":
+        np.savez(path, input_raw_data=frames, **about)
+    elif kind == "floats":
+        np.savez_compressed(path, input_raw_data=(frames / 255).astype(np.float32), **about)
+    else:
+        np.savez(path, input_raw_data=frames)
+    mm.main(args(tmp_path, "--source", str(path), "--channels", "1"))
+    np.testing.assert_array_equal(frames_of(tmp_path / "data.zarr")[..., 0], VIDEOS)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.npz", "data.zarr"]  # what was unpacked is gone
+
+
+def test_frames_that_are_no_pictures_are_skipped(here: None, tmp_path: Path) -> None:
+    """Floats are from 0 to 1; of these batches of 50 videos the second has one that is not."""
+    frames = (VIDEOS.reshape(-1, 1, 6, 4) / 255).astype(np.float32)
+    frames[-1, 0, 0, 0] = np.nan
+    np.savez(tmp_path / "a.npz", input_raw_data=frames, clips=clips(55, 10, 10))
+    mm.main(args(tmp_path, "--source", str(tmp_path / "a.npz")))
+    assert len(Store(tmp_path / "data.zarr").ends) == 50
+    told = (tmp_path / "data.zarr" / "skipped.txt").read_text()
+    assert told == f"{tmp_path}/a.npz: videos from 50 on are not between 0 and 1; fetch it again\n"
+
+
+def test_a_npz_of_something_else(tmp_path: Path) -> None:
+    frames = VIDEOS.reshape(-1, 1, 6, 4)
+    wrong = clips(55, 10, 10)
+    wrong[0, 3, 0] += 1
+    for arrays, told in (
+        ({"x_train": VIDEOS, "labels": VIDEOS[0]}, "holds x_train, labels, but no arr_0 or input_raw_data"),
+        ({}, "holds nothing, but no arr_0"),
+        ({"arr_0": VIDEOS / 2}, "holds float64 .*, but Moving MNIST is uint8"),
+        ({"input_raw_data": frames, "clips": wrong}, "are not videos of one length"),
+        ({"input_raw_data": frames, "clips": clips(55, 10, 10) / 2}, "are not videos of one length"),
+        ({"input_raw_data": frames[:-1]}, r"holds \(1099, 1, 6, 4\), which are not videos of 20 frames; .*--length"),
+        ({"arr_0": np.array([{}])}, "cannot be read"),
+    ):
+        np.savez(tmp_path / "a.npz", **arrays)
+        with pytest.raises(UserError, match=told):
+            mm.main(args(tmp_path, "--source", str(tmp_path / "a.npz")))
+    np.savez(tmp_path / "a.npz", VIDEOS)
+    whole = (tmp_path / "a.npz").read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    for damaged in (whole[:-100], bytes(flipped), b"", b"text"):
+        (tmp_path / "a.npz").write_bytes(damaged)
+        with pytest.raises(UserError, match=r"a.npz cannot be read \(.*\); fetch it again"):
+            mm.main(args(tmp_path, "--source", str(tmp_path / "a.npz")))
+
+
 def test_a_file_that_is_not_the_published_one(tmp_path: Path, published: tuple[Path, np.ndarray]) -> None:
     path, videos = published
     np.save(tmp_path / "float.npy", videos / 2)

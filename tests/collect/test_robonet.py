@@ -18,6 +18,7 @@ from PIL import Image
 
 from collect import robonet
 from collect.files import BrokenFile
+from tests.collect import films as shared
 from worldmodel.errors import UserError
 from worldmodel.store import Store
 
@@ -179,6 +180,7 @@ BROKEN: dict[str, tuple[dict, Callable[[Path], None] | None, str]] = {
     "no step": ({"policy__actions": np.zeros((0, 4))}, None, "too few for a step"),
     "a wild action": ({"policy__actions": np.full((5, 4), 101.0)}, None, "action 101.0 is outside .*other bounds"),
     "not a number": ({"policy__actions": np.full((5, 4), np.nan)}, None, "policy/actions is not finite"),
+    "too great a number": ({"env__state": np.full((STEPS, 5), 1e39)}, None, "env/state is not finite"),
     "a missing frame": ({"kind": "jpg"}, drop_a_frame, "has 5 frames, but no frame3"),
     "another camera": ({}, drop_the_camera, "there is no camera 0; .*it has 2"),
     "no picture": ({"kind": "jpg"}, spoil("frame2"), "cannot identify image.*; fetch it again"),
@@ -195,6 +197,16 @@ def test_a_broken_file_is_named_with_what_is_wrong(tmp_path: Path, case: str) ->
         change(path)
     with pytest.raises(BrokenFile, match=rf"^{re.escape(str(path))}: .*{why}"):
         robonet.read(args(path.parent), path)
+
+
+def test_a_film_is_shown_as_a_player_shows_it_and_a_torn_one_is_told(tmp_path: Path) -> None:
+    noise = list(np.random.default_rng(0).integers(0, 255, (30, 48, 64, 3), np.uint8))
+    path = shared.write(tmp_path / "a.mp4", noise, options={"movflags": "faststart"})
+    straight = [np.asarray(picture) for picture in robonet.film(path.read_bytes())]
+    turned = [np.asarray(picture) for picture in robonet.film(shared.turned(path, (0, 1, 1, 0)).read_bytes())]
+    np.testing.assert_array_equal(turned, np.swapaxes(straight, 1, 2))
+    with pytest.raises(ValueError, match=r"it ends after \d+ of 30 frames"):
+        robonet.film(shared.torn(path, 0.5).read_bytes())
 
 
 def test_settings_that_make_no_sense(tmp_path: Path) -> None:

@@ -138,6 +138,42 @@ def test_cut_short_it_goes_on_to_the_same_store(source: Path, monkeypatch: pytes
         assert (whole.out / name).read_bytes() == (cut.out / name).read_bytes()
 
 
+def test_a_reader_that_dies_moves_no_sentence(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second GIF takes its process with it, and the collection is cut short behind it, before the fifth."""
+    usual, interrupt = video.decode, True
+
+    def dies(path: Path, name: str, settings: video.Videos) -> np.ndarray:
+        if "_b_" in name:
+            raise SystemExit("killed")
+        if "_e_" in name and interrupt:
+            raise KeyboardInterrupt
+        return usual(path, name, settings)
+
+    monkeypatch.setattr(video, "decode", dies)
+    with pytest.raises(KeyboardInterrupt):
+        tgif.main(args(source))
+    interrupt = False
+    tgif.main(args(source))
+    store = source.parent / "data.zarr"
+    sentences = [json.loads(line) for line in (store / "sentences.jsonl").read_text().splitlines()]
+    assert [(row["episode"], row["gif"][7]) for row in sentences] == [(0, "a"), (1, "e")]
+    assert [row["sentences"] for row in sentences] == [["a man is glaring.", "someone stares"], ["the end"]]
+    assert columns(Store(store).episode(1)["frames"]) == [4] * 10 + [0]
+    skipped = (store / "skipped.txt").read_text().splitlines()
+    assert skipped[0] == "tumblr_b_500.gif: reading it ended the process (killed)"
+    assert [line.partition(":")[0] for line in skipped] == [f"tumblr_{n}_500.gif" for n in "bdfc"]
+
+
+def test_a_store_that_does_not_tell_its_gifs_is_refused(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As stores of an earlier version did not, whose sentences may belong to other episodes."""
+    usual = tgif.fill_with_videos
+    monkeypatch.setattr(tgif, "fill_with_videos", lambda *given, noted: usual(*given))
+    tgif.main(args(source))
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="does not tell which file each episode is of; give another folder"):
+        tgif.main(args(source))
+
+
 def test_wrong_lists_and_folders(source: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"elsewhere holds none of the 6 GIFs of tgif-v1.0.tsv; .*--gifs"):
         tgif.main(args(source, "--gifs", "elsewhere"))

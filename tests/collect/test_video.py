@@ -4,115 +4,40 @@ from __future__ import annotations
 
 import contextlib
 import re
-import struct
 import subprocess
 import sys
-from collections.abc import Iterable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import pytest
 from PIL import Image
 
-from collect import video
+from collect import pictures, video
 from collect.files import BrokenFile
+from tests.collect.films import (
+    BLUE,
+    GREEN,
+    RED,
+    WHITE,
+    YELLOW,
+    Options,
+    block,
+    check_quadrants,
+    gif,
+    grey,
+    levels,
+    quadrants,
+    ramp,
+    torn,
+    write,
+)
 from worldmodel.errors import UserError
 from worldmodel.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
-RED, GREEN, BLUE, YELLOW, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 255, 255)
-Options = dict[str, Any]
-
-
-def grey(level: int, height: int = 48, width: int = 80) -> np.ndarray:
-    return np.full((height, width, 3), level, np.uint8)
-
-
-def levels(frames: np.ndarray) -> list[int]:
-    """Greys of steps of 10, as codecs leave them."""
-    return np.rint(frames.mean((1, 2, 3)) / 10).astype(int).tolist()
-
-
-def write(path: Path, frames: Iterable[np.ndarray], rate: float = 25, codec: str = "mpeg4", **how: Any) -> Path:
-    """A video; `times` (in thousandths of a second) and `aspect` of a pixel may be given."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    times = how.get("times")
-    with av.open(str(path), "w") as container:
-        stream: Any = container.add_stream(codec, rate=Fraction(rate).limit_denominator(1001))
-        stream.bit_rate = 4_000_000
-        for i, pixels in enumerate(frames):
-            if not i:
-                stream.height, stream.width = pixels.shape[:2]
-                stream.pix_fmt = "yuv420p"
-                if "aspect" in how:
-                    stream.codec_context.sample_aspect_ratio = how["aspect"]
-                if times:
-                    stream.codec_context.time_base = Fraction(1, 1000)
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            if times:
-                frame.pts, frame.time_base = times[i], Fraction(1, 1000)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
-
-
-def ramp(n: int, first: int = 0) -> list[np.ndarray]:
-    return [grey(10 * (first + i)) for i in range(n)]
-
-
-def quadrants(height: int, width: int) -> np.ndarray:
-    """Four colours that meet in the middle of the central square, in a black frame; white beside it."""
-    side = min(height, width)
-    top, left, half, rim = (height - side) // 2, (width - side) // 2, side // 2, side // 6
-    square = np.zeros((side, side, 3), np.uint8)
-    for i, colour in enumerate((RED, GREEN, BLUE, YELLOW)):
-        y, x = half * (i // 2), half * (i % 2)
-        square[y : y + half, x : x + half] = colour
-    for edge in (slice(rim), slice(side - rim, None)):
-        square[edge] = square[:, edge] = 0
-    picture = np.full((height, width, 3), WHITE, np.uint8)
-    picture[top : top + side, left : left + side] = square
-    return picture
-
-
-def check_quadrants(frame: np.ndarray, colours: tuple[tuple[int, int, int], ...], tolerance: int) -> None:
-    """A black frame of 4 pixels of 24, then the colours; a pixel or two at edges is left out, where filters mix."""
-    assert frame.shape == (24, 24, 3)
-    for edge in (slice(1, 3), slice(21, 23)):
-        assert frame[edge, 1:23].max() <= tolerance
-        assert frame[1:23, edge].max() <= tolerance
-    for i, colour in enumerate(colours):
-        rows, columns = (slice(14, 19) if late else slice(5, 10) for late in divmod(i, 2))
-        assert np.abs(frame[rows, columns].astype(int) - colour).max() <= tolerance, (i, frame[rows, columns][2, 2])
-
-
-def gif(frames: list[Options], height: int = 8, width: int = 8) -> bytes:
-    """A GIF of frames {colour or pixels, at, delay (hundredths), disposal, clear}; colours are the palette's indices.
-
-    A clear code comes before the codes get longer than a byte, so each pixel is a byte.
-    """
-    palette = bytes(sum((RED, GREEN, BLUE, YELLOW, (0, 0, 0)), ())).ljust(3 * 128, b"\x50")
-    out = b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80 | 6, 0, 0) + palette
-    for frame in frames:
-        pixels = np.asarray(frame["pixels"], np.uint8)
-        y, x = frame.get("at", (0, 0))
-        clear = frame.get("clear")
-        flags = frame.get("disposal", 1) << 2 | (clear is not None)
-        out += b"\x21\xf9\x04" + struct.pack("<BHB", flags, frame.get("delay", 10), clear or 0) + b"\0"
-        out += b"\x2c" + struct.pack("<HHHHB", x, y, pixels.shape[1], pixels.shape[0], 0) + b"\x07"
-        flat = pixels.tobytes()
-        codes = b"".join(b"\x80" + flat[i : i + 100] for i in range(0, len(flat), 100)) + b"\x81"
-        blocks = [codes[i : i + 255] for i in range(0, len(codes), 255)]
-        out += b"".join(bytes([len(b)]) + b for b in blocks) + b"\0"
-    return out + b"\x3b"
-
-
-def block(colour: int, height: int = 8, width: int = 8) -> np.ndarray:
-    return np.full((height, width), colour)
 
 
 def decode(path: Path, **settings: Any) -> np.ndarray:
@@ -132,10 +57,10 @@ def test_a_square_is_cut_and_filtered_as_worked_out_by_hand() -> None:
     picture = Image.fromarray(np.tile(np.array(row, np.uint8)[None, :, None], (4, 1, 3)))
     left, right = (0 + 3 * 10 + 3 * 80 + 150) / 8, (80 + 3 * 150 + 3 * 220 + 0) / 8  # a triangle four pixels wide
     expected = np.floor([left + 0.5, right + 0.5])[None, :, None] * np.ones((2, 2, 3))
-    np.testing.assert_array_equal(video.square(picture, 2), expected)
-    np.testing.assert_array_equal(video.square(picture, 4)[0, :, 0], [10, 80, 150, 220])
+    np.testing.assert_array_equal(pictures.square(picture, 2), expected)
+    np.testing.assert_array_equal(pictures.square(picture, 4)[0, :, 0], [10, 80, 150, 220])
     tall = picture.transpose(Image.Transpose.TRANSPOSE)
-    np.testing.assert_array_equal(video.square(tall, 2), expected.transpose(1, 0, 2))
+    np.testing.assert_array_equal(pictures.square(tall, 2), expected.transpose(1, 0, 2))
 
 
 @pytest.mark.parametrize(
@@ -155,17 +80,6 @@ def test_pixels_that_are_not_square(tmp_path: Path) -> None:
     wide = quadrants(48, 80)[:, ::2]
     frames = decode(write(tmp_path / "a.mp4", [wide] * 2, aspect=Fraction(2)), size=24)
     check_quadrants(frames[-1], (RED, GREEN, BLUE, YELLOW), 12)
-
-
-def test_a_video_that_is_to_be_turned(tmp_path: Path) -> None:
-    """As phones write it: the track's matrix takes x to the y axis and y to minus x, a quarter clockwise."""
-    path = write(tmp_path / "a.mp4", [quadrants(48, 80)] * 2)
-    data, one = path.read_bytes(), 1 << 16
-    straight = struct.pack(">9i", one, 0, 0, 0, one, 0, 0, 0, 1 << 30)
-    at = data.index(straight, data.index(b"tkhd"))
-    turned = struct.pack(">9i", 0, one, 0, -one, 0, 0, 48 * one, 0, 1 << 30)
-    path.write_bytes(data[:at] + turned + data[at + 36 :])
-    check_quadrants(decode(path, size=24)[-1], (BLUE, RED, YELLOW, GREEN), 12)
 
 
 def test_which_frames_are_taken(tmp_path: Path) -> None:
@@ -216,11 +130,6 @@ def test_gifs_of_partial_frames_that_are_transparent_and_taken_away_again(tmp_pa
     see_through = [{"pixels": np.where(np.eye(8) > 0, c, k), "clear": c}]
     path.write_bytes(gif(see_through))
     np.testing.assert_array_equal(decode(path, size=8)[0, :, :, 0], 255 * np.eye(8))
-
-
-def torn(path: Path, share: float) -> Path:
-    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
-    return path
 
 
 @pytest.fixture

@@ -1,0 +1,164 @@
+"""The files of Moving MNIST and of MNIST, as people have them.
+
+Moving MNIST was published as a .npy, uint8 of the axes t, n, h, w: time, number of the video, height, width. It goes
+round with the videos first, with an axis c for its one channel, and as a .npz: the array under `arr_0`, or all frames
+one after another under `input_raw_data`, as bytes or as floats from 0 to 1, and their `clips`.
+
+Which axis is time? That of 20, as long as its videos are; else the first, as published, if there are far more videos
+than frames. Where neither is so the shape does not tell, and `--axes` has to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import struct
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from collect.files import BrokenFile
+from worldmodel.errors import UserError
+from worldmodel.layout import line
+
+PUBLISHED = "tnhw"
+FRAMES = 20
+"""Of a published video."""
+FAR_MORE = 20
+"""So many times as many videos as frames are videos and frames in the published order."""
+IDX_IMAGES = 0x00000803
+"""How a file of MNIST images begins: bytes, in three dimensions."""
+
+
+@dataclass(frozen=True)
+class Videos:
+    """An array of videos in a file, and how to look at it."""
+
+    name: Path
+    """The file that was given."""
+    path: Path
+    """That, or what was unpacked of it."""
+    shape: tuple[int, ...]
+    """Of four axes."""
+    axes: str
+    """Their letters."""
+
+    def size(self, axis: str) -> int:
+        return self.shape[self.axes.index(axis)]
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Videos (n, t, h, w) from one to another, bytes."""
+        stored = np.load(self.path, mmap_mode="r").reshape(self.shape)
+        videos = stored.transpose([self.axes.index(axis) for axis in "nthw"])[start:stop]
+        if videos.dtype == np.uint8:
+            return videos
+        if not ((videos >= 0) & (videos <= 1)).all():
+            raise BrokenFile(f"{self.name}: videos from {start} on are not between 0 and 1; fetch it again")
+        return np.rint(255 * videos.astype(np.float32)).astype(np.uint8)
+
+
+@contextlib.contextmanager
+def open_videos(source: Path, axes: str, length: int, beside: Path) -> Iterator[Videos]:
+    """The videos of a .npy or .npz; the latter is unpacked, since only the former can be mapped."""
+    if source.suffix.lower() != ".npz":
+        yield of_array(source, source, axes)
+        return
+    beside.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".unpacked-", dir=beside) as folder:
+        path, clips = unpack(source, Path(folder))
+        yield of_array(source, path, axes) if path.stem == "arr_0" else of_frames(source, path, clips, length)
+
+
+def unpack(source: Path, folder: Path) -> tuple[Path, np.ndarray | None]:
+    """The array of videos as a .npy in a folder, and the clips that its frames are cut into, if they are told."""
+    try:
+        with zipfile.ZipFile(source) as archive:
+            keys = [Path(name).stem for name in archive.namelist()]
+            key = next((key for key in ("arr_0", "input_raw_data") if key in keys), None)
+            if key is None:
+                known = ", ".join(keys) or "nothing"
+                raise UserError(f"{source} holds {known}, but no arr_0 or input_raw_data; give another file")
+            path = Path(archive.extract(f"{key}.npy", folder))
+            with archive.open("clips.npy") if "clips" in keys else contextlib.nullcontext() as file:
+                return path, np.load(file, allow_pickle=False) if file else None
+    except UserError:
+        raise
+    except Exception as error:  # of zipfile, of what unpacks, of the disk and of NumPy
+        raise unreadable(source, error) from None
+
+
+def of_array(name: Path, path: Path, axes: str) -> Videos:
+    array = read_array(name, path, (4, 5), "Moving MNIST is uint8 (frames, videos, height, width)")
+    axes = axes or axes_of(name, array.shape)
+    kept = axes.replace("c", "", 1)
+    sizes = dict(zip(axes, array.shape, strict=False))
+    if len(axes) != array.ndim or sorted(kept) != sorted(PUBLISHED) or sizes.get("c", 1) != 1:
+        raise UserError(f"axes {axes!r} do not fit {name} of {array.shape}; give their letters in order, such as tnhw")
+    return Videos(name, path, tuple(sizes[axis] for axis in kept), kept)
+
+
+def axes_of(name: Path, shape: tuple[int, ...]) -> str:
+    """The letters of the axes, as far as sizes tell them."""
+    picture = "hw" if len(shape) == 4 else "chw" if shape[2] == 1 else "hwc"
+    first, second = shape[:2]
+    if (first == FRAMES) != (second == FRAMES):
+        return ("tn" if first == FRAMES else "nt") + picture
+    if second >= FAR_MORE * first:
+        return "tn" + picture
+    raise UserError(f"{name} of {shape} does not show which axis is time; give --axes, such as nthw for videos first")
+
+
+def of_frames(name: Path, path: Path, clips: np.ndarray | None, length: int) -> Videos:
+    """Videos whose frames (n * t, 1, h, w) lie one after another."""
+    array = read_array(name, path, (4,), "input_raw_data is (all frames, 1, height, width)", floats=True)
+    if clips is not None:
+        length = clip_length(name, clips)
+    if array.shape[1] != 1 or len(array) % length:
+        raise UserError(f"{name} holds {array.shape}, which are not videos of {length} frames; give their --length")
+    return Videos(name, path, (len(array) // length, length, *array.shape[2:]), "nthw")
+
+
+def clip_length(name: Path, clips: np.ndarray) -> int:
+    """Frames of a video; clips (2, n, 2) tell where what is given and what is foretold begin, and how long they are."""
+    if clips.ndim == 3 and clips.shape[::2] == (2, 2) and clips.shape[1] and clips.dtype.kind in "iu":
+        starts, lengths = clips.astype(np.int64).transpose(2, 0, 1)
+        length = int(lengths[:, 0].sum())
+        begin = length * np.arange(clips.shape[1])
+        if length > 0 and (starts == [begin, begin + lengths[0]]).all() and (lengths.sum(0) == length).all():
+            return length
+    raise UserError(f"the clips of {name} are not videos of one length, one after another; give another file")
+
+
+def read_array(name: Path, path: Path, dimensions: tuple[int, ...], what: str, floats: bool = False) -> np.ndarray:
+    """A .npy, mapped, not read."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        shape, dtype = array.shape, array.dtype
+    except Exception as error:  # of NumPy, of the file system, and of Python's own reader of the header
+        raise unreadable(name, error) from None
+    known = dtype == np.uint8 or (floats and dtype.kind == "f")
+    if len(shape) not in dimensions or not known or 0 in shape:
+        raise UserError(f"{name} holds {dtype} {shape}, but {what}; give another file")
+    return array
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """The images (n, h, w) of an idx3-ubyte file, gzipped or not."""
+    try:
+        data = path.read_bytes()
+        data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+        magic, n, h, w = struct.unpack_from(">4I", data)
+    except (OSError, EOFError, zlib.error, struct.error) as error:
+        raise unreadable(path, error) from None
+    if magic != IDX_IMAGES or len(data) != 16 + n * h * w:
+        raise UserError(f"{path} is not a whole idx3-ubyte file of images; give MNIST's train-images-idx3-ubyte.gz")
+    return np.frombuffer(data, np.uint8, offset=16).reshape(n, h, w)
+
+
+def unreadable(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} cannot be read ({line(error)}); fetch it again")
