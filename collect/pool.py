@@ -2,7 +2,8 @@
 
 Processes are spawned, since neither an engine nor torch survives a fork. One that dies is replaced and its task
 done again, so that a crash of an engine costs seconds; a task that kills three is given up on, by name. Each leads
-a process group, so that the engines of one that was killed do not outlive it; if the parent is killed, all end.
+a process group, so that the engines of one that was killed do not outlive it; if the parent is killed, all end at once,
+in the middle of a task too.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
@@ -150,8 +152,17 @@ def _end(process: BaseProcess) -> None:
     process.join()
 
 
+def _follow() -> None:
+    """Die with the parent, and take along what this process started."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.killpg(0, signal.SIGKILL)
+
+
 def _work(connection: Connection, make: Make) -> None:
     os.setpgid(0, 0)
+    threading.Thread(target=_follow, daemon=True).start()
     os.set_inheritable(connection.fileno(), False)  # an engine that outlived us would keep the pipe open
     try:
         with make() as run:

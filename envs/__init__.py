@@ -9,12 +9,19 @@ Gymnasium 1.x has no entry-point plugins, so this import is needed; `gymnasium.m
 does both at once.
 """
 
+from typing import Any
+
 from gymnasium.envs.registration import register
 
-register(id="VizdoomFrames-v0", entry_point=f"{__name__}.vizdoom:VizdoomFrames")
-register(id="BAIRPushing-v0", entry_point=f"{__name__}.pushing:Pushing")
-register(
-    id="VideoGPTDream-v0",
-    entry_point=f"{__name__}.dream:DreamEnv",
-    vector_entry_point=f"{__name__}.vector:DreamVectorEnv",
-)
+ENVIRONMENTS: dict[str, dict[str, Any]] = {
+    "VizdoomFrames-v0": {"entry_point": f"{__name__}.vizdoom:VizdoomFrames"},
+    "BAIRPushing-v0": {"entry_point": f"{__name__}.pushing:Pushing"},
+    "VideoGPTDream-v0": {
+        "entry_point": f"{__name__}.dream:DreamEnv",
+        "vector_entry_point": f"{__name__}.vector:DreamVectorEnv",
+    },
+}
+"""Each id, and what it stands for."""
+
+for _id, _made in ENVIRONMENTS.items():
+    register(id=_id, **_made)

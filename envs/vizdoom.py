@@ -8,7 +8,8 @@ What differs from ViZDoom's own Gymnasium wrapper, and why:
 * When the player dies the engine has no state left, and its wrapper returns a black frame. Here the last
   frame that was seen stands in its place: no black frame enters the data.
 * The engine writes its settings and a working folder into the current directory. Here each instance
-  has a temporary folder of its own, gone after `close`.
+  has a temporary folder of its own. Engine and folder are gone after `close`, at the end of the process, and after
+  its death (`envs/sweep.py`).
 
 Reward and game variables are the scenario's, buttons are those of `envs.buttons`. For Health Gathering Supreme: +1 a
 tic alive (+4 a step at frame skip 4), -100 at death, actions (none, forward, right, left), HEALTH in `info`. For
@@ -20,8 +21,8 @@ The frame skip of 4 is that of the scores that these scenarios are known by (Kem
 from __future__ import annotations
 
 import contextlib
-import shutil
-import tempfile
+import weakref
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -34,19 +35,23 @@ from worldmodel.errors import UserError
 from worldmodel.world import World
 
 from .buttons import Buttons
+from .recorded import environment_of
 from .render import Viewer
 from .scenarios import Scenario, find
 from .spaces import to_spec
+from .sweep import EngineFolder
 
 
 def engine_of(world: World) -> VizdoomFrames:
     """The engine that a world was recorded from."""
     if world.env_id != "VizdoomFrames-v0":
         raise UserError(f"{world.name} was not recorded from VizdoomFrames-v0, so there is no engine to compare with")
-    return VizdoomFrames(**world.env_kwargs)
+    engine = environment_of(world).unwrapped
+    assert isinstance(engine, VizdoomFrames)
+    return engine
 
 
-def open_game(scenario: Scenario, folder: str) -> vzd.DoomGame:
+def open_game(scenario: Scenario, folder: Path) -> vzd.DoomGame:
     """An engine that is set up but not started, without a window, whose files go into a folder."""
     game = vzd.DoomGame()
     game.load_config(str(scenario.config))
@@ -61,6 +66,14 @@ def open_game(scenario: Scenario, folder: str) -> vzd.DoomGame:
     game.set_screen_resolution(vzd.ScreenResolution.RES_160X120)
     game.set_doom_config_path(f"{folder}/vizdoom.ini")
     return game
+
+
+def end(game: vzd.DoomGame, folder: EngineFolder) -> None:
+    """Close an engine and remove its folder."""
+    try:
+        game.close()
+    finally:
+        folder.close()
 
 
 class VizdoomFrames(gym.Env[np.ndarray, Any]):
@@ -87,8 +100,9 @@ class VizdoomFrames(gym.Env[np.ndarray, Any]):
         found = find(scenario)
         self.render_mode, self.frame_skip, self.size = render_mode, frame_skip, size
         self.metadata = {**self.metadata, "render_fps": vzd.DEFAULT_TICRATE / frame_skip}
-        self.folder = tempfile.mkdtemp(prefix="vizdoom-")
-        self.game, self.alone = open_game(found, self.folder), bool(found.arguments)
+        self.folder = EngineFolder()
+        self.game, self.alone = open_game(found, self.folder.path), bool(found.arguments)
+        self._end = weakref.finalize(self, end, self.game, self.folder)
         tics = self.game.get_episode_timeout() or found.limit
         limit = tics // frame_skip if horizon is None else horizon
         self.game.set_episode_timeout(0)
@@ -116,8 +130,9 @@ class VizdoomFrames(gym.Env[np.ndarray, Any]):
         if self.game.is_running():
             self.game.new_episode()
         else:
-            with contextlib.chdir(self.folder):
+            with contextlib.chdir(self.folder.path):
                 self.game.init()
+            self.folder.note()
         self._see()
         self.elapsed = 0
         return self._out()
@@ -150,5 +165,4 @@ class VizdoomFrames(gym.Env[np.ndarray, Any]):
 
     def close(self) -> None:
         self.viewer.close()
-        self.game.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._end()

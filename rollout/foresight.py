@@ -34,6 +34,7 @@ from envs.pusher import NEAR, Task, load_pusher
 from envs.pushing import Pushing
 from envs.pushing_robot import ACTION, robot_actions
 from envs.pushing_scene import HIGH, LOW
+from envs.recorded import environment_of
 from envs.vector import DreamVectorEnv
 from rollout.planner import Planner, Value
 from worldmodel.dream import Dream
@@ -41,6 +42,7 @@ from worldmodel.errors import UserError
 from worldmodel.metrics.interval import bootstrap
 from worldmodel.settings import Count, Settings
 from worldmodel.vqvae import to_uint8
+from worldmodel.world import World
 
 WINDOW = 5.0
 """Standard deviation of where an object is sought around its last place, in pixels."""
@@ -188,6 +190,13 @@ def play(
     return first, task.left
 
 
+def robot_of(world: World) -> Pushing:
+    """The simulator that a world was recorded from."""
+    robot = environment_of(world).unwrapped
+    assert isinstance(robot, Pushing)
+    return robot
+
+
 def score(
     dream: DreamEnv, planner_of: Callable[[Value], Planner], pusher: str, episodes: int, seed: int, wish: Wish
 ) -> tuple[str, dict[str, Any]]:
@@ -219,7 +228,7 @@ def score(
         return act
 
     played = {}
-    with contextlib.closing(Pushing(**dream.world.env_kwargs)) as env:
+    with contextlib.closing(robot_of(dream.world)) as env:
         for name, begin in {"random": at_random, "pusher": pushing, "planned": planning}.items():
             bar = tqdm(range(episodes), unit=" episodes", desc=name)
             played[name] = np.array([play(env, seed, i, begin, wish) for i in bar])

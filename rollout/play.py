@@ -15,20 +15,21 @@ one step after the other, so it runs as fast as the dream does, at most at the r
     POST /goto        {"fork": 0}     goes back to one that was kept
     POST /state       changes nothing
 
-Each answers with the state as JSON: frames as PNG, and the figures below them.
+Each answers with the state as JSON: frames as PNG, and the figures below them. Posts are JSON too, and say so by their
+Content-Type. `rollout/server.py` says who may send them.
 """
 
 from __future__ import annotations
 
 import base64
-import json
 import math
 import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,18 +37,26 @@ from typing import Annotated, Any
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import gymnasium as gym
 import numpy as np
 from PIL import Image
 
-import envs  # noqa: F401 - registers
 from configs import command
 from envs.dream import DreamEnv
 from envs.keys import keys
+from envs.recorded import environment_of
+from rollout.server import PageServer
 from worldmodel.errors import UserError
+from worldmodel.layout import line
 from worldmodel.settings import Count, Positive, Range, Seed, Settings
 
 PAGE = Path(__file__).with_name("play.html")
+TAKES = {"reset": ("seed",), "step": ("action",), "rewind": ("steps",), "fork": (), "goto": ("fork",), "state": ()}
+"""The requests, and the whole numbers that each takes."""
+FORKS = 32
+"""Moments that are kept at once: each holds a dream's memory, and a picture in every answer."""
+
+Moment = tuple[dict[str, Any], int, dict[str, Any]]
+"""A dream's snapshot, its step, and what it told there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +73,9 @@ class Args(Settings):
     """Steps that can be taken back."""
     port: Annotated[int, Range(0, 65535)] = 8000
     """Of the page, on this machine only; 0 takes a free one."""
+    trust_env: bool = False
+    """Also make an engine that is not of this project, if the run folder names one: that imports and runs whatever the
+    id stands for, so know who made the run."""
     seed: Seed = 0
 
 
@@ -74,42 +86,59 @@ class Session:
         self.args, self.lock = args, threading.Lock()
         self.dream = DreamEnv(model=args.run, world=args.world, horizon=0)
         world = self.dream.world
-        if not world.env_id:
-            raise UserError(f"{world.name} does not say which environment it was recorded from; there is no engine")
         if self.dream.vector.dream.stride > 1:
             raise UserError("a dream with a time stride cannot be played beside its engine")
         if world.action.kind != "Discrete":
             raise UserError(
                 f"a key is one choice of several, but {world.name} takes {world.action}; play another world"
             )
-        self.engine = gym.make(world.env_id, **world.env_kwargs)
-        self.reset(args.seed)
+        self.engine = environment_of(world, args.trust_env)
+        try:
+            self.reset(args.seed)
+        except BaseException:
+            self.engine.close()
+            raise
+
+    def answer(self, command: str, **told: int) -> dict[str, Any]:
+        """The state after a request; one is answered at a time."""
+        with self.lock:
+            if command != "state":
+                getattr(self, command)(**told)
+            return self.state()
+
+    def close(self) -> None:
+        with self.lock:
+            self.engine.close()
 
     def reset(self, seed: int) -> None:
         """Begin both from the same frames."""
-        frame, info = self.engine.reset(seed=seed)
-        frames, actions, infos = [frame], [], [info]
-        while len(frames) < self.args.context:
-            actions.append(self.dream.action_space.sample() * 0)
-            frame, _, over, cut, info = self.engine.step(actions[-1])
-            if over or cut:
-                raise UserError(f"the engine's episode ended within {len(frames) + 1} frames; lower --context")
-            frames.append(frame)
-            infos.append(info)
-        variables = [[told[v] for v in self.dream.world.variables] for told in infos]
+        if not 0 <= seed < 2**31:
+            raise UserError(f"seed must be from 0 to {2**31 - 1}, not {seed}")
+        self.engine_over = True  # unless all goes well
+        actions = [self.dream.action_space.sample() * 0] * (self.args.context - 1)
+        with one_sentence():
+            frame, info = self.engine.reset(seed=seed)
+            frames, infos = [frame], [info]
+            for action in actions:
+                frame, _, over, cut, info = self.engine.step(action)
+                frames.append(frame)
+                infos.append(info)
+                if over or cut:
+                    raise UserError(f"the engine's episode ended within {len(frames)} frames; lower --context")
+            variables = [[told[v] for v in self.dream.world.variables] for told in infos]
         options = {"frames": np.stack(frames), "actions": np.array(actions), "variables": variables}
         _, told = self.dream.reset(seed=seed, options=options)
         self.engine_frame, self.engine_info, self.engine_over = frames[-1], infos[-1], False
         self.engine_time = self.time = 0
         self.told: dict[str, Any] = told | {"reward": 0.0, "over": False}
         self.rate = 0.0
-        self.past: deque[tuple[Any, ...]] = deque(maxlen=self.args.history)
-        self.forks: list[tuple[Any, ...]] = []
+        self.past: deque[Moment] = deque(maxlen=self.args.history)
+        self.forks: list[tuple[Moment, str]] = []
 
-    def moment(self) -> tuple[Any, ...]:
+    def moment(self) -> Moment:
         return self.dream.snapshot(), self.time, dict(self.told)
 
-    def go(self, moment: tuple[Any, ...]) -> None:
+    def go(self, moment: Moment) -> None:
         self.dream.restore(moment[0])
         self.time, self.told = moment[1], dict(moment[2])
 
@@ -122,22 +151,27 @@ class Session:
         self.time += 1
         self.told = info | {"reward": reward, "over": self.told["over"] or terminated}
         if self.time > self.engine_time and not self.engine_over:
-            self.engine_frame, _, terminated, truncated, self.engine_info = self.engine.step(action)
+            self.engine_over = True  # unless all goes well
+            with one_sentence():
+                self.engine_frame, _, terminated, truncated, self.engine_info = self.engine.step(action)
             self.engine_time, self.engine_over = self.time, terminated or truncated
 
     def rewind(self, steps: int) -> None:
-        steps = min(steps, len(self.past))
-        if steps > 0:
-            self.go([self.past.pop() for _ in range(steps)][-1])
+        if steps < 0:
+            raise UserError(f"steps to take back must be at least 0, not {steps}")
+        if taken := [self.past.pop() for _ in range(min(steps, len(self.past)))]:
+            self.go(taken[-1])
 
     def fork(self) -> None:
-        self.forks.append(self.moment())
+        if len(self.forks) == FORKS:
+            raise UserError(f"{FORKS} forks are kept, and no more; reset forgets them")
+        self.forks.append((self.moment(), png(self.dream.vector.frames[0])))
 
     def goto(self, fork: int) -> None:
         if not 0 <= fork < len(self.forks):
             raise UserError(f"there are {len(self.forks)} forks, but number {fork} was asked for")
         self.past.append(self.moment())
-        self.go(self.forks[fork])
+        self.go(self.forks[fork][0])
 
     def state(self) -> dict[str, Any]:
         """What the page shows."""
@@ -150,14 +184,14 @@ class Session:
             "predicted reward": round(self.told["reward"], 2),
         }
         figures |= {f"predicted {v.lower()}": round(self.told[v], 1) for v in world.variables}
-        figures |= {f"{v.lower()} in the engine": self.engine_info[v] for v in world.variables}
+        figures |= {f"{v.lower()} in the engine": float(self.engine_info[v]) for v in world.variables}
         over = [name for name, end in (("dream", self.told["over"]), ("engine", self.engine_over)) if end]
         return {
             "dream": png(frame),
             "engine": png(self.engine_frame),
             "figures": figures,
             "over": over,
-            "forks": [png(moment[0]["frames"][0]) for moment in self.forks],
+            "forks": [picture for _, picture in self.forks],
             "fps": world.fps / self.dream.vector.dream.stride,
             "keys": keys(world),
             "world": world.name,
@@ -170,57 +204,31 @@ def png(frame: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
 
 
-def handler(session: Session) -> type[BaseHTTPRequestHandler]:
-    """The page and its requests, one at a time."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.answer(200, "text/html; charset=utf-8", PAGE.read_bytes()) if self.path == "/" else self.answer(404)
-
-        def do_POST(self) -> None:
-            command = self.path.strip("/")
-            try:
-                told = dict(json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"{}"))
-                with session.lock:
-                    if command in ("reset", "step", "rewind", "fork", "goto"):
-                        getattr(session, command)(**{k: int(v) for k, v in told.items()})
-                    elif command != "state":
-                        self.answer(404)
-                        return
-                    body = session.state()
-            except (UserError, TypeError, ValueError, OverflowError, gym.error.Error) as error:
-                self.answer(400, "application/json", json.dumps({"error": str(error)}).encode())
-                return
-            self.answer(200, "application/json", json.dumps(body).encode())
-
-        def answer(self, status: int, kind: str = "text/plain", body: bytes = b"") -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Quiet: a line for every frame helps nobody."""
-
-    return Handler
-
-
-def serve(args: Args) -> ThreadingHTTPServer:
-    session = Session(args)
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """Each engine has errors of its own, its death among them."""
     try:
-        return ThreadingHTTPServer(("127.0.0.1", args.port), handler(session))
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"the engine failed ({type(error).__name__}: {line(error)}); reset begins it again") from error
+
+
+def serve(args: Args) -> PageServer:
+    page, session = PAGE.read_bytes(), Session(args)
+    try:
+        return PageServer(args.port, page, TAKES, session.answer, session.close)
     except (OSError, OverflowError) as error:
-        session.engine.close()
         raise UserError(f"port {args.port} cannot be used ({error}); choose another with --port") from None
 
 
 def main(args: Args) -> None:
     with serve(args) as server:
-        print(f"play at http://127.0.0.1:{server.server_port} (Ctrl-C ends it)", flush=True)
         try:
+            print(f"play at http://127.0.0.1:{server.server_port} (Ctrl-C ends it)", flush=True)
             server.serve_forever()
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # or SIGTERM
             print()
 
 

@@ -229,15 +229,17 @@ def _foreign(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C waits: Zarr writes in another thread, which it would not stop."""
+    """Ctrl-C and SIGTERM wait: Zarr writes in another thread, which they would not stop."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    pending: list[object] = []
-    usual = signal.signal(signal.SIGINT, lambda *received: pending.append(received))
+    pending: list[int] = []
+    both = (signal.SIGINT, signal.SIGTERM)
+    usual = {number: signal.signal(number, lambda received, _: pending.append(received)) for number in both}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, usual)
+        for number, handler in usual.items():
+            signal.signal(number, handler)
         if pending:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(pending[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -194,6 +195,58 @@ def test_a_process_that_dies_is_replaced_and_its_task_done_again(tmp_path: Path)
         assert said == ["a process died in task 5 (killed); another one does it again"]
         with pytest.raises(UserError, match=r"task 99 ended 3 processes .*engine gone"):
             list(pool.map([99]))
+
+
+ENDLESS = """
+import contextlib, fcntl, sys, time
+from functools import partial
+from collect.pool import Pool
+
+@contextlib.contextmanager
+def held(path):
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield lambda task: time.sleep(600)
+
+if __name__ == "__main__":
+    with Pool(partial(held, sys.argv[1]), 1) as pool:
+        print("ready", flush=True)
+        list(pool.map([1]))
+"""
+
+
+def test_a_process_dies_with_its_parent_in_the_middle_of_a_task(tmp_path: Path) -> None:
+    (tmp_path / "endless.py").write_text(ENDLESS)
+    command = [sys.executable, str(tmp_path / "endless.py"), str(tmp_path / "lock")]
+    parent = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE)
+    assert parent.stdout is not None and parent.stdout.readline() == b"ready\n"
+    with open(tmp_path / "lock") as file:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        parent.kill()
+        parent.wait()
+        fcntl.flock(file, fcntl.LOCK_EX)  # which is free as soon as that process is dead
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_a_collector_that_is_stopped_leaves_no_engine(end: signal.Signals, tmp_path: Path) -> None:
+    (tmp_path / "engines").mkdir()
+    running = subprocess.Popen(
+        [*COLLECT, "--out", str(tmp_path / "data.zarr"), "--length", "50", "--workers", "1"],
+        env={**os.environ, "TMPDIR": str(tmp_path / "engines")},
+        stderr=subprocess.PIPE,
+    )
+    while committed(tmp_path / "data.zarr") == 0:
+        assert running.poll() is None
+        time.sleep(0.01)
+    assert list((tmp_path / "engines").glob("vizdoom-*"))
+    running.send_signal(end)
+    _, told = running.communicate()
+    while list((tmp_path / "engines").iterdir()):
+        time.sleep(0.05)
+    if end == signal.SIGTERM:
+        assert running.returncode == 130
+        assert told.endswith(b"interrupted; run the same command again, without --restart, to go on\n")
 
 
 def test_groups_of_episodes_take_the_policies_in_turn(tmp_path: Path) -> None:

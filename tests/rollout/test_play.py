@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -20,7 +25,8 @@ import pytest
 from PIL import Image
 
 import envs  # noqa: F401 - registers
-from rollout.play import PAGE, Args, serve
+from envs.sweep import engines
+from rollout.play import FORKS, PAGE, Args, serve
 from tests.rollout.browser import CHROMIUM, Browser
 from worldmodel.checkpoint import read_header, save_checkpoint
 from worldmodel.errors import UserError
@@ -64,12 +70,13 @@ def run(toy_run: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def ask(run: Path) -> Iterator[Ask]:
-    server = serve(Args(run=str(run), port=0))
+    server = serve(Args(run=str(run), port=0, trust_env=True))
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
     def ask(path: str, **told: int) -> dict[str, Any]:
         url = f"http://127.0.0.1:{server.server_port}/{path}"
-        with urllib.request.urlopen(urllib.request.Request(url, json.dumps(told).encode())) as answer:
+        request = urllib.request.Request(url, json.dumps(told).encode(), {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request) as answer:
             return json.loads(answer.read())
 
     ask.port = server.server_port  # type: ignore[attr-defined]
@@ -122,9 +129,106 @@ def test_mistakes_are_answered_not_fatal(ask: Ask, run: Path, toy_run: Path) -> 
     with urllib.request.urlopen(f"http://127.0.0.1:{ask.port}/") as page:  # type: ignore[attr-defined]
         assert page.read() == PAGE.read_bytes()
     with pytest.raises(UserError, match="cannot be used"):
-        serve(Args(run=str(run), port=ask.port))  # type: ignore[attr-defined]
+        serve(Args(run=str(run), port=ask.port, trust_env=True))  # type: ignore[attr-defined]
     with pytest.raises(UserError, match="there is no engine"):
         serve(Args(run=str(toy_run), port=0))
+
+
+def test_what_a_request_may_not_ask_for_changes_nothing(ask: Ask) -> None:
+    begin = ask("state")
+    for path, told, sentence in (
+        ("reset", {"seed": -1}, "seed must be from 0 to 2147483647, not -1"),
+        ("reset", {"seed": 2**31}, "seed must be from 0"),
+        ("step", {"action": 10**30}, "is outside"),
+        ("step", {"action": -1}, "action -1 is outside"),
+        ("rewind", {"steps": -3}, "steps to take back must be at least 0, not -3"),
+        ("goto", {"fork": -1}, "there are 0 forks, but number -1"),
+    ):
+        with pytest.raises(urllib.error.HTTPError) as error:
+            ask(path, **told)
+        assert (error.value.code, sentence in json.loads(error.value.read())["error"]) == (400, True)
+    assert ask("rewind", steps=10**30) == ask("state") == begin
+
+
+def test_so_many_forks_are_kept_and_no_more(ask: Ask) -> None:
+    for i in range(FORKS):
+        ask("step", action=2)
+        assert len(ask("fork")["forks"]) == i + 1
+    with pytest.raises(urllib.error.HTTPError, match="400"):
+        ask("fork")
+    state = ask("goto", fork=0)
+    assert (len(state["forks"]), state["figures"]["step"]) == (FORKS, 1)
+    assert state["forks"][0] == state["dream"]
+    assert ask("reset", seed=1)["forks"] == []
+    assert len(ask("fork")["forks"]) == 1
+
+
+def test_an_engine_that_fails_is_one_sentence_and_the_dream_goes_on(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def dead(*_: Any, **__: Any) -> tuple:
+        raise RuntimeError("the engine\nis gone")
+
+    begin = ask("state")
+    with monkeypatch.context() as patch:
+        patch.setattr(ToyEngine, "step", dead)
+        for path, told in (("step", {"action": 2}), ("reset", {"seed": 3})):
+            with pytest.raises(urllib.error.HTTPError) as error:
+                ask(path, **told)
+            told_ = json.loads(error.value.read())["error"]
+            assert told_ == "the engine failed (RuntimeError: the engine is gone); reset begins it again"
+        state = ask("step", action=2)
+        assert (state["figures"]["step"], state["over"], state["engine"]) == (2, ["engine"], begin["engine"])
+    assert (ask("reset", seed=0) | {"figures": 0}) == begin | {"figures": 0}
+    assert capsys.readouterr().err == ""
+
+
+def test_an_engine_that_ends_in_the_lead_in_is_closed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[ToyEngine] = []
+    monkeypatch.setattr(ToyEngine, "close", lambda self: closed.append(self))
+    monkeypatch.setattr(ToyEngine, "step", lambda self, action: (self.frame(), 1.0, True, False, {"COLUMN": 1.0}))
+    with pytest.raises(UserError, match="the engine's episode ended within 2 frames; lower --context"):
+        serve(Args(run=str(run), port=0, trust_env=True))
+    assert len(closed) == 1
+
+
+def test_the_engine_is_closed_with_the_page_and_where_there_is_none(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[ToyEngine] = []
+    monkeypatch.setattr(ToyEngine, "close", lambda self: closed.append(self))
+    with serve(Args(run=str(run), port=0, trust_env=True)) as server:
+        assert not closed
+        with pytest.raises(UserError, match="cannot be used"):
+            serve(Args(run=str(run), port=server.server_port, trust_env=True))
+        assert len(closed) == 1
+    assert len(closed) == 2
+
+
+def test_an_engine_of_somebody_elses_is_made_for_who_trusts_it(run: Path) -> None:
+    with pytest.raises(UserError, match="toy was recorded from 'ToyEngine-v0', which is not of this project"):
+        serve(Args(run=str(run), port=0))
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_the_engine_ends_with_the_page(end: signal.Signals, tmp_path: Path) -> None:
+    """Of Health Gathering, the real one."""
+    page = subprocess.Popen(
+        [sys.executable, str(PAGE.with_suffix(".py")), "--port", "0"],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert page.stdout is not None
+    port = page.stdout.readline().partition(b"127.0.0.1:")[2].split()[0].decode()
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/") as answer:
+        assert answer.read() == PAGE.read_bytes()
+    (folder,) = tmp_path.glob("vizdoom-*")
+    assert len(list(engines(folder))) == 1
+    page.send_signal(end)
+    _, told = page.communicate()  # which waits for the engine, too: it has the same standard error
+    assert (page.returncode, told) == (0 if end == signal.SIGTERM else -end, b"")
+    while folder.exists():
+        time.sleep(0.05)
+    assert not list(engines(folder))
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium here to open the page in; the requests it makes are tested")

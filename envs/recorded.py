@@ -1,0 +1,36 @@
+"""The environment that a world was recorded from, made again.
+
+A run folder is data from anywhere, and the id in it is a program: Gymnasium imports the module before a colon, and
+what an id stands for may do anything. So only ids of this package are made, and others for a person who says so.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+
+from worldmodel.errors import UserError
+from worldmodel.layout import line
+from worldmodel.world import World
+
+from . import ENVIRONMENTS
+
+
+def environment_of(world: World, trusted: bool = False) -> gym.Env[Any, Any]:
+    """The environment of a world; `trusted` is for ids that are not of this package."""
+    if not world.env_id:
+        raise UserError(f"{world.name} does not say which environment it was recorded from; there is no engine")
+    if not trusted and world.env_id not in tuple(ENVIRONMENTS):
+        raise UserError(
+            f"{world.name} was recorded from {world.env_id!r}, which is not of this project and would run code of its "
+            "own; give --trust-env if you know who made this run"
+        )
+    try:
+        return gym.make(world.env_id, **world.env_kwargs)
+    except UserError:
+        raise
+    except Exception as error:  # each environment has errors of its own
+        raise UserError(
+            f"{world.env_id} cannot be made with {world.env_kwargs}: {line(error)}; install it, or mend the run"
+        ) from None
