@@ -89,9 +89,10 @@ class PageServer(ThreadingHTTPServer):
                 self.free.release()
                 raise
             return
+        request.setblocking(False)
         with contextlib.suppress(OSError):
-            request.setblocking(False)
-            request.recv(1 << 16)  # a connection that is closed over what it was sent loses its answer
+            request.recv(1 << 16)  # a connection that is closed over what it was sent may lose its answer
+        with contextlib.suppress(OSError):
             request.send(BUSY)
         self.shutdown_request(request)
 
@@ -111,7 +112,6 @@ class Handler(BaseHTTPRequestHandler):
     """One request."""
 
     server: PageServer
-    default_request_version = "HTTP/1.0"  # the older 0.9 has no status to answer with
 
     def setup(self) -> None:
         super().setup()
@@ -194,6 +194,8 @@ class Handler(BaseHTTPRequestHandler):
             data = self.rfile.read(length)
         except TimeoutError:
             raise Refused(HTTPStatus.REQUEST_TIMEOUT, f"the body did not come in {self.server.seconds} s") from None
+        except ConnectionError:
+            data = b""
         if len(data) < length:
             status = HTTPStatus.REQUEST_TIMEOUT if self.late else HTTPStatus.BAD_REQUEST
             raise Refused(status, f"the body ended after {len(data)} of {length} bytes")
@@ -205,6 +207,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send(code, "application/json", json.dumps(told).encode())
 
     def send(self, status: int, kind: str, body: bytes) -> None:
+        self.request_version = "HTTP/1.0"  # to 0.9, which is http.server's guess at garbage, it would give no status
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))

@@ -28,6 +28,7 @@ import envs  # noqa: F401 - registers
 from envs.sweep import engines
 from rollout.play import FORKS, PAGE, Args, serve
 from tests.rollout.browser import CHROMIUM, Browser
+from tests.rollout.toy_engine import ToyEngine
 from worldmodel.checkpoint import read_header, save_checkpoint
 from worldmodel.errors import UserError
 from worldmodel.models import load_prior
@@ -35,33 +36,10 @@ from worldmodel.models import load_prior
 Ask = Callable[..., dict[str, Any]]
 
 
-class ToyEngine(gym.Env):
-    """The toy world itself: a bright square pushed left (1) and right (2)."""
-
-    observation_space = gym.spaces.Box(0, 255, (16, 16, 3), np.uint8)
-    action_space = gym.spaces.Discrete(3)
-
-    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple:
-        super().reset(seed=seed)
-        self.column = 1
-        return self.frame(), {"COLUMN": 1.0}
-
-    def frame(self) -> np.ndarray:
-        frame = np.full((16, 16, 3), 40, np.uint8)
-        frame[4:12, self.column * 4 : self.column * 4 + 4] = (250, 200, 60)
-        return frame
-
-    def step(self, action: int) -> tuple:
-        self.column = (self.column + (0, -1, 1)[int(action)]) % 4
-        return self.frame(), 1.0, False, False, {"COLUMN": float(self.column)}
-
-
 @pytest.fixture
 def run(toy_run: Path, tmp_path: Path) -> Path:
     """The toy run, with an engine to its name."""
     folder = Path(shutil.copytree(toy_run, tmp_path / "run"))
-    if "ToyEngine-v0" not in gym.registry:
-        gym.register("ToyEngine-v0", entry_point=ToyEngine)
     config, progress = read_header(folder / "prior")
     config["world"] |= {"env_id": "ToyEngine-v0", "env_kwargs": {}}
     save_checkpoint(folder / "prior", load_prior(folder / "prior"), config, progress)

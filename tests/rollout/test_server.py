@@ -162,6 +162,7 @@ def test_only_this_page_on_this_machine_is_answered(page: PageServer, host: byte
         (b"GET /../play.py HTTP/1.1\r\nHost: HOST\r\n\r\n", 404),
         (b"GET /\r\n\r\n", 403),
         (b"POST /step\r\n\r\n", 400),
+        (post(b'{"action": 1}').replace(b"HTTP/1.1", b"HTTP/0.9"), 200),
         (b"DELETE / HTTP/1.1\r\nHost: HOST\r\n\r\n", 501),
         (b"OPTIONS /step HTTP/1.1\r\nHost: HOST\r\nOrigin: http://elsewhere.example\r\n\r\n", 501),
         (b"GET / HTTP/3.0\r\nHost: HOST\r\n\r\n", 505),
