@@ -19,6 +19,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from worldmodel.checkpoint import load_optimizer, load_weights, read_header, restore
 from worldmodel.errors import UserError
+from worldmodel.progress import log_on_disk
 
 
 def falling(rate: float, steps: int, last: int) -> Callable[[float], float]:
@@ -91,6 +92,7 @@ def learn(ppo: PPO, saver: Saver, last: int) -> None:
     done = ppo.num_timesteps
     try:
         if done < last:
-            ppo.learn(last - done, saver, reset_num_timesteps=done == 0, tb_log_name="log", progress_bar=True)
+            with log_on_disk(Path(ppo.tensorboard_log or "")):
+                ppo.learn(last - done, saver, reset_num_timesteps=done == 0, tb_log_name="log", progress_bar=True)
     finally:
         saver.finish()

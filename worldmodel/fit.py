@@ -37,7 +37,7 @@ from worldmodel.checkpoint import (
 )
 from worldmodel.errors import UserError
 from worldmodel.lock import locked
-from worldmodel.progress import Meter, Stop, describe
+from worldmodel.progress import Meter, Stop, describe, log_on_disk
 from worldmodel.rates import Precision, chosen, peak
 from worldmodel.settings import Count, NotNegative, Positive, Seed, Settings
 
@@ -140,6 +140,7 @@ def fit(
         started, meter = time.monotonic(), Meter(peak(str(device), chosen(device, config.precision)))
         with (
             Stop() as stop,
+            log_on_disk(out),
             SummaryWriter(str(out / "log"), purge_step=step + 1 if step else 0) as writer,
             tqdm(total=config.steps, initial=step, unit=" clips", unit_scale=config.batch_size, desc=out.name) as bar,
         ):

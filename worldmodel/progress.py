@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -19,6 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from worldmodel.checkpoint import flat
+from worldmodel.errors import UserError
 from worldmodel.rates import counter
 
 
@@ -28,6 +30,34 @@ def describe(writer: SummaryWriter, settings: dict[str, Any]) -> None:
     writer.add_text("config", "```\n" + "\n".join(f"{k}: {v}" for k, v in told.items()) + "\n```")
     _, start, _ = hparams({k: v for k, v in told.items() if len(str(v)) <= 40}, {})
     writer._get_file_writer().add_summary(start, 0)
+
+
+@contextmanager
+def log_on_disk(folder: Path) -> Iterator[None]:
+    """Round what writes a TensorBoard log in a folder: `UserError` if it cannot be written, as on a full disk.
+
+    A thread of TensorBoard's finds that out, and would print a traceback before it hands the error on.
+    """
+    usual, found = threading.excepthook, []
+
+    def note(args: threading.ExceptHookArgs) -> None:
+        if isinstance(args.exc_value, OSError) and type(args.thread).__name__ == "_AsyncWriterThread":
+            found.append(args.exc_value)
+        else:
+            usual(args)
+
+    threading.excepthook = note
+    try:
+        yield
+    except OSError as error:
+        if not any(error is one for one in found):
+            raise
+        raise UserError(
+            f"the log in {folder} could not be written ({error.strerror}); the last checkpoint is whole: make room, "
+            "and run the same command again"
+        ) from error
+    finally:
+        threading.excepthook = usual
 
 
 class Meter:

@@ -20,12 +20,13 @@ class Here:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def map(self, tasks: Iterable[Any], give_up: Callable[[Any, str], Any]) -> Iterator[Any]:
+    def map(self, tasks: Iterable[Any], give_up: Callable[[Any, str], Any] | None = None) -> Iterator[Any]:
         with self.make() as run:
             for task in tasks:
                 try:
                     result = run(task)
                 except SystemExit as death:
+                    assert give_up is not None
                     result = give_up(task, str(death))
                 yield result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from tensorboard.plugins.hparams.metadata import (
     SESSION_START_INFO_TAG,
     parse_session_start_info_plugin_data,
 )
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
 
 from worldmodel import tensor_file
@@ -24,7 +26,7 @@ from worldmodel.errors import UserError
 from worldmodel.fit import FitConfig, fit, learning_rate
 from worldmodel.lock import locked
 from worldmodel.prior import Prior, PriorConfig
-from worldmodel.progress import Meter, describe
+from worldmodel.progress import Meter, describe, log_on_disk
 from worldmodel.vqvae import VQVAE, VQVAEConfig
 
 Spoiled = Callable[[torch.Tensor], torch.Tensor]
@@ -180,6 +182,29 @@ def test_spoiled_weights_are_not_saved(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"start has values that are not finite, so nothing was saved; run the same"):
         fit(model, loss, codes, config, tmp_path, {}, spoil)
     assert not checkpoints(tmp_path)
+
+
+def test_a_log_that_cannot_be_written_is_told_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A full disk, which a thread of TensorBoard's finds out; what was saved before stays."""
+    config = FitConfig(steps=40, batch_size=4, **(QUIET | {"save_every": 1, "log_every": 1}))
+    write, records = RecordWriter.write, iter(range(1000))
+
+    def filling(self: RecordWriter, data: bytes) -> None:
+        if next(records) > 20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(self, data)
+
+    monkeypatch.setattr(RecordWriter, "write", filling)
+    with pytest.raises(
+        UserError, match=r"the log in .* could not be written \(No space left on device\); the last check"
+    ):
+        run("prior", tmp_path, config)
+    assert "Traceback" not in capfd.readouterr().err
+    assert 1 <= read_header(tmp_path)[1]["step"] < 40
+    with pytest.raises(FileNotFoundError), log_on_disk(tmp_path):
+        open(tmp_path / "another")  # noqa: SIM115 - an error of what is done meanwhile
 
 
 def test_another_seed_is_another_run(tmp_path: Path) -> None:
