@@ -14,11 +14,11 @@ from __future__ import annotations
 from math import prod
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from worldmodel.attention import attend
+from worldmodel.convolution import Conv3d
 
 Memory = dict[nn.Module, Tensor]
 """What causal layers remember, batch first. Empty at the start; without one (None) the past is zeros."""
@@ -37,6 +37,15 @@ def extend(layer: nn.Module, x: Tensor, past: int, memory: Memory | None) -> Ten
     return x
 
 
+def precede(layer: nn.Module, x: Tensor, past: int, memory: Memory | None) -> tuple[Tensor, int]:
+    """`extend` for convolutions: zeros that stand for a past before the first frame are counted, not made."""
+    if memory is None:
+        return x, past
+    first = layer not in memory
+    longer = extend(layer, x, past, memory)
+    return (x, past) if first else (longer, 0)
+
+
 class Conv(nn.Module):
     """Strided convolution; output sizes are input sizes over the stride, whatever stride and kernel (t, h, w) are."""
 
@@ -50,19 +59,16 @@ class Conv(nn.Module):
     ) -> None:
         super().__init__()
         kernels = [max(k, s) for k, s in zip(kernel, stride, strict=True)]
-        pads = [k - s for k, s in zip(kernels, stride, strict=True)]
-        self.past = pads[0] if causal else 0
-        before_after = [(p - p // 2, p // 2) for p in pads]
+        zeros = [k - s for k, s in zip(kernels, stride, strict=True)]
+        self.past = zeros[0] if causal else 0
         if causal:
-            before_after[0] = (0, 0)
-        even = all(a == b for a, b in before_after)
-        self.pad = [] if even else [p for pair in reversed(before_after) for p in pair]
-        padding = tuple(a for a, _ in before_after) if even else 0
-        self.conv = nn.Conv3d(inputs, outputs, tuple(kernels), stride, padding)  # type: ignore[arg-type]
+            zeros[0] = 0
+        height, width = ((n - n // 2, n // 2) for n in zeros[1:])
+        pads = ((zeros[0] - zeros[0] // 2, zeros[0] // 2), height, width)
+        self.conv = Conv3d(inputs, outputs, tuple(kernels), stride, pads)
 
     def forward(self, x: Tensor, memory: Memory | None = None) -> Tensor:
-        x = extend(self, x, self.past, memory)
-        return self.conv(F.pad(x, self.pad) if self.pad else x)
+        return self.conv(*precede(self, x, self.past, memory))
 
 
 class ConvTranspose(nn.Module):
@@ -86,16 +92,16 @@ class ConvTranspose(nn.Module):
         self.stride = stride
         taps = [2 if s > 1 else k for s, k in zip(stride, flat, strict=True)]
         self.past = taps[0] - 1 if causal else 0
-        pads = [0 if k == 1 or (causal and axis == 0) else 1 for axis, k in enumerate(taps)]
-        self.pad = [p for p in reversed(pads) for _ in range(2)]
+        time, height, width = (0 if k == 1 or (causal and axis == 0) else 1 for axis, k in enumerate(taps))
         self.crop = [s // 2 if s > 1 else 0 for s in stride]
         if causal:
             self.crop[0] = 0
-        self.conv = nn.Conv3d(inputs, outputs * prod(stride), tuple(taps))  # type: ignore[arg-type]
+        pads = ((time, time), (height, height), (width, width))
+        self.conv = Conv3d(inputs, outputs * prod(stride), tuple(taps), pads=pads)
 
     def forward(self, x: Tensor, memory: Memory | None = None) -> Tensor:
         sizes = [n * s for n, s in zip(x.shape[2:], self.stride, strict=True)]
-        y = self.conv(F.pad(extend(self, x, self.past, memory), self.pad))
+        y = self.conv(*precede(self, x, self.past, memory))
         a, b, c = self.stride
         y = rearrange(y, "n (o a b c) t h w -> n o (t a) (h b) (w c)", a=a, b=b, c=c)
         for axis, (start, size) in enumerate(zip(self.crop, sizes, strict=True)):

@@ -17,6 +17,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worldmodel.convolution import Conv3d
 from worldmodel.layers import AxisPositions, ChannelNorm
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
@@ -27,8 +28,9 @@ STRIDES = (1, 2, 2, 1)
 """In height and width, of each group's first block."""
 
 
-def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, bias: bool = False) -> nn.Conv3d:
-    return nn.Conv3d(inputs, outputs, kernel, (1, stride, stride), padding=kernel // 2, bias=bias)
+def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, bias: bool = False) -> Conv3d:
+    side = (kernel // 2, kernel // 2)
+    return Conv3d(inputs, outputs, (kernel,) * 3, (1, stride, stride), (side, side, side), bias)
 
 
 class ResNetBlock(nn.Module):

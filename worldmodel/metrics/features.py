@@ -33,6 +33,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
+from worldmodel.convolution import conv3d
 from worldmodel.errors import UserError
 from worldmodel.metrics.c3d import C3D, FRAMES, SIZE, cut_mean
 from worldmodel.metrics.i3d import I3D
@@ -217,7 +218,7 @@ class RandomConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for i, weight in enumerate(self.weights):
-            x = F.relu(F.conv3d(x, weight, stride=(2 if i else 1, 2, 2), padding=1))
+            x = F.relu(conv3d(x, weight, None, (2 if i else 1, 2, 2), ((1, 1), (1, 1), (1, 1))))
         x = x.flatten(2)
         return torch.cat([x.mean(2), x.std(2, correction=0)], dim=1)
 
