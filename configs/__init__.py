@@ -21,6 +21,7 @@ from typing import Any, TypeVar, get_type_hints
 import tyro
 import yaml
 
+from worldmodel import memory
 from worldmodel.errors import UserError
 from worldmodel.settings import checked, declared, nearest, shown
 
@@ -167,10 +168,17 @@ def check_devices(settings: Any) -> None:
 def command(main: Callable[[Any], None], section: str) -> None:
     """Run a script's `main` with its arguments; a `UserError` is one line and exit status 2."""
     kind = next(iter(get_type_hints(main).values()))
+    memory.limit()
     try:
         main(parse(kind, section, sys.argv[1:]))
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (MemoryError, RuntimeError, ValueError) as error:
+        if not memory.exhausted(error):
+            raise
+        told = f"error: this takes more memory than there is, {memory.there() / 1e9:,.1f} GB; ask for smaller sizes"
+        print(f"{told} ({' '.join(str(error).split())})", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\ninterrupted; run the same command again, without --restart, to go on", file=sys.stderr)
