@@ -22,6 +22,7 @@ from typing import Any, TypeVar, get_type_hints
 import tyro
 import yaml
 
+from worldmodel import memory
 from worldmodel.errors import UserError
 from worldmodel.settings import checked, declared, nearest, shown
 
@@ -172,10 +173,17 @@ def command(main: Callable[[Any], None], section: str) -> None:
     """
     kind = next(iter(get_type_hints(main).values()))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    memory.limit()
     try:
         main(parse(kind, section, sys.argv[1:]))
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (MemoryError, RuntimeError, ValueError) as error:
+        if not memory.exhausted(error):
+            raise
+        told = f"error: this takes more memory than there is, {memory.there() / 1e9:,.1f} GB; ask for smaller sizes"
+        print(f"{told} ({' '.join(str(error).split())})", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\ninterrupted; run the same command again, without --restart, to go on", file=sys.stderr)

@@ -18,7 +18,9 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from worldmodel.rates import Precision
+from worldmodel.settings import as_array
 
+from .asked import render_mode_of
 from .keys import keys
 from .render import Viewer
 from .vector import DreamVectorEnv
@@ -42,6 +44,7 @@ class DreamEnv(gym.Env[np.ndarray, Any]):
         precision: Precision = "float32",
         device: str = "cpu",
     ) -> None:
+        self.render_mode = render_mode_of(render_mode, self.metadata["render_modes"])
         self.vector = DreamVectorEnv(
             model=model,
             world=world,
@@ -54,20 +57,21 @@ class DreamEnv(gym.Env[np.ndarray, Any]):
             precision=precision,
             device=device,
         )
-        self.world, self.contexts, self.render_mode = self.vector.world, self.vector.contexts, render_mode
+        self.world, self.contexts = self.vector.world, self.vector.contexts
         self.metadata = {**self.metadata, "render_fps": self.vector.metadata["render_fps"]}
         self.observation_space = self.vector.single_observation_space
         self.action_space = self.vector.single_action_space
         self.viewer = Viewer(f"dream of {self.world.name}", self.metadata["render_fps"])
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        super().reset(seed=seed)
-        self.vector.rngs = [self.np_random]
-        _, infos = self.vector.reset(options=options)
+        self.vector.rngs = [self.np_random]  # which someone may have set
+        _, infos = self.vector.reset(seed=seed, options=options)
+        self._np_random = self.vector.rngs[0]
+        self._np_random_seed = self._np_random_seed if seed is None else int(seed)
         return self._show(), single(infos)
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        rewards, terminated, truncated, told = self.vector.advance(np.asarray(action)[None])
+        rewards, terminated, truncated, told = self.vector.advance(as_array(action)[None])
         every = np.ones(1, bool)
         info = single(self.vector._info(every, told, every))
         return self._show(), float(rewards[0]), bool(terminated[0]), bool(truncated[0]), info

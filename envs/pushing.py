@@ -15,15 +15,17 @@ twice its size and averaged, since multisampling in software costs more.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
 from worldmodel.errors import UserError
+from worldmodel.settings import Positive, Range, checked
 from worldmodel.world import World
 
+from .asked import one_seed, options_of, render_mode_of
 from .offscreen import Offscreen
 from .pushing_robot import ACTION, STEP, Robot
 from .pushing_scene import DRAWN
@@ -32,7 +34,7 @@ from .spaces import to_space
 
 FINER = 2
 """Pixels of the drawing, each way, that are averaged into one of the frame."""
-LARGEST = DRAWN // FINER
+Size = Annotated[int, Range(1, DRAWN // FINER)]
 """Height and width of a frame that the drawing has room for."""
 
 
@@ -43,9 +45,8 @@ class Pushing(gym.Env[np.ndarray, Any]):
 
     def __init__(self, size: int = 64, horizon: int = 29, render_mode: str | None = None) -> None:
         """`horizon` is the length of an episode in steps, one less than its frames."""
-        if not 1 <= size <= LARGEST or horizon < 1:
-            raise UserError(f"size must be from 1 to {LARGEST} and horizon at least 1, not {size} and {horizon}")
-        self.render_mode, self.size = render_mode, size
+        size, horizon = checked(Size, size, "size"), checked(Positive, horizon, "horizon")
+        self.render_mode, self.size = render_mode_of(render_mode, self.metadata["render_modes"]), size
         self.observation_space = spaces.Box(0, 255, (size, size, 3), np.uint8)
         self.action_space = to_space(ACTION)
         self.variables = ("x", "y", "z")
@@ -63,7 +64,8 @@ class Pushing(gym.Env[np.ndarray, Any]):
         self.camera: Offscreen | None = None
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        super().reset(seed=seed)
+        options_of(options, ())
+        super().reset(seed=one_seed(seed))
         self.robot = Robot(self.np_random)
         if self.camera is None:  # one drawing context draws all episodes
             self.camera = Offscreen(self.robot.model, "aux1", FINER * self.size)
@@ -105,6 +107,8 @@ class Pushing(gym.Env[np.ndarray, Any]):
         return frame, dict(zip(self.variables, self.robot.hand.tolist(), strict=True))
 
     def render(self) -> np.ndarray | None:  # type: ignore[override]
+        if self.camera is None:
+            raise UserError("there is nothing to render yet; call reset first")
         return self.drawn.copy() if self.render_mode == "rgb_array" else None
 
     def close(self) -> None:

@@ -28,6 +28,9 @@ class Reconstructed(gym.Wrapper[np.ndarray, Any, np.ndarray, Any]):
 
     def __init__(self, env: gym.Env[np.ndarray, Any], vqvae: VQVAE) -> None:
         super().__init__(env)
+        seen = (*vqvae.config.size, vqvae.config.channels)
+        if env.observation_space.shape != seen:
+            raise UserError(f"this VQ-VAE sees frames of {seen}, not {env.observation_space.shape}; give another one")
         if not vqvae.config.causal or vqvae.config.stride[0] > 1:
             raise UserError("frames are seen one by one: this needs a VQ-VAE in stream mode with a time stride of 1")
         self.vqvae = vqvae.eval()

@@ -28,6 +28,8 @@ class SB3VecEnv(VecEnv):
     """
 
     def __init__(self, env: VectorEnv) -> None:
+        if not isinstance(env, VectorEnv):
+            raise UserError(f"Stable-Baselines3 is given what gym.make_vec makes, not {type(env).__name__}")
         if env.metadata.get("autoreset_mode") != AutoresetMode.SAME_STEP:
             raise UserError('Stable-Baselines3 resets lanes at once; make the envs with autoreset_mode="SameStep"')
         self.env = env

@@ -30,14 +30,18 @@ from worldmodel.checkpoint import difference, digest
 from worldmodel.dream import Context, Dream
 from worldmodel.errors import UserError
 from worldmodel.lanes import Lanes
+from worldmodel.memory import ask
 from worldmodel.models import folder_of, shipped
 from worldmodel.rates import Precision, check_device
 from worldmodel.sampling import Sampling
+from worldmodel.settings import as_array, checked, shown
 
+from .asked import is_whole, mask_of, numbers_of, one_seed, options_of, render_mode_of, seeds
+from .moment import PARTS, STATE, whole
 from .spaces import to_space
 
-STATE = ("frames", "variables", "elapsed", "ended", "rngs")
-"""What an environment knows beside its lanes."""
+OPTIONS = ("context", "frames", "actions", "variables", "reset_mask")
+"""What `reset` can be told."""
 Outcome = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
 """Frames (n, h, w, 3), rewards, terminations, truncations (n,), and infos by name."""
 
@@ -70,27 +74,30 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         precision: Precision = "float32",
         device: str = "cpu",
     ) -> None:
-        if not isinstance(num_envs, int | np.integer) or num_envs < 1:
-            raise UserError(f"num_envs must be a whole number of at least 1, not {num_envs}")
+        if not is_whole(num_envs, 1):
+            raise UserError(f"num_envs must be a whole number of at least 1, not {shown(num_envs)}")
         horizon = max_episode_steps if horizon is None else horizon
-        if horizon is not None and (not isinstance(horizon, int | np.integer) or horizon < 0):
-            raise UserError(f"horizon is a number of steps, or 0 for dreams without end, not {horizon}")
+        if horizon is not None and not is_whole(horizon, 0):
+            raise UserError(f"horizon is a number of steps, or 0 for dreams without end, not {shown(horizon)}")
         modes = [mode.value for mode in AutoresetMode]
-        if getattr(autoreset_mode, "value", autoreset_mode) not in modes:
-            raise UserError(f"autoreset_mode is {', '.join(modes)}, not {autoreset_mode!r}")
-        if render_mode not in (None, "rgb_array"):
-            raise UserError(f"many dreams are rendered as rgb_array, not {render_mode!r}; human is for a single one")
+        mode = getattr(autoreset_mode, "value", autoreset_mode)
+        if not isinstance(mode, str) or mode not in modes:
+            raise UserError(f"autoreset_mode is {', '.join(modes)}, not {shown(autoreset_mode)}")
+        self.render_mode = render_mode_of(render_mode, ["rgb_array"])
         check_device(device)
-        folder = folder_of(str(model)) if str(model) else shipped(world)
-        self.folder = folder
-        self.dream = Dream.load(folder, Sampling(temperature=temperature, top_k=top_k, top_p=top_p), device, precision)
+        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+        ends = checked(bool, ends, "ends")
+        self.folder = folder_of(str(model)) if str(model) else shipped(world)
+        self.dream = Dream.load(self.folder, sampling, device, precision)
         self.dream.ends = ends
-        self.contexts = Context.load(folder)
-        self.world, self.mode = self.dream.world, AutoresetMode(autoreset_mode)
+        self.contexts = Context.load(self.folder)
+        self.dream.check(self.contexts)
+        if num_envs > 1:
+            self.dream.ask(num_envs, self.contexts)
+        self.world, self.mode = self.dream.world, AutoresetMode(mode)
         self.limit = -(-self.world.max_episode_steps // self.dream.stride) if horizon is None else horizon
         fps = self.world.fps / self.dream.stride
         self.metadata = {"autoreset_mode": self.mode, "render_fps": fps, "render_modes": ["rgb_array"]}
-        self.render_mode = render_mode
         self.single_observation_space = spaces.Box(0, 255, self.world.frame_shape, np.uint8)
         self.single_action_space = to_space(self.world.action)
         self.rngs = [seeding.np_random()[0] for _ in range(num_envs)]
@@ -106,20 +113,15 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        options = dict(options or {})
-        mask = np.asarray(options.pop("reset_mask", np.ones(self.num_envs, bool)))
-        if mask.dtype != bool or mask.shape != (self.num_envs,) or not mask.any():
-            raise UserError(f"reset_mask must be {self.num_envs} booleans, at least one of them true")
+        asked, each = options_of(options, OPTIONS), seeds(seed, self.num_envs)
+        mask = mask_of(asked.pop("reset_mask", np.ones(self.num_envs, bool)), self.num_envs)
         if self.lanes is None and not mask.all():
             raise UserError("the first reset must be of all lanes; leave reset_mask out")
-        if seed is not None:
-            seeds = list(seed) if isinstance(seed, Sequence | np.ndarray) else [seed + i for i in range(self.num_envs)]
-            if len(seeds) != self.num_envs:
-                raise UserError(f"{self.num_envs} lanes need as many seeds, not {len(seeds)}")
-            for i in np.flatnonzero(mask):
-                if (given := seeds[i]) is not None:
-                    self.rngs[i] = seeding.np_random(int(given))[0]
-        self._begin(mask, options)
+        start = self._start(asked)
+        for i in np.flatnonzero(mask):  # from here on nothing is refused
+            if each[i] is not None:
+                self.rngs[i] = seeding.np_random(each[i])[0]
+        self._begin(mask, start)
         return self.frames.copy(), self._info(mask)
 
     def step(self, actions: np.ndarray) -> Outcome:
@@ -140,7 +142,7 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         else:  # what NEXT_STEP dreamed after a lane's end is thrown away
             rewards[over], terminated[over], truncated[over] = 0, False, False
         if over.any():
-            self._begin(over, {})
+            self._begin(over, None)
         return self.frames.copy(), rewards, terminated, truncated, self._info(every, told, ~over) | final
 
     def advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
@@ -148,7 +150,7 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
         The frames are in `self.frames`, the game variables in `self.variables`.
         """
-        step = self.dream.step(self.begun("stepping"), np.asarray(actions))
+        step = self.dream.step(self.begun("stepping"), actions)
         self.elapsed += 1
         self.frames, self.variables = step.frames[:, -1].cpu().numpy(), step.variables.cpu().numpy()
         terminated = step.terminated.cpu().numpy()
@@ -189,12 +191,17 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     def restore(self, snapshot: dict[str, Any]) -> None:
         """Go back to a snapshot: the same actions from here give the same dream."""
-        if not isinstance(snapshot, dict) or not {*STATE, "made_of", "lanes", "memory"} <= snapshot.keys():
-            raise UserError("this is no snapshot; give what snapshot() returned")
+        none = UserError("this is no snapshot; give what snapshot() returned")
+        if not isinstance(snapshot, dict) or not snapshot.keys() >= PARTS:
+            raise none
         if differs := difference(snapshot["made_of"], self.made_of):
             raise UserError(f"this snapshot is of another dream: it has {differs}; open the one that it was taken of")
-        if len(snapshot["frames"]) != self.num_envs:
-            raise UserError(f"this snapshot is of {len(snapshot['frames'])} lanes, not of {self.num_envs}")
+        if not isinstance(snapshot["rngs"], list):
+            raise none
+        if (n := len(snapshot["rngs"])) != self.num_envs:
+            raise UserError(f"this snapshot is of {n} lanes, not of {self.num_envs}")
+        if not whole(snapshot, self.dream, n):
+            raise none
         memory = {self.dream.layers[name]: past for name, past in snapshot["memory"].items()}
         state = copy.deepcopy({name: snapshot[name] for name in STATE})
         vars(self).update(state | {"lanes": replace(snapshot["lanes"], memory=memory).clone()})
@@ -205,26 +212,35 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         Under the same actions all copies of a lane dream what it would have dreamed. With a seed each copy has other
         luck from here on.
         """
-        if n < 1:
-            raise UserError(f"a lane can be forked into 1 copy or more, not {n}")
+        if not is_whole(n, 1):
+            raise UserError(f"a lane can be forked into 1 copy or more, not {shown(n)}")
+        seed, lanes = one_seed(seed), self.begun("forking")
+        if self.ended.any():
+            raise UserError(f"lanes {np.flatnonzero(self.ended).tolist()} have ended; reset them before forking")
+        size = sum(tensor.nbytes for tensor in lanes.tensors()) + self.frames.nbytes
+        ask(n * size, f"{n * self.num_envs:,} lanes", str(self.dream.device))
         index = np.repeat(np.arange(self.num_envs), n)
         other = copy.copy(self)
-        other.lanes = self.begun("forking").take(torch.from_numpy(index))
+        other.lanes = lanes.take(torch.from_numpy(index))
         other.mode = AutoresetMode.DISABLED
         other.metadata = self.metadata | {"autoreset_mode": other.mode}
         other._size(len(index))
         vars(other).update({name: getattr(self, name)[index] for name in STATE if name != "rngs"})
         other.rngs = [copy.deepcopy(self.rngs[i]) for i in index]
         if seed is not None:
-            seeds = np.random.SeedSequence(seed).generate_state(len(index), np.uint64).tolist()
-            other.lanes.seed(seeds)
-            other.rngs = [seeding.np_random(s)[0] for s in seeds]
+            drawn = np.random.SeedSequence(seed).generate_state(len(index), np.uint64).tolist()
+            other.lanes.seed(drawn)
+            other.rngs = [seeding.np_random(s)[0] for s in drawn]
         return other
 
-    def _begin(self, mask: np.ndarray, options: dict[str, Any]) -> None:
-        """Start the lanes of the mask anew."""
+    def _begin(self, mask: np.ndarray, start: Context | np.ndarray | None) -> None:
+        """Start the lanes of the mask anew, from one context, from those of these numbers, or from any."""
         index = np.flatnonzero(mask)
-        context = self._context(index, options)
+        if isinstance(start, Context):
+            context = start[torch.zeros(len(index), dtype=torch.long)]
+        else:
+            drawn = [self.rngs[i].integers(len(self.contexts)) for i in index] if start is None else start[index]
+            context = self.contexts[torch.from_numpy(np.array(drawn, np.int64))]
         seeds = [int(self.rngs[i].integers(2**63)) for i in index]
         time = None if mask.all() or self.lanes is None else self.lanes.cache.time
         lanes, frames, variables = self.dream.reset(context, seeds, time)
@@ -240,36 +256,23 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.frames[index], self.variables[index] = frames.cpu().numpy(), variables.cpu().numpy()
         self.elapsed[index], self.ended[index] = 0, False
 
-    def _context(self, index: np.ndarray, options: dict[str, Any]) -> Context:
-        unknown = options.keys() - {"context", "frames", "actions", "variables"}
-        if unknown:
-            raise UserError(
-                f"reset takes no option {sorted(unknown)[0]!r}; it takes context, or frames with actions and variables"
-            )
-        if options.keys() & {"frames", "actions", "variables"}:
-            if not {"frames", "actions"} <= options.keys():
-                raise UserError("a context of one's own has both frames and the actions between them")
-            if "context" in options:
-                raise UserError("reset takes a context by number or frames of one's own, not both")
-            variables = options.get("variables")
-            frames, actions = (np.asarray(options[name])[None] for name in ("frames", "actions"))
-            if variables is not None:
-                known = np.asarray(variables, np.float32)
-                variables = (known if known.ndim > 1 else np.repeat(known[None], frames.shape[1], 0))[None]
-            one = self.dream.context(frames, actions, variables)
-            return one[torch.zeros(len(index), dtype=torch.long)]
+    def _start(self, options: dict[str, Any]) -> Context | np.ndarray | None:
+        """Where lanes are asked to start: one context for all, a number of one for each, or anywhere."""
         if "context" in options:
-            chosen = np.asarray(options["context"])
-            if chosen.shape not in ((), (self.num_envs,)) or len(options) > 1:
-                raise UserError(f"context is a number, or {self.num_envs} of them, and goes with no other option")
-            chosen = np.broadcast_to(chosen, (self.num_envs,))[index]
-        else:
-            chosen = np.array([self.rngs[i].integers(len(self.contexts)) for i in index])
-        if not np.issubdtype(chosen.dtype, np.integer) or chosen.min() < 0 or chosen.max() >= len(self.contexts):
-            raise UserError(
-                f"there are starting contexts 0 to {len(self.contexts) - 1}, but {options['context']} was asked for"
-            )
-        return self.contexts[torch.from_numpy(chosen.astype(np.int64))]
+            if len(options) > 1:
+                raise UserError("reset takes a context by number or frames of one's own, not both")
+            return numbers_of(options["context"], self.num_envs, len(self.contexts))
+        if not options:
+            return None
+        if not {"frames", "actions"} <= options.keys():
+            raise UserError("a context of one's own has both frames and the actions between them")
+        frames, actions = (as_array(options[name])[None] for name in ("frames", "actions"))
+        variables = options.get("variables")
+        if variables is not None:
+            known = as_array(variables)[None]
+            t = frames.shape[1] if frames.ndim > 1 else 0
+            variables = np.repeat(known[:, None], t, 1) if known.ndim == 2 else known
+        return self.dream.context(frames, actions, variables)
 
     def _info(
         self, mask: np.ndarray, told: dict[str, np.ndarray] | None = None, stepped: np.ndarray | None = None

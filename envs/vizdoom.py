@@ -32,8 +32,10 @@ from gymnasium import spaces
 from PIL import Image
 
 from worldmodel.errors import UserError
+from worldmodel.settings import Count, Pixels, Positive, checked
 from worldmodel.world import World
 
+from .asked import one_seed, options_of, render_mode_of
 from .buttons import Buttons
 from .recorded import environment_of
 from .render import Viewer
@@ -95,10 +97,11 @@ class VizdoomFrames(gym.Env[np.ndarray, Any]):
         render_mode: str | None = None,
     ) -> None:
         """`horizon`, in steps, defaults to the scenario's limit in tics over `frame_skip`; 0 means none."""
-        if frame_skip < 1 or size < 1:
-            raise UserError(f"frame_skip and size must be at least 1, not {frame_skip} and {size}")
-        found = find(scenario)
-        self.render_mode, self.frame_skip, self.size = render_mode, frame_skip, size
+        found = find(checked(str, scenario, "scenario"))
+        frame_skip, size = checked(Positive, frame_skip, "frame_skip"), checked(Pixels, size, "size")
+        horizon = checked(Count | None, horizon, "horizon")
+        self.render_mode = render_mode_of(render_mode, self.metadata["render_modes"])
+        self.frame_skip, self.size = frame_skip, size
         self.metadata = {**self.metadata, "render_fps": vzd.DEFAULT_TICRATE / frame_skip}
         self.folder = EngineFolder()
         self.game, self.alone = open_game(found, self.folder.path), bool(found.arguments)
@@ -123,7 +126,8 @@ class VizdoomFrames(gym.Env[np.ndarray, Any]):
         self.viewer = Viewer(scenario, self.world.fps)
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        super().reset(seed=seed)
+        options_of(options, ())
+        super().reset(seed=one_seed(seed))
         self.game.set_seed(int(self.np_random.integers(2**32, dtype=np.uint32)))
         if self.alone:  # a game for several players goes on where it was, whatever the seed
             self.game.close()
@@ -138,6 +142,8 @@ class VizdoomFrames(gym.Env[np.ndarray, Any]):
         return self._out()
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        if not self.game.is_running():
+            raise UserError("no episode has begun; call reset first")
         buttons = self.buttons.press(self.world.action.check(action))
         reward = self.game.make_action(buttons.tolist(), self.frame_skip)
         terminated = self.game.is_episode_finished()
@@ -161,6 +167,8 @@ class VizdoomFrames(gym.Env[np.ndarray, Any]):
         return np.array(frame), dict(zip(self.variables, self.values.tolist(), strict=True))
 
     def render(self) -> np.ndarray | None:  # type: ignore[override]
+        if not self.game.is_running():
+            raise UserError("there is nothing to render yet; call reset first")
         return self.screen.copy() if self.render_mode == "rgb_array" else None
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -28,13 +28,15 @@ from worldmodel.checkpoint import check_made_with, read_header, write_atomic
 from worldmodel.errors import UserError
 from worldmodel.lanes import Lanes, Step
 from worldmodel.layers import Memory
+from worldmodel.memory import ask
 from worldmodel.models import load_outcome, load_prior, load_vqvae, of_this_version
-from worldmodel.outcome import OutcomeModel, preceding
-from worldmodel.prior import Prior
-from worldmodel.rates import Precision, chosen
+from worldmodel.outcome import OutcomeConfig, OutcomeModel, preceding
+from worldmodel.prior import Prior, PriorConfig
+from worldmodel.rates import Peak, Precision, chosen
 from worldmodel.sampling import Sampling, Score, draw_codes
+from worldmodel.settings import as_array, shown
 from worldmodel.transformer import Shared
-from worldmodel.vqvae import VQVAE, to_uint8
+from worldmodel.vqvae import VQVAE, VQVAEConfig, to_uint8
 from worldmodel.world import World
 
 CONTEXTS = "contexts.safetensors"
@@ -103,6 +105,7 @@ class Dream:
             raise UserError("a dream needs a stream-mode VQ-VAE and prior; a paper-mode model sees the future and ends")
         if prior.config.condition != "frame":
             raise UserError("this prior knows no actions; train one with train/prior.py --actions")
+        check_parts(vqvae.config, prior.config, outcome.config, world)
         self.vqvae, self.prior, self.outcome = vqvae.eval(), prior.eval(), outcome.eval()
         if precision not in get_args(Precision):
             raise UserError(f"precision is {', '.join(get_args(Precision))}, not {precision!r}")
@@ -142,9 +145,9 @@ class Dream:
 
         Without variables their recorded means stand in.
         """
-        n, t, v = *frames.shape[:2], len(self.world.variables)
-        if frames.dtype != np.uint8 or t < 1:
+        if frames.dtype != np.uint8 or frames.ndim != 5 or frames.shape[1] < 1:
             raise UserError(f"a context needs at least one frame of uint8, not {frames.dtype} {frames.shape}")
+        n, t, v = *frames.shape[:2], len(self.world.variables)
         if actions.shape[1:2] != (t - 1,):
             given = actions.shape[1] if actions.ndim > 1 else "none"
             raise UserError(f"between {t} frames lie {t - 1} actions, but {given} are given")
@@ -154,6 +157,8 @@ class Dream:
             raise UserError(
                 f"{self.world.name} has {v} game variables at each of {t} frames, but {variables.shape[1:]} are given"
             )
+        if not np.isfinite(variables.astype(np.float32)).all():
+            raise UserError("game variables must be finite numbers; leave out `variables` if they are not known")
         codes = self.vqvae.encode(torch.as_tensor(frames, device=self.device))
         encoded = self.world.action.encode(actions)
         none = (
@@ -165,6 +170,32 @@ class Dream:
         told = torch.as_tensor(variables[:, self.stride - 1 :: self.stride], device=self.device, dtype=torch.float32)
         return Context(codes, torch.from_numpy(condition).to(self.device), told)
 
+    def check(self, context: Context) -> None:
+        """`UserError` for a context that is not one of these models'."""
+        c = self.prior.config
+        b, t = context.codes.shape[:2]
+        wanted = {
+            "codes": (b, t, *c.latent[1:], c.books),
+            "condition": (b, t, c.condition_dim),
+            "variables": (b, t, self.outcome.config.variables),
+        }
+        for name, shape in wanted.items():
+            tensor = getattr(context, name)
+            if tensor.shape != shape or not b * t:
+                raise UserError(f"the {name} of this context are {tuple(tensor.shape)}, but this dream takes {shape}")
+            if not tensor.isfinite().all():
+                raise UserError(f"the {name} of this context are not finite; make the context again")
+        if not 0 <= context.codes.min() <= context.codes.max() < c.codes:
+            raise UserError(
+                f"a context's codes are from 0 to {c.codes - 1}, which these are not; make the context again"
+            )
+
+    def ask(self, lanes: int, context: Context) -> None:
+        """`UserError` if there is not the memory for so many lanes, by what one takes while it is reset."""
+        with Peak() as peak:
+            self.reset(context[:1], [0])
+        ask(lanes * peak.most, f"{lanes:,} lanes of this dream", str(self.device))
+
     @torch.no_grad()
     def reset(self, context: Context, seeds: list[int], time: int | None = None) -> tuple[Lanes, Tensor, Tensor]:
         """Fresh lanes after their contexts, the pictures (b, H, W, channels) they stand before, the variables (b, v).
@@ -172,6 +203,7 @@ class Dream:
         `time` is that of the lanes they will join with `Lanes.put`; on their own they start after the context, or
         late enough for lanes of longer contexts to join them.
         """
+        self.check(context)
         context, t = context.to(self.device), context.codes.shape[1]
         start = (max(t, self.prior.config.reach - 1) if time is None else time) - t
         memory: Memory = {}
@@ -186,9 +218,10 @@ class Dream:
 
     def step(self, lanes: Lanes, actions: np.ndarray) -> Step:
         """Move every lane on by one latent frame under its action (b, *shape), or raise a `UserError`."""
-        wanted = (len(lanes.generators), *self.world.action.shape)
-        if np.shape(actions) != wanted:
-            raise UserError(f"{wanted[0]} lanes take actions of shape {wanted}, not {np.shape(actions)}")
+        wanted, given = (len(lanes.generators), *self.world.action.shape), as_array(actions)
+        if given.shape != wanted:
+            told = given.shape if given.dtype != object else shown(actions)
+            raise UserError(f"{wanted[0]} lanes take actions of shape {wanted}, not {told}")
         encoded = np.repeat(self.world.action.encode(actions)[:, None], self.stride, 1).reshape(len(actions), -1)
         return self.advance(lanes, torch.from_numpy(encoded).to(self.device))
 
@@ -224,6 +257,25 @@ class Dream:
         reward = out.reward[:, 0].gather(1, terminated.long()[:, None])[:, 0]
         told = (lanes.variables.clone(), expected, score.likelihood, score.entropy)
         return Step(frames, codes, reward, terminated, end, *told)
+
+
+def check_parts(vqvae: VQVAEConfig, prior: PriorConfig, outcome: OutcomeConfig, world: World) -> None:
+    """`UserError` unless models and world belong together."""
+    known: dict[str, tuple[Any, ...]] = {
+        "frames": (world.frame_shape, (*vqvae.size, vqvae.channels)),
+        "codes of a frame": (vqvae.latent[1:], prior.latent[1:], outcome.latent),
+        "codebooks": (
+            (vqvae.books, vqvae.codes, vqvae.dim),
+            (prior.books, prior.codes, prior.code_dim),
+            (outcome.books, outcome.codes, outcome.code_dim),
+        ),
+        "conditions": (world.action.width * vqvae.stride[0], prior.condition_dim, outcome.condition_dim),
+        "game variables": (len(world.variables), outcome.variables),
+    }
+    for what, sizes in known.items():
+        if len(set(sizes)) > 1:
+            each = ", ".join(map(str, sizes))
+            raise UserError(f"models and world do not belong together: their {what} are {each}; train them anew")
 
 
 def inputs_first(model: nn.Module) -> None:

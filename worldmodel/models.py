@@ -14,6 +14,7 @@ from worldmodel.errors import UserError
 from worldmodel.layout import line
 from worldmodel.outcome import OutcomeConfig, OutcomeModel
 from worldmodel.prior import Prior, PriorConfig
+from worldmodel.settings import shown
 from worldmodel.vqvae import VQVAE, VQVAEConfig
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -22,17 +23,21 @@ PRETRAINED = Path(__file__).parent / "pretrained"
 
 def shipped(world: str) -> Path:
     """The run folder of the model that ships for a world, or a `UserError` that lists them."""
-    if (PRETRAINED / world / "prior").is_dir():
+    if isinstance(world, str) and world in known("").split(", "):
         return PRETRAINED / world
-    raise UserError(f"no model ships for the world {world!r} (but for: {known('')}); give model=, a run folder")
+    raise UserError(f"no model ships for the world {shown(world)} (but for: {known('')}); give model=, a run folder")
 
 
 def folder_of(name: str, kind: str = "") -> Path:
     """A folder as it is, or what ships under that bare name: a world, or with `kind="_policy"` a policy."""
     ships, bare = PRETRAINED / f"{name}{kind}", name and Path(name).name == name
-    if bare and not ships.is_dir() and not Path(name).exists():
+    try:
+        found, shipped = Path(name).exists(), bool(bare) and ships.is_dir()
+    except OSError as error:  # such as a name that is too long
+        raise UserError(f"there is no folder {shown(name)}: {error.strerror}") from None
+    if bare and not shipped and not found:
         raise UserError(f"there is no folder {name}, and nothing ships under that name; what does: {known(kind)}")
-    return ships if bare and ships.is_dir() else Path(name)
+    return ships if shipped else Path(name)
 
 
 def known(kind: str) -> str:

@@ -14,6 +14,7 @@ to block by block (worldmodel/causal.py), those products are counted that are do
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable
 from functools import cache
 from math import prod
@@ -21,9 +22,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from worldmodel.errors import UserError
+from worldmodel.settings import shown
 
 Precision = Literal["auto", "float32", "bfloat16"]
 """auto: bfloat16 where the processor multiplies it in hardware, float32 elsewhere."""
@@ -33,11 +38,11 @@ KERNELS = ("efficient_attention", "flash_attention", "cudnn_attention", "flash_a
 def check_device(name: str) -> None:
     """`UserError` for a device that is unknown or not here."""
     try:
-        device = torch.device(name)
+        device = torch.device(str(name))
     except RuntimeError:
-        raise UserError(f"{name!r} is no device; choose cpu or cuda") from None
-    here = {"cuda": (device.index or 0) < torch.cuda.device_count(), "mps": torch.backends.mps.is_available()}
-    if not here.get(device.type, True):
+        raise UserError(f"{shown(name)} is no device; choose cpu or cuda") from None
+    cuda = device.type == "cuda" and (device.index or 0) < torch.cuda.device_count()
+    if not (cuda or device.type == "cpu" or (device.type == "mps" and torch.backends.mps.is_available())):
         raise UserError(f"there is no {name} on this machine; choose the device cpu")
 
 
@@ -113,3 +118,26 @@ def machine(device: str, precision: str, seconds: float = 1.0) -> dict[str, floa
 def peak(device: str, precision: str) -> float:
     """`matmul`, measured briefly and once in a process; beside other work it comes out too low."""
     return matmul(device, precision, 0.3)
+
+
+class Peak(TorchDispatchMode):
+    """The most bytes that work holds in tensors of its own: `with Peak() as peak: work()`, then `peak.most`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        known = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()).data_ptr() not in known:
+                self._add(storage.nbytes())
+                weakref.finalize(storage, self._add, -storage.nbytes())
+        return result
+
+    def _add(self, size: int) -> None:
+        self.now += size
+        self.most = max(self.most, self.now)

@@ -23,7 +23,7 @@ import numpy as np
 from worldmodel.errors import UserError
 
 LARGEST = 2**31 - 1
-"""Of whole numbers."""
+"""Of whole numbers that have no bound of their own."""
 FLOAT32 = 3.4e38
 """Nearly the largest number that torch calculates with here."""
 
@@ -42,8 +42,8 @@ class Range(NamedTuple):
 
     def __str__(self) -> str:
         if self.most < math.inf:
-            return f"{'above' if self.above else 'from'} {self.least:g} to {'below ' * self.below}{self.most:.10g}"
-        return f"{'above' if self.above else 'at least'} {self.least:g}" if self.least > -math.inf else ""
+            return f"{'above' if self.above else 'from'} {self.least} to {'below ' * self.below}{self.most}"
+        return f"{'above' if self.above else 'at least'} {self.least}" if self.least > -math.inf else ""
 
     def rule(self, kind: type[int] | type[float]) -> str:
         """What a number of that type must be, in words."""
@@ -130,7 +130,7 @@ def _number(kind: type[int] | type[float], value: Any, name: str, within: Range)
     largest = LARGEST if kind is int else FLOAT32
     if not within.holds(value) or math.inf in (value, -value):
         raise UserError(f"{name} {within.rule(kind)}, not {shown(value)}")
-    if abs(value) > largest:
+    if within.most == math.inf and abs(value) > largest:
         bound = f"at most {largest}" if value > 0 else f"at least {-largest}"
         raise UserError(f"{name} must be {bound}, not {shown(value)}")
     return kind(value)
@@ -141,6 +141,15 @@ def shown(value: Any) -> str:
     with suppress(ValueError):  # which an integer of more than 4,300 digits raises
         return reprlib.repr(value)
     return f"a very long {type(value).__name__}"
+
+
+def as_array(value: Any) -> np.ndarray:
+    """A value as numbers of one shape; whatever is none, such as lists of different lengths, is a single object."""
+    try:
+        found = np.asarray(value)
+    except Exception:  # of any kind, by whatever object was given
+        found = np.empty((), object)
+    return found if found.dtype.kind in "biuf" else np.empty((), object)
 
 
 def nearest(word: str, known: Sequence[str]) -> str:

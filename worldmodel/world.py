@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from worldmodel.errors import UserError
+from worldmodel.settings import as_array, shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,9 @@ class ActionSpec:
 
     def check(self, actions: np.ndarray) -> np.ndarray:
         """The actions as an array (..., *shape), or a `UserError` naming the first one outside the space."""
-        array = np.asarray(actions)
+        array = as_array(actions)
+        if array.dtype == object:
+            raise UserError(f"an action of {self} is made of numbers, not {shown(actions)}")
         if array.shape[array.ndim - len(self.shape) :] != self.shape:
             raise UserError(f"an action of {self} has shape {self.shape}, but these have shape {array.shape}")
         if self.kind == "Box":

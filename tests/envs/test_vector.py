@@ -233,7 +233,7 @@ def test_what_a_batch_is_made_with_is_refused_in_a_sentence_or_taken(toy_run: Pa
         ({"horizon": -5}, "horizon is a number of steps, or 0"),
         ({"horizon": 2.5}, "horizon is a number of steps, or 0"),
         ({"device": "foo"}, "'foo' is no device; choose cpu or cuda"),
-        ({"temperature": float("nan")}, "temperature must be 0 or 1e-6 at least"),
+        ({"temperature": float("nan")}, "temperature must be a finite number of at least 0, not nan"),
         ({"render_mode": "human"}, "rendered as rgb_array, not 'human'"),
     ):
         with pytest.raises(UserError, match=sentence):
