@@ -25,6 +25,7 @@ from tqdm import tqdm
 from collect.pool import Pool
 from worldmodel.checkpoint import write_atomic
 from worldmodel.errors import UserError
+from worldmodel.layout import line
 from worldmodel.settings import Seed, Settings, Workers
 from worldmodel.world import World
 from worldmodel.writer import Episode, StoreWriter
@@ -74,6 +75,11 @@ def reading(read: Read[Item]) -> Iterator[Callable[[Item], tuple[Sequence[Episod
             return (), printable(str(error))
 
     yield one
+
+
+def reason(error: Exception) -> str:
+    """What a decoder says; FFmpeg's errors have more around it."""
+    return getattr(error, "strerror", None) or line(error)
 
 
 def printable(text: str) -> str:
@@ -152,7 +158,7 @@ def _run(writer: StoreWriter, args: Files, items: Sequence[Item], read: Read[Ite
 
 def write_skipped(store: Path, why: Sequence[str]) -> None:
     """A line for each that is not in a store."""
-    write_atomic(store / SKIPPED, "".join(f"{line}\n" for line in why).encode())
+    write_atomic(store / SKIPPED, "".join(f"{told}\n" for told in why).encode())
 
 
 def not_finite(episode: Episode) -> str:

@@ -167,9 +167,27 @@ def episode(dataset: MinariDataset, key: str, size: int, i: int) -> Episode:
         rows |= {name: np.asarray(data.infos[name]) for name in mine["infos"]}
     else:
         rows["variables"] = np.zeros((len(frames), 0), np.float32)  # none, which a dream can go on from
+    check(rows, world(dataset, key, size))
+    return rows
+
+
+def check(rows: Episode, world: World) -> None:
+    """`UserError` for what would not fit beside other episodes, or spoil what is trained on it."""
+    wanted: dict[str, tuple[tuple[int, ...], Any]] = {
+        "frames": (world.frame_shape, np.uint8),
+        "action": (world.action.shape, world.action.dtype),
+        "variables": ((len(world.variables),), np.float32),
+        **dict.fromkeys(("terminated", "truncated"), ((), bool)),
+        **dict.fromkeys(("label", "split"), ((), np.int64)),
+        "reward": ((), np.float32),
+    }
+    n = len(rows["frames"])
+    for name, array in rows.items():
+        shape, kind = wanted.get(name, (array.shape[1:], array.dtype))
+        if array.shape != (n, *shape) or array.dtype != kind:
+            raise UserError(f"{name} is {array.dtype} {array.shape}, not {np.dtype(kind)} {(n, *shape)}")
     if why := not_finite(rows):
         raise UserError(why)
-    return rows
 
 
 def bring_in(args: Args) -> None:

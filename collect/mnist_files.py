@@ -4,8 +4,9 @@ Moving MNIST was published as a .npy, uint8 of the axes t, n, h, w: time, number
 round with the videos first, with an axis c for its one channel, and as a .npz: the array under `arr_0`, or all frames
 one after another under `input_raw_data`, as bytes or as floats from 0 to 1, and their `clips`.
 
-Which axis is time? That of 20, as long as its videos are; else the first, as published, if there are far more videos
-than frames. Where neither is so the shape does not tell, and `--axes` has to.
+Which of the first two axes is time? The one of 20, as many frames as a published video has; else the shorter one, if
+the other is far longer. Where neither is so, or a picture's side might be time as well, the shape does not tell, and
+`--axes` has to.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from worldmodel.layout import line
 PUBLISHED = "tnhw"
 FRAMES = 20
 """Of a published video."""
-FAR_MORE = 20
-"""So many times as many videos as frames are videos and frames in the published order."""
+FAR_MORE, AT_LEAST = 20, 100
+"""Videos are so many times as many as frames, and so many, where only that tells them apart."""
 IDX_IMAGES = 0x00000803
 """How a file of MNIST images begins: bytes, in three dimensions."""
 
@@ -105,11 +106,14 @@ def of_array(name: Path, path: Path, axes: str) -> Videos:
 def axes_of(name: Path, shape: tuple[int, ...]) -> str:
     """The letters of the axes, as far as sizes tell them."""
     picture = "hw" if len(shape) == 4 else "chw" if shape[2] == 1 else "hwc"
-    first, second = shape[:2]
-    if (first == FRAMES) != (second == FRAMES):
-        return ("tn" if first == FRAMES else "nt") + picture
-    if second >= FAR_MORE * first:
-        return "tn" + picture
+    first, second, *sides = shape
+    if told := (first == FRAMES) != (second == FRAMES):
+        time = FRAMES
+    else:
+        time = min(first, second)
+        told = max(first, second) >= max(FAR_MORE * time, AT_LEAST)
+    if told and not {time, FRAMES} & set(sides):
+        return ("tn" if first == time else "nt") + picture
     raise UserError(f"{name} of {shape} does not show which axis is time; give --axes, such as nthw for videos first")
 
 
@@ -138,12 +142,14 @@ def read_array(name: Path, path: Path, dimensions: tuple[int, ...], what: str, f
     """A .npy, mapped, not read."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-        shape, dtype = array.shape, array.dtype
+        shape, dtype, size = array.shape, array.dtype, array.offset + array.nbytes
     except Exception as error:  # of NumPy, of the file system, and of Python's own reader of the header
         raise unreadable(name, error) from None
     known = dtype == np.uint8 or (floats and dtype.kind == "f")
     if len(shape) not in dimensions or not known or 0 in shape:
         raise UserError(f"{name} holds {dtype} {shape}, but {what}; give another file")
+    if path.stat().st_size != size:
+        raise UserError(f"{name} is longer than the {dtype} {shape} that it says it holds; fetch it again")
     return array
 
 

@@ -30,13 +30,12 @@ if not __package__:
 import av
 import h5py
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from collect.files import BrokenFile, Files, fill, fingerprint
+from collect.files import BrokenFile, Files, fill, fingerprint, reason
 from collect.film import film_frames, picture, upright
 from configs import command
 from worldmodel.errors import UserError
-from worldmodel.layout import line
 from worldmodel.settings import Count, Pixels, Positive
 from worldmodel.store import Store
 from worldmodel.world import ActionSpec, World
@@ -90,7 +89,7 @@ def read(args: Args, path: Path) -> Sequence[Episode]:
     except UserError as error:
         raise BrokenFile(f"{path}: {error}") from None
     except Exception as error:  # h5py, PyAV and Pillow each have errors of their own
-        raise BrokenFile(f"{path}: {line(error)}; fetch it again") from None
+        raise BrokenFile(f"{path}: {reason(error)}; fetch it again") from None
 
 
 def episode(args: Args, file: h5py.File) -> Episode:
@@ -146,7 +145,7 @@ def pictures(file: h5py.File, camera: int, size: int) -> np.ndarray:
         missing = [t for t in range(count) if f"frame{t}" not in group]
         if missing:
             raise UserError(f"{name} has {count} frames, but no frame{missing[0]}; fetch it again")
-        frames = [Image.open(io.BytesIO(group[f"frame{t}"][:].tobytes())).convert("RGB") for t in range(count)]
+        frames = [photo(group, f"frame{t}") for t in range(count)]
         mixed = order(group["frame0"]) == "RGB"
     else:
         raise UserError(f"{name} has neither frames nor frame0; fetch it again")
@@ -163,6 +162,14 @@ def order(dataset: h5py.Dataset) -> Literal["RGB", "BGR", ""]:
     if said not in ("RGB", "BGR", ""):
         raise UserError(f"image_format is {said!r}, not RGB or BGR; fetch it again")
     return said  # type: ignore[return-value]
+
+
+def photo(group: h5py.Group, name: str) -> Image.Image:
+    """The picture of a JPEG."""
+    try:
+        return Image.open(io.BytesIO(group[name][:].tobytes())).convert("RGB")
+    except UnidentifiedImageError:  # it tells an address in memory
+        raise UserError(f"cannot identify image {name}; fetch it again") from None
 
 
 def film(data: bytes) -> list[Image.Image]:

@@ -76,10 +76,24 @@ def read_splits(folder: Path) -> dict[str, int]:
         return {}
     splits: dict[str, int] = {}
     for split, name in enumerate(SPLIT_FILES):
-        if not (folder / name).is_file():
+        path = folder / name
+        if not path.is_file():
             raise UserError(f"{folder} has no {name}; fetch it, or take the folder away to have the split drawn")
-        splits |= {name_of(line): split for line in text_of(folder / name).splitlines() if line.strip()}
+        for gif in listed(path):
+            if splits.setdefault(gif, split) != split:
+                raise UserError(f"{path}: {gif} is in {SPLIT_FILES[splits[gif]]} too; fetch both again")
     return splits
+
+
+def listed(path: Path) -> list[str]:
+    """The GIFs of a split; what is none would leave those that are meant in the training split."""
+    names = [name_of(line) for line in text_of(path).splitlines() if line.strip()]
+    wrong = next((name for name in names if not name.lower().endswith(".gif")), None)
+    if wrong is not None or not names:
+        raise UserError(
+            f"{path} lists {repr(wrong[:40]) if wrong else 'no GIFs'}, not addresses of GIFs; fetch it again"
+        )
+    return names
 
 
 def find(args: Args, names: list[str]) -> list[Clip]:
@@ -89,6 +103,8 @@ def find(args: Args, names: list[str]) -> list[Clip]:
     splits = read_splits(args.source / "splits")
     values = {name: {"split": splits.get(name, 0)} if splits else {} for name in names}
     clips = [Clip(folder / name, name, values[name]) for name in names if name in there]
+    if splits and (loose := sum(clip.name not in splits for clip in clips)):
+        print(f"{loose:,} of {len(clips):,} GIFs are in none of {', '.join(SPLIT_FILES)}: they are for training")
     if not clips:
         raise UserError(f"{folder} holds none of the {len(names)} GIFs of {LIST}; give their folder with --gifs")
     return clips

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -58,7 +59,10 @@ def lines(args: Args, name: str) -> tuple[Path, list[list[str]]]:
     path = args.source / LISTS / name
     if not path.is_file():
         raise UserError(f"{path} does not exist; give the folder that holds {VIDEOS}/ and {LISTS}/")
-    return path, [words for line in text_of(path).splitlines() if (words := line.split())]
+    rows = [words for line in text_of(path).splitlines() if (words := line.split())]
+    if not rows:
+        raise UserError(f"{path} is empty; fetch it again")
+    return path, rows
 
 
 def read_classes(args: Args) -> list[str]:
@@ -92,6 +96,9 @@ def group(name: str) -> str:
 def find(args: Args, classes: list[str]) -> list[Clip]:
     """All videos of the fold: those to train on, then those to test on."""
     train, test = read_list(args, "train", classes), read_list(args, "test", classes)
+    twice = next((name for name, times in Counter(name for name, _ in train + test).items() if times > 1), None)
+    if twice:
+        raise UserError(f"{args.source / LISTS}: {twice} is listed twice for fold {args.fold}; fetch the lists again")
     groups = sorted({group(name) for name, _ in train})
     drawn = np.random.default_rng(args.seed).permutation(len(groups))[: math.ceil(args.valid * len(groups))]
     valid = {groups[i] for i in drawn}

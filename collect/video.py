@@ -35,7 +35,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from collect.files import BrokenFile, Files, Filled, fill, fingerprint, labelled
+from collect.files import BrokenFile, Files, Filled, fill, fingerprint, labelled, reason
 from collect.film import film_frames, picture, upright, video_stream
 from collect.gif import gif_pages
 from collect.pictures import on_white, square
@@ -163,10 +163,6 @@ def decode(path: Path, name: str, args: Videos) -> np.ndarray:
     if len(frames) < args.min_frames:
         raise BrokenFile(f"{name}: it has {len(frames)} frames, and {args.min_frames} are asked for")
     return np.stack(frames)
-
-
-def reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def read(args: Videos, length: int, clip: Clip) -> list[Episode]:

@@ -116,7 +116,7 @@ class StoreWriter:
 
     def _check(self, episode: Mapping[str, np.ndarray]) -> None:
         layout = {name: (array.shape[1:], array.dtype) for name, array in episode.items()}
-        lengths = {name: len(array) for name, array in episode.items()}
+        lengths = {name: len(array) if array.ndim else 0 for name, array in episode.items()}
         if not episode or len(set(lengths.values())) > 1 or 0 in lengths.values():
             raise UserError(f"the arrays of an episode need one length of at least 1, but have {lengths}")
         if "frames" in layout and layout["frames"] != (self.world.frame_shape, np.uint8):

@@ -217,6 +217,26 @@ def test_an_episode_that_is_broken_is_named_and_the_others_are_kept(
     np.testing.assert_array_equal(store.episode(1)["action"], Store(tmp_path / "data.zarr").episode(2)["action"])
 
 
+ODD = {
+    "rewards": np.zeros((5, 1)),
+    "terminations": np.zeros((5, 2), bool),
+    "observations": np.zeros((6, 12, 9, 3), np.uint8),
+    "infos/variables": np.float32(1),
+    "infos/label": np.zeros(6, np.float32),
+    "infos/split": np.zeros(7, np.int64),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_an_episode_whose_arrays_are_odd_is_skipped_even_if_it_is_the_first(tmp_path: Path, name: str) -> None:
+    send_out(recorded(tmp_path / "data.zarr", BOX))
+    with h5py.File(tmp_path / "minari/toys/noise-v0/data/main_data.hdf5", "a") as file:
+        del file[f"episode_0/{name}"]
+        file[f"episode_0/{name}"] = ODD[name]
+    assert len(bring_in(tmp_path).ends) == 2
+    assert "episode 0: " in (tmp_path / "back.zarr/skipped.txt").read_text()
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     ("name", "value"), [("rewards", np.nan), ("rewards", 1e39), ("infos/variables", np.inf), ("actions", np.nan)]
@@ -225,7 +245,8 @@ def test_an_episode_with_numbers_that_are_not_finite_is_skipped(tmp_path: Path, 
     """As float32 has them, which ends at 3.4e38."""
     send_out(recorded(tmp_path / "data.zarr", BOX))
     with h5py.File(tmp_path / "minari/toys/noise-v0/data/main_data.hdf5", "a") as file:
-        array = file[f"episode_1/{name}"][()].astype(np.float64)
+        array = file[f"episode_1/{name}"][()]
+        array = array if name == "infos/variables" else array.astype(np.float64)
         array.flat[-1] = value
         del file[f"episode_1/{name}"]
         file[f"episode_1/{name}"] = array

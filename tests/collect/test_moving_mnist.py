@@ -59,6 +59,12 @@ VIDEOS = np.random.default_rng(1).integers(0, 256, (55, 20, 6, 4), np.uint8)
 """(video, time, height, width)"""
 
 
+@pytest.mark.parametrize("axes", ["tnhw", "nthw"])
+def test_far_more_videos_than_frames_tell_them_apart(here: None, tmp_path: Path, axes: str) -> None:
+    videos = VIDEOS.reshape(220, 5, 6, 4)
+    np.testing.assert_array_equal(stored(tmp_path, videos.transpose([axes.index(a) for a in "nthw"])), videos)
+
+
 @pytest.mark.parametrize("channel", [None, 2, 4])
 @pytest.mark.parametrize("first", ["time", "videos"])
 def test_an_array_with_its_axes_in_another_order(here: None, tmp_path: Path, first: str, channel: int | None) -> None:
@@ -67,7 +73,7 @@ def test_an_array_with_its_axes_in_another_order(here: None, tmp_path: Path, fir
     np.testing.assert_array_equal(stored(tmp_path, array), VIDEOS)
 
 
-AMBIGUOUS = {"tnhw": (12, 11, 6, 5), "nthw": (11, 12, 6, 5), "htnwc": (6, 12, 11, 5, 1), "nhwt": (11, 6, 5, 12)}
+AMBIGUOUS = {"tnhw": (12, 11, 6, 5), "nthw": (11, 12, 6, 5), "htnwc": (6, 12, 11, 5, 1), "nhwt": (200, 6, 6, 12)}
 
 
 @pytest.mark.parametrize("axes", AMBIGUOUS)
@@ -155,12 +161,14 @@ def test_a_file_that_is_not_the_published_one(tmp_path: Path, published: tuple[P
     (tmp_path / "text.npy").write_text("not an array")
     (tmp_path / "empty.npy").touch()
     (tmp_path / "torn.npy").write_bytes(path.read_bytes()[:-100])
+    (tmp_path / "more.npy").write_bytes(path.read_bytes().replace(b"(5, 120,", b"(4, 120,", 1))
     for name, told in (
         ("float", r"holds float64 \(5, 120, 16, 12\), but Moving MNIST is uint8"),
         ("flat", r"holds uint8 \(120, 16, 12\), but"),
         ("text", "cannot be read"),
         ("empty", "cannot be read"),
         ("torn", "cannot be read"),
+        ("more", "is longer than the uint8 .* that it says it holds"),
         ("missing", "is no file; give mnist_test_seq.npy"),
     ):
         with pytest.raises(UserError, match=rf"{name}.npy {told}"):

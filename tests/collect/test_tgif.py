@@ -110,9 +110,26 @@ def test_the_published_split(source: Path) -> None:
     tgif.main(args(source))
     store = Store(source.parent / "data.zarr")
     assert [store.episodes(split).tolist() for split in ("train", "valid", "test")] == [[0], [2], [1]]
+    for text, told in (
+        ("", "val.txt lists no GIFs, not addresses of GIFs; fetch it again"),
+        ("<html>404</html>", "val.txt lists 'html>', not addresses of GIFs"),
+        (f"{HOST}tumblr_a_500.gif", "val.txt: tumblr_a_500.gif is in train.txt too; fetch both again"),
+    ):
+        (folder / "val.txt").write_text(text)
+        with pytest.raises(UserError, match=told):
+            tgif.main(args(source))
     (folder / "val.txt").unlink()
     with pytest.raises(UserError, match=r"splits has no val.txt; fetch it"):
         tgif.main(args(source))
+
+
+def test_gifs_that_no_split_names_are_told(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (source / "splits").mkdir()
+    for name, gif in (("train.txt", "c"), ("val.txt", "e"), ("test.txt", "b")):
+        (source / "splits" / name).write_text(f"{HOST}tumblr_{gif}_500.gif\n")
+    tgif.main(args(source))
+    assert "3 of 5 GIFs are in none of train.txt, val.txt, test.txt: they are for training" in capsys.readouterr().out
+    assert Store(source.parent / "data.zarr").episodes("train").tolist() == [0]
 
 
 def test_cut_short_it_goes_on_to_the_same_store(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,6 +148,16 @@ def test_lists_that_are_wrong_or_not_there(source: Path, tmp_path: Path) -> None
     train.write_text(right + "Unknown/v_Unknown_g01_c01.avi 4\n")
     with pytest.raises(UserError, match=r"of a class that classInd.txt does not name"):
         ucf101.main(args(source))
+    for text, told in (
+        (right + right.splitlines()[0], "is listed twice for fold 1"),
+        ("", "trainlist01.txt is empty; fetch it"),
+    ):
+        train.write_text(text)
+        with pytest.raises(UserError, match=told):
+            ucf101.main(args(source))
+    train.write_text(right + f"{name(0, 1, 1)} 1\n")  # which is for testing
+    with pytest.raises(UserError, match=r"v_ApplyEyeMakeup_g01_c01.avi is listed twice for fold 1; fetch the lists"):
+        ucf101.main(args(source))
     train.unlink()
     with pytest.raises(UserError, match=r"trainlist01.txt does not exist; give the folder that holds UCF-101/"):
         ucf101.main(args(source))
