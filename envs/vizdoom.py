@@ -103,9 +103,10 @@ class VizdoomFrames(gym.Env[np.ndarray, Any]):
         self.render_mode = render_mode_of(render_mode, self.metadata["render_modes"])
         self.frame_skip, self.size = frame_skip, size
         self.metadata = {**self.metadata, "render_fps": vzd.DEFAULT_TICRATE / frame_skip}
-        self.folder = EngineFolder()
-        self.game, self.alone = open_game(found, self.folder.path), bool(found.arguments)
-        self._end = weakref.finalize(self, end, self.game, self.folder)
+        self._own = EngineFolder()
+        self.folder = self._own.path
+        self.game, self.alone = open_game(found, self.folder), bool(found.arguments)
+        self._end = weakref.finalize(self, end, self.game, self._own)
         tics = self.game.get_episode_timeout() or found.limit
         limit = tics // frame_skip if horizon is None else horizon
         self.game.set_episode_timeout(0)
@@ -134,9 +135,9 @@ class VizdoomFrames(gym.Env[np.ndarray, Any]):
         if self.game.is_running():
             self.game.new_episode()
         else:
-            with contextlib.chdir(self.folder.path):
+            with contextlib.chdir(self.folder):
                 self.game.init()
-            self.folder.note()
+            self._own.note()
         self._see()
         self.elapsed = 0
         return self._out()

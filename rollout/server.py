@@ -7,8 +7,8 @@ script elsewhere would have to ask first, which nobody answers.
 
 Everything has a limit: connections at once, a request's size, and the time that one takes to arrive. Every answer
 but the page is JSON, `{"error": "..."}` where it is a refusal. This is the standard library's server, one request a
-connection; it bounds the headers itself (64 KiB a line, 100 lines). A server of another library would set the same
-limits but that of time, and make none of the checks above.
+connection; it bounds the headers itself (64 KiB a line, 100 lines). A library such as waitress would set the other
+limits, but that of a request's whole time, and make none of the checks above.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ from worldmodel.writer import StoreWriter
 
 LIMIT = 30.0
 """Seconds within which every connection must have ended."""
-HOST = "tests.campaign.page"
+MODULE = "tests.campaign.page"
 
 
 def host(run: str) -> None:
@@ -250,7 +250,7 @@ def toy(folder: Path) -> Path:
 
 def run(seconds: float, seed: int) -> Tally:
     with tempfile.TemporaryDirectory() as folder:
-        return attack(["-m", HOST, str(toy(Path(folder) / "run"))], seconds, seed)
+        return attack(["-m", MODULE, str(toy(Path(folder) / "run"))], seconds, seed)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.campaign.page import HOST, attack, judge, toy
+from tests.campaign.page import MODULE, attack, judge, toy
 from tests.campaign.requests import ATTACKS, CLOSED, Attack
 
 OPEN = """
@@ -25,7 +25,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_kind_of_attack_is_answered(run: Path) -> None:
-    tally = attack(["-m", HOST, str(run)], 3, 0)
+    tally = attack(["-m", MODULE, str(run)], 3, 0)
     assert tally.clean, tally.faults
     assert tally.counts.total() > len(ATTACKS)
     assert min(tally.counts["right"], tally.counts["sentence"]) > 0

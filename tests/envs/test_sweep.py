@@ -21,7 +21,7 @@ import os, signal
 from envs.vizdoom import VizdoomFrames
 env = VizdoomFrames("basic")
 env.reset(seed=0)
-print(env.folder.path, (env.folder.path / "worldmodel.lock").read_text(), flush=True)
+print(env.folder, (env.folder / "worldmodel.lock").read_text(), flush=True)
 """
 
 
@@ -69,12 +69,12 @@ from envs.sweep import engines
 a, b = VizdoomFrames("basic"), VizdoomFrames("basic")
 for env in (a, b):
     env.reset(seed=0)
-    assert len(list(engines(env.folder.path))) == 1
+    assert len(list(engines(env.folder))) == 1
 a.close()
 a.close()
-assert not a.folder.path.exists() and not list(engines(a.folder.path))
+assert not a.folder.exists() and not list(engines(a.folder))
 b.step(1)
-assert b.folder.path.exists()
+assert b.folder.exists()
 del b
 """
     monkeypatch.setenv("TMPDIR", str(tmp_path))

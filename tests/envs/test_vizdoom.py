@@ -24,7 +24,7 @@ def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[VizdoomFram
     yield env
     env.close()
     assert not list(tmp_path.iterdir()), "something was written into the working directory"
-    assert not env.folder.path.exists()
+    assert not Path(env.folder).exists()
 
 
 def play(env: VizdoomFrames, seed: int, steps: int = 12) -> tuple[np.ndarray, list[tuple[object, ...]]]:

@@ -239,6 +239,10 @@ def test_the_page_in_a_browser(ask: Ask, tmp_path: Path) -> None:
         page.click("#reset")
         page.wait("document.querySelectorAll('#forks img').length == 0")
         assert page.value("document.querySelector('#over').innerText") == ""
+        state = {"keys": {}, "fps": 5, "world": "x", "dream": "", "engine": "", "over": [], "forks": []}
+        page.value(f"show({json.dumps(state | {'figures': {'<b id=hostile>': 1}})})")
+        assert page.value("document.querySelector('#figures').innerText").split() == ["<b", "id=hostile>", "1"]
+        assert page.value("document.querySelectorAll('#hostile').length") == 0, "a name is text"
     assert ask("state")["figures"]["step"] == 0
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from rollout import server as rooms
 from rollout.server import BODY, CONNECTIONS, PageServer
 from worldmodel.errors import UserError
 
@@ -235,7 +234,7 @@ def test_a_machine_without_threads_loses_no_place(page: PageServer, monkeypatch:
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patch:
-        patch.setattr(rooms.ThreadingHTTPServer, "process_request", none)
+        patch.setattr("rollout.server.ThreadingHTTPServer.process_request", none)
         for _ in range(CONNECTIONS + 1):
             assert talk(page, b"GET / HTTP/1.1\r\nHost: HOST\r\n\r\n", end=False) == b""
     assert works(page)

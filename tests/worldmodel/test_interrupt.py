@@ -29,6 +29,7 @@ def test_a_commit_is_not_cut_in_two(number: signal.Signals, tmp_path: Path, monk
             monkeypatch.setattr(StoreWriter, "_write", asked_to_stop)
             with pytest.raises(KeyboardInterrupt):
                 writer.commit()
+            monkeypatch.setattr(StoreWriter, "_write", write)
             assert written == [True]
     finally:
         signal.signal(number, usual)
