@@ -28,6 +28,7 @@ from dataclasses import dataclass, replace
 from functools import partialmethod
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -40,9 +41,10 @@ from tests.campaign.runs import make_run
 from tests.conftest import TOY, fill, stages, toy_episode
 from train import outcome, prior, pusher, tokens, vqvae
 from worldmodel import tensor_file
-from worldmodel.checkpoint import FILE, checkpoints, read_header
+from worldmodel.checkpoint import FILE, checkpoints, read_header, restore, save_checkpoint
 from worldmodel.dream import CONTEXTS
 from worldmodel.errors import UserError
+from worldmodel.lock import locked
 from worldmodel.store import Store
 from worldmodel.writer import StoreWriter
 
@@ -63,6 +65,18 @@ class Toys:
 def collect(run: Path) -> None:
     with StoreWriter(run / "data.zarr", TOY, {}) as writer:
         record(Toys(), writer, 4, 2 * EPISODES, 0)  # type: ignore[arg-type]
+
+
+def commit(run: Path) -> None:
+    """Nothing but checkpoints: the cheapest stage, killed most often."""
+    folder, model = run / "model", torch.nn.Linear(8, 8)
+    with locked(folder):
+        if done := len(checkpoints(folder)) and read_header(folder)[1]["step"]:
+            restore(folder)
+        for step in range(done + 1, 6):
+            torch.nn.init.constant_(model.weight, step)
+            torch.nn.init.zeros_(model.bias)
+            save_checkpoint(folder, model, {}, {"step": step}, keep=3)
 
 
 def short(args: Any) -> Any:
@@ -101,6 +115,7 @@ class Stage:
 
 
 STAGES = {
+    "commit": Stage(commit, (), ("model",)),
     "collect": Stage(collect, (), ("data.zarr",)),
     "vqvae": Stage(train_vqvae, ("data.zarr",), ("vqvae",)),
     "tokens": Stage(encode, ("data.zarr", "vqvae"), ("tokens.zarr", CONTEXTS)),
@@ -116,6 +131,7 @@ def act(work: Callable[..., None], run: Path, log: Path, last: int = 0, size: in
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     torch.set_num_threads(1)
+    tqdm.set_lock(RLock())  # its own is shared by processes, and outlives those that are killed
     tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)  # the file has room for sentences
     calls = count_calls(str(run), last)
     if size:
@@ -261,10 +277,11 @@ def disturb(
 
 
 def run(seconds: float, seed: int, names: Iterable[str] = tuple(STAGES)) -> Tally:
-    tally, every = Tally("kills"), list(itertools.product(MODES, names))  # no two stages in a row are the same
+    often = [("call", "commit")] * 3  # a tenth of a second each
+    tally, every = Tally("kills"), [each for pair in itertools.product(MODES, names) for each in (pair, *often)]
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder))
-        for number in attempts(seconds, least=len(MODES)):
+        for number in attempts(seconds, least=4 * len(MODES)):
             mode, name = every[number % len(every)]
             verdict, detail = bench.attempt(name, mode, np.random.default_rng([seed, number]))
             tally.add(verdict, f"seed {seed}, number {number}: {mode}: {name}", detail)
