@@ -15,12 +15,12 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NewType, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tyro
 import yaml
 
-from worldmodel.errors import UserError
+from worldmodel.errors import UserError, is_url
 
 FOLDER = Path(__file__).parent
 SECTIONS = (
@@ -31,6 +31,8 @@ SECTIONS = (
 )
 """The stages, each a section of a preset."""
 T = TypeVar("T")
+Address = NewType("Address", str)
+"""Where a store is read: a folder or any URL that fsspec knows, of which `Path` would lose a slash."""
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
@@ -105,7 +107,7 @@ def _convert(kind: Any, value: Any, place: str) -> Any:
     if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         with suppress(ValueError):
             return float(value)  # YAML reads 1e-3 as a string
-    wanted = str if kind is Path else kind
+    wanted = str if kind in (Path, Address) else kind
     if type(value) is not wanted:
         raise UserError(f"{place} should be of type {wanted.__name__}, not {value!r}")
     return kind(value)
@@ -130,9 +132,13 @@ def parse(kind: type[T], section: str, argv: Sequence[str]) -> T:
 
 
 def check(settings: Any) -> None:
-    """`UserError` for a seed that no generator takes or a device that is not here, in settings of whatever script."""
+    """`UserError` for a seed that no generator takes, a device that is not here, a URL where only a folder will do."""
+    types = get_type_hints(type(settings))
     for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
+        value, kind = getattr(settings, field.name), types[field.name]
+        if Address not in (kind, *get_args(kind)):
+            for path in filter(is_url, value if isinstance(value, tuple) else (value,)):
+                raise UserError(f"{field.name} must be on this machine, but {path} is a URL; give a local path")
         if dataclasses.is_dataclass(value):
             check(value)
         elif field.name == "seed" and not 0 <= value < 2**31:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from configs import command
+from configs import Address, command
 from worldmodel.checkpoint import check_made_with, digest, load_weights, read_header
 from worldmodel.continuation import continuation
 from worldmodel.errors import UserError
@@ -50,7 +50,7 @@ class Args:
     Health Gathering Supreme 15."""
     classes: bool = False
     """Condition on the class of the episode."""
-    data: Path | None = None
+    data: Address | None = None
     """Store of the conditioning frames; <run>/data.zarr if not given."""
     frames: int = 16
     """stream mode: latent frames of a training clip (paper mode takes the VQ-VAE's clip)."""

@@ -133,7 +133,7 @@ class Dream:
         vqvae, prior, outcome = load_vqvae(run / "vqvae"), load_prior(run / "prior"), load_outcome(run / "outcome")
         for part in ("prior", "outcome"):
             check_made_with(str(run / part), read_header(run / part)[0].get("vqvae"), run / "vqvae")
-        world = World.from_json(read_header(run / "prior")[0]["world"])
+        world = World.from_json(read_header(run / "prior")[0].get("world"), f"{run / 'prior'}: world")
         return Dream(vqvae.to(device), prior.to(device), outcome.to(device), world, sampling, precision)
 
     @torch.no_grad()

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from worldmodel.checkpoint import load_weights, read_header
-from worldmodel.errors import UserError
+from worldmodel.errors import UserError, is_url
 from worldmodel.outcome import OutcomeConfig, OutcomeModel
 from worldmodel.prior import Prior, PriorConfig
 from worldmodel.vqvae import VQVAE, VQVAEConfig
@@ -28,6 +28,8 @@ def shipped(world: str) -> Path:
 
 def folder_of(name: str, kind: str = "") -> Path:
     """A folder as it is, or what ships under that bare name: a world, or with `kind="_policy"` a policy."""
+    if is_url(name):
+        raise UserError(f"models are read from this machine, but {name} is a URL; copy it here and give its folder")
     ships, bare = PRETRAINED / f"{name}{kind}", name and Path(name).name == name
     if bare and not ships.is_dir() and not Path(name).exists():
         raise UserError(f"there is no folder {name}, and nothing ships under that name; what does: {known(kind)}")

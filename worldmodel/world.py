@@ -7,12 +7,16 @@ package never has to import Gymnasium to say what they are.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
-from worldmodel.errors import UserError
+from worldmodel.errors import UserError, at_least
+from worldmodel.schema import from_json
+
+CURE = "update the toolkit, or make it again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +31,13 @@ class ActionSpec:
     nvec: tuple[int, ...] = ()
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind == "Box":
+            if len(self.low) != len(self.high):
+                raise UserError(f"a Box has a low and a high for each number, not {self.low} and {self.high}")
+        elif not self.nvec or min(self.nvec) < 1 or (self.kind == "Discrete" and len(self.nvec) > 1):
+            raise UserError(f"a {self.kind} space cannot have {self.nvec} choices")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -68,8 +79,8 @@ class ActionSpec:
         return np.concatenate(parts, axis=-1)
 
     @staticmethod
-    def from_json(data: dict[str, Any]) -> ActionSpec:
-        return ActionSpec(**tuples(data))
+    def from_json(data: Any, place: str) -> ActionSpec:
+        return from_json(ActionSpec, data, place, CURE)
 
     def __str__(self) -> str:
         inside = f"{self.low}..{self.high}" if self.kind == "Box" else ", ".join(map(str, self.nvec))
@@ -108,14 +119,19 @@ class World:
     max_episode_steps: int = 0
     """The recorded environment's time limit in steps; 0 means none."""
 
+    def __post_init__(self) -> None:
+        at_least(self, 1, "frame_shape")
+        at_least(self, 0, "max_episode_steps")
+        if not 0 < self.fps < math.inf:
+            raise UserError(f"fps must be above 0 and finite, not {self.fps}")
+
     def to_json(self) -> dict[str, Any]:
         """Without the classes if there are none, as before there could be any: older runs and stores go on."""
         return {name: value for name, value in asdict(self).items() if name != "classes" or value}
 
     @staticmethod
-    def from_json(data: dict[str, Any]) -> World:
-        fields = tuples(data)
-        return World(**(fields | {"action": ActionSpec.from_json(data["action"])}))
+    def from_json(data: Any, place: str) -> World:
+        return from_json(World, data, place, CURE)
 
 
 def tuples(data: dict[str, Any]) -> dict[str, Any]:
