@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from collect.files import BrokenFile, Files, fill, not_finite
 from collect.pictures import is_picture, scaled
-from configs import command
+from configs import Address, command
 from envs.spaces import to_space, to_spec
 from worldmodel.errors import UserError
 from worldmodel.layout import line
@@ -60,7 +60,7 @@ class Args(Settings):
     """Its id, as in my/doom-v0, or the folder of one to read."""
     out: Path = Path("runs/minari/data.zarr")
     """The store to write; one that is not complete goes on."""
-    export: str = ""
+    export: Address = Address("")
     """A store to write to Minari instead."""
     image: str = ""
     """Of observations that are a dictionary, the picture; by default the only one."""
@@ -126,7 +126,7 @@ def world(dataset: MinariDataset, key: str, size: int) -> World:
     space = dataset.observation_space[key] if key else dataset.observation_space
     shape = (size or space.shape[0], size or space.shape[1], 3)
     if mine := kept(dataset):
-        known = World.from_json(mine["world"])
+        known = World.from_json(mine.get("world"), f"{dataset.id}: world")
         return known if known.frame_shape == shape else replace(known, frame_shape=shape, env_id="", env_kwargs={})
     spec = dataset.env_spec if shape == space.shape else None
     return World(

@@ -17,13 +17,13 @@ import sys
 from collections.abc import Callable, Hashable, Sequence
 from functools import reduce
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, NewType, TypeVar, get_args, get_type_hints
 
 import tyro
 import yaml
 
 from worldmodel import memory
-from worldmodel.errors import UserError
+from worldmodel.errors import UserError, is_url
 from worldmodel.settings import checked, declared, nearest, shown
 
 FOLDER = Path(__file__).parent
@@ -37,6 +37,8 @@ SECTIONS = (
 LARGEST = 10**5
 """Bytes of a preset."""
 T = TypeVar("T")
+Address = NewType("Address", str)
+"""Where a store is read: a folder or any URL that fsspec knows, of which `Path` would lose a slash."""
 
 
 class Loader(yaml.SafeLoader):
@@ -129,7 +131,7 @@ def parse(kind: type[T], section: str, argv: Sequence[str]) -> T:
         del rest[at : at + (1 if "=" in flag else 2)]
         default = overlay(default, section_of(name, section), f"{name.removesuffix('.yaml')}.yaml: {section}")
     args = from_flags(kind, default, rest)
-    check_devices(args)
+    check_places(args)
     return args
 
 
@@ -154,12 +156,16 @@ def from_flags(kind: type[T], default: T, flags: Sequence[str]) -> T:
     raise placed(error, where, group)
 
 
-def check_devices(settings: Any) -> None:
-    """`UserError` for a device that is not here, in settings of whatever script."""
+def check_places(settings: Any) -> None:
+    """`UserError` for a device that is not here, or a URL where only a local path will do."""
+    types = get_type_hints(type(settings))
     for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
+        value, kind = getattr(settings, field.name), types[field.name]
+        if Address not in (kind, *get_args(kind)):
+            for path in filter(is_url, value if isinstance(value, tuple) else (value,)):
+                raise UserError(f"{field.name} must be on this machine, but {path} is a URL; give a local path")
         if dataclasses.is_dataclass(value):
-            check_devices(value)
+            check_places(value)
         elif field.name == "device":
             from worldmodel.rates import check_device  # torch, which scripts without a device need not load
 

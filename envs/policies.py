@@ -74,7 +74,7 @@ def load_policy(folder: str | Path, world: World | None = None) -> ActorCriticCn
             f"{folder} holds a {config.get('kind')}, not a policy; give a folder written by train/policy.py"
         )
     with of_this_version(folder):
-        spec = ActionSpec.from_json(config["action"])
+        spec = ActionSpec.from_json(config.get("action"), f"{folder}: action")
         channels, height, width = config["observation"]
     if world is not None and (world.action != spec or world.frame_shape != (height, width, 3)):
         raise UserError(

@@ -29,7 +29,7 @@ if not __package__:
 
 import torch
 
-from configs import command
+from configs import Address, command
 from rollout.ablation_scores import Ruler, score_prior, score_vqvae
 from rollout.ablation_table import render
 from rollout.provenance import commit
@@ -38,7 +38,7 @@ from train import tokens as train_tokens
 from train import vqvae as train_vqvae
 from worldmodel.ablations import Row, Table, parameters, rows
 from worldmodel.checkpoint import checkpoints, digest, write_json
-from worldmodel.errors import UserError
+from worldmodel.errors import UserError, is_url
 from worldmodel.fit import FitConfig
 from worldmodel.metrics.features import Kind, load_features
 from worldmodel.metrics.protocol import PAPER
@@ -54,7 +54,7 @@ class Args(Settings):
 
     table: Table = 3
     """3 attention, 4 layers of the prior, 5 latent sizes, 6 codes, 7 codebooks."""
-    data: Path = Path("runs/bair/data.zarr")
+    data: Address = Address("runs/bair/data.zarr")
     """Store of frames."""
     out: Path = Path("runs/ablations")
     """Folder of all tables."""
@@ -183,7 +183,7 @@ def evaluate(args: Args, work: Job) -> dict[str, Any]:
 
 
 def main(args: Args) -> None:
-    if "://" not in str(args.data) and not args.data.exists():
+    if not is_url(args.data) and not Path(args.data).exists():
         raise UserError(
             f"there is no store at {args.data}; for --preset ablate `python collect/vizdoom.py --preset demo` makes"
             " one, or give another with --data"

@@ -46,7 +46,7 @@ from worldmodel.vqvae import VQVAE, to_uint8
 class Ruler:
     """By what all rows are measured."""
 
-    data: Path
+    data: str
     """Store of frames."""
     every: int
     """Clips begin at every so many frames of an episode, as those of codes do."""

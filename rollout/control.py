@@ -29,7 +29,7 @@ if not __package__:
 import numpy as np
 from tqdm import tqdm
 
-from configs import command
+from configs import Address, command
 from envs.policies import MEMORY, Player, load_player, shipped_policies
 from envs.vizdoom import engine_of
 from rollout.evaluate import Held, dreams, held_out, plain, reconstructions
@@ -52,7 +52,7 @@ class Args(Settings):
 
     run: Path = Path("runs/health_gathering_supreme")
     """Run folder."""
-    data: Path | None = None
+    data: Address | None = None
     """Store of frames; <run>/data.zarr if not given."""
     split: str = "test"
     clips: Positive = 128

@@ -23,7 +23,7 @@ if not __package__:
 import numpy as np
 from tqdm import tqdm
 
-from configs import command
+from configs import Address, command
 from rollout.evaluate import dreams, held_out, plain, shuffle
 from rollout.sample import draw, load, real_clips
 from worldmodel.checkpoint import digest, write_json
@@ -44,7 +44,7 @@ class Args(Settings):
 
     run: Path = Path("runs/pushing")
     """Run folder."""
-    data: Path | None = None
+    data: Address | None = None
     """Store of frames; <run>/data.zarr if not given."""
     split: str = "test"
     starts: AtLeast2 = 32

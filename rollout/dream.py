@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from configs import command
+from configs import Address, command
 from rollout.evaluate import dreams, held_out, reconstructions
 from worldmodel.dream import Dream
 from worldmodel.pictures import difference, enlarge, film_strip, label, save_gif, save_png, side_by_side
@@ -33,7 +33,7 @@ class Args(Settings):
 
     run: Path = Path("runs/health_gathering_supreme")
     """Run folder."""
-    data: Path | None = None
+    data: Address | None = None
     """Store of frames; <run>/data.zarr if not given."""
     split: str = "test"
     clips: Positive = 4

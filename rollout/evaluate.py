@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from configs import command
+from configs import Address, command
 from rollout.provenance import provenance
 from worldmodel.checkpoint import check_made_with, read_header, write_atomic, write_json
 from worldmodel.clips import Clips, held_rows
@@ -55,7 +55,7 @@ class Args(Settings):
 
     run: Path = Path("runs/health_gathering_supreme")
     """Run folder."""
-    data: Path | None = None
+    data: Address | None = None
     """Store of frames; <run>/data.zarr if not given."""
     split: str = "test"
     clips: AtLeast2 = 128
@@ -89,7 +89,7 @@ class Held:
     episode: np.ndarray
 
 
-def held_out(dream: Dream, run: Path, data: Path | None, split: str, n: int, length: int) -> Held:
+def held_out(dream: Dream, run: Path, data: str | Path | None, split: str, n: int, length: int) -> Held:
     """Clips of `length` latent frames with the frames they are codes of."""
     tokens = Store(run / "tokens.zarr")
     recorded = frames_of(tokens, data or run / "data.zarr")

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from configs import command
+from configs import Address, command
 from rollout.provenance import provenance
 from worldmodel.checkpoint import check_made_with, write_atomic, write_json
 from worldmodel.clips import Clips, held_rows
@@ -55,7 +55,7 @@ class Args(Settings):
     """Run folder."""
     prior: str = "prior"
     """Folder of the prior inside the run."""
-    data: Path | None = None
+    data: Address | None = None
     """Store of frames; <run>/data.zarr if not given."""
     split: str = "test"
     """Where conditions and conditioning frames are from."""
@@ -86,7 +86,7 @@ class Truth:
     episode: np.ndarray
 
 
-def real_clips(run: Path, prior: Prior, stride: int, n: int, split: str, data: Path | None = None) -> Truth:
+def real_clips(run: Path, prior: Prior, stride: int, n: int, split: str, data: str | Path | None = None) -> Truth:
     """n clips of a split, the same every time."""
     tokens, t = Store(run / "tokens.zarr"), prior.config.latent[0]
     store = frames_of(tokens, data or run / "data.zarr")

@@ -21,7 +21,8 @@ ABOVE = {
 }
 EXCEPT = {"rollout/ablate.py": {"train"}}
 """An ablation trains and measures in turn."""
-FOREIGN = {"worldmodel": {"gymnasium", "stable_baselines3", "vizdoom", "mujoco", "tyro", "yaml"}}
+FOREIGN = {"worldmodel": {"gymnasium", "stable_baselines3", "vizdoom", "mujoco", "tyro", "yaml", "fcntl", "resource"}}
+"""The last two are not on Windows."""
 
 
 def imports(path: Path) -> set[str]:

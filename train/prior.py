@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from configs import command
+from configs import Address, command
 from worldmodel.checkpoint import check_made_with, digest, load_weights, read_header
 from worldmodel.continuation import continuation
 from worldmodel.errors import UserError
@@ -51,7 +51,7 @@ class Args(Settings):
     Health Gathering Supreme 15."""
     classes: bool = False
     """Condition on the class of the episode."""
-    data: Path | None = None
+    data: Address | None = None
     """Store of the conditioning frames; <run>/data.zarr if not given."""
     frames: Positive = 16
     """stream mode: latent frames of a training clip (paper mode takes the VQ-VAE's clip)."""

@@ -29,7 +29,7 @@ import torch
 from einops import rearrange, reduce
 from tqdm import tqdm
 
-from configs import command
+from configs import Address, command
 from worldmodel.checkpoint import change_config, digest, read_header, write_json
 from worldmodel.errors import UserError
 from worldmodel.lock import locked
@@ -46,7 +46,7 @@ class Args(Settings):
 
     run: Path = Path("runs/health_gathering_supreme")
     """Run folder."""
-    data: Path | None = None
+    data: Address | None = None
     """Store of frames; <run>/data.zarr if not given."""
     hysteresis: tuple[NotNegative, ...] = (0, 0.02, 0.05, 0.1, 0.2)
     """Shares of the codes' spread to try; none to choose without measuring."""

@@ -37,7 +37,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from configs import command
+from configs import Address, command
 from worldmodel.checkpoint import codes_of
 from worldmodel.clips import Clips
 from worldmodel.dream import CONTEXTS, Context
@@ -61,7 +61,7 @@ class Args(Settings):
 
     run: Path = Path("runs/health_gathering_supreme")
     """Run folder."""
-    data: tuple[Path, ...] = ()
+    data: tuple[Address, ...] = ()
     """Store of frames, or several; <run>/data.zarr if not given."""
     every: Positive = 4
     """paper mode: frames from the start of one clip to the start of the next."""

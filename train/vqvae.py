@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from configs import command
+from configs import Address, command
 from worldmodel.checkpoint import digest
 from worldmodel.clips import Clips
 from worldmodel.codebook import usage
@@ -39,7 +39,7 @@ class Args(Settings):
 
     run: Path = Path("runs/health_gathering_supreme")
     """Run folder."""
-    data: Path | None = None
+    data: Address | None = None
     """Store of frames; <run>/data.zarr if not given."""
     model: VQVAEConfig = field(default_factory=lambda: VQVAEConfig(mode="stream"))
     fit: FitConfig = field(default_factory=lambda: FitConfig(learning_rate=7e-4))

@@ -1,24 +1,20 @@
 """Clips: the same number of consecutive rows, from anywhere in a split's episodes, as training wants them.
 
 Decoding a clip of 16 frames takes a millisecond, copying it a twentieth of one. So the arrays that are asked for
-are decoded once: into `<store>/cache/<name>-<rows>.npy`, mapped into memory and shared by all processes of the
-machine, or into RAM for a store that cannot be written beside (a URL, a read-only folder). Committed rows never
-change, so the number of rows says which cache is current.
+are decoded once: into `<store>/cache/<name>-<rows>.npy`, see `cache`, or into RAM for a store that cannot be written
+beside (a URL, a read-only folder).
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from tqdm import tqdm
 
+from worldmodel.cache import decode, map_array
 from worldmodel.errors import UserError
-from worldmodel.layout import SHARD
 from worldmodel.store import Store
 
 Cache = Literal["disk", "memory", "off"]
@@ -119,37 +115,3 @@ def _spread(candidates: np.ndarray, n: int, rng: np.random.Generator) -> np.ndar
     """At most n of the candidates, at even distances from a random first."""
     n = min(n, len(candidates))
     return candidates[((np.arange(n) + rng.random()) * len(candidates) / max(n, 1)).astype(int)]
-
-
-def decode(store: Store, name: str, out: np.ndarray | None = None) -> np.ndarray:
-    """A whole array, shard by shard."""
-    for start in tqdm(range(0, store.rows, SHARD), desc=f"decoding {name}", unit="shard", delay=2, leave=False):
-        part = store.read(name, start, start + SHARD)
-        out = np.empty((store.rows, *part.shape[1:]), part.dtype) if out is None else out
-        out[start : start + SHARD] = part
-    assert out is not None
-    return out
-
-
-def map_array(store: Store, name: str) -> np.ndarray:
-    """A whole array, mapped from the store's cache, which is filled first if need be."""
-    path = Path(store.path) / "cache" / f"{name}-{store.rows}.npy"
-    if not path.exists():
-        path.parent.mkdir(exist_ok=True)
-        with open(path.parent / "lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # of the ranks that start together, one decodes
-            if not path.exists():
-                _fill(store, name, path)
-    return np.load(path, mmap_mode="r").view(np.ndarray)
-
-
-def _fill(store: Store, name: str, path: Path) -> None:
-    part = path.with_suffix(".part")
-    like = store.read(name, 0, 1)
-    out = np.lib.format.open_memmap(part, "w+", like.dtype, (store.rows, *like.shape[1:]))
-    decode(store, name, out)
-    out.flush()
-    part.replace(path)
-    for old in path.parent.glob(f"{name}-*"):
-        if old != path:
-            old.unlink()

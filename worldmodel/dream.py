@@ -29,7 +29,7 @@ from worldmodel.errors import UserError
 from worldmodel.lanes import Lanes, Step
 from worldmodel.layers import Memory
 from worldmodel.memory import ask
-from worldmodel.models import load_outcome, load_prior, load_vqvae, of_this_version
+from worldmodel.models import load_outcome, load_prior, load_vqvae
 from worldmodel.outcome import OutcomeConfig, OutcomeModel, preceding
 from worldmodel.prior import Prior, PriorConfig
 from worldmodel.rates import Peak, Precision, chosen
@@ -135,8 +135,7 @@ class Dream:
         configs = {part: read_header(run / part)[0] for part in ("prior", "outcome")}
         for part, config in configs.items():
             check_made_with(str(run / part), config.get("vqvae"), run / "vqvae")
-        with of_this_version(run / "prior"):
-            world = World.from_json(configs["prior"]["world"])
+        world = World.from_json(configs["prior"].get("world"), f"{run / 'prior'}: world")
         return Dream(vqvae.to(device), prior.to(device), outcome.to(device), world, sampling, precision)
 
     @torch.no_grad()

@@ -7,6 +7,13 @@ exit with status 2; library users catch it as a `ValueError`.
 
 from __future__ import annotations
 
+import re
+
 
 class UserError(ValueError):
     """A mistake in what was asked, told in one sentence with its cure."""
+
+
+def is_url(path: object) -> bool:
+    """Whether a path is a URL, also one that `Path` has made `http:/x` of; `C:/x` is none."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.:-]+:/", str(path)) is not None

@@ -2,12 +2,12 @@
 
     data/<name>         arrays of any type and shape, episode after episode; one equal first dimension
     meta/episode_ends   int64, cumulative: episode i is rows ends[i - 1] .. ends[i]
-    zarr.json           the root's attributes: format, commit, world, settings, split_seed
+    zarr.json           the root's attributes: the commit mark, see `mark`
 
 The commit mark: Zarr has no transactions, an append touches several objects, and what is missing reads as zeros.
-So `commit` in the root's attributes says how many episodes and rows there are. It is one object, replaced by a
-rename after everything it speaks of has reached the disk. Readers believe nothing else, and a writer that opens a
-store first cuts off what the mark does not cover. Checksums, and a look for missing objects, find later damage.
+So the mark says how many episodes and rows there are. It is one object, replaced by a rename after everything it
+speaks of has reached the disk. Readers believe nothing else, and a writer that opens a store first cuts off what the
+mark does not cover. Checksums, and a look for missing objects, find later damage.
 
 Big arrays have chunks of 16 rows in shards of 1024: a clip decodes two chunks, and a million frames are a thousand
 files. Zstandard at level 1 writes half again as fast as at Zarr's own level, for a tenth more bytes.
@@ -16,6 +16,7 @@ files. Zstandard at level 1 writes half again as fast as at Zarr's own level, fo
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import numpy as np
@@ -26,15 +27,15 @@ from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
 from worldmodel.checkpoint import write_atomic
-from worldmodel.errors import UserError
+from worldmodel.errors import UserError, is_url
+from worldmodel.mark import CURE, Contents, Mark, of_metadata, opened
 
-FORMAT = 1
 SPLITS = ("train", "valid", "test")
-ENDS = "meta/episode_ends"
 CHUNK, SHARD, SHARD_BYTES = 16, 1024, 64 << 20
 """Rows in a chunk, rows in a shard, and the bytes at which big frames make a shard of fewer rows."""
 SMALL_ROW, SMALL_CHUNK = 1024, 4096
 """Arrays with rows of fewer bytes have no shards, but chunks of this many rows."""
+OTHER = "its values are not those that were written"
 
 
 def split_of(n_episodes: int, seed: int) -> np.ndarray:
@@ -51,8 +52,10 @@ class Durable(LocalStore):
         await asyncio.to_thread(write_atomic, self.root / key, value.to_bytes())
 
 
-def open_root(path: str, write: bool = False) -> tuple[zarr.Group, dict[str, Any]]:
-    """A store's root and its attributes, the mark among them."""
+def open_root(path: str, write: bool = False) -> tuple[zarr.Group, Mark]:
+    """A store's root and its mark."""
+    if is_url(path) and "://" not in path:
+        raise UserError(f"{path} is a URL that has passed through Path; give it as a string")
     try:
         root = zarr.open_group(Durable(path) if write else path, mode="r+" if write else "r", use_consolidated=False)
     except FileNotFoundError:
@@ -61,23 +64,31 @@ def open_root(path: str, write: bool = False) -> tuple[zarr.Group, dict[str, Any
         raise UserError(
             f"{path} cannot be opened as a store ({line(error)}); restore it or give another path"
         ) from None
-    mark = root.attrs.asdict()
-    if mark.get("format") != FORMAT:
-        raise UserError(f"{path} is no store of this toolkit (format {FORMAT}); give another path")
-    return root, mark
+    return root, opened(path, root.attrs.asdict())
 
 
-def open_array(root: zarr.Group, path: str, name: str, rows: int) -> zarr.Array[Any]:
-    """An array that has at least the rows the mark speaks of."""
+def open_array(root: zarr.Group, path: str, name: str, rows: int, contents: Contents) -> zarr.Array[Any]:
+    """An array that has at least the rows the mark speaks of, and otherwise the metadata that it had then."""
     try:
+        same = metadata_of(root, name) == contents.metadata
         with zarr.config.set({"array.write_empty_chunks": True}):  # so that a missing chunk is always damage
             array = root[name]
         assert isinstance(array, zarr.Array)
     except Exception as error:
         raise damaged(path, name, error) from None
+    if not same:
+        raise damaged(path, name, "its zarr.json is not what was written")
     if array.shape[0] < rows:
         raise damaged(path, name, f"{array.shape[0]} rows instead of {rows}")
     return array
+
+
+def metadata_of(root: zarr.Group, name: str) -> str:
+    """The digest of an array's metadata as they are stored now."""
+    stored = sync((root.store_path / name / "zarr.json").get())
+    if stored is None:
+        raise FileNotFoundError("zarr.json is missing")
+    return of_metadata(json.loads(stored.to_bytes()))
 
 
 def create_array(root: zarr.Group, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> zarr.Array[Any]:
@@ -112,9 +123,7 @@ def read_rows(array: zarr.Array[Any], path: str, name: str, start: int, stop: in
 
 
 def damaged(path: str, name: str, error: object) -> UserError:
-    return UserError(
-        f"{path}: array {name} is damaged ({line(error)}); restore it, or delete the store and collect again"
-    )
+    return UserError(f"{path}: array {name} is damaged ({line(error)}); {CURE}")
 
 
 def line(error: object) -> str:

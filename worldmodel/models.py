@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from worldmodel.checkpoint import read_checkpoint
-from worldmodel.errors import UserError
+from worldmodel.errors import UserError, is_url
 from worldmodel.layout import line
 from worldmodel.outcome import OutcomeConfig, OutcomeModel
 from worldmodel.prior import Prior, PriorConfig
@@ -30,6 +30,8 @@ def shipped(world: str) -> Path:
 
 def folder_of(name: str, kind: str = "") -> Path:
     """A folder as it is, or what ships under that bare name: a world, or with `kind="_policy"` a policy."""
+    if is_url(name):
+        raise UserError(f"models are read from this machine, but {name} is a URL; copy it here and give its folder")
     ships, bare = PRETRAINED / f"{name}{kind}", name and Path(name).name == name
     try:
         found, shipped = Path(name).exists(), bool(bare) and ships.is_dir()

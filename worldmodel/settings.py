@@ -92,6 +92,7 @@ def checked(kind: Any, value: Any, name: str) -> Any:
     notes: Sequence[Any] = ()
     if get_origin(kind) is Annotated:
         kind, *notes = get_args(kind)
+    kind = getattr(kind, "__supertype__", kind)  # of a NewType
     origin, inside = get_origin(kind), get_args(kind)
     if isinstance(value, np.generic):
         value = value.item()

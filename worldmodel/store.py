@@ -19,8 +19,8 @@ import numpy as np
 import zarr
 
 from worldmodel.errors import UserError
-from worldmodel.layout import ENDS, SPLITS, damaged, open_array, open_root, read_rows, split_of
-from worldmodel.world import World
+from worldmodel.layout import OTHER, SPLITS, damaged, open_array, open_root, read_rows, split_of
+from worldmodel.mark import ENDS, extended
 from worldmodel.writer import StoreWriter
 
 __all__ = ["Store", "StoreWriter", "split_of"]
@@ -32,18 +32,18 @@ class Store:
     def __init__(self, path: str | Path) -> None:
         self.path = str(path)
         self._root, mark = open_root(self.path)
-        commit = mark["commit"]
-        if not commit["episodes"]:
+        commit = mark.commit
+        if not commit.episodes:
             raise UserError(f"{self.path} holds no episodes yet; go on collecting")
-        self.world = World.from_json(mark["world"])
-        self.settings: dict[str, Any] = mark["settings"]
-        self.split_seed: int = mark["split_seed"]
-        self.rows: int = commit["rows"]
-        self.names: tuple[str, ...] = tuple(commit["arrays"])
+        self.world, self.settings, self.split_seed = mark.world, mark.settings, mark.split_seed
+        self.rows, self._contents = commit.rows, commit.arrays
+        self.names = tuple(sorted(name.removeprefix("data/") for name in commit.arrays if name != ENDS))
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self._split: np.ndarray | None = None
         self.decoded: dict[str, np.ndarray] = {}  # arrays as `Clips` keeps them, for all clips of this store
-        self.ends = self._read(ENDS, 0, commit["episodes"])
+        self.ends = self._read(ENDS, 0, commit.episodes)
+        if extended(0, self.ends) != commit.arrays[ENDS].crc32c:
+            raise damaged(self.path, ENDS, OTHER)
         if self.ends[-1] != self.rows:
             raise damaged(self.path, ENDS, f"it ends at row {self.ends[-1]} instead of {self.rows}")
 
@@ -87,17 +87,33 @@ class Store:
 
     def read(self, name: str, start: int, stop: int) -> np.ndarray:
         """Rows start .. stop of an array, at most to the last committed one."""
+        return self._read(self._known(name), start, min(stop, self.rows))
+
+    def layout(self, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        """The shape of a whole array, and its type."""
+        array = self._open(self._known(name), self.rows)
+        return (self.rows, *array.shape[1:]), array.dtype
+
+    def crc32c(self, name: str) -> int:
+        """The CRC of all rows of an array, one after another, as the mark has it."""
+        return self._contents[self._known(name)].crc32c
+
+    def _known(self, name: str) -> str:
+        """An array's name in the store."""
         if name not in self.names:
             raise UserError(f"{self.path} has no array {name!r}; it has {', '.join(self.names)}")
-        return self._read(f"data/{name}", start, min(stop, self.rows))
+        return f"data/{name}"
+
+    def _open(self, name: str, rows: int) -> zarr.Array[Any]:
+        if name not in self._arrays:
+            self._arrays[name] = open_array(self._root, self.path, name, rows, self._contents[name])
+        return self._arrays[name]
 
     def _read(self, name: str, start: int, stop: int) -> np.ndarray:
-        if name not in self._arrays:
-            self._arrays[name] = open_array(self._root, self.path, name, stop)
-        return read_rows(self._arrays[name], self.path, name, start, stop)
+        return read_rows(self._open(name, stop), self.path, name, start, stop)
 
 
-def frames_of(tokens: Store, path: Path) -> Store:
+def frames_of(tokens: Store, path: str | Path) -> Store:
     """The store at a path, if it is the one that a store of codes was made of; `UserError` if not."""
     store = Store(path)
     if tokens.settings["data"] != store.settings:

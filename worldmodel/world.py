@@ -7,13 +7,17 @@ package never has to import Gymnasium to say what they are.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
 from worldmodel.errors import UserError
+from worldmodel.schema import from_json
 from worldmodel.settings import as_array, shown
+
+CURE = "update the toolkit, or make it again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +32,13 @@ class ActionSpec:
     nvec: tuple[int, ...] = ()
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind == "Box":
+            if len(self.low) != len(self.high):
+                raise UserError(f"a Box has a low and a high for each number, not {self.low} and {self.high}")
+        elif not self.nvec or min(self.nvec) < 1 or (self.kind == "Discrete" and len(self.nvec) > 1):
+            raise UserError(f"a {self.kind} space cannot have {self.nvec} choices")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -71,8 +82,8 @@ class ActionSpec:
         return np.concatenate(parts, axis=-1)
 
     @staticmethod
-    def from_json(data: dict[str, Any]) -> ActionSpec:
-        return ActionSpec(**tuples(data))
+    def from_json(data: Any, place: str) -> ActionSpec:
+        return from_json(ActionSpec, data, place, CURE)
 
     def __str__(self) -> str:
         inside = f"{self.low}..{self.high}" if self.kind == "Box" else ", ".join(map(str, self.nvec))
@@ -111,16 +122,18 @@ class World:
     max_episode_steps: int = 0
     """The recorded environment's time limit in steps; 0 means none."""
 
+    def __post_init__(self) -> None:
+        if min(self.frame_shape) < 1:
+            raise UserError(f"frame_shape must be at least 1, not {self.frame_shape}")
+        if self.max_episode_steps < 0:
+            raise UserError(f"max_episode_steps must be at least 0, not {self.max_episode_steps}")
+        if not 0 < self.fps < math.inf:
+            raise UserError(f"fps must be above 0 and finite, not {self.fps}")
+
     def to_json(self) -> dict[str, Any]:
         """Without the classes if there are none, as before there could be any: older runs and stores go on."""
         return {name: value for name, value in asdict(self).items() if name != "classes" or value}
 
     @staticmethod
-    def from_json(data: dict[str, Any]) -> World:
-        fields = tuples(data)
-        return World(**(fields | {"action": ActionSpec.from_json(data["action"])}))
-
-
-def tuples(data: dict[str, Any]) -> dict[str, Any]:
-    """JSON has lists where a dataclass has tuples."""
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+    def from_json(data: Any, place: str) -> World:
+        return from_json(World, data, place, CURE)

@@ -7,22 +7,23 @@ writes a store at a time; many stores make one data set.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
 import os
 import shutil
 import signal
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import zarr
+from filelock import FileLock, Timeout
 
 from worldmodel.checkpoint import difference, write_json
-from worldmodel.errors import UserError
-from worldmodel.layout import ENDS, FORMAT, SHARD, create_array, line, open_array, open_root, read_rows
+from worldmodel.errors import UserError, is_url
+from worldmodel.layout import SHARD, create_array, line, metadata_of, open_array, open_root, read_rows
+from worldmodel.mark import ENDS, Commit, Contents, Mark, extended, sealed
 from worldmodel.world import World
 
 Episode = dict[str, np.ndarray]
@@ -44,7 +45,7 @@ class StoreWriter:
         cure: str = "give another folder, or the same settings",
     ) -> None:
         """Go on with a store of the same world, settings and seed; the cure is what to do where it is of others."""
-        if "://" in str(path):
+        if is_url(path):
             raise UserError(f"{path} is not a local folder; write into one and copy the finished store there")
         self.path, self.world, self._cure = Path(path), world, cure
         self._buffer: list[dict[str, np.ndarray]] = []
@@ -52,18 +53,19 @@ class StoreWriter:
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self._layout: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
         self._lock = _lock(self.path)
-        wanted = {"format": FORMAT, "world": world.to_json(), "settings": settings, "split_seed": split_seed}
         try:
-            self._open(json.loads(json.dumps(wanted)))
-        except BaseException:
+            self._open(Mark(world=world, settings=settings, split_seed=split_seed, commit=Commit()))
+        except BaseException as error:
             self._lock.close()
+            if isinstance(error, OSError):
+                raise _unwritable(self.path, error) from None
             raise
 
-    def _open(self, wanted: dict[str, Any]) -> None:
+    def _open(self, wanted: Mark) -> None:
         if not (self.path / "zarr.json").exists():
-            self._write_mark(wanted | {"commit": {"episodes": 0, "rows": 0, "arrays": [], "progress": None}})
+            self._write_mark(wanted)
         self._root, self._mark = open_root(str(self.path), write=True)
-        differs = difference({k: v for k, v in self._mark.items() if k != "commit"}, wanted)
+        differs = difference(replace(self._mark, commit=Commit()).to_json(), wanted.to_json())
         if differs:
             raise UserError(f"{self.path} was recorded with {differs}; {self._cure}")
         for pattern in ("*.part", "data/**/*.part", "meta/**/*.part"):
@@ -73,15 +75,15 @@ class StoreWriter:
 
     def _roll_back(self) -> None:
         """Cut off what the mark does not cover."""
-        commit = self._mark["commit"]
-        if not commit["episodes"]:  # arrays of a first commit that never was
+        commit = self._mark.commit
+        if not commit.episodes:  # arrays of a first commit that never was
             self._arrays = {}
             for folder in ("data", "meta"):
                 shutil.rmtree(self.path / folder, ignore_errors=True)
             return
-        for name in (*(f"data/{name}" for name in commit["arrays"]), ENDS):
-            rows = commit["episodes" if name == ENDS else "rows"]
-            array = self._arrays[name] = open_array(self._root, str(self.path), name, rows)
+        for name, contents in commit.arrays.items():
+            rows = commit.episodes if name == ENDS else commit.rows
+            array = self._arrays[name] = open_array(self._root, str(self.path), name, rows, contents)
             read_rows(array, str(self.path), name, rows - 1, rows)  # appending rewrites what holds the last row
             if array.shape[0] > rows:
                 array.resize((rows, *array.shape[1:]))
@@ -91,17 +93,17 @@ class StoreWriter:
     @property
     def episodes(self) -> int:
         """Committed and waiting."""
-        return self._mark["commit"]["episodes"] + len(self._buffer)
+        return self._mark.commit.episodes + len(self._buffer)
 
     @property
     def rows(self) -> int:
         """Committed and waiting."""
-        return self._mark["commit"]["rows"] + self._waiting()
+        return self._mark.commit.rows + self._waiting()
 
     @property
     def progress(self) -> Any:
         """What came with the last committed episode."""
-        return self._mark["commit"]["progress"]
+        return self._mark.commit.progress
 
     def _waiting(self) -> int:
         return sum(len(next(iter(episode.values()))) for episode in self._buffer)
@@ -149,32 +151,31 @@ class StoreWriter:
             ) from error
 
     def _write(self) -> None:
-        commit = self._mark["commit"]
+        commit = self._mark.commit
         for name, (shape, dtype) in self._layout.items():
             if f"data/{name}" not in self._arrays:
                 self._arrays[f"data/{name}"] = create_array(self._root, f"data/{name}", shape, dtype)
         if ENDS not in self._arrays:
             self._arrays[ENDS] = create_array(self._root, ENDS, (), np.dtype(np.int64))
         lengths = [len(next(iter(episode.values()))) for episode in self._buffer]
-        new = {f"data/{name}": np.concatenate([e[name] for e in self._buffer]) for name in self._layout}
-        new[ENDS] = commit["rows"] + np.cumsum(lengths, dtype=np.int64)
+        new = {f"data/{name}": np.concatenate([e[name] for e in self._buffer]) for name in sorted(self._layout)}
+        new[ENDS] = commit.rows + np.cumsum(lengths, dtype=np.int64)
+        contents = {}
         for name, values in new.items():
             self._arrays[name].append(values)
+            before = commit.arrays[name].crc32c if name in commit.arrays else 0
+            contents[name] = Contents(metadata=metadata_of(self._root, name), crc32c=extended(before, values))
         for name in ("data", "meta", *new):
             _sync(self.path / name)
-        done = {
-            "episodes": self.episodes,
-            "rows": self.rows,
-            "arrays": sorted(self._layout),
-            "progress": self._progress,
-        }
-        self._write_mark(self._mark | {"commit": done})
-        self._mark["commit"] = done
+        done = Commit(episodes=self.episodes, rows=self.rows, arrays=contents, progress=self._progress)
+        self._mark = self._write_mark(replace(self._mark, commit=done))
         self._buffer.clear()
 
-    def _write_mark(self, mark: dict[str, Any]) -> None:
-        write_json(self.path / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": mark})
+    def _write_mark(self, mark: Mark) -> Mark:
+        """The mark, once it is on the disk."""
+        write_json(self.path / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": sealed(mark)})
         _sync(self.path)
+        return mark
 
     def close(self) -> None:
         """Commit what waits and let go of the store."""
@@ -204,27 +205,35 @@ def _sync(folder: Path) -> None:
         os.close(handle)
 
 
-def _lock(path: Path) -> TextIO:
-    """A lock on a store that ends with this process, however it ends."""
+def _lock(path: Path) -> contextlib.ExitStack:
+    """A lock on a store, until it is closed or this process ends, however it ends."""
     if path.is_file() or (path.is_dir() and not (path / "zarr.json").exists() and _foreign(path)):
         raise UserError(f"{path} holds something else than a store; give another folder")
-    path.mkdir(parents=True, exist_ok=True)
-    file = open(path / "writer.lock", "a+")  # noqa: SIM115 - held until close
+    lock, holder = FileLock(path / "writer.lock", thread_local=False), path / "writer.pid"
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        raise UserError(f"{path} is being written by process {file.read() or '?'}; wait for it, or stop it") from None
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
-    return file
+        path.mkdir(parents=True, exist_ok=True)
+        lock.acquire(blocking=False)
+        holder.write_text(str(os.getpid()))
+    except Timeout:
+        process = holder.read_text(errors="replace").strip() if holder.is_file() else ""
+        raise UserError(f"{path} is being written by process {process or '?'}; wait for it, or stop it") from None
+    except OSError as error:
+        lock.release()
+        raise _unwritable(path, error) from None
+    held = contextlib.ExitStack()
+    held.callback(lock.release)
+    held.callback(holder.unlink, missing_ok=True)
+    return held
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path} cannot be written ({line(error)}); mend that, or give another folder")
 
 
 def _foreign(path: Path) -> bool:
-    """Is there something else than a store whose first mark is not written yet?"""
-    ours = ("writer.lock", "zarr.json*.part")
-    return any(not any(entry.match(name) for name in ours) for entry in path.iterdir())
+    """Whether a folder without a mark has anything but what a writer that was killed at once leaves."""
+    ours = ("writer.lock", "writer.pid")
+    return any(p.name not in ours and not ("zarr.json" in p.name and p.suffix == ".part") for p in path.iterdir())
 
 
 @contextlib.contextmanager

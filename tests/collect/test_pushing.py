@@ -21,7 +21,7 @@ from tests.collect.test_bair import written
 from train import prior, tokens, vqvae
 from worldmodel.checkpoint import read_header
 from worldmodel.errors import UserError
-from worldmodel.layout import open_array, open_root
+from worldmodel.layout import open_root
 from worldmodel.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,7 +47,7 @@ def test_a_store_of_bairs_has_the_same_arrays_and_world(recorded: Path, tmp_path
     real, ours = Store(tmp_path / "bair.zarr"), Store(recorded)
     assert real.names == ours.names
     for name in real.names:
-        a, b = (open_array(open_root(store.path)[0], store.path, f"data/{name}", 0) for store in (real, ours))
+        a, b = (open_root(store.path)[0][f"data/{name}"] for store in (real, ours))
         assert (a.dtype, a.shape[1:], a.chunks) == (b.dtype, b.shape[1:], b.chunks), name
     assert real.ends[0] == ours.ends[0] == 30
     same = ("name", "frame_shape", "variables", "classes", "max_episode_steps")

@@ -14,7 +14,7 @@ from typing import Literal
 import pytest
 import torch
 
-from configs import FOLDER, SECTIONS, command, overlay, parse, read_preset
+from configs import FOLDER, SECTIONS, Address, command, overlay, parse, read_preset
 from train import outcome, policy, prior, tokens, vqvae
 from worldmodel.errors import UserError
 from worldmodel.settings import Seed, Settings, Share
@@ -84,6 +84,45 @@ def test_seeds_and_devices_that_cannot_be_are_refused_for_every_script(monkeypat
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(UserError, match="there is no cuda on this machine"):
         parse(Usual, "vqvae", ["--device", "cuda"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where things are."""
+
+    out: Path = Path("a")
+    name: str = "b"
+    several: tuple[Path, ...] = ()
+    data: Address | None = None
+    stores: tuple[Address, ...] = ()
+
+
+def test_a_url_stays_whole_where_stores_are_read_and_is_refused_elsewhere(tmp_path: Path) -> None:
+    url = "s3://bucket/data.zarr"
+    preset = write(tmp_path / "x.yaml", f"vqvae:\n  data: {url}\n  stores: [{url}, a]\n")
+    for flags in (["--data", url, "--stores", url, "a"], ["--preset", preset]):
+        assert parse(Places, "vqvae", flags) == Places(data=Address(url), stores=(Address(url), Address("a")))
+    written = write(tmp_path / "y.yaml", f"vqvae:\n  out: {url}\n")
+    for flags, name in (
+        (["--out", url], "out"),
+        (["--out=file:///a"], "out"),
+        (["--name", url], "name"),
+        (["--several", "a", url], "several"),
+        (["--preset", written], "out"),
+    ):
+        with pytest.raises(UserError, match=f"{name} must be on this machine, but .* is a URL; give a local path"):
+            parse(Places, "vqvae", flags)
+    assert parse(Places, "vqvae", ["--out", "C:/a", "--name", "module:name"]).out == Path("C:/a")
+
+
+def test_every_store_that_a_script_reads_may_be_a_url() -> None:
+    settings = re.compile(r"^    data: (.+?)(?: = .*)?$", re.MULTILINE)
+    scripts = [path for folder in ("train", "rollout") for path in (ROOT / folder).glob("*.py")]
+    declared = [
+        kind for path in scripts if "command(main" in path.read_text() for kind in settings.findall(path.read_text())
+    ]
+    assert len(declared) > 8
+    assert all("Address" in kind for kind in declared)
 
 
 def test_mistakes_are_told_in_a_sentence(tmp_path: Path) -> None:
