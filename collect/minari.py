@@ -103,9 +103,17 @@ def opened(folder: Path) -> MinariDataset:
         raise UserError(f"{folder} cannot be opened by Minari ({line(error)}); fetch it again") from None
 
 
-def kept(dataset: MinariDataset) -> dict[str, Any]:
-    """What came with a store that went out; empty for a data set from elsewhere."""
-    return json.loads(dataset.storage.metadata.get(KEPT, "{}"))
+def kept(dataset: MinariDataset) -> tuple[World, list[str]] | None:
+    """The world of a store that went out, and its arrays that are infos; nothing for a data set from elsewhere."""
+    if KEPT not in dataset.storage.metadata:
+        return None
+    try:
+        mine = json.loads(dataset.storage.metadata[KEPT])
+        return World.from_json(mine["world"], f"{dataset.id}: world"), [str(name) for name in mine["infos"]]
+    except Exception as error:  # of JSON, and of a world that has other fields or none
+        raise UserError(
+            f"{dataset.id} has a damaged {KEPT} among its metadata ({line(error)}); fetch it again"
+        ) from None
 
 
 def picture_of(dataset: MinariDataset, image: str) -> str:
@@ -126,7 +134,7 @@ def world(dataset: MinariDataset, key: str, size: int) -> World:
     space = dataset.observation_space[key] if key else dataset.observation_space
     shape = (size or space.shape[0], size or space.shape[1], 3)
     if mine := kept(dataset):
-        known = World.from_json(mine.get("world"), f"{dataset.id}: world")
+        known, _ = mine
         return known if known.frame_shape == shape else replace(known, frame_shape=shape, env_id="", env_kwargs={})
     spec = dataset.env_spec if shape == space.shape else None
     return World(
@@ -164,7 +172,7 @@ def episode(dataset: MinariDataset, key: str, size: int, i: int) -> Episode:
         rows["reward"] = rows["reward"].astype(np.float32)
     rows["terminated"], rows["truncated"] = rows["terminated"].astype(bool), rows["truncated"].astype(bool)
     if mine := kept(dataset):
-        rows |= {name: np.asarray(data.infos[name]) for name in mine["infos"]}
+        rows |= {name: np.asarray(data.infos[name]) for name in mine[1]}
     else:
         rows["variables"] = np.zeros((len(frames), 0), np.float32)  # none, which a dream can go on from
     check(rows, world(dataset, key, size))

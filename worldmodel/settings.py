@@ -107,6 +107,8 @@ def checked(kind: Any, value: Any, name: str) -> Any:
         return _listed(inside, value, name, within)
     if kind in (int, float):
         return _number(kind, value, name, within)
+    if kind is str and isinstance(value, Path):
+        value = str(value)
     wanted = str if kind is Path and isinstance(value, str) else kind
     if not isinstance(value, wanted):
         raise UserError(f"{name} should be of type {'str' if kind is Path else kind.__name__}, not {shown(value)}")

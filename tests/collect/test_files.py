@@ -155,7 +155,7 @@ def test_no_files_and_no_folder(tmp_path: Path) -> None:
         run(args(tmp_path / "source"))
     with pytest.raises(UserError, match="does not exist"):
         fill(args(tmp_path / "nowhere"), WORLD, [], read)
-    with pytest.raises(UserError, match="0 workers"):
+    with pytest.raises(UserError, match="workers must be from 1 to 1024, not 0"):
         args(tmp_path, workers=0)
 
 

@@ -124,6 +124,15 @@ def test_what_goes_out_is_what_minari_reads(tmp_path: Path, kind: str, variables
     assert script.world(script.opened(folder), "", 0) == store.world
 
 
+@pytest.mark.parametrize("damaged", ["text", "{}", "[1]", '{"world": {"nam": "toy"}, "infos": []}', 7, None])
+def test_a_world_among_the_metadata_that_is_damaged(tmp_path: Path, damaged: object) -> None:
+    send_out(recorded(tmp_path / "data.zarr", BOX))
+    path = tmp_path / "minari/toys/noise-v0/data/metadata.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {script.KEPT: damaged}))
+    with pytest.raises(UserError, match=r"toys/noise-v0 has a damaged worldmodel in its metadata \(.*\); fetch it"):
+        bring_in(tmp_path)
+
+
 def test_a_store_of_no_variables_goes_out_and_comes_back(tmp_path: Path) -> None:
     """Having an array of none is not the same as having no array."""
     made_elsewhere(FLAT, PICTURE)

@@ -120,7 +120,7 @@ def test_exploration_draws_as_bairs_robot_did(recorded: Path) -> None:
 
 
 def test_settings_that_make_no_sense(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="noise is a standard deviation"):
+    with pytest.raises(UserError, match="noise must be a finite number of at least 0, not -1"):
         pushing.Args(noise=-1)
     with pytest.raises(UserError, match="episodes must be at least 1"):
         pushing.Args(episodes=0)

@@ -281,9 +281,9 @@ def test_two_processes_make_the_same_store_and_the_script_says_what_it_did(here:
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"size": 0}, "size must be at least 1"),
+        ({"size": 0}, "size must be from 1 to 4096, not 0"),
         ({"every": 0}, "every must be at least 1"),
-        ({"fps": -1.0}, "fps must be at least 0"),
+        ({"fps": -1.0}, "fps must be a finite number of at least 0, not -1.0"),
         ({"length": -1}, "length must be at least 0"),
         ({"max_frames": 4}, "max_frames 4 is below min_frames 16"),
     ],
