@@ -139,7 +139,7 @@ def judge(attack: Attack, answer: bytes | None) -> tuple[Verdict, str]:
         return "traceback", repr(answer[:300])
     if status not in attack.right:
         return "silent", f"{status} instead of {attack.right}"
-    if status == 200 or attack.pieces[0].startswith(b"HEAD"):
+    if status == 200:
         return "right", ""
     return judge_message(told.get("error", ""))
 

@@ -155,6 +155,7 @@ def test_only_this_page_on_this_machine_is_answered(page: PageServer, host: byte
         (post(b'{"action": 1}', b"/__init__"), 404),
         (post(b"{}", b"/close"), 404),
         (post(b'{"action": 1}', b"/step/"), 404),
+        (post(b'{"action": 1}', b"//step"), 200),
         (post(b'{"action": 1}', b"/"), 404),
         (post(b"{}", b"/state"), 500),
         (b"GET /step HTTP/1.1\r\nHost: HOST\r\n\r\n", 404),
@@ -176,6 +177,12 @@ def test_only_this_page_on_this_machine_is_answered(page: PageServer, host: byte
 def test_every_request_has_a_status(page: PageServer, request_: bytes, expected: int) -> None:
     assert status(talk(page, request_)) == expected
     assert works(page)
+
+
+def test_an_answer_to_head_has_no_body(page: PageServer) -> None:
+    told = talk(page, b"HEAD / HTTP/1.1\r\nHost: HOST\r\n\r\n")
+    assert told.startswith(b"HTTP/1.0 501 ")
+    assert told.endswith(b"\r\n\r\n")
 
 
 def test_a_refusal_reaches_who_is_still_sending(page: PageServer) -> None:
