@@ -3,7 +3,7 @@
 A file is believed only if its size, its header and the CRC-32C of all its rows are what the store's mark says. So a
 cache that is damaged, half-written, or of other recordings under the same name is found, and filled again.
 
-Each process looks once, as it maps the file: reading it from end to end takes a second for 5 GB in the page cache, and
+Each process looks once, as it maps the file: reading it from end to end takes a second for 10 GB in the page cache, and
 from a disk what the disk takes; it is the pass that the first epoch would make, in a better order. Sizes and times of
 files would be cheaper to compare, and are what a bad disk leaves as they were. Looking at each shard as it is first
 touched would put a test into every draw of a clip, and damage into the middle of a run.

@@ -9,7 +9,8 @@
 It is the attributes of the root's `zarr.json`. The chunks of an array have checksums of their own, but nothing says
 that a whole file is not an old one, and one bit of metadata can turn every number into another. So the mark vouches
 for everything that tells how to read, and for what was read. The CRC of the rows grows with each append from the one
-before, and whoever decodes a whole array, or maps its cache, compares it at several gigabytes a second.
+before, and whoever decodes a whole array, or maps its cache, compares it at ten gigabytes a second. Reading a few rows
+does not: it would not find an old file, such as one in a copy that was made while the store grew.
 
 The number of rows in an array's `zarr.json` is no part of its digest: an append changes it before the mark is written.
 """

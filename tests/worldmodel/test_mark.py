@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -60,6 +61,32 @@ def test_no_bit_of_any_metadata_turns_unseen(store: Path, name: str) -> None:
     path.write_bytes(whole)
     assert not told(store)
     assert quiet < len(whole) / 100  # the number of rows of an array may be larger than the mark's
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [
+        ("data/frames", '"uint8"', '"int8"'),
+        ("data/frames", '"level": 1', '"level": 2'),
+        ("meta/episode_ends", '"little"', '"big"'),
+        ("meta/episode_ends", '"int64"', '"uint64"'),
+    ],
+)
+def test_metadata_that_can_be_read_but_are_others_are_refused(store: Path, name: str, before: str, after: str) -> None:
+    path = store / name / "zarr.json"
+    assert before in path.read_text()
+    path.write_text(path.read_text().replace(before, after))
+    assert f"array {name} is damaged (its zarr.json is not what was written)" in told(store)
+
+
+def test_where_other_episodes_end_is_not_believed(store: Path, tmp_path: Path) -> None:
+    """An object of another store with as many rows."""
+    with StoreWriter(tmp_path / "other", WORLD, {}) as writer:
+        for rows in (5, 15):
+            writer.append({"frames": FRAMES[:rows]})
+    shutil.copyfile(tmp_path / "other/meta/episode_ends/c.0", store / "meta/episode_ends/c.0")
+    with pytest.raises(UserError, match=r"episode_ends is damaged \(its values are not those that were written\)"):
+        Store(store)
 
 
 def resealed(path: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
