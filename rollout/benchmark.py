@@ -84,11 +84,12 @@ def measure(args: Args, run: str, precision: Precision, lanes: int) -> dict[str,
     env.reset(seed=0)
     env.action_space.seed(0)
     steps = rate(lambda: env.step(env.action_space.sample()), args.seconds, args.device)
-    work, can = needs(env), machine(args.device, precision)
+    used = str(env.dream.prior.start.dtype).removeprefix("torch.")  # what "auto" came to
+    work, can = needs(env), machine(args.device, used)
     config = env.dream.prior.config
     return {
         "run": run or args.world,
-        "precision": precision,
+        "precision": used,
         "order": config.order,
         "patch": config.patch,
         "lanes": lanes,
@@ -132,7 +133,8 @@ def main(args: Args) -> None:
         f"{'bits/code':>10}{'dPSNR':>8}  the machine itself"
     )
     for run, precision, lanes in product(args.run, args.precision, args.batch):
-        rows.append(measure(args, run, precision, lanes) | (quality(run) if precision == "float32" else {}))
+        row = measure(args, run, precision, lanes)
+        rows.append(row | (quality(run) if row["precision"] == "float32" else {}))
         print(line(rows[-1]), flush=True)
     write_json(args.out, {"device": args.device, "eager": args.eager, "threads": torch.get_num_threads(), "rows": rows})
     print(f"{torch.get_num_threads()} threads; figures: {args.out}")

@@ -15,6 +15,7 @@ Dimensions: b lanes, t latent frames, s frames of a latent frame, h w g codes, c
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from worldmodel import tensor_file
 from worldmodel.captured import Captured
+from worldmodel.cast import cast, trial
 from worldmodel.checkpoint import check_made_with, read_header, write_atomic
 from worldmodel.errors import UserError
 from worldmodel.lanes import Lanes, Step
@@ -32,7 +34,7 @@ from worldmodel.memory import ask
 from worldmodel.models import load_outcome, load_prior, load_vqvae
 from worldmodel.outcome import OutcomeConfig, OutcomeModel, preceding
 from worldmodel.prior import Prior, PriorConfig
-from worldmodel.rates import Peak, Precision, chosen
+from worldmodel.rates import Peak, Precision, proven
 from worldmodel.sampling import Sampling, Score, draw_codes
 from worldmodel.settings import as_array, shown
 from worldmodel.transformer import Shared
@@ -110,11 +112,8 @@ class Dream:
         if precision not in get_args(Precision):
             raise UserError(f"precision is {', '.join(get_args(Precision))}, not {precision!r}")
         self.device = prior.start.device
-        if (
-            chosen(self.device, precision) == "bfloat16"
-        ):  # what has its part in every step; codes and outcomes stay exact
-            for part in (self.prior, self.vqvae.from_code, self.vqvae.decoder, self.vqvae.up):
-                part.bfloat16()
+        if proven(f"dream of {world.name}", self.device, precision, partial(trial, vqvae, prior)) == "bfloat16":
+            cast(vqvae, prior)
         inputs_first(prior)
         self.world, self.sampling = world, sampling or Sampling()
         self.captures = self.device.type == "cuda" and not prior.config.local

@@ -16,7 +16,8 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,10 +39,11 @@ from worldmodel.checkpoint import (
 from worldmodel.errors import UserError
 from worldmodel.lock import locked
 from worldmodel.progress import Meter, Stop, describe, log_on_disk
-from worldmodel.rates import Precision, chosen, peak
+from worldmodel.rates import Precision, chosen, peak, proven
 from worldmodel.settings import Count, NotNegative, Positive, Seed, Settings
 
 Batch = dict[str, Tensor]
+Sample = Callable[[np.random.Generator], dict[str, np.ndarray]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +61,7 @@ class FitConfig(Settings):
     clip_gradient: NotNegative = 1.0
     """Largest norm of the gradient."""
     precision: Precision = "auto"
-    """Of autocast."""
+    """Of autocast; "auto" tries bfloat16 on the first step's clips, when a run begins and when it goes on."""
     seed: Seed = 0
     minutes: NotNegative = 0
     """Stop after so long, with a checkpoint; 0 for no limit."""
@@ -105,7 +107,7 @@ def learning_rate(config: FitConfig, step: int) -> float:
 def fit(
     model: nn.Module,
     loss: Callable[[Batch], dict[str, Tensor]],
-    sample: Callable[[np.random.Generator], dict[str, np.ndarray]],
+    sample: Sample,
     config: FitConfig,
     out: Path,
     settings: dict[str, Any],
@@ -114,8 +116,9 @@ def fit(
 ) -> None:
     """Train to the last step, or from where the run in `out` stopped.
 
-    `sample` draws a batch of arrays, `loss` turns it into scalars with "loss" among them, `settings` are what the
-    checkpoint carries as its config (with the model's under "model"), `evaluate` writes what it likes now and then.
+    `sample` draws a batch of arrays, the clips first, `loss` turns it into scalars with "loss" among them, `settings`
+    are what the checkpoint carries as its config (with the model's under "model"), `evaluate` writes what it likes now
+    and then.
     """
     keep_memory()
     with locked(out):
@@ -137,7 +140,10 @@ def fit(
             save_checkpoint(out, model, settings, {"step": step}, optimizer, keep)
             keep = config.keep_checkpoints
 
-        started, meter = time.monotonic(), Meter(peak(str(device), chosen(device, config.precision)))
+        started = time.monotonic()
+        figures = partial(trial, model, loss, sample, config, step)
+        config = replace(config, precision=proven(str(out), device, config.precision, figures))
+        meter = Meter(peak(str(device), config.precision))
         with (
             Stop() as stop,
             log_on_disk(out),
@@ -192,14 +198,9 @@ def train_step(
     step: int,
 ) -> dict[str, Tensor]:
     """One step of Adam; returns the loss, its parts and the gradient's norm."""
-    model.train()
-    torch.manual_seed(int(np.random.SeedSequence([config.seed, step, 1]).generate_state(1)[0]))
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(config, step)
-    with autocast(next(model.parameters()).device, config.precision):
-        values = loss(batch)
-    optimizer.zero_grad()
-    values["loss"].backward()
+    values = backward(model, loss, batch, config, step)
     norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_gradient)
     if not (values["loss"] + norm).isfinite():
         raise UserError(
@@ -207,24 +208,57 @@ def train_step(
             "again, which goes on from the last checkpoint; if it comes again, --restart with a lower learning rate"
         )
     optimizer.step()
-    return {k: v.detach() for k, v in values.items()} | {"gradient_norm": norm}
+    return values | {"gradient_norm": norm}
 
 
-def batches(
-    sample: Callable[[np.random.Generator], dict[str, np.ndarray]], config: FitConfig, first: int
-) -> Iterator[Batch]:
+def backward(
+    model: nn.Module, loss: Callable[[Batch], dict[str, Tensor]], batch: Batch, config: FitConfig, step: int
+) -> dict[str, Tensor]:
+    """The loss and its parts; its gradient is left in the parameters."""
+    model.train()
+    torch.manual_seed(int(np.random.SeedSequence([config.seed, step, 1]).generate_state(1)[0]))
+    with autocast(next(model.parameters()).device, config.precision):
+        values = loss(batch)
+    model.zero_grad()
+    values["loss"].backward()
+    return {k: v.detach() for k, v in values.items()}
+
+
+def trial(
+    model: nn.Module, loss: Callable[[Batch], dict[str, Tensor]], sample: Sample, config: FitConfig, step: int,
+    precision: Precision,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Loss and gradient of half of a step's clips; weights, buffers and random numbers stay as they are.
+
+    Of half, because that takes no more memory in float32 than all of them do in bfloat16.
+    """
+    device = next(model.parameters()).device
+    batch = {k: v[: -(-len(v) // 2)].to(device) for k, v in read(sample, config, step).items()}
+    before = [buffer.clone() for buffer in model.buffers()]
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        value = backward(model, loss, batch, replace(config, precision=precision), step)["loss"]
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    model.zero_grad()
+    with torch.no_grad():
+        for buffer, old in zip(model.buffers(), before, strict=True):
+            buffer.copy_(old)
+    return {"loss": value, "gradient": gradient}
+
+
+def read(sample: Sample, config: FitConfig, step: int) -> Batch:
+    """The batch of a step."""
+    arrays = sample(np.random.default_rng([config.seed, step]))
+    return {k: torch.from_numpy(v) for k, v in arrays.items()}
+
+
+def batches(sample: Sample, config: FitConfig, first: int) -> Iterator[Batch]:
     """The batches of the steps from `first` on; the next one is read while the current one is used."""
-
-    def read(step: int) -> Batch:
-        arrays = sample(np.random.default_rng([config.seed, step]))
-        return {k: torch.from_numpy(v) for k, v in arrays.items()}
-
     with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(read, first)
+        ahead = pool.submit(read, sample, config, first)
         for step in range(first, config.steps):
             batch = ahead.result()
             if step + 1 < config.steps:
-                ahead = pool.submit(read, step + 1)
+                ahead = pool.submit(read, sample, config, step + 1)
             yield batch
 
 

@@ -171,15 +171,17 @@ def test_an_exported_run_dreams_at_half_the_size(run: Path, tmp_path: Path) -> N
     env.step(1)
 
 
-def test_speeds_stand_beside_what_the_run_is_worth(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_speeds_stand_beside_what_the_run_is_worth(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worldmodel.rates.multiplied", lambda: False)
     for name, prior in (("control", digest(run / "prior")), ("results", "another")):
         figures = {"delta_psnr": {"mean": 2.25}, "bits_per_dim": {"true actions": {"mean": 4.5}}}
         write_json(run / "evaluation" / f"{name}.json", {"protocol": {"prior": prior}} | figures)
-    args = benchmark.Args(
-        run=(str(run),), precision=("float32",), batch=(1, 4), seconds=0.2, out=tmp_path / "speed.json"
-    )
+    args = benchmark.Args(run=(str(run),), precision=("auto",), batch=(1, 4), seconds=0.2, out=tmp_path / "speed.json")
     benchmark.main(args)
     one, four = json.loads(args.out.read_text())["rows"]
+    assert one["precision"] == "float32", "where bfloat16 is emulated"
     assert one["codes_per_second"] == pytest.approx(16 * one["steps_per_second"])
     assert one["passes"] == 7, "the anti-diagonals of 4 x 4 codes"
     assert 0 < one["matmul_share"] < 1
