@@ -111,9 +111,7 @@ def kept(dataset: MinariDataset) -> tuple[World, list[str]] | None:
         mine = json.loads(dataset.storage.metadata[KEPT])
         return World.from_json(mine["world"], f"{dataset.id}: world"), [str(name) for name in mine["infos"]]
     except Exception as error:  # of JSON, and of a world that has other fields or none
-        raise UserError(
-            f"{dataset.id} has a damaged {KEPT} among its metadata ({line(error)}); fetch it again"
-        ) from None
+        raise UserError(f"{dataset.id} has a damaged {KEPT} in its metadata ({line(error)}); fetch it again") from None
 
 
 def picture_of(dataset: MinariDataset, image: str) -> str:

@@ -47,6 +47,8 @@ from worldmodel.world import World
 from worldmodel.writer import Episode
 
 SUFFIXES = (".avi", ".mp4", ".mkv", ".webm", ".mov", ".gif")
+LONGEST = 10 * 3600.0
+"""Seconds of a video. The time stamps of a longer one are damaged, and resampling would fill the memory with it."""
 Moment = tuple[float, float, Callable[[int], np.ndarray]]
 """When a frame comes, when it goes, and what makes its (size, size, 3) of it."""
 
@@ -147,6 +149,8 @@ def resampled(shown: Iterator[Moment], fps: float) -> Iterator[Callable[[int], n
     for _, end, make in shown:
         if not fps:
             yield make
+        elif end > LONGEST:
+            raise ValueError(f"its frames would last for {end / 3600:,.0f} hours")
         while fps and (k + 0.5) / fps < end:
             yield make
             k += 1

@@ -67,6 +67,10 @@ def collect_videos(folder: Path, out: Path) -> None:
     video.main(given(video.Args, folder, out, size=SIZE, min_frames=2))
 
 
+def collect_resampled(folder: Path, out: Path) -> None:
+    video.main(given(video.Args, folder, out, size=SIZE, min_frames=2, fps=10))
+
+
 def make_gifs(folder: Path) -> None:
     """Of each colour two, and their sentences."""
     (folder / "gifs").mkdir()
@@ -228,8 +232,10 @@ def collect_minari(folder: Path, out: Path) -> None:
 
 
 MINARI = ("toys/sets-v0/data/main_data.hdf5", "toys/sets-v0/data/metadata.json")
+VIDEOS = ("a.avi", "b.mp4", "c.mkv", "d.webm")
 KINDS = {
-    "video": Kind(make_videos, collect_videos, ("a.avi", "b.mp4", "c.mkv", "d.webm"), counted=True),
+    "video": Kind(make_videos, collect_videos, VIDEOS, counted=True),
+    "video, resampled": Kind(make_videos, collect_resampled, VIDEOS),
     "tgif": Kind(
         make_gifs,
         collect_gifs,

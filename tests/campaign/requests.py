@@ -133,7 +133,6 @@ def unknown(rng: Rng) -> Attack:
         b"__init__",
         b"state/",
         b"state?x=1",
-        b"//state",
         b"../play.py",
         b"%73tate",
         b"STATE",

@@ -102,6 +102,14 @@ def test_time_stamps_count_and_not_the_rate(tmp_path: Path) -> None:
     assert levels(decode(path, fps=10)) == [0, 1, 1, 1, 2, 3]
 
 
+def test_time_stamps_that_are_damaged_do_not_fill_the_memory(tmp_path: Path) -> None:
+    """Of a tenth of a second each frame, but for the third, which comes after weeks."""
+    path = write(tmp_path / "b.mkv", ramp(4), rate=10, codec="libx264", times=[0, 100, 2**31, 2**31 + 100])
+    with pytest.raises(BrokenFile, match="b.mkv: its frames would last for 597 hours"):
+        decode(path, fps=10)
+    assert len(decode(path)) == 4
+
+
 def test_gifs_of_partial_frames_that_are_transparent_and_taken_away_again(tmp_path: Path) -> None:
     r, g, b, y, k, c = 0, 1, 2, 3, 4, 9
     hole = block(g, 4, 4)
