@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
-import resource
 from contextlib import suppress
 from pathlib import Path
 
 from worldmodel.errors import UserError
+
+try:
+    import resource
+except ImportError:  # not on Windows, which has no such limits
+    resource = None  # type: ignore[assignment]
 
 GROUP, GPU = Path("/sys/fs/cgroup/memory.max"), Path("/dev/nvidiactl")
 """Where Linux says how much a container may take, and that there is a GPU."""
@@ -16,11 +20,13 @@ SIGNS = ("allocate memory", "out of memory", "bad_alloc", "overflow", "dimension
 
 
 def there(device: str = "cpu") -> int:
-    """Bytes of memory of a device: of the machine, or what a container or `ulimit` leaves of it."""
+    """Bytes of memory of a device: of the machine, or what a container or `ulimit` leaves; no end where none can ask."""
     if device.startswith("cuda"):
         import torch  # not for scripts that need none
 
         return torch.cuda.mem_get_info(device)[1]
+    if resource is None:
+        return 2**63
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     with suppress(OSError, ValueError):  # no Linux, no limit
         limits.append(int(GROUP.read_text()))
@@ -39,7 +45,7 @@ def limit() -> None:
 
     Not where there is a GPU: its driver claims far more than it uses.
     """
-    if not GPU.exists():
+    if resource is not None and not GPU.exists():
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (there(), hard))
 

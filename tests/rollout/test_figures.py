@@ -120,7 +120,7 @@ def test_planning_finds_the_actions_that_end_where_it_pays(toy_run: Path) -> Non
     for action in plan:
         fork.advance(np.array([action]))
     assert fork.variables[0, 0] > 1.5, "columns 2 and 3 are worth most"
-    with pytest.raises(UserError, match="elite at most candidates"):
+    with pytest.raises(UserError, match="elite must be at most candidates, 3, not 9"):
         Cem(elite=9, candidates=3)
     with pytest.raises(UserError, match=r"momentum is a share, from 0 to 1, not 1\.5"):
         Cem(momentum=1.5)
@@ -139,7 +139,7 @@ def test_futures_of_one_frame_diverge_under_different_actions_and_agree_under_th
     assert (run / "evaluation" / "diverge.png").stat().st_size > 500
     black, white = np.zeros((1, 2, 4, 4, 3), np.uint8), np.full((1, 2, 4, 4, 3), 255, np.uint8)
     assert diverge.distance(black, white).tolist() == [[1.0, 1.0]]
-    with pytest.raises(UserError, match="ahead at most steps"):
+    with pytest.raises(UserError, match="ahead must be at most steps, 4, not 15"):
         diverge.Args(steps=4)
 
 

@@ -271,7 +271,7 @@ def test_mistakes_are_told_in_a_sentence(tmp_path: Path, run: Path) -> None:
         ({"samples": samples}, "give --real too"),
         ({"real": real}, "go with --samples"),
         ({"run": run, "reconstructions": real}, "go with --samples and --real"),
-        ({"run": run, "batch": 0}, "at least one at a time"),
+        ({"run": run, "batch": 0}, "batch must be at least 1, not 0"),
     ):
         with pytest.raises(UserError, match=told):
             fvd.Args(**settings)  # type: ignore[arg-type]
