@@ -3,13 +3,15 @@
 # make ucf101 SOURCE=folder
 #             reads UCF-101 as published, trains the paper's models of it without conditions, and draws samples;
 #             ucf101_128 and tgif likewise. PRESET=video_small is for two cores, PRIOR=--classes for class conditions
+# make campaign
+#             tries damaged files, kills and hostile input for 20 minutes, and prints what came of them
 # All go on where they were interrupted. PYTHON=python3.12 make ... takes another interpreter.
 
 PYTHON ?= python3.11
 BIN := .venv/bin
 SHELL := /bin/bash
 
-.PHONY: demo ucf101 ucf101_128 tgif test lint clean
+.PHONY: demo ucf101 ucf101_128 tgif test lint campaign clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -43,6 +45,9 @@ lint: .venv/ready
 
 test: lint
 	$(BIN)/pytest
+
+campaign: .venv/ready
+	$(BIN)/python -m tests.campaign --out docs/campaign.md
 
 clean:
 	rm -rf .venv runs
