@@ -88,6 +88,12 @@ def stages(
     )
 
 
+@pytest.fixture(autouse=True, scope="module")
+def two_threads() -> None:
+    """The number of threads decides how sums are rounded; some scripts change it for the whole process."""
+    torch.set_num_threads(2)
+
+
 @pytest.fixture
 def toy_store(tmp_path: Path) -> Path:
     """A store of 20 toy episodes of 31 frames, as <run>/data.zarr."""
@@ -97,7 +103,7 @@ def toy_store(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder with everything trained on the toy world; do not write into it."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(2)  # it is made before what a module begins with
     run = tmp_path_factory.mktemp("toy_run")
     fill(run / "data.zarr", 60)
     for stage, args in zip((vqvae, tokens, prior, outcome), stages(run), strict=True):

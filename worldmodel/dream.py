@@ -36,7 +36,7 @@ from worldmodel.outcome import OutcomeConfig, OutcomeModel, preceding
 from worldmodel.prior import Prior, PriorConfig
 from worldmodel.rates import Peak, Precision, proven
 from worldmodel.sampling import Sampling, Score, draw_codes
-from worldmodel.settings import as_array, shown
+from worldmodel.settings import as_array
 from worldmodel.transformer import Shared
 from worldmodel.vqvae import VQVAE, VQVAEConfig, to_uint8
 from worldmodel.world import World
@@ -217,9 +217,10 @@ class Dream:
     def step(self, lanes: Lanes, actions: np.ndarray) -> Step:
         """Move every lane on by one latent frame under its action (b, *shape), or raise a `UserError`."""
         wanted, given = (len(lanes.generators), *self.world.action.shape), as_array(actions)
+        if given.dtype == object:
+            raise UserError(f"{wanted[0]} lanes take actions of shape {wanted}, numbers of at most 64 bits each")
         if given.shape != wanted:
-            told = given.shape if given.dtype != object else shown(actions)
-            raise UserError(f"{wanted[0]} lanes take actions of shape {wanted}, not {told}")
+            raise UserError(f"{wanted[0]} lanes take actions of shape {wanted}, not {given.shape}")
         encoded = np.repeat(self.world.action.encode(actions)[:, None], self.stride, 1).reshape(len(actions), -1)
         return self.advance(lanes, torch.from_numpy(encoded).to(self.device))
 

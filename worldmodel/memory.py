@@ -20,7 +20,7 @@ SIGNS = ("allocate memory", "out of memory", "bad_alloc", "overflow", "dimension
 
 
 def there(device: str = "cpu") -> int:
-    """Bytes of memory of a device: of the machine, or what a container or `ulimit` leaves; no end where none can ask."""
+    """Bytes of memory of a device: of the machine, or what a container or `ulimit` leaves of it."""
     if device.startswith("cuda"):
         import torch  # not for scripts that need none
 

@@ -117,14 +117,15 @@ def test_what_a_request_may_not_ask_for_changes_nothing(ask: Ask) -> None:
     for path, told, sentence in (
         ("reset", {"seed": -1}, "seed must be from 0 to 2147483647, not -1"),
         ("reset", {"seed": 2**31}, "seed must be from 0"),
-        ("step", {"action": 10**30}, "is made of numbers"),
+        ("step", {"action": 10**30}, "numbers of at most 64 bits"),
         ("step", {"action": -1}, "action -1 is outside"),
         ("rewind", {"steps": -3}, "steps to take back must be at least 0, not -3"),
         ("goto", {"fork": -1}, "there are 0 forks, but number -1"),
     ):
         with pytest.raises(urllib.error.HTTPError) as error:
             ask(path, **told)
-        assert (error.value.code, sentence in json.loads(error.value.read())["error"]) == (400, True)
+        assert error.value.code == 400
+        assert sentence in json.loads(error.value.read())["error"]
     assert ask("rewind", steps=10**30) == ask("state") == begin
 
 
