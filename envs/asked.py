@@ -19,8 +19,8 @@ Seed = Annotated[int, Range(0, 2**64 - 1)]
 
 
 def is_whole(value: Any, least: int) -> bool:
-    """Is it a whole number of at least so much?"""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= least)
+    """Is it a whole number of at least so much, and not beyond all bounds?"""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(least <= value < 10**100)
 
 
 def one_seed(seed: Any) -> int | None:
@@ -29,7 +29,7 @@ def one_seed(seed: Any) -> int | None:
 
 def seeds(seed: Any, n: int) -> list[int | None]:
     """A seed for each of n lanes, from as many or from that of the first."""
-    if not isinstance(seed, Sequence | np.ndarray) or isinstance(seed, str):
+    if not isinstance(seed, Sequence | np.ndarray) or isinstance(seed, str | bytes):
         first = one_seed(seed)
         return [None if first is None else one_seed(first + i) for i in range(n)]
     if len(seed) != n:

@@ -20,7 +20,7 @@ from gymnasium.vector import AutoresetMode
 from worldmodel.rates import Precision
 from worldmodel.settings import as_array
 
-from .asked import render_mode_of
+from .asked import one_seed, render_mode_of
 from .keys import keys
 from .render import Viewer
 from .vector import DreamVectorEnv
@@ -64,10 +64,11 @@ class DreamEnv(gym.Env[np.ndarray, Any]):
         self.viewer = Viewer(f"dream of {self.world.name}", self.metadata["render_fps"])
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        seed = one_seed(seed)
         self.vector.rngs = [self.np_random]  # which someone may have set
         _, infos = self.vector.reset(seed=seed, options=options)
         self._np_random = self.vector.rngs[0]
-        self._np_random_seed = self._np_random_seed if seed is None else int(seed)
+        self._np_random_seed = self._np_random_seed if seed is None else seed
         return self._show(), single(infos)
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:

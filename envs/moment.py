@@ -17,6 +17,11 @@ STATE = ("frames", "variables", "elapsed", "ended", "rngs")
 PARTS = {*STATE, "made_of", "lanes", "memory"}
 
 
+def is_made_of(digests: Any) -> bool:
+    """Can it be compared with what a dream is made of?"""
+    return isinstance(digests, dict) and all(isinstance(text, str) for item in digests.items() for text in item)
+
+
 def whole(moment: dict[str, Any], dream: Dream, n: int) -> bool:
     """Has it all that n lanes of this dream know, in the form that they know it?"""
     return _state(moment, dream, n) and _lanes(moment["lanes"], dream, n) and _memory(moment["memory"], dream, n)
@@ -36,16 +41,17 @@ def _state(moment: dict[str, Any], dream: Dream, n: int) -> bool:
 
 
 def _lanes(lanes: Any, dream: Dream, n: int) -> bool:
-    if (
-        not isinstance(lanes, Lanes)
-        or not isinstance(lanes.cache, Cache)
-        or not _each(lanes.generators, torch.Generator, n)
-    ):
+    if not isinstance(lanes, Lanes) or not isinstance(lanes.cache, Cache):
         return False
-    empty, width = dream.prior.empty(1), dream.outcome.config.width
-    cached = zip(lanes.cache.tensors(), empty.tensors(), strict=True)
-    known = (lanes.hidden.shape, lanes.variables.shape) == ((1, n, width), (n, len(dream.world.variables)))
-    return known and all(a.dtype == b.dtype and a.shape == (n, *b.shape[1:]) for a, b in cached)
+    tensors, empty = [*lanes.cache.tensors(), lanes.hidden, lanes.variables], dream.prior.empty(1)
+    if not all(isinstance(tensor, Tensor) for tensor in tensors):
+        return False
+    known = [(n, *like.shape[1:]) for like in empty.tensors()]
+    known += [(1, n, dream.outcome.config.width), (n, len(dream.world.variables))]
+    kinds = [*(like.dtype for like in empty.tensors()), *[dream.outcome.codebook.dtype] * 2]
+    as_known = [(tensor.shape, tensor.dtype) for tensor in tensors] == list(zip(known, kinds, strict=True))
+    finite = all(bool(tensor.isfinite().all()) for tensor in tensors)
+    return as_known and finite and isinstance(lanes.generators, list) and _each(lanes.generators, torch.Generator, n)
 
 
 def _memory(memory: Any, dream: Dream, n: int) -> bool:

@@ -37,7 +37,7 @@ from worldmodel.sampling import Sampling
 from worldmodel.settings import as_array, checked, shown
 
 from .asked import is_whole, mask_of, numbers_of, one_seed, options_of, render_mode_of, seeds
-from .moment import PARTS, STATE, whole
+from .moment import PARTS, STATE, is_made_of, whole
 from .spaces import to_space
 
 OPTIONS = ("context", "frames", "actions", "variables", "reset_mask")
@@ -192,7 +192,7 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     def restore(self, snapshot: dict[str, Any]) -> None:
         """Go back to a snapshot: the same actions from here give the same dream."""
         none = UserError("this is no snapshot; give what snapshot() returned")
-        if not isinstance(snapshot, dict) or not snapshot.keys() >= PARTS:
+        if not isinstance(snapshot, dict) or not snapshot.keys() >= PARTS or not is_made_of(snapshot["made_of"]):
             raise none
         if differs := difference(snapshot["made_of"], self.made_of):
             raise UserError(f"this snapshot is of another dream: it has {differs}; open the one that it was taken of")

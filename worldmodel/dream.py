@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ from worldmodel.outcome import OutcomeConfig, OutcomeModel, preceding
 from worldmodel.prior import Prior, PriorConfig
 from worldmodel.rates import Peak, Precision, proven
 from worldmodel.sampling import Sampling, Score, draw_codes
-from worldmodel.settings import as_array
+from worldmodel.settings import as_array, checked
 from worldmodel.transformer import Shared
 from worldmodel.vqvae import VQVAE, VQVAEConfig, to_uint8
 from worldmodel.world import World
@@ -109,8 +109,7 @@ class Dream:
             raise UserError("this prior knows no actions; train one with train/prior.py --actions")
         check_parts(vqvae.config, prior.config, outcome.config, world)
         self.vqvae, self.prior, self.outcome = vqvae.eval(), prior.eval(), outcome.eval()
-        if precision not in get_args(Precision):
-            raise UserError(f"precision is {', '.join(get_args(Precision))}, not {precision!r}")
+        precision = checked(Precision, precision, "precision")
         self.device = prior.start.device
         if proven(f"dream of {world.name}", self.device, precision, partial(trial, vqvae, prior)) == "bfloat16":
             cast(vqvae, prior)
@@ -184,9 +183,7 @@ class Dream:
             if not tensor.isfinite().all():
                 raise UserError(f"the {name} of this context are not finite; make the context again")
         if not 0 <= context.codes.min() <= context.codes.max() < c.codes:
-            raise UserError(
-                f"a context's codes are from 0 to {c.codes - 1}, which these are not; make the context again"
-            )
+            raise UserError(f"this context has codes that are not from 0 to {c.codes - 1}; make the context again")
 
     def ask(self, lanes: int, context: Context) -> None:
         """`UserError` if there is not the memory for so many lanes, by what one takes while it is reset."""

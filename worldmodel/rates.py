@@ -40,10 +40,10 @@ there is little left to learn, but its rounding errors have not: up to 0.06 at t
 KERNELS = ("efficient_attention", "flash_attention", "cudnn_attention", "flash_attention_for_cpu")
 
 
-def check_device(name: str) -> None:
+def check_device(name: str | torch.device) -> None:
     """`UserError` for a device that is unknown or not here."""
     try:
-        device = torch.device(str(name))
+        device = torch.device(name if isinstance(name, str | torch.device) else "")
     except RuntimeError:
         raise UserError(f"{shown(name)} is no device; choose cpu or cuda") from None
     cuda = device.type == "cuda" and (device.index or 0) < torch.cuda.device_count()
