@@ -31,14 +31,14 @@ if not __package__:
 
 import numpy as np
 
-from collect.files import Files, fill, fingerprint, labelled, splits
+from collect.files import ReaderArgs, draw_validation, fill_store, names_digest, with_labels
 from collect.tfrecord import Feature, broken, examples
 from configs import command
-from worldmodel.errors import UserError
-from worldmodel.settings import ShareBelow1
-from worldmodel.store import Store
-from worldmodel.world import ActionSpec, World
-from worldmodel.writer import Episode
+from worldmodel.data.env_spec import ActionSpec, EnvSpec
+from worldmodel.data.store import Store
+from worldmodel.data.writer import Episode
+from worldmodel.utils.errors import UserError
+from worldmodel.utils.settings import FractionBelow1
 
 STEPS, FRAME = 30, (64, 64, 3)
 VIEWS = ("aux1", "main")
@@ -48,7 +48,7 @@ Item = tuple[Path, int, bool]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(Files):
+class Args(ReaderArgs):
     """Read BAIR robot pushing."""
 
     source: Path = Path("softmotion30_44k")
@@ -59,7 +59,7 @@ class Args(Files):
     """The camera whose pictures are the frames."""
     both_views: bool = False
     """Keep the other camera's pictures too, as the array frames_main (or frames_aux1)."""
-    valid: ShareBelow1 = 0.02
+    valid: FractionBelow1 = 0.02
     """Share of the training episodes that are for validation."""
     low: Box4 = (-10.0, -10.0, -10.0, -10.0)
     """The least that each number of an action may be."""
@@ -72,12 +72,14 @@ class Args(Files):
             raise UserError(f"low {self.low} must lie below high {self.high}")
 
 
-def world(args: Args) -> World:
+def make_env_spec(args: Args) -> EnvSpec:
     action = ActionSpec(kind="Box", low=args.low, high=args.high)
-    return World(name="bair", frame_shape=FRAME, action=action, variables=("x", "y", "z"), max_episode_steps=STEPS - 1)
+    return EnvSpec(
+        name="bair", frame_shape=FRAME, action=action, variables=("x", "y", "z"), max_episode_steps=STEPS - 1
+    )
 
 
-def items(args: Args) -> list[Item]:
+def list_files(args: Args) -> list[Item]:
     """All files, those of train/ first."""
     return [
         (path, i, folder == "test")
@@ -92,26 +94,28 @@ def first_trajectory(path: Path) -> tuple[int, str]:
     return int(number), path.name
 
 
-def read(args: Args, item: Item) -> Sequence[Episode]:
+def read_file(args: Args, item: Item) -> Sequence[Episode]:
     """The episodes of a file."""
     path, index, test = item
-    episodes = [episode(args, path, i, features) for i, features in enumerate(examples(path))]
-    split = np.full(len(episodes), 2) if test else splits(len(episodes), args.valid, hash_seed(args.seed, index))
-    return [labelled(e, split=int(s)) for e, s in zip(episodes, split, strict=True)]
+    episodes = [make_episode(args, path, i, features) for i, features in enumerate(examples(path))]
+    split = (
+        np.full(len(episodes), 2) if test else draw_validation(len(episodes), args.valid, file_seed(args.seed, index))
+    )
+    return [with_labels(e, split=int(s)) for e, s in zip(episodes, split, strict=True)]
 
 
-def hash_seed(seed: int, index: int) -> int:
+def file_seed(seed: int, index: int) -> int:
     """A seed of its own for each file."""
     return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
 
 
-def episode(args: Args, path: Path, i: int, features: dict[str, Feature]) -> Episode:
+def make_episode(args: Args, path: Path, i: int, features: dict[str, Feature]) -> Episode:
     """Rows of the store's clock; `BrokenFile` where something is missing or is not what it should be."""
-    take = partial(value, path, i, features)
+    take = partial(read_feature, path, i, features)
     other = VIEWS[1 - VIEWS.index(args.view)]
     action = np.stack([take(f"{t}/action", (4,)) for t in range(STEPS)])
     try:
-        action = world(args).action.check(action)
+        action = make_env_spec(args).action.check(action)
     except UserError as error:
         raise broken(path, f"record {i}: {error}", "fetch it again, or give other bounds if it is sound") from None
     action[-1] = 0
@@ -130,7 +134,7 @@ def episode(args: Args, path: Path, i: int, features: dict[str, Feature]) -> Epi
     return rows
 
 
-def value(path: Path, i: int, features: dict[str, Feature], name: str, shape: tuple[int, ...]) -> np.ndarray:
+def read_feature(path: Path, i: int, features: dict[str, Feature], name: str, shape: tuple[int, ...]) -> np.ndarray:
     """A feature as an array of a shape: pictures are raw bytes, whatever their name says; numbers are finite."""
     found = features.get(name, [])
     if isinstance(found, list):
@@ -149,12 +153,12 @@ def value(path: Path, i: int, features: dict[str, Feature], name: str, shape: tu
 
 
 def main(args: Args) -> None:
-    found = items(args)
-    files = fingerprint(f"{path.name} {test}" for path, _, test in found)
+    found = list_files(args)
+    files = names_digest(f"{path.name} {test}" for path, _, test in found)
     how: dict[str, Any] = {"view": args.view, "both_views": args.both_views, "valid": args.valid, "files": files}
-    fill(args, world(args), found, partial(read, args), **how)
+    fill_store(args, make_env_spec(args), found, partial(read_file, args), **how)
     store = Store(args.out)
-    actions = store.read("action", 0, store.rows)
+    actions = store.read("action", 0, store.n_rows)
     print(f"actions lay between {actions.min(0).tolist()} and {actions.max(0).tolist()}")
 
 

@@ -21,13 +21,13 @@ from typing import Annotated, Any
 import gymnasium as gym
 import numpy as np
 
-from envs.policies import MEMORY, Player
-from worldmodel.settings import Range, Settings, Share, Some
-from worldmodel.world import ActionSpec, World, random_actions
-from worldmodel.writer import Episode
+from envs.policies import MAX_STACKED_FRAMES, Player
+from worldmodel.data.env_spec import ActionSpec, EnvSpec, random_actions
+from worldmodel.data.writer import Episode
+from worldmodel.utils.settings import Fraction, NonEmpty, Range, Settings
 
 Env = gym.Env[np.ndarray, Any]
-Draw = Callable[[ActionSpec, int, np.random.Generator], np.ndarray]
+SampleAction = Callable[[ActionSpec, int, np.random.Generator], np.ndarray]
 """Random actions (n, ...) of an action space."""
 
 
@@ -39,11 +39,11 @@ Hold = Annotated[float, Range(1)]
 class Exploration(Settings):
     """How much of what is played is random."""
 
-    epsilon: Share = 0.2
+    epsilon: Fraction = 0.2
     """Share of an episode's steps that are random."""
-    hold: Some[Hold] = (4.0,)
+    hold: NonEmpty[Hold] = (4.0,)
     """Steps for which a random action is held, on average; of several, each episode draws one."""
-    random_share: Share = 0.1
+    random_share: Fraction = 0.1
     """Share of the episodes that are random throughout."""
 
 
@@ -51,38 +51,46 @@ class Lane:
     """One engine, its episode so far, and the random action that it may be holding."""
 
     def __init__(
-        self, env: Env, world: World, how: Exploration, seed: int, rng: np.random.Generator, draw: Draw = random_actions
+        self,
+        env: Env,
+        env_spec: EnvSpec,
+        exploration: Exploration,
+        seed: int,
+        rng: np.random.Generator,
+        sample_action: SampleAction = random_actions,
     ) -> None:
-        self.env, self.world, self.rng, self.draw, self.done = env, world, rng, draw, False
-        epsilon = 1.0 if rng.random() < how.random_share else how.epsilon
-        self.hold = how.hold[rng.integers(len(how.hold))]
-        self.begin = epsilon / (epsilon + self.hold * (1 - epsilon))  # makes a share epsilon of all steps random
-        self.left, self.held = 0, np.empty(0)
-        self.views: deque[np.ndarray] = deque(maxlen=MEMORY)  # what its player sees
+        self.env, self.env_spec, self.rng, self.sample_action, self.done = env, env_spec, rng, sample_action, False
+        epsilon = 1.0 if rng.random() < exploration.random_share else exploration.epsilon
+        self.hold = exploration.hold[rng.integers(len(exploration.hold))]
+        self.hold_start_prob = epsilon / (
+            epsilon + self.hold * (1 - epsilon)
+        )  # makes a share epsilon of all steps random
+        self.hold_steps_left, self.held_action = 0, np.empty(0)
+        self.policy_frames: deque[np.ndarray] = deque(maxlen=MAX_STACKED_FRAMES)  # what its player sees
         self.frames: list[np.ndarray] = []
         self.variables: list[list[float]] = []
         self.steps: list[tuple[np.ndarray, float, bool, bool]] = []
-        self._see(*env.reset(seed=seed))
+        self._record(*env.reset(seed=seed))
 
-    def _see(self, frame: np.ndarray, info: dict[str, Any]) -> None:
-        self.views.append(frame)
-        self.frames.append(info.get("frame", frame))  # a player with other eyes (envs/reconstructed.py) saw less
-        self.variables.append([float(info[name]) for name in self.world.variables])
+    def _record(self, frame: np.ndarray, info: dict[str, Any]) -> None:
+        self.policy_frames.append(frame)
+        self.frames.append(info.get("frame", frame))  # a player with other eyes (envs/vqvae_wrapper.py) saw less
+        self.variables.append([float(info[name]) for name in self.env_spec.variables])
 
-    def explores(self) -> bool:
+    def is_exploring(self) -> bool:
         """Whether the next action is the held one."""
-        if self.left == 0 and self.rng.random() < self.begin:
-            self.left = int(self.rng.geometric(1 / self.hold))
-            self.held = self.draw(self.world.action, 1, self.rng)[0]
-        if self.left == 0:
+        if self.hold_steps_left == 0 and self.rng.random() < self.hold_start_prob:
+            self.hold_steps_left = int(self.rng.geometric(1 / self.hold))
+            self.held_action = self.sample_action(self.env_spec.action, 1, self.rng)[0]
+        if self.hold_steps_left == 0:
             return False
-        self.left -= 1
+        self.hold_steps_left -= 1
         return True
 
     def step(self, action: np.ndarray) -> None:
         frame, reward, terminated, truncated, info = self.env.step(action)
         self.steps.append((action, float(reward), terminated, truncated))
-        self._see(frame, info)
+        self._record(frame, info)
         self.done = terminated or truncated
 
     def episode(self) -> Episode:
@@ -92,7 +100,7 @@ class Lane:
         with np.errstate(over="ignore"):  # what is infinite in float32 will be found to be
             return {
                 "frames": np.stack(self.frames),
-                "action": np.stack(actions).astype(self.world.action.dtype),
+                "action": np.stack(actions).astype(self.env_spec.action.dtype),
                 "reward": np.array(rewards, np.float32),
                 "terminated": np.array(terminations, bool),
                 "truncated": np.array(truncations, bool),
@@ -100,34 +108,34 @@ class Lane:
             }
 
 
-def play(
+def play_group(
     envs: Sequence[Env],
-    world: World,
+    env_spec: EnvSpec,
     player: Player,
-    how: Exploration,
+    exploration: Exploration,
     seed: int,
     group: int,
-    draw: Draw = random_actions,
+    sample_action: SampleAction = random_actions,
 ) -> list[Episode]:
-    """The episodes of a group, one in each environment, side by side; what is random is as `draw` has it."""
+    """The episodes of a group, one in each environment, side by side; what is random is as `sample_action` has it."""
     seeds = np.random.SeedSequence([seed, group]).generate_state(len(envs) + 1).tolist()
     rng = np.random.default_rng(seeds.pop())
-    lanes = [Lane(env, world, how, s, rng, draw) for env, s in zip(envs, seeds, strict=True)]
+    lanes = [Lane(env, env_spec, exploration, s, rng, sample_action) for env, s in zip(envs, seeds, strict=True)]
     while playing := [lane for lane in lanes if not lane.done]:
-        asking = []
+        asking: list[Lane] = []
         for lane in playing:
-            if lane.explores():
-                lane.step(lane.held)
+            if lane.is_exploring():
+                lane.step(lane.held_action)
             else:
                 asking.append(lane)
         if asking:
-            actions = player(np.stack([list(lane.views) for lane in asking], axis=1), rng)
+            actions = player(np.stack([list(lane.policy_frames) for lane in asking], axis=1), rng)
             for lane, action in zip(asking, actions, strict=True):
                 lane.step(action)
     return [lane.episode() for lane in lanes]
 
 
-def pieces(episode: Episode, length: int) -> list[Episode]:
+def cut_episode(episode: Episode, length: int) -> list[Episode]:
     """An episode cut into pieces of exactly `length` rows, what is left over dropped; whole at length 0.
 
     A piece ends like any episode: its last row has no step, and the step before it is the end, `truncated` where

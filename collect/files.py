@@ -22,15 +22,14 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from collect.pool import Pool
-from worldmodel.checkpoint import write_atomic
-from worldmodel.errors import UserError
-from worldmodel.layout import line
-from worldmodel.settings import Seed, Settings, Workers
-from worldmodel.world import World
-from worldmodel.writer import Episode, StoreWriter
+from collect.pool import WorkerPool
+from worldmodel.data.env_spec import EnvSpec
+from worldmodel.data.writer import Episode, StoreWriter
+from worldmodel.utils.checkpoint import write_atomic
+from worldmodel.utils.errors import UserError, one_line
+from worldmodel.utils.settings import Seed, Settings, Workers
 
-SKIPPED = "skipped.txt"
+SKIPPED_FILE = "skipped.txt"
 Item = TypeVar("Item")
 Read = Callable[[Item], Sequence[Episode]]
 """What makes episodes of an item, or raises `BrokenFile`."""
@@ -41,14 +40,14 @@ class BrokenFile(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Files(Settings):
+class ReaderArgs(Settings):
     """What all readers of files are asked."""
 
     source: Path
     """Folder of the data as published."""
     out: Path
     """The store; one that is not complete goes on."""
-    workers: Workers = min(os.cpu_count() or 1, 16)
+    num_workers: Workers = min(os.cpu_count() or 1, 16)
     """Processes that read."""
     seed: Seed = 0
     """Of the order of the episodes, and of the split where none was published."""
@@ -79,7 +78,7 @@ def reading(read: Read[Item]) -> Iterator[Callable[[Item], tuple[Sequence[Episod
 
 def reason(error: Exception) -> str:
     """What a decoder says; FFmpeg's errors have more around it."""
-    return getattr(error, "strerror", None) or line(error)
+    return getattr(error, "strerror", None) or one_line(error)
 
 
 def printable(text: str) -> str:
@@ -87,7 +86,7 @@ def printable(text: str) -> str:
     return " ".join(text.split()).encode(errors="backslashreplace").decode()
 
 
-def text_of(path: Path) -> str:
+def read_text(path: Path) -> str:
     """A list as published, or a `UserError`."""
     try:
         return path.read_text(encoding="utf-8")
@@ -95,19 +94,19 @@ def text_of(path: Path) -> str:
         raise UserError(f"{path} is no text in UTF-8 ({error}); fetch it again") from None
 
 
-def fingerprint(names: Iterable[str]) -> str:
+def names_digest(names: Iterable[str]) -> str:
     """Of a list of files. Progress counts them: were there others when it goes on, it would go on at a wrong one."""
     return hashlib.sha256(os.fsencode("\n".join(names))).hexdigest()[:16]
 
 
-def gone(source: Path, item: Item, why: str) -> tuple[Sequence[Episode], str]:
+def after_crash(source: Path, item: Item, why: str) -> tuple[Sequence[Episode], str]:
     """What is made of an item that ends the processes that read it, by a fault in a library or for want of memory."""
     file = item[0] if isinstance(item, tuple) else f"{source}: number {item}" if isinstance(item, int) else item
     return (), printable(f"{file}: reading it ended the process ({why})")
 
 
-def fill(
-    args: Files, world: World, items: Sequence[Item], read: Read[Item], *, noted: bool = False, **how: Any
+def fill_store(
+    args: ReaderArgs, env_spec: EnvSpec, items: Sequence[Item], read: Read[Item], *, noted: bool = False, **how: Any
 ) -> Filled[Item]:
     """A store of the episodes of all items, in their order; `how` is what makes another recording of the same files.
 
@@ -118,29 +117,31 @@ def fill(
         raise UserError(f"{args.source} does not exist; give the data as published")
     if not items:
         raise UserError(f"{args.source} holds no files of this kind; give the folder as it was published")
-    with StoreWriter(args.out, world, {"seed": args.seed, **how}, args.seed) as writer:
+    with StoreWriter(args.out, env_spec, {"seed": args.seed, **how}, args.seed) as writer:
         filled = _run(writer, args, items, read, noted)
-        if not writer.episodes:
-            raise UserError(f"none of the {len(items)} files of {args.source} could be read; see {args.out / SKIPPED}")
-        told = f"{writer.episodes:,} episodes, {writer.rows:,} frames"
+        if not writer.n_episodes:
+            raise UserError(
+                f"none of the {len(items)} files of {args.source} could be read; see {args.out / SKIPPED_FILE}"
+            )
+        text = f"{writer.n_episodes:,} episodes, {writer.n_rows:,} frames"
     bad = len(filled.skipped)
-    print(printable(f"data: {args.out}: {told}") + (f"; {bad} of {len(items):,} files were skipped" if bad else ""))
+    print(printable(f"data: {args.out}: {text}") + (f"; {bad} of {len(items):,} files were skipped" if bad else ""))
     return filled
 
 
-def _run(writer: StoreWriter, args: Files, items: Sequence[Item], read: Read[Item], noted: bool) -> Filled[Item]:
+def _run(writer: StoreWriter, args: ReaderArgs, items: Sequence[Item], read: Read[Item], noted: bool) -> Filled[Item]:
     """Read what is still missing."""
     progress = writer.progress or {"item": 0, "written": 0, "skipped": []}  # the next item, and how much of it is there
     first, written, bad = progress["item"], progress["written"], list(progress["skipped"])
-    shown = progress.get("items", [])[: writer.episodes]  # the list may have grown for an episode that was refused
-    if noted and len(shown) < writer.episodes:
+    shown = progress.get("items", [])[: writer.n_episodes]  # the list may have grown for an episode that was refused
+    if noted and len(shown) < writer.n_episodes:
         raise UserError(f"{writer.path} does not tell which file each episode is of; give another folder")
     if first < len(items):
         with (
-            Pool(partial(reading, read), min(args.workers, len(items) - first), tqdm.write) as pool,
-            tqdm(total=len(items), initial=first, unit=" files", desc=writer.world.name) as bar,
+            WorkerPool(partial(reading, read), min(args.num_workers, len(items) - first), tqdm.write) as pool,
+            tqdm(total=len(items), initial=first, unit=" files", desc=writer.env_spec.name) as bar,
         ):
-            left = pool.map(itertools.islice(items, first, None), partial(gone, args.source))
+            left = pool.map(itertools.islice(items, first, None), partial(after_crash, args.source))
             for i, (episodes, why) in enumerate(left, first):
                 if why:
                     bad.append(why)
@@ -152,13 +153,13 @@ def _run(writer: StoreWriter, args: Files, items: Sequence[Item], read: Read[Ite
                         place = {"item": i + 1, "written": 0} if k == len(episodes) else {"item": i, "written": k}
                         writer.append(episode, place | {"skipped": list(bad)} | ({"items": shown} if noted else {}))
                 bar.update()
-                bar.set_postfix_str(f"{writer.rows:,} frames")
+                bar.set_postfix_str(f"{writer.n_rows:,} frames")
     return Filled([items[i] for i in shown], bad)
 
 
 def write_skipped(store: Path, why: Sequence[str]) -> None:
     """A line for each that is not in a store."""
-    write_atomic(store / SKIPPED, "".join(f"{told}\n" for told in why).encode())
+    write_atomic(store / SKIPPED_FILE, "".join(f"{text}\n" for text in why).encode())
 
 
 def not_finite(episode: Episode) -> str:
@@ -169,11 +170,11 @@ def not_finite(episode: Episode) -> str:
     return ""
 
 
-def labelled(episode: Episode, **values: int) -> Episode:
+def with_labels(episode: Episode, **values: int) -> Episode:
     """An episode with values that are the same in all its rows: its `label`, its `split`."""
     return episode | {name: np.full(len(episode["frames"]), v, np.int64) for name, v in values.items()}
 
 
-def splits(n: int, share: float, seed: int) -> np.ndarray:
+def draw_validation(n: int, share: float, seed: int) -> np.ndarray:
     """(n,) 1 for the share of published training episodes that are for validation, else 0; the test's are kept."""
     return (np.random.default_rng(seed).random(n) < share).astype(np.int64)

@@ -1,7 +1,7 @@
 """Record any Gymnasium environment into a store.
 
-    python collect/gym.py --env CartPole-v1 --episodes 100
-    python collect/gym.py --env ale_py:ALE/Pong-v5 --policy my_agent:act --max-steps 2000
+    python collect/gym.py --env-id CartPole-v1 --episodes 100
+    python collect/gym.py --env-id ale_py:ALE/Pong-v5 --policy my_agent:act --max-episode-steps 2000
 
 Frames are the observations where these are pictures, and what `render_mode="rgb_array"` shows where they are not;
 either way they are scaled to `--size`, all of the picture, for a model must see what a player sees. A flat
@@ -38,18 +38,17 @@ import torch
 from gymnasium import spaces
 from tqdm import tqdm
 
-from collect.episodes import Exploration, play
-from collect.pictures import is_picture, scaled
-from collect.pool import Pool
-from collect.record import record
+from collect.episodes import Exploration, play_group
+from collect.images import is_image, resize_image
+from collect.pool import WorkerPool
+from collect.record import record_episodes
 from configs import command
-from envs.policies import Player, fingerprint, load_player
-from envs.spaces import to_spec
-from worldmodel.errors import UserError
-from worldmodel.layout import line
-from worldmodel.settings import Count, Pixels, Positive, Seed, Workers
-from worldmodel.world import World
-from worldmodel.writer import Episode, StoreWriter
+from envs.policies import Player, load_player, policy_digest
+from envs.spaces import to_action_spec
+from worldmodel.data.env_spec import EnvSpec
+from worldmodel.data.writer import Episode, StoreWriter
+from worldmodel.utils.errors import UserError, one_line
+from worldmodel.utils.settings import Count, Pixels, Positive, Seed, Workers
 
 LANES = 4
 """Environments that a process plays side by side for a policy of frames; a function is asked about one at a time."""
@@ -59,9 +58,9 @@ LANES = 4
 class Args(Exploration):
     """Record a Gymnasium environment."""
 
-    env: str = "CartPole-v1"
+    env_id: str = "CartPole-v1"
     """Its id; `module:id` imports the module first."""
-    kwargs: str = "{}"
+    env_kwargs: str = "{}"
     """What it is made with, as JSON."""
     out: Path = Path("runs/gym/data.zarr")
     """The store; one that is not complete goes on."""
@@ -71,11 +70,11 @@ class Args(Exploration):
     """Episodes to record in all, or pieces if there is a length."""
     length: Count = 0
     """Frames of a piece; 0 keeps episodes whole."""
-    max_steps: Count = 0
+    max_episode_steps: Count = 0
     """The longest episode, in steps; 0 leaves it to the environment."""
     size: Pixels = 64
     """Height and width of a frame."""
-    workers: Workers = min(os.cpu_count() or 1, 16)
+    num_workers: Workers = min(os.cpu_count() or 1, 16)
     """Processes that play."""
     seed: Seed = 0
     """Of the episodes, the actions and the split."""
@@ -86,114 +85,114 @@ class Args(Exploration):
             raise UserError("a length of 1 is impossible: a step has two frames")
 
 
-class Frames(gym.Wrapper[np.ndarray, Any, Any, Any]):
-    """An environment as frames (size, size, 3), with its flat observation in `info`; `world` says what it is."""
+class FrameEnv(gym.Wrapper[np.ndarray, Any, Any, Any]):
+    """An environment as frames (size, size, 3), with its flat observation in `info`; `env_spec` says what it is."""
 
     def __init__(self, args: Args) -> None:
-        env = make(args)
-        self.pictures = is_picture(env.observation_space)
-        if not self.pictures:
+        env = make_env(args)
+        self.is_image = is_image(env.observation_space)
+        if not self.is_image:
             env.close()
-            env = make(args, render_mode="rgb_array")
+            env = make_env(args, render_mode="rgb_array")
         super().__init__(env)
-        self.size, self.name = args.size, args.env
+        self.size, self.name = args.size, args.env_id
         shape = (args.size, args.size, 3)
-        same = self.pictures and env.observation_space.shape == shape  # so that `gym.make` makes what was recorded
+        same = self.is_image and env.observation_space.shape == shape  # so that `gym.make` makes what was recorded
         seen = env.observation_space
         n = seen.shape[0] if isinstance(seen, spaces.Box) and len(seen.shape) == 1 else 0
         self.variables = tuple(f"obs_{i}" for i in range(n))
-        self.world = World(
-            name=args.env.rpartition(":")[2].replace("/", "-"),
-            env_id=args.env if same else "",
-            env_kwargs=made_with(args) if same else {},
+        self.env_spec = EnvSpec(
+            name=args.env_id.rpartition(":")[2].replace("/", "-"),
+            env_id=args.env_id if same else "",
+            env_kwargs=parse_env_kwargs(args) if same else {},
             frame_shape=shape,
-            action=to_spec(env.action_space),
+            action=to_action_spec(env.action_space),
             variables=self.variables,
             fps=float(env.metadata.get("render_fps") or 10),
-            max_episode_steps=limit(args, env),
+            max_episode_steps=time_limit(args, env),
         )
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
-        self.seen, _ = self.env.reset(seed=seed, options=options)
-        return self.frame(), self.values()
+        self.observation, _ = self.env.reset(seed=seed, options=options)
+        return self.render_frame(), self.variable_values()
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
-        self.seen, reward, terminated, truncated, _ = self.env.step(action)
-        return self.frame(), float(reward), bool(terminated), bool(truncated), self.values()
+        self.observation, reward, terminated, truncated, _ = self.env.step(action)
+        return self.render_frame(), float(reward), bool(terminated), bool(truncated), self.variable_values()
 
-    def values(self) -> dict[str, float]:
-        return dict(zip(self.variables, self.seen.tolist(), strict=True)) if self.variables else {}
+    def variable_values(self) -> dict[str, float]:
+        return dict(zip(self.variables, self.observation.tolist(), strict=True)) if self.variables else {}
 
-    def frame(self) -> np.ndarray:
-        picture = self.seen if self.pictures else self.env.render()
+    def render_frame(self) -> np.ndarray:
+        picture = self.observation if self.is_image else self.env.render()
         if not isinstance(picture, np.ndarray) or picture.ndim not in (2, 3) or picture.dtype != np.uint8:
             raise UserError(f"{self.name} shows no picture as rgb_array; wrap it so that its observations are pictures")
-        return scaled(picture, self.size)
+        return resize_image(picture, self.size)
 
 
-def make(args: Args, **more: Any) -> gym.Env[Any, Any]:
+def make_env(args: Args, **more: Any) -> gym.Env[Any, Any]:
     """The environment; `UserError` says why it cannot be made."""
-    made = made_with(args)
-    look_here()
+    made = parse_env_kwargs(args)
+    add_cwd_to_path()
     try:
-        return gym.make(args.env, disable_env_checker=True, **made, **more)
+        return gym.make(args.env_id, disable_env_checker=True, **made, **more)
     except Exception as error:  # each environment has errors of its own
-        raise UserError(f"{args.env} cannot be made: {line(error)}; install it, or give another id") from None
+        raise UserError(f"{args.env_id} cannot be made: {one_line(error)}; install it, or give another id") from None
 
 
-def made_with(args: Args) -> dict[str, Any]:
-    limit = {"max_episode_steps": args.max_steps} if args.max_steps else {}
+def parse_env_kwargs(args: Args) -> dict[str, Any]:
+    limit = {"max_episode_steps": args.max_episode_steps} if args.max_episode_steps else {}
     example = """give something like '{"level": 1}'"""
     try:
-        made = json.loads(args.kwargs)
+        made = json.loads(args.env_kwargs)
     except json.JSONDecodeError as error:
-        raise UserError(f"kwargs {args.kwargs!r} are not JSON ({error}); {example}") from None
+        raise UserError(f"kwargs {args.env_kwargs!r} are not JSON ({error}); {example}") from None
     if not isinstance(made, dict) or "render_mode" in made:
-        raise UserError(f"kwargs {args.kwargs!r} must be a dictionary, and render_mode is chosen here; {example}")
+        raise UserError(f"kwargs {args.env_kwargs!r} must be a dictionary, and render_mode is chosen here; {example}")
     return made | limit
 
 
-def look_here() -> None:
+def add_cwd_to_path() -> None:
     """What is in the current folder can be imported."""
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
 
 
-def limit(args: Args, env: gym.Env[Any, Any]) -> int:
+def time_limit(args: Args, env: gym.Env[Any, Any]) -> int:
     """Its time limit in steps; without one an episode might never end."""
-    steps = args.max_steps or (env.spec.max_episode_steps if env.spec else None)
+    steps = args.max_episode_steps or (env.spec.max_episode_steps if env.spec else None)
     if not steps:
-        raise UserError(f"{args.env} has no time limit, so an episode might never end; give --max-steps")
+        raise UserError(f"{args.env_id} has no time limit, so an episode might never end; give --max-episode-steps")
     return int(steps)
 
 
 Function = Callable[[Any, np.random.Generator], Any]
 
 
-def function(name: str) -> Function:
+def load_function(name: str) -> Function:
     """What `module:function` names."""
     module, _, attribute = name.partition(":")
-    look_here()
+    add_cwd_to_path()
     try:
         named = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # a module may fail in any way
-        raise UserError(f"there is no policy {name} ({line(error)}); give module:function") from None
+        raise UserError(f"there is no policy {name} ({one_line(error)}); give module:function") from None
     if not callable(named):
         raise UserError(f"{name} is {named!r}, which cannot be called; give module:function")
     return named
 
 
-def player_of(args: Args, env: Frames) -> Player:
+def make_player(args: Args, env: FrameEnv) -> Player:
     """Who plays; a function sees the observation that `env` gave last, a policy the frames."""
     if ":" not in args.policy:
-        return load_player(args.policy, env.world)
-    ask, spec = function(args.policy), env.world.action
+        return load_player(args.policy, env.env_spec)
+    ask, spec = load_function(args.policy), env.env_spec.action
 
     def one(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         try:
-            action = np.asarray(ask(env.seen, rng))
+            action = np.asarray(ask(env.observation, rng))
         except Exception as error:
-            raise UserError(f"{args.policy} raised {type(error).__name__}: {line(error)}; mend it") from error
+            raise UserError(f"{args.policy} raised {type(error).__name__}: {one_line(error)}; mend it") from error
         try:
             if action.shape != spec.shape:
                 raise UserError(f"an action has the shape {action.shape}, not {spec.shape}")
@@ -204,7 +203,7 @@ def player_of(args: Args, env: Frames) -> Player:
     return one
 
 
-def lanes(args: Args) -> int:
+def group_size(args: Args) -> int:
     return 1 if ":" in args.policy else LANES
 
 
@@ -213,29 +212,29 @@ def playing(args: Args) -> Iterator[Callable[[int], list[Episode]]]:
     """What each process does with the index of a group of episodes."""
     torch.set_num_threads(1)
     with contextlib.ExitStack() as stack:
-        envs = [stack.enter_context(contextlib.closing(Frames(args))) for _ in range(lanes(args))]
-        player = player_of(args, envs[0])
-        yield lambda group: play(envs, envs[0].world, player, args, args.seed, group)
+        envs = [stack.enter_context(contextlib.closing(FrameEnv(args))) for _ in range(group_size(args))]
+        player = make_player(args, envs[0])
+        yield lambda group: play_group(envs, envs[0].env_spec, player, args, args.seed, group)
 
 
-def settings(args: Args, world: World) -> dict[str, Any]:
+def settings(args: Args, env_spec: EnvSpec) -> dict[str, Any]:
     """What makes two recordings the same, beside their world."""
     policy = args.policy
     if ":" in policy:
-        named = inspect.unwrap(function(policy))
+        named = inspect.unwrap(load_function(policy))
         try:
             source = inspect.getsourcefile(named)
         except TypeError:  # an object that can be called
             source = getattr(sys.modules[policy.partition(":")[0]], "__file__", None)
         policy += f" {hashlib.sha256(Path(source).read_bytes()).hexdigest()}" if source else ""
     else:
-        policy = fingerprint(policy, world)
+        policy = policy_digest(policy, env_spec)
     exploration = {"epsilon": args.epsilon, "hold": args.hold, "random_share": args.random_share}
-    made = {"env": args.env, "kwargs": made_with(args)}
+    made = {"env": args.env_id, "kwargs": parse_env_kwargs(args)}
     return made | {"policy": policy, "length": args.length, "seed": args.seed, **exploration}
 
 
-def begin(args: Args, env: Frames) -> None:
+def check_reset(args: Args, env: FrameEnv) -> None:
     """The first frame; `UserError` says why there is none."""
     try:
         env.reset(seed=args.seed)
@@ -243,22 +242,23 @@ def begin(args: Args, env: Frames) -> None:
         raise
     except Exception as error:  # each environment has errors of its own
         mujoco = " (without a display MuJoCo wants MUJOCO_GL=egl or osmesa)" if "mujoco" in str(type(error)) else ""
-        raise UserError(f"{args.env} cannot begin or be shown: {line(error)}{mujoco}; mend it") from error
+        raise UserError(f"{args.env_id} cannot begin or be shown: {one_line(error)}{mujoco}; mend it") from error
 
 
 def main(args: Args) -> None:
-    with contextlib.closing(Frames(args)) as env:
-        world = env.world
-        if args.length > world.max_episode_steps + 1:
-            raise UserError(f"an episode has at most {world.max_episode_steps + 1} frames; ask for a shorter length")
-        begin(args, env)  # it, and `settings` of the policy, say what is wrong before any process starts
-    with StoreWriter(args.out, world, settings(args, world), args.seed) as writer:
-        if writer.episodes < args.episodes:
-            with Pool(partial(playing, args), args.workers, tqdm.write) as pool:
-                rate = record(pool, writer, lanes(args), args.episodes, args.length)
-            print(f"{rate:,.0f} frames/s by {args.workers} processes")
-        told = f"{writer.episodes:,} episodes, {writer.rows:,} frames, {writer.rows / writer.episodes:.1f} on average"
-        print(f"data: {args.out} is complete: {told}")
+    with contextlib.closing(FrameEnv(args)) as env:
+        env_spec = env.env_spec
+        if args.length > env_spec.max_episode_steps + 1:
+            raise UserError(f"an episode has at most {env_spec.max_episode_steps + 1} frames; ask for a shorter length")
+        check_reset(args, env)  # it, and `settings` of the policy, say what is wrong before any process starts
+    with StoreWriter(args.out, env_spec, settings(args, env_spec), args.seed) as writer:
+        if writer.n_episodes < args.episodes:
+            with WorkerPool(partial(playing, args), args.num_workers, tqdm.write) as pool:
+                rate = record_episodes(pool, writer, group_size(args), args.episodes, args.length)
+            print(f"{rate:,.0f} frames/s by {args.num_workers} processes")
+        text = f"{writer.n_episodes:,} episodes, {writer.n_rows:,} frames"
+        mean = f"{writer.n_rows / writer.n_episodes:.1f} on average"
+        print(f"data: {args.out} is complete: {text}, {mean}")
 
 
 if __name__ == "__main__":

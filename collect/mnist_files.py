@@ -24,8 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from collect.files import BrokenFile
-from worldmodel.errors import UserError
-from worldmodel.layout import line
+from worldmodel.utils.errors import UserError, one_line
 
 PUBLISHED = "tnhw"
 FRAMES = 20
@@ -37,7 +36,7 @@ IDX_IMAGES = 0x00000803
 
 
 @dataclass(frozen=True)
-class Videos:
+class VideoArray:
     """An array of videos in a file, and how to look at it."""
 
     name: Path
@@ -64,7 +63,7 @@ class Videos:
 
 
 @contextlib.contextmanager
-def open_videos(source: Path, axes: str, length: int, beside: Path) -> Iterator[Videos]:
+def open_video_array(source: Path, axes: str, length: int, beside: Path) -> Iterator[VideoArray]:
     """The videos of a .npy or .npz; the latter is unpacked, since only the former can be mapped."""
     if source.suffix.lower() != ".npz":
         yield of_array(source, source, axes)
@@ -93,14 +92,14 @@ def unpack(source: Path, folder: Path) -> tuple[Path, np.ndarray | None]:
         raise unreadable(source, error) from None
 
 
-def of_array(name: Path, path: Path, axes: str) -> Videos:
+def of_array(name: Path, path: Path, axes: str) -> VideoArray:
     array = read_array(name, path, (4, 5), "Moving MNIST is uint8 (frames, videos, height, width)")
     axes = axes or axes_of(name, array.shape)
     kept = axes.replace("c", "", 1)
     sizes = dict(zip(axes, array.shape, strict=False))
     if len(axes) != array.ndim or sorted(kept) != sorted(PUBLISHED) or sizes.get("c", 1) != 1:
         raise UserError(f"axes {axes!r} do not fit {name} of {array.shape}; give their letters in order, such as tnhw")
-    return Videos(name, path, tuple(sizes[axis] for axis in kept), kept)
+    return VideoArray(name, path, tuple(sizes[axis] for axis in kept), kept)
 
 
 def axes_of(name: Path, shape: tuple[int, ...]) -> str:
@@ -117,14 +116,14 @@ def axes_of(name: Path, shape: tuple[int, ...]) -> str:
     raise UserError(f"{name} of {shape} does not show which axis is time; give --axes, such as nthw for videos first")
 
 
-def of_frames(name: Path, path: Path, clips: np.ndarray | None, length: int) -> Videos:
+def of_frames(name: Path, path: Path, clips: np.ndarray | None, length: int) -> VideoArray:
     """Videos whose frames (n * t, 1, h, w) lie one after another."""
     array = read_array(name, path, (4,), "input_raw_data is (all frames, 1, height, width)", floats=True)
     if clips is not None:
         length = clip_length(name, clips)
     if array.shape[1] != 1 or len(array) % length:
         raise UserError(f"{name} holds {array.shape}, which are not videos of {length} frames; give their --length")
-    return Videos(name, path, (len(array) // length, length, *array.shape[2:]), "nthw")
+    return VideoArray(name, path, (len(array) // length, length, *array.shape[2:]), "nthw")
 
 
 def clip_length(name: Path, clips: np.ndarray) -> int:
@@ -167,4 +166,4 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def unreadable(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path} cannot be read ({line(error)}); fetch it again")
+    return UserError(f"{path} cannot be read ({one_line(error)}); fetch it again")

@@ -32,13 +32,13 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image, ImageDraw, ImageFont
 
-from collect.files import Files, fill
-from collect.mnist_files import PUBLISHED, Videos, open_videos, read_array, read_idx
+from collect.files import ReaderArgs, fill_store
+from collect.mnist_files import PUBLISHED, VideoArray, open_video_array, read_array, read_idx
 from configs import command
-from worldmodel.errors import UserError
-from worldmodel.settings import NotNegative, Pixels, Positive
-from worldmodel.world import World
-from worldmodel.writer import Episode
+from worldmodel.data.env_spec import EnvSpec
+from worldmodel.data.writer import Episode
+from worldmodel.utils.errors import UserError
+from worldmodel.utils.settings import NotNegative, Pixels, Positive
 
 BATCH = 50
 """Videos made, or read, at a time. Part of what is made, since a batch draws its numbers together."""
@@ -46,7 +46,7 @@ FONT_SIZES = (20, 24, 28)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(Files):
+class Args(ReaderArgs):
     """Make a store of Moving MNIST."""
 
     source: Path = Path()
@@ -99,13 +99,13 @@ def load_digits(args: Args) -> np.ndarray:
     return digits
 
 
-def fly(start: np.ndarray, step: np.ndarray, length: int, room: np.ndarray) -> np.ndarray:
+def bounce(start: np.ndarray, step: np.ndarray, length: int, room: np.ndarray) -> np.ndarray:
     """Positions (n, t, 2) from a start (n, 2), by a step (n, 2) a frame, mirrored at 0 and at `room` (2)."""
     straight = start[:, None] + step[:, None] * np.arange(length)[:, None]
     return room - np.abs(straight % np.maximum(2 * room, 1e-9) - room)
 
 
-def draw(frames: np.ndarray, digits: np.ndarray, corners: np.ndarray) -> None:
+def draw_digits(frames: np.ndarray, digits: np.ndarray, corners: np.ndarray) -> None:
     """Draw a digit (n, h, w) into each video (n, t, H, W), its upper left corner at (n, t, 2) of y, x."""
     n, t = np.indices(corners.shape[:2])
     windows = sliding_window_view(frames, digits.shape[1:], axis=(2, 3), writeable=True)  # type: ignore[call-overload]
@@ -113,7 +113,7 @@ def draw(frames: np.ndarray, digits: np.ndarray, corners: np.ndarray) -> None:
     windows[at] = np.maximum(windows[at], digits[:, None])
 
 
-def make(args: Args, digits: np.ndarray, batch: int) -> list[Episode]:
+def make_videos(args: Args, digits: np.ndarray, batch: int) -> list[Episode]:
     """A batch of videos; a last one that is not full is the beginning of a full one."""
     rng = np.random.default_rng([args.seed, batch])
     room = args.size - np.array(digits.shape[1:], float)
@@ -122,47 +122,47 @@ def make(args: Args, digits: np.ndarray, batch: int) -> list[Episode]:
         chosen = digits[rng.integers(len(digits), size=BATCH)]
         angle = rng.uniform(0, 2 * np.pi, BATCH)
         step = args.speed * np.stack([np.sin(angle), np.cos(angle)], 1)
-        path = fly(rng.uniform(0, room, (BATCH, 2)), step, args.length, room)
-        draw(frames, chosen, np.rint(path).astype(int))
-    return [episode(video, args.channels) for video in frames[: args.episodes - batch * BATCH]]
+        path = bounce(rng.uniform(0, room, (BATCH, 2)), step, args.length, room)
+        draw_digits(frames, chosen, np.rint(path).astype(int))
+    return [make_episode(video, args.channels) for video in frames[: args.episodes - batch * BATCH]]
 
 
-def episode(video: np.ndarray, channels: int) -> Episode:
+def make_episode(video: np.ndarray, channels: int) -> Episode:
     """(t, h, w) -> frames (t, h, w, c)."""
     return {"frames": np.repeat(video[..., None], channels, axis=-1)}
 
 
-def read(videos: Videos, channels: int, batch: int) -> list[Episode]:
+def read_videos(videos: VideoArray, channels: int, batch: int) -> list[Episode]:
     """A batch of the published videos."""
-    return [episode(video, channels) for video in videos.read(batch * BATCH, (batch + 1) * BATCH)]
+    return [make_episode(video, channels) for video in videos.read(batch * BATCH, (batch + 1) * BATCH)]
 
 
 def batches(episodes: int) -> list[int]:
     return list(range(-(-episodes // BATCH)))
 
 
-def fill_as_published(args: Args) -> None:
-    with open_videos(args.source, args.axes, args.length, args.out.parent) as videos:
-        world = World(name="moving_mnist", frame_shape=(videos.size("h"), videos.size("w"), args.channels))
+def import_published(args: Args) -> None:
+    with open_video_array(args.source, args.axes, args.length, args.out.parent) as videos:
+        env_spec = EnvSpec(name="moving_mnist", frame_shape=(videos.size("h"), videos.size("w"), args.channels))
         how: dict[str, Any] = {"videos": list(videos.shape)}
         if videos.axes != PUBLISHED:
             how["axes"] = videos.axes
-        fill(args, world, batches(videos.size("n")), partial(read, videos, args.channels), **how)
+        fill_store(args, env_spec, batches(videos.size("n")), partial(read_videos, videos, args.channels), **how)
 
 
-def fill_with_made(args: Args) -> None:
+def make_store(args: Args) -> None:
     digits = load_digits(args)
-    world = World(name="moving_mnist", frame_shape=(args.size, args.size, args.channels))
+    env_spec = EnvSpec(name="moving_mnist", frame_shape=(args.size, args.size, args.channels))
     how = {name: getattr(args, name) for name in ("episodes", "length", "per_video", "speed")}
     fingerprint = hashlib.sha256(digits.tobytes()).hexdigest()[:16]
-    fill(args, world, batches(args.episodes), partial(make, args, digits), **how, digits=fingerprint)
+    fill_store(args, env_spec, batches(args.episodes), partial(make_videos, args, digits), **how, digits=fingerprint)
 
 
 def main(args: Args) -> None:
     if args.source == Path():
-        fill_with_made(args)
+        make_store(args)
     elif args.source.is_file():
-        fill_as_published(args)
+        import_published(args)
     else:
         raise UserError(f"{args.source} is no file; give mnist_test_seq.npy, or no source to make videos")
 

@@ -19,21 +19,20 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from worldmodel.errors import UserError
-from worldmodel.layout import line
+from worldmodel.utils.errors import UserError, one_line
 
 ATTEMPTS = 3
 """Processes that one episode may kill."""
-AHEAD = 4
+MAX_AHEAD = 4
 """Episodes, for each process, that may be played before the next one in order is."""
-Make = Callable[[], AbstractContextManager[Callable[[Any], Any]]]
+WorkerContext = Callable[[], AbstractContextManager[Callable[[Any], Any]]]
 """Called in each process: what it yields is called with each task, and cleaned up at the end."""
 
 
-class Pool:
+class WorkerPool:
     """`with Pool(make, workers) as pool: for result in pool.map(tasks): ...`"""
 
-    def __init__(self, make: Make, workers: int, say: Callable[[str], None] = print) -> None:
+    def __init__(self, make: WorkerContext, workers: int, say: Callable[[str], None] = print) -> None:
         self._make, self._say = make, say
         self._context = multiprocessing.get_context("spawn")
         self._processes: dict[Connection, BaseProcess] = {}
@@ -45,7 +44,7 @@ class Pool:
 
     def _start(self) -> Connection:
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_work, args=(theirs, self._make), daemon=True)
+        process = self._context.Process(target=_worker_main, args=(theirs, self._make), daemon=True)
         usual = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for the parent to answer
         try:
             process.start()
@@ -72,7 +71,7 @@ class Pool:
         position = issued = 0
         while True:
             for connection in self._processes.keys() - self._busy.keys():
-                wait_first = issued - position >= AHEAD * len(self._processes)
+                wait_first = issued - position >= MAX_AHEAD * len(self._processes)
                 item = again.pop() if again else None if wait_first else next(numbered, None)
                 if item is not None:
                     issued = max(issued, item[0] + 1)
@@ -97,13 +96,13 @@ class Pool:
                     raise UserError(
                         f"task {task} ended {ATTEMPTS} processes ({result}); cure that, or try another seed"
                     )
-                _end(self._processes.pop(connection))
+                _kill(self._processes.pop(connection))
                 self._ready(self._start())
             while position in results:
                 yield results.pop(position)
                 position += 1
 
-    def everywhere(self, function: Callable[[], Any]) -> list[Any]:
+    def run_everywhere(self, function: Callable[[], Any]) -> list[Any]:
         """What a function returns in each process, all at the same time."""
         self._drain()
         for connection in self._processes:
@@ -116,7 +115,7 @@ class Pool:
             _receive(connection)
         self._busy.clear()
 
-    def __enter__(self) -> Pool:
+    def __enter__(self) -> WorkerPool:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -125,7 +124,7 @@ class Pool:
             connection.close()
         for process in self._processes.values():
             process.join(timeout=10)
-            _end(process)
+            _kill(process)
 
 
 def _send(connection: Connection, message: Any) -> None:
@@ -144,7 +143,7 @@ def _receive(connection: Connection) -> tuple[bool, Any]:
     return kind == "done", value
 
 
-def _end(process: BaseProcess) -> None:
+def _kill(process: BaseProcess) -> None:
     """End a process and what it started."""
     assert process.pid is not None
     with suppress(ProcessLookupError):
@@ -160,7 +159,7 @@ def _follow() -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def _work(connection: Connection, make: Make) -> None:
+def _worker_main(connection: Connection, make: WorkerContext) -> None:
     os.setpgid(0, 0)
     threading.Thread(target=_follow, daemon=True).start()
     os.set_inheritable(connection.fileno(), False)  # an engine that outlived us would keep the pipe open
@@ -175,4 +174,4 @@ def _work(connection: Connection, make: Make) -> None:
     except UserError as error:
         _send(connection, ("user", str(error)))
     except Exception as error:
-        _send(connection, ("died", f"{type(error).__name__}: {line(error)}"))
+        _send(connection, ("died", f"{type(error).__name__}: {one_line(error)}"))

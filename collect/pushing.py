@@ -30,19 +30,19 @@ if not __package__:
 import torch
 from tqdm import tqdm
 
-from collect.episodes import Exploration, Hold, play
-from collect.files import labelled
-from collect.pool import Pool
-from collect.record import record
+from collect.episodes import Exploration, Hold, play_group
+from collect.files import with_labels
+from collect.pool import WorkerPool
+from collect.record import record_episodes
 from configs import command
 from envs.policies import Player, policy_folder
 from envs.pusher import Pusher, load_pusher
 from envs.pushing import Pushing
-from envs.pushing_robot import robot_actions
-from worldmodel.checkpoint import digest
-from worldmodel.layout import SPLITS, split_of
-from worldmodel.settings import NotNegative, Positive, Seed, Share, Some, Workers
-from worldmodel.writer import Episode, StoreWriter
+from envs.pushing_robot import bair_actions
+from worldmodel.data.writer import Episode, StoreWriter
+from worldmodel.data.zarr_format import SPLITS, draw_splits
+from worldmodel.utils.checkpoint import weights_digest
+from worldmodel.utils.settings import Fraction, NonEmpty, NotNegative, Positive, Seed, Workers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,45 +57,45 @@ class Args(Exploration):
     """Episodes to record in all, of 30 frames each."""
     noise: NotNegative = 0.2
     """Of the pusher's dx and dy: standard deviation, in tenths of a metre."""
-    hold: Some[Hold] = (1.0, 4.0)
+    hold: NonEmpty[Hold] = (1.0, 4.0)
     """Steps for which a random action is held, on average; of several, each episode draws one."""
-    random_share: Share = 0.3
+    random_share: Fraction = 0.3
     """Share of the episodes that are random throughout."""
-    workers: Workers = min(os.cpu_count() or 1, 16)
+    num_workers: Workers = min(os.cpu_count() or 1, 16)
     """Processes that play."""
     seed: Seed = 0
     """Of the episodes, the actions and the split."""
 
 
-def player(args: Args, env: Pushing) -> Player:
+def make_player(args: Args, env: Pushing) -> Player:
     if args.policy == "random":
-        return lambda frames, rng: robot_actions(env.world.action, frames.shape[1], rng)
+        return lambda frames, rng: bair_actions(env.env_spec.action, frames.shape[1], rng)
     pusher = Pusher(load_pusher(args.policy), args.noise)
     return lambda frames, rng: pusher.act(env.robot, rng)[None]
 
 
 @contextlib.contextmanager
-def playing(args: Args) -> Iterator[Callable[[int], list[Episode]]]:
+def worker(args: Args) -> Iterator[Callable[[int], list[Episode]]]:
     """What each process does with the index of an episode."""
     torch.set_num_threads(1)
     with contextlib.closing(Pushing()) as env:
-        act = player(args, env)
+        act = make_player(args, env)
 
         def one(i: int) -> list[Episode]:
-            (episode,) = play([env], env.world, act, args, args.seed, i, robot_actions)
-            return [labelled(episode, split=SPLITS.index(split_of(i + 1, args.seed)[i]))]
+            (episode,) = play_group([env], env.env_spec, act, args, args.seed, i, bair_actions)
+            return [with_labels(episode, split=SPLITS.index(draw_splits(i + 1, args.seed)[i]))]
 
         yield one
 
 
-def bare_renderer(args: Args, seconds: float = 2.0) -> float:
+def renderer_rate(args: Args, seconds: float = 2.0) -> float:
     """Frames a second of drawing alone."""
     with contextlib.closing(Pushing()) as env:
         env.reset(seed=args.seed)
-        assert env.camera is not None
-        begin, frames = time.perf_counter(), 0
-        while (passed := time.perf_counter() - begin) < seconds:
-            env.camera.draw(env.robot.model, env.robot.data)
+        assert env.renderer is not None
+        start, frames = time.perf_counter(), 0
+        while (passed := time.perf_counter() - start) < seconds:
+            env.renderer.draw(env.robot.model, env.robot.data)
             frames += 1
     return frames / passed
 
@@ -105,7 +105,7 @@ def settings(args: Args) -> dict[str, Any]:
     policy = "random"
     if args.policy != "random":
         load_pusher(args.policy)  # says what is wrong before any process starts
-        policy = digest(policy_folder(args.policy))
+        policy = weights_digest(policy_folder(args.policy))
     exploration = {"epsilon": args.epsilon, "hold": args.hold, "random_share": args.random_share, "noise": args.noise}
     return {"policy": policy, "seed": args.seed, **exploration}
 
@@ -113,16 +113,16 @@ def settings(args: Args) -> dict[str, Any]:
 def main(args: Args) -> None:
     if args.policy == "random":  # exploration is for what is not random already
         args = replace(args, epsilon=0.0, random_share=0.0)
-    with StoreWriter(args.out, Pushing().world, settings(args), args.seed) as writer:
-        complete = writer.episodes >= args.episodes
+    with StoreWriter(args.out, Pushing().env_spec, settings(args), args.seed) as writer:
+        complete = writer.n_episodes >= args.episodes
         if not complete:
-            with Pool(partial(playing, args), args.workers, tqdm.write) as pool:
-                rate = record(pool, writer, 1, args.episodes, 0)
-                bare = sum(pool.everywhere(partial(bare_renderer, args)))
+            with WorkerPool(partial(worker, args), args.num_workers, tqdm.write) as pool:
+                rate = record_episodes(pool, writer, 1, args.episodes, 0)
+                bare = sum(pool.run_everywhere(partial(renderer_rate, args)))
             share = f"{rate / bare:.0%} of the bare renderer's {bare:,.0f} frames/s"
-            print(f"{rate:,.0f} frames/s by {args.workers} processes: {share}")
-        told = f"{writer.episodes:,} episodes, {writer.rows:,} frames"
-        print(f"data: {args.out} {'was complete already' if complete else 'is complete'}: {told}")
+            print(f"{rate:,.0f} frames/s by {args.num_workers} processes: {share}")
+        text = f"{writer.n_episodes:,} episodes, {writer.n_rows:,} frames"
+        print(f"data: {args.out} {'was complete already' if complete else 'is complete'}: {text}")
 
 
 if __name__ == "__main__":

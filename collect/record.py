@@ -14,52 +14,52 @@ import time
 
 from tqdm import tqdm
 
-from collect.episodes import pieces
-from collect.files import SKIPPED, not_finite, write_skipped
-from collect.pool import Pool
-from worldmodel.errors import UserError
-from worldmodel.writer import StoreWriter
+from collect.episodes import cut_episode
+from collect.files import SKIPPED_FILE, not_finite, write_skipped
+from collect.pool import WorkerPool
+from worldmodel.data.writer import StoreWriter
+from worldmodel.utils.errors import UserError
 
-PATIENCE = 100
+MAX_SHORT_EPISODES = 100
 """Episodes in a row of which none may be of use."""
 
 
-def record(pool: Pool, writer: StoreWriter, lanes: int, total: int, length: int) -> float:
+def record_episodes(pool: WorkerPool, writer: StoreWriter, group_size: int, total: int, length: int) -> float:
     """Write pieces of episodes until there are `total`; returns frames a second.
 
-    The pool's processes make of the index of a group its `lanes` episodes, as `collect.episodes.play` does.
+    The pool's processes make of the index of a group its `group_size` episodes, as `collect.episodes.play` does.
     """
     bad: list[str]  # what was skipped
     first, written, *bad = writer.progress or (0, 0)  # the next episode, and how many of its pieces there are already
-    before, begin, rate, useless = writer.rows, time.perf_counter(), 0.0, 0
-    groups = pool.map(itertools.count(first // lanes))
-    with tqdm(total=total, initial=writer.episodes, unit=" episodes", desc=writer.world.name) as bar:
-        for i, episode in enumerate(itertools.chain.from_iterable(groups), first // lanes * lanes):
+    before, start, rate, useless = writer.n_rows, time.perf_counter(), 0.0, 0
+    groups = pool.map(itertools.count(first // group_size))
+    with tqdm(total=total, initial=writer.n_episodes, unit=" episodes", desc=writer.env_spec.name) as bar:
+        for i, episode in enumerate(itertools.chain.from_iterable(groups), first // group_size * group_size):
             why = not_finite(episode)
             if why and i >= first:
                 bad.append(f"episode {i}: {why}")
                 tqdm.write(f"skipped: {bad[-1]}")
                 write_skipped(writer.path, bad)
-            parts = [] if why else pieces(episode, length)
+            parts = [] if why else cut_episode(episode, length)
             useless = 0 if parts else useless + 1
-            if useless == PATIENCE:
+            if useless == MAX_SHORT_EPISODES:
                 raise UserError(given_up(why, length))
             for k, part in enumerate(parts, 1):
-                if (i, k) > (first, written) and writer.episodes < total:
+                if (i, k) > (first, written) and writer.n_episodes < total:
                     place = [i, k] if k < len(parts) else [i + 1, 0]
                     writer.append(part, progress=[*place, *bad])
                     bar.update()
-            rate = (writer.rows - before) / (time.perf_counter() - begin)
+            rate = (writer.n_rows - before) / (time.perf_counter() - start)
             bar.set_postfix_str(f"{rate:,.0f} frames/s")
-            if writer.episodes == total:
+            if writer.n_episodes == total:
                 break
         writer.commit()
     if bad:
-        print(f"{len(bad):,} episodes were skipped; {writer.path / SKIPPED} tells why")
+        print(f"{len(bad):,} episodes were skipped; {writer.path / SKIPPED_FILE} tells why")
     return rate
 
 
 def given_up(why: str, length: int) -> str:
     if why:
-        return f"{PATIENCE} episodes in a row could not be recorded, of the last one {why}; mend what plays"
-    return f"{PATIENCE} episodes in a row had fewer than {length} frames; ask for a shorter length"
+        return f"{MAX_SHORT_EPISODES} episodes in a row could not be recorded, of the last one {why}; mend what plays"
+    return f"{MAX_SHORT_EPISODES} episodes in a row had fewer than {length} frames; ask for a shorter length"

@@ -32,18 +32,18 @@ import h5py
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from collect.files import BrokenFile, Files, fill, fingerprint, reason
-from collect.film import film_frames, picture, upright
+from collect.files import BrokenFile, ReaderArgs, fill_store, names_digest, reason
+from collect.video_decoding import orient, shown_frames, to_rgb
 from configs import command
-from worldmodel.errors import UserError
-from worldmodel.settings import Count, Pixels, Positive
-from worldmodel.store import Store
-from worldmodel.world import ActionSpec, World
-from worldmodel.writer import Episode
+from worldmodel.data.env_spec import ActionSpec, EnvSpec
+from worldmodel.data.store import Store
+from worldmodel.data.writer import Episode
+from worldmodel.utils.errors import UserError
+from worldmodel.utils.settings import Count, Pixels, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(Files):
+class Args(ReaderArgs):
     """Read RoboNet."""
 
     source: Path = Path("hdf5")
@@ -71,9 +71,9 @@ class Args(Files):
             raise UserError(f"low {self.low} must lie below high {self.high}")
 
 
-def world(args: Args) -> World:
+def make_env_spec(args: Args) -> EnvSpec:
     n = args.action_width
-    return World(
+    return EnvSpec(
         name="robonet",
         frame_shape=(args.size, args.size, 3),
         action=ActionSpec(kind="Box", low=(args.low,) * n, high=(args.high,) * n),
@@ -81,22 +81,22 @@ def world(args: Args) -> World:
     )
 
 
-def read(args: Args, path: Path) -> Sequence[Episode]:
+def read_file(args: Args, path: Path) -> Sequence[Episode]:
     """The episode of a file; `BrokenFile` says what is wrong with it."""
     try:
         with h5py.File(path) as file:
-            return (episode(args, file),)
+            return (make_episode(args, file),)
     except UserError as error:
         raise BrokenFile(f"{path}: {error}") from None
     except Exception as error:  # h5py, PyAV and Pillow each have errors of their own
         raise BrokenFile(f"{path}: {reason(error)}; fetch it again") from None
 
 
-def episode(args: Args, file: h5py.File) -> Episode:
+def make_episode(args: Args, file: h5py.File) -> Episode:
     """Rows of the store's clock."""
-    frames = pictures(file, args.camera, args.size)
-    states = numbers(file, "env/state", args.state_width, "--state-width")
-    actions = numbers(file, "policy/actions", args.action_width, "--action-width")
+    frames = read_frames(file, args.camera, args.size)
+    states = read_array(file, "env/state", args.state_width, "--state-width")
+    actions = read_array(file, "policy/actions", args.action_width, "--action-width")
     rows = min(len(frames), len(states), len(actions) + 1)
     if rows < 2:
         raise UserError(
@@ -104,7 +104,7 @@ def episode(args: Args, file: h5py.File) -> Episode:
         )
     action = np.zeros((rows, args.action_width), np.float32)
     try:
-        action[:-1] = world(args).action.check(actions[: rows - 1])
+        action[:-1] = make_env_spec(args).action.check(actions[: rows - 1])
     except UserError as error:
         raise UserError(f"{error}; fetch it again, or give other bounds if it is sound") from None
     truncated = np.zeros(rows, bool)
@@ -119,7 +119,7 @@ def episode(args: Args, file: h5py.File) -> Episode:
     }
 
 
-def numbers(file: h5py.File, name: str, width: int, flag: str) -> np.ndarray:
+def read_array(file: h5py.File, name: str, width: int, flag: str) -> np.ndarray:
     """A finite array (t, width)."""
     if name not in file:
         raise UserError(f"there is no {name}; fetch it again")
@@ -131,7 +131,7 @@ def numbers(file: h5py.File, name: str, width: int, flag: str) -> np.ndarray:
     return array
 
 
-def pictures(file: h5py.File, camera: int, size: int) -> np.ndarray:
+def read_frames(file: h5py.File, camera: int, size: int) -> np.ndarray:
     """(t, size, size, 3) what a camera saw."""
     name = f"env/cam{camera}_video"
     if name not in file:
@@ -139,23 +139,23 @@ def pictures(file: h5py.File, camera: int, size: int) -> np.ndarray:
         raise UserError(f"there is no camera {camera}; give --camera, it has {known}")
     group = file[name]
     if "frames" in group:
-        frames, mixed = film(group["frames"][:].tobytes()), order(group["frames"]) == "BGR"
+        frames, mixed = decode_mp4(group["frames"][:].tobytes()), channel_order(group["frames"]) == "BGR"
     elif "frame0" in group:
         count = sum(key.startswith("frame") for key in group)
         missing = [t for t in range(count) if f"frame{t}" not in group]
         if missing:
             raise UserError(f"{name} has {count} frames, but no frame{missing[0]}; fetch it again")
         frames = [photo(group, f"frame{t}") for t in range(count)]
-        mixed = order(group["frame0"]) == "RGB"
+        mixed = channel_order(group["frame0"]) == "RGB"
     else:
         raise UserError(f"{name} has neither frames nor frame0; fetch it again")
     if not frames:
         raise UserError(f"{name} has no frames; fetch it again")
-    small = np.stack([shrink(frame, size) for frame in frames])
+    small = np.stack([crop_and_resize(frame, size) for frame in frames])
     return np.ascontiguousarray(small[..., ::-1]) if mixed else small
 
 
-def order(dataset: h5py.Dataset) -> Literal["RGB", "BGR", ""]:
+def channel_order(dataset: h5py.Dataset) -> Literal["RGB", "BGR", ""]:
     """What a camera says of its channels; nothing means that the file is as it seems."""
     said = dataset.attrs.get("image_format", "")
     said = said.decode() if isinstance(said, bytes) else str(said)
@@ -172,13 +172,13 @@ def photo(group: h5py.Group, name: str) -> Image.Image:
         raise UserError(f"cannot identify image {name}; fetch it again") from None
 
 
-def film(data: bytes) -> list[Image.Image]:
+def decode_mp4(data: bytes) -> list[Image.Image]:
     """The pictures of an MP4 that is whole."""
     with av.open(io.BytesIO(data), "r") as container:
-        return [Image.fromarray(upright(np.asarray(picture(frame)), frame)) for frame in film_frames(container)]
+        return [Image.fromarray(orient(np.asarray(to_rgb(frame)), frame)) for frame in shown_frames(container)]
 
 
-def shrink(image: Image.Image, size: int) -> np.ndarray:
+def crop_and_resize(image: Image.Image, size: int) -> np.ndarray:
     """(size, size, 3) the middle square, averaged over areas."""
     width, height = image.size
     side = min(width, height)
@@ -189,11 +189,11 @@ def shrink(image: Image.Image, size: int) -> np.ndarray:
 
 def main(args: Args) -> None:
     found = sorted(args.source.rglob(args.pattern))
-    files = fingerprint(str(path.relative_to(args.source)) for path in found)
+    files = names_digest(str(path.relative_to(args.source)) for path in found)
     how: dict[str, Any] = {"camera": args.camera, "pattern": args.pattern, "files": files}
-    fill(args, world(args), found, partial(read, args), **how)
+    fill_store(args, make_env_spec(args), found, partial(read_file, args), **how)
     store = Store(args.out)
-    actions = store.read("action", 0, store.rows)
+    actions = store.read("action", 0, store.n_rows)
     print(f"actions lay between {actions.min(0).tolist()} and {actions.max(0).tolist()}")
 
 

@@ -25,21 +25,21 @@ from pathlib import Path
 if not __package__:  # run as a file: the folder above is where `collect` is found
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from collect.files import Filled, text_of, write_skipped
-from collect.video import Clip, Videos, fill_with_videos, rate_of
+from collect.files import Filled, read_text, write_skipped
+from collect.video_reader import Clip, VideoArgs, fill_store_with_videos, fps_of
 from configs import command
-from worldmodel.checkpoint import write_atomic
-from worldmodel.errors import UserError
-from worldmodel.settings import NotNegative
+from worldmodel.utils.checkpoint import write_atomic
+from worldmodel.utils.errors import UserError
+from worldmodel.utils.settings import NotNegative
 
-LIST, SENTENCES = "tgif-v1.0.tsv", "sentences.jsonl"
+LIST_FILE, SENTENCES_FILE = "tgif-v1.0.tsv", "sentences.jsonl"
 SPLIT_FILES = ("train.txt", "val.txt", "test.txt")
 """In the order of the store's splits."""
 ABSENT = "it is in the list, but not in the folder"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(Videos):
+class Args(VideoArgs):
     """Make a store of the Tumblr GIFs."""
 
     source: Path = Path()
@@ -59,9 +59,9 @@ def name_of(address: str) -> str:
 def read_sentences(path: Path) -> dict[str, list[str]]:
     """The sentences of each GIF, by its name, in the order of the list."""
     if not path.is_file():
-        raise UserError(f"{path} does not exist; give the folder that holds {LIST}")
+        raise UserError(f"{path} does not exist; give the folder that holds {LIST_FILE}")
     sentences: dict[str, list[str]] = defaultdict(list)
-    for number, line in enumerate(text_of(path).split("\n"), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         address, tab, sentence = line.strip("\r").partition("\t")
         if tab and name_of(address):
             sentences[name_of(address)].append(sentence.strip())
@@ -87,7 +87,7 @@ def read_splits(folder: Path) -> dict[str, int]:
 
 def listed(path: Path) -> list[str]:
     """The GIFs of a split; what is none would leave those that are meant in the training split."""
-    names = [name_of(line) for line in text_of(path).splitlines() if line.strip()]
+    names = [name_of(line) for line in read_text(path).splitlines() if line.strip()]
     wrong = next((name for name in names if not name.lower().endswith(".gif")), None)
     if wrong is not None or not names:
         raise UserError(
@@ -96,7 +96,7 @@ def listed(path: Path) -> list[str]:
     return names
 
 
-def find(args: Args, names: list[str]) -> list[Clip]:
+def find_clips(args: Args, names: list[str]) -> list[Clip]:
     """The GIFs that are there; one that no split names is for training."""
     folder = args.source / args.gifs
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
@@ -106,28 +106,28 @@ def find(args: Args, names: list[str]) -> list[Clip]:
     if splits and (loose := sum(clip.name not in splits for clip in clips)):
         print(f"{loose:,} of {len(clips):,} GIFs are in none of {', '.join(SPLIT_FILES)}: they are for training")
     if not clips:
-        raise UserError(f"{folder} holds none of the {len(names)} GIFs of {LIST}; give their folder with --gifs")
+        raise UserError(f"{folder} holds none of the {len(names)} GIFs of {LIST_FILE}; give their folder with --gifs")
     return clips
 
 
 def main(args: Args) -> None:
-    sentences = read_sentences(args.source / LIST)
-    clips = find(args, list(sentences))
+    sentences = read_sentences(args.source / LIST_FILE)
+    clips = find_clips(args, list(sentences))
     there = {clip.name for clip in clips}
     absent = [name for name in sentences if name not in there]
     if absent:
-        print(f"{len(absent):,} of the {len(sentences):,} GIFs of {LIST} are not in {args.gifs}")
-    filled = fill_with_videos(args, "tgif", args.fps or rate_of(clips), clips, noted=True)
-    write_names(args.out, filled, sentences, absent)
+        print(f"{len(absent):,} of the {len(sentences):,} GIFs of {LIST_FILE} are not in {args.gifs}")
+    filled = fill_store_with_videos(args, "tgif", args.fps or fps_of(clips), clips, noted=True)
+    write_side_files(args.out, filled, sentences, absent)
 
 
-def write_names(out: Path, filled: Filled[Clip], sentences: dict[str, list[str]], absent: list[str]) -> None:
+def write_side_files(out: Path, filled: Filled[Clip], sentences: dict[str, list[str]], absent: list[str]) -> None:
     """Beside the episodes: what each shows, and which there are none of."""
     missing = [*filled.skipped, *(f"{name}: {ABSENT}" for name in absent)]
     if missing:
         write_skipped(out, missing)
     told = [{"episode": i, "gif": clip.name, "sentences": sentences[clip.name]} for i, clip in enumerate(filled.items)]
-    write_atomic(out / SENTENCES, "".join(json.dumps(line) + "\n" for line in told).encode())
+    write_atomic(out / SENTENCES_FILE, "".join(json.dumps(line) + "\n" for line in told).encode())
 
 
 if __name__ == "__main__":

@@ -28,12 +28,12 @@ if not __package__:  # run as a file: the folder above is where `collect` is fou
 
 import numpy as np
 
-from collect.files import text_of
-from collect.video import Clip, Videos, fill_with_videos
+from collect.files import read_text
+from collect.video_reader import Clip, VideoArgs, fill_store_with_videos
 from configs import command
-from worldmodel.errors import UserError
-from worldmodel.layout import SPLITS
-from worldmodel.settings import ShareBelow1
+from worldmodel.data.zarr_format import SPLITS
+from worldmodel.utils.errors import UserError
+from worldmodel.utils.settings import FractionBelow1
 
 FPS = 25.0
 LISTS, VIDEOS = "ucfTrainTestlist", "UCF-101"
@@ -41,7 +41,7 @@ TRAIN, VALID, TEST = range(len(SPLITS))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(Videos):
+class Args(VideoArgs):
     """Make a store of UCF-101."""
 
     source: Path = Path()
@@ -50,16 +50,16 @@ class Args(Videos):
     """The store; one that is not complete goes on."""
     fold: Literal[1, 2, 3] = 1
     """Which of the three published splits, 1 to 3."""
-    valid: ShareBelow1 = 0.02
+    valid: FractionBelow1 = 0.02
     """Share of the groups of the training list that are for validation."""
 
 
-def lines(args: Args, name: str) -> tuple[Path, list[list[str]]]:
+def read_lines(args: Args, name: str) -> tuple[Path, list[list[str]]]:
     """The words of each line of a list."""
     path = args.source / LISTS / name
     if not path.is_file():
         raise UserError(f"{path} does not exist; give the folder that holds {VIDEOS}/ and {LISTS}/")
-    rows = [words for line in text_of(path).splitlines() if (words := line.split())]
+    rows = [words for line in read_text(path).splitlines() if (words := line.split())]
     if not rows:
         raise UserError(f"{path} is empty; fetch it again")
     return path, rows
@@ -67,7 +67,7 @@ def lines(args: Args, name: str) -> tuple[Path, list[list[str]]]:
 
 def read_classes(args: Args) -> list[str]:
     """The names of the classes; the lists count from 1, labels from 0."""
-    path, rows = lines(args, "classInd.txt")
+    path, rows = read_lines(args, "classInd.txt")
     if any(len(row) != 2 or row[0] != str(i) for i, row in enumerate(rows, 1)):
         raise UserError(f"{path} should have lines such as `1 ApplyEyeMakeup`, counted from 1; fetch it again")
     return [name for _, name in rows]
@@ -75,7 +75,7 @@ def read_classes(args: Args) -> list[str]:
 
 def read_list(args: Args, kind: str, classes: list[str]) -> list[tuple[str, int]]:
     """The videos of a list, with their labels."""
-    path, rows = lines(args, f"{kind}list{args.fold:02}.txt")
+    path, rows = read_lines(args, f"{kind}list{args.fold:02}.txt")
     found = []
     for name, *number in rows:
         folder = name.partition("/")[0]
@@ -88,21 +88,21 @@ def read_list(args: Args, kind: str, classes: list[str]) -> list[tuple[str, int]
     return found
 
 
-def group(name: str) -> str:
+def group_of(name: str) -> str:
     """`Class/v_Class_g08_c01.avi` -> `Class/v_Class_g08`."""
     return name.rpartition("_c")[0]
 
 
-def find(args: Args, classes: list[str]) -> list[Clip]:
+def find_clips(args: Args, classes: list[str]) -> list[Clip]:
     """All videos of the fold: those to train on, then those to test on."""
     train, test = read_list(args, "train", classes), read_list(args, "test", classes)
     twice = next((name for name, times in Counter(name for name, _ in train + test).items() if times > 1), None)
     if twice:
         raise UserError(f"{args.source / LISTS}: {twice} is listed twice for fold {args.fold}; fetch the lists again")
-    groups = sorted({group(name) for name, _ in train})
+    groups = sorted({group_of(name) for name, _ in train})
     drawn = np.random.default_rng(args.seed).permutation(len(groups))[: math.ceil(args.valid * len(groups))]
     valid = {groups[i] for i in drawn}
-    named = [(name, label, VALID if group(name) in valid else TRAIN) for name, label in train]
+    named = [(name, label, VALID if group_of(name) in valid else TRAIN) for name, label in train]
     named += [(name, label, TEST) for name, label in test]
     folder = args.source / VIDEOS
     if not folder.is_dir():
@@ -112,7 +112,7 @@ def find(args: Args, classes: list[str]) -> list[Clip]:
 
 def main(args: Args) -> None:
     classes = read_classes(args)
-    fill_with_videos(args, "ucf101", args.fps or FPS, find(args, classes), classes=tuple(classes))
+    fill_store_with_videos(args, "ucf101", args.fps or FPS, find_clips(args, classes), classes=tuple(classes))
 
 
 if __name__ == "__main__":

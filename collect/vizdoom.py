@@ -28,21 +28,21 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from collect.episodes import Env, Exploration, play
-from collect.pool import Pool
-from collect.record import record
+from collect.episodes import Env, Exploration, play_group
+from collect.pool import WorkerPool
+from collect.record import record_episodes
 from configs import command
-from envs.policies import blind, fingerprint, load_player, shipped_policies
-from envs.reconstructed import Reconstructed
+from envs.policies import is_blind, load_player, policy_digest, shipped_policies
 from envs.vizdoom import VizdoomFrames
-from worldmodel.checkpoint import codes_of
-from worldmodel.errors import UserError
-from worldmodel.models import folder_of, load_vqvae
-from worldmodel.settings import Count, Pixels, Positive, Seed, Workers
-from worldmodel.world import World, random_actions
-from worldmodel.writer import Episode, StoreWriter
+from envs.vqvae_wrapper import VQVAEObservation
+from worldmodel.data.env_spec import EnvSpec, random_actions
+from worldmodel.data.writer import Episode, StoreWriter
+from worldmodel.models.loading import load_vqvae, resolve_folder
+from worldmodel.utils.checkpoint import codes_digest
+from worldmodel.utils.errors import UserError
+from worldmodel.utils.settings import Count, Pixels, Positive, Seed, Workers
 
-LANES = 4
+GROUP_SIZE = 4
 """Engines of a process. Part of what is recorded, since it decides the size of the policy's batches."""
 
 
@@ -57,8 +57,8 @@ class Args(Exploration):
     policy: tuple[str, ...] = ()
     """Folder of a policy, "random" or "cycle:1x20,2x20"; of several, groups of four episodes have one in turn. By
     default the one that ships for the scenario."""
-    eyes: str = ""
-    """Run folder, or world that ships, through whose VQ-VAE policies see the engine: envs/reconstructed.py says why."""
+    obs_vqvae: str = ""
+    """Run folder, or world that ships, through whose VQ-VAE policies see the engine: envs/vqvae_wrapper.py says why."""
     episodes: Positive = 200
     """Episodes to record in all, or pieces if there is a length."""
     length: Count = 0
@@ -69,7 +69,7 @@ class Args(Exploration):
     """Tics of the engine that a step lasts."""
     size: Pixels = 64
     """Height and width of a frame."""
-    workers: Workers = min(os.cpu_count() or 1, 16)
+    num_workers: Workers = min(os.cpu_count() or 1, 16)
     """Processes, each with four engines."""
     seed: Seed = 0
     """Of the episodes, the actions and the split."""
@@ -80,35 +80,35 @@ def make_env(args: Args) -> VizdoomFrames:
 
 
 @contextlib.contextmanager
-def playing(args: Args) -> Iterator[Callable[[int], list[Episode]]]:
+def worker(args: Args) -> Iterator[Callable[[int], list[Episode]]]:
     """What each process does with the index of a group of episodes."""
     torch.set_num_threads(1)
     with contextlib.ExitStack() as stack:
-        envs = [stack.enter_context(contextlib.closing(make_env(args))) for _ in range(LANES)]
-        world, names = envs[0].world, args.policy or (args.scenario,)
-        players = {name: load_player(name, world) for name in names if not name.startswith("cycle:")}
+        envs = [stack.enter_context(contextlib.closing(make_env(args))) for _ in range(GROUP_SIZE)]
+        env_spec, names = envs[0].env_spec, args.policy or (args.scenario,)
+        players = {name: load_player(name, env_spec) for name in names if not name.startswith("cycle:")}
         seen: list[Env] = [*envs]
-        if args.eyes:
-            vqvae = load_vqvae(folder_of(args.eyes) / "vqvae")
-            seen = [Reconstructed(env, vqvae) for env in envs]
+        if args.obs_vqvae:
+            vqvae = load_vqvae(resolve_folder(args.obs_vqvae) / "vqvae")
+            seen = [VQVAEObservation(env, vqvae) for env in envs]
 
         def one(group: int) -> list[Episode]:
             name = names[group % len(names)]
-            player = players.get(name) or load_player(name, world)  # a cycle keeps its place: each group has its own
-            return play(envs if blind(name) else seen, world, player, args, args.seed, group)
+            player = players.get(name) or load_player(name, env_spec)  # a cycle keeps its place: each group has its own
+            return play_group(envs if is_blind(name) else seen, env_spec, player, args, args.seed, group)
 
         yield one
 
 
-def bare_engine(args: Args, seconds: float = 2.0) -> float:
+def engine_rate(args: Args, seconds: float = 2.0) -> float:
     """Steps a second of the engine alone, at the same resolution and frame skip, with random actions."""
     rng = np.random.default_rng(args.seed)
     with contextlib.closing(make_env(args)) as env:
         env.reset(seed=args.seed)
-        game, actions = env.game, random_actions(env.world.action, 1000, rng)
+        game, actions = env.game, random_actions(env.env_spec.action, 1000, rng)
         buttons = [env.buttons.press(action).tolist() for action in actions]
-        begin, steps = time.perf_counter(), 0
-        while (passed := time.perf_counter() - begin) < seconds:
+        start, steps = time.perf_counter(), 0
+        while (passed := time.perf_counter() - start) < seconds:
             game.make_action(buttons[steps % len(buttons)], args.frame_skip)
             if game.is_episode_finished():
                 game.new_episode()
@@ -116,38 +116,39 @@ def bare_engine(args: Args, seconds: float = 2.0) -> float:
     return steps / passed
 
 
-def settings(args: Args, world: World, length: int) -> dict[str, Any]:
+def settings(args: Args, env_spec: EnvSpec, length: int) -> dict[str, Any]:
     """What makes two recordings the same, beside their world; where they are written and by how many does not."""
     if not args.policy and args.scenario not in shipped_policies(args.scenario):
         raise UserError(
             f"no policy ships for {args.scenario}; give --policy a folder of train/policy.py, or --policy random"
         )
-    policies = [fingerprint(name, world) for name in args.policy or (args.scenario,)]
+    policies = [policy_digest(name, env_spec) for name in args.policy or (args.scenario,)]
     policy = policies if len(policies) > 1 else policies[0]
     exploration = {"epsilon": args.epsilon, "hold": args.hold, "random_share": args.random_share}
-    eyes = {"eyes": codes_of(folder_of(args.eyes) / "vqvae")} if args.eyes else {}
+    eyes = {"eyes": codes_digest(resolve_folder(args.obs_vqvae) / "vqvae")} if args.obs_vqvae else {}
     return {"policy": policy, "length": length, "seed": args.seed, **exploration, **eyes}
 
 
 def main(args: Args) -> None:
     total, length = (1000, 100) if args.paper else (args.episodes, args.length)
     with contextlib.closing(make_env(args)) as env:
-        world = env.world
-    if length == 1 or length > world.max_episode_steps + 1 > 1:
-        raise UserError(f"a length of {length} is impossible: it is 0, or from 2 to {world.max_episode_steps + 1}")
-    if total < 1 or args.workers < 1:
-        raise UserError(f"{total} episodes by {args.workers} workers are none; ask for at least one of each")
+        env_spec = env.env_spec
+    if length == 1 or length > env_spec.max_episode_steps + 1 > 1:
+        raise UserError(f"a length of {length} is impossible: it is 0, or from 2 to {env_spec.max_episode_steps + 1}")
+    if total < 1 or args.num_workers < 1:
+        raise UserError(f"{total} episodes by {args.num_workers} workers are none; ask for at least one of each")
     out = args.out or Path("runs") / args.scenario / "data.zarr"
-    with StoreWriter(out, world, settings(args, world, length), args.seed) as writer:
-        complete = writer.episodes >= total
+    with StoreWriter(out, env_spec, settings(args, env_spec, length), args.seed) as writer:
+        complete = writer.n_episodes >= total
         if not complete:
-            with Pool(partial(playing, args), args.workers, tqdm.write) as pool:
-                rate = record(pool, writer, LANES, total, length)
-                bare = sum(pool.everywhere(partial(bare_engine, args)))
+            with WorkerPool(partial(worker, args), args.num_workers, tqdm.write) as pool:
+                rate = record_episodes(pool, writer, GROUP_SIZE, total, length)
+                bare = sum(pool.run_everywhere(partial(engine_rate, args)))
             share = f"{rate / bare:.0%} of the bare engine's {bare:,.0f} steps/s"
-            print(f"{rate:,.0f} frames/s by {args.workers} processes: {share}")
-        told = f"{writer.episodes:,} episodes, {writer.rows:,} frames, {writer.rows / writer.episodes:.1f} on average"
-        print(f"data: {out} {'was complete already' if complete else 'is complete'}: {told}")
+            print(f"{rate:,.0f} frames/s by {args.num_workers} processes: {share}")
+        text = f"{writer.n_episodes:,} episodes, {writer.n_rows:,} frames"
+        mean = f"{writer.n_rows / writer.n_episodes:.1f} on average"
+        print(f"data: {out} {'was complete already' if complete else 'is complete'}: {text}, {mean}")
 
 
 if __name__ == "__main__":

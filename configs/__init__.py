@@ -22,26 +22,38 @@ from typing import Any, NewType, TypeVar, get_args, get_type_hints
 import tyro
 import yaml
 
-from worldmodel import memory
-from worldmodel.errors import UserError, is_url
-from worldmodel.settings import checked, declared, nearest, shown
+from worldmodel.utils import memory
+from worldmodel.utils.errors import UserError, is_url
+from worldmodel.utils.settings import check_value, declared_types, short_repr, suggestion
 
 FOLDER = Path(__file__).parent
 SECTIONS = (
-    *("policy", "score", "imitate", "pusher", "pusher_score"),
-    *("collect", "vqvae", "steady", "tokens", "prior", "outcome", "export", "dream", "evaluate"),
-    *("outcome_scores", "endless", "control", "benchmark", "speed", "rank", "plan", "play", "sample", "fvd", "ablate"),
-    "diverge",
+    *("policy", "evaluate_policy", "imitate", "pusher", "evaluate_pusher"),
+    *("collect", "vqvae", "tune_hysteresis", "tokens", "prior", "outcome", "export", "dream", "evaluate"),
+    *(
+        "evaluate_outcome",
+        "long_horizon",
+        "controllability",
+        "rollout_benchmark",
+        "train_benchmark",
+        "rank",
+        "plan",
+        "play",
+        "sample",
+        "fvd",
+        "ablate",
+    ),
+    "divergence",
 )
 """The stages, each a section of a preset."""
-LARGEST = 10**5
+MAX_PRESET_BYTES = 10**5
 """Bytes of a preset."""
 T = TypeVar("T")
 Address = NewType("Address", str)
 """Where a store is read: a folder or any URL that fsspec knows, of which `Path` would lose a slash."""
 
 
-class Loader(yaml.SafeLoader):
+class PresetLoader(yaml.SafeLoader):
     """YAML 1.1 takes 1e-3 for a text, and the last of two equal keys; here it is a number, and they are a mistake.
 
     So is an alias: a few lines of them can stand for more than there is memory.
@@ -55,37 +67,39 @@ class Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [key.value for key, _ in node.value]
         if twice := next((key for i, key in enumerate(keys) if key in keys[:i]), None):
-            raise yaml.YAMLError(f"{shown(twice)} is there twice; remove one")
+            raise yaml.YAMLError(f"{short_repr(twice)} is there twice; remove one")
         return super().construct_mapping(node, deep)
 
 
-Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), [*"-+0123456789"])
+PresetLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), [*"-+0123456789"]
+)
 
 
 def read_preset(name: str) -> dict[str, Any]:
     """A preset by name (`demo`) or by path (`my/world.yaml`)."""
     path = FOLDER / f"{name}.yaml" if not name.endswith((".yaml", ".yml")) else Path(name)
     if not path.exists():
-        raise UserError(f"there is no preset {name!r}; {nearest(name, [p.stem for p in FOLDER.glob('*.yaml')])}")
+        raise UserError(f"there is no preset {name!r}; {suggestion(name, [p.stem for p in FOLDER.glob('*.yaml')])}")
     with path.open("rb") as file:
-        data = file.read(LARGEST + 1)
-    if len(data) > LARGEST:
-        raise UserError(f"{path} is larger than {LARGEST:,} bytes, so it is no preset; give another file")
+        data = file.read(MAX_PRESET_BYTES + 1)
+    if len(data) > MAX_PRESET_BYTES:
+        raise UserError(f"{path} is larger than {MAX_PRESET_BYTES:,} bytes, so it is no preset; give another file")
     try:
-        sections = yaml.load(data.decode(), Loader)
+        sections = yaml.load(data.decode(), PresetLoader)
     except Exception as error:  # PyYAML raises whatever its parts do: of recursion, of dates, of the length of numbers
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(sections, dict) or not sections:
         raise UserError(f"{path} has no sections; it should begin with one, such as `vqvae:`")
     for section, values in sections.items():
         if section not in SECTIONS:
-            raise UserError(f"{path} has a section {shown(section)}; {nearest(str(section), SECTIONS)}")
+            raise UserError(f"{path} has a section {short_repr(section)}; {suggestion(str(section), SECTIONS)}")
         if not isinstance(values, dict):
             raise UserError(f"{path}: section {section} has no settings; remove it or add some")
     return sections
 
 
-def section_of(name: str, section: str) -> dict[str, Any]:
+def read_section(name: str, section: str) -> dict[str, Any]:
     """The settings of a stage in a preset."""
     sections = read_preset(name)
     if section not in sections:
@@ -98,18 +112,18 @@ def section_of(name: str, section: str) -> dict[str, Any]:
 
 def overlay(default: T, values: dict[str, Any], where: str) -> T:
     """A copy of a dataclass instance with values laid over it, nested ones too."""
-    types = declared(type(default))
+    types = declared_types(type(default))
     changes = {}
     for key, value in values.items():
         if key not in types:
-            raise UserError(f"{where} has no setting {shown(key)}; {nearest(str(key), list(types))}")
+            raise UserError(f"{where} has no setting {short_repr(key)}; {suggestion(str(key), list(types))}")
         current, place = getattr(default, key), f"{where}.{key}"
         if dataclasses.is_dataclass(current):
             if not isinstance(value, dict):
-                raise UserError(f"{place} is a group of settings, not {shown(value)}")
+                raise UserError(f"{place} is a group of settings, not {short_repr(value)}")
             changes[key] = overlay(current, value, place)
         else:
-            changes[key] = checked(types[key], value, place)
+            changes[key] = check_value(types[key], value, place)
     try:
         return dataclasses.replace(default, **changes)  # type: ignore[type-var]
     except UserError as error:
@@ -118,7 +132,7 @@ def overlay(default: T, values: dict[str, Any], where: str) -> T:
 
 def placed(error: UserError, where: str, kind: type) -> UserError:
     """The error of a group of settings, with the place of the group in front."""
-    joint = "." if str(error).split()[0] in declared(kind) else ": "
+    joint = "." if str(error).split()[0] in declared_types(kind) else ": "
     return UserError(f"{where}{joint}{error}".removeprefix(joint))
 
 
@@ -129,7 +143,7 @@ def parse(kind: type[T], section: str, argv: Sequence[str]) -> T:
         at = rest.index(flag)
         name = flag.partition("=")[2] or (rest[at + 1] if at + 1 < len(rest) else "")
         del rest[at : at + (1 if "=" in flag else 2)]
-        default = overlay(default, section_of(name, section), f"{name.removesuffix('.yaml')}.yaml: {section}")
+        default = overlay(default, read_section(name, section), f"{name.removesuffix('.yaml')}.yaml: {section}")
     args = from_flags(kind, default, rest)
     check_places(args)
     return args
@@ -152,7 +166,7 @@ def from_flags(kind: type[T], default: T, flags: Sequence[str]) -> T:
         if error is None:
             sys.stderr.write(box.getvalue())
             raise
-    group = reduce(lambda group, name: declared(group)[name], where.split(".") if where else [], kind)
+    group = reduce(lambda group, name: declared_types(group)[name], where.split(".") if where else [], kind)
     raise placed(error, where, group)
 
 
@@ -167,7 +181,7 @@ def check_places(settings: Any) -> None:
         if dataclasses.is_dataclass(value):
             check_places(value)
         elif field.name == "device":
-            from worldmodel.rates import check_device  # torch, which scripts without a device need not load
+            from worldmodel.utils.hardware import check_device  # torch, which scripts without a device need not load
 
             check_device(value)
 
@@ -179,17 +193,20 @@ def command(main: Callable[[Any], None], section: str) -> None:
     """
     kind = next(iter(get_type_hints(main).values()))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    memory.limit()
+    memory.limit_memory()
     try:
         main(parse(kind, section, sys.argv[1:]))
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except (MemoryError, RuntimeError, ValueError) as error:
-        if not memory.exhausted(error):
+        if not memory.is_out_of_memory(error):
             raise
-        told = f"error: this takes more memory than there is, {memory.there() / 1e9:,.1f} GB; ask for smaller sizes"
-        print(f"{told} ({' '.join(str(error).split())})", file=sys.stderr)
+        text = (
+            f"error: this takes more memory than there is, {memory.available_bytes() / 1e9:,.1f} GB; ask for "
+            "smaller sizes"
+        )
+        print(f"{text} ({' '.join(str(error).split())})", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\ninterrupted; run the same command again, without --restart, to go on", file=sys.stderr)

@@ -41,8 +41,8 @@ class Buttons:
 
     def press(self, action: Any) -> np.ndarray:
         """A value for each button of the engine, for an action (), or (factors,) of a factored space."""
-        chosen = np.atleast_1d(action)
-        return np.sum([options[i] for options, i in zip(self.factors, chosen, strict=True)], axis=0)
+        indices = np.atleast_1d(action)
+        return np.sum([options[i] for options, i in zip(self.factors, indices, strict=True)], axis=0)
 
     def _value(self, **buttons: float) -> np.ndarray:
         return np.array([buttons.get(name, 0.0) for name in self.names])
@@ -58,12 +58,12 @@ class Buttons:
             if name in self.degrees:
                 factors.append([self._value(**{name: float(by)}) for by in DEGREES])
             elif name not in taken:
-                other = self._other(name)
+                other = self._opposite(name)
                 factors.append([self._value(), *(self._value(**{n: 1}) for n in (name, other) if n)])
                 taken.add(other)
         return factors
 
-    def _other(self, name: str) -> str | None:
+    def _opposite(self, name: str) -> str | None:
         """The button that does the opposite, if the scenario has it."""
         both = OPPOSITE | {b: a for a, b in OPPOSITE.items()}
         return both[name] if both.get(name) in self.names else None

@@ -13,45 +13,44 @@ from typing import Any
 
 import numpy as np
 
-from worldmodel.errors import UserError
-from worldmodel.layout import line
+from worldmodel.utils.errors import UserError, one_line
 
 BACKENDS = ("egl", "osmesa")
 CURE = "on Debian, apt-get install libegl1 or libosmesa6, and leave MUJOCO_GL unset or name one that is there"
-unusable = ""
+start_error = ""
 try:
     import mujoco
 except Exception as error:  # it loads what MUJOCO_GL names, and has an error of its own for each way to fail
-    asked = os.environ.pop("MUJOCO_GL", "")
-    unusable = f"MuJoCo does not start with MUJOCO_GL={asked} ({line(error)}); {CURE}"
+    requested = os.environ.pop("MUJOCO_GL", "")
+    start_error = f"MuJoCo does not start with MUJOCO_GL={requested} ({one_line(error)}); {CURE}"
     import mujoco  # physics needs no picture, so whoever draws nothing is not stopped
 
-    os.environ["MUJOCO_GL"] = asked
+    os.environ["MUJOCO_GL"] = requested
 
 
-def context(size: int) -> Any:
+def gl_context(size: int) -> Any:
     """An OpenGL context; MUJOCO_GL, where it is set, says which.
 
     Each is tried twice: a window that somebody closed in this process may have closed the display that was open.
     """
-    if unusable:
-        raise UserError(unusable)
-    asked = os.environ.get("MUJOCO_GL", "").lower()
-    if asked not in ("", *BACKENDS):
-        raise UserError(f"MUJOCO_GL is {asked}, which draws in a window; {CURE}")
-    why = {}
-    for name in np.repeat((asked,) if asked else BACKENDS, 2):
+    if start_error:
+        raise UserError(start_error)
+    requested = os.environ.get("MUJOCO_GL", "").lower()
+    if requested not in ("", *BACKENDS):
+        raise UserError(f"MUJOCO_GL is {requested}, which draws in a window; {CURE}")
+    errors = {}
+    for name in np.repeat((requested,) if requested else BACKENDS, 2):
         try:
-            made = importlib.import_module(f"mujoco.{name}").GLContext(size, size)
-            made.make_current()
-            return made
+            gl = importlib.import_module(f"mujoco.{name}").GLContext(size, size)
+            gl.make_current()
+            return gl
         except Exception as error:  # PyOpenGL has an error of its own for each way to be missing
-            why[name] = f"{name}: {line(error)}"
-            forget()
-    raise UserError(f"nothing can draw here ({'; '.join(why.values())}); {CURE}")
+            errors[name] = f"{name}: {one_line(error)}"
+            reset_opengl()
+    raise UserError(f"nothing can draw here ({'; '.join(errors.values())}); {CURE}")
 
 
-def forget() -> None:
+def reset_opengl() -> None:
     """PyOpenGL is bound to the first platform that was tried: the next one needs it anew."""
     os.environ.pop("PYOPENGL_PLATFORM", None)
     for name in list(sys.modules):
@@ -59,15 +58,15 @@ def forget() -> None:
             del sys.modules[name]
 
 
-class Offscreen:
+class OffscreenRenderer:
     """Draws models of one kind as pictures (size, size, 3) uint8 from a named camera."""
 
     def __init__(self, model: Any, camera: str, size: int) -> None:
-        self.gl = context(size)
+        self.gl = gl_context(size)
         self.size = size
-        self.view = mujoco.MjvCamera()
-        self.view.type = mujoco.mjtCamera.mjCAMERA_FIXED
-        self.view.fixedcamid = model.camera(camera).id
+        self.camera = mujoco.MjvCamera()
+        self.camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        self.camera.fixedcamid = model.camera(camera).id
         self.options = mujoco.MjvOption()
         self.context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self.context)
@@ -79,7 +78,7 @@ class Offscreen:
     def draw(self, model: Any, data: Any) -> np.ndarray:
         self.gl.make_current()
         everything = mujoco.mjtCatBit.mjCAT_ALL
-        mujoco.mjv_updateScene(model, data, self.options, None, self.view, everything, self.scene)
+        mujoco.mjv_updateScene(model, data, self.options, None, self.camera, everything, self.scene)
         mujoco.mjr_render(self.rectangle, self.scene, self.context)
         frame = np.empty((self.size, self.size, 3), np.uint8)
         mujoco.mjr_readPixels(frame, None, self.rectangle, self.context)

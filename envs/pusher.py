@@ -19,21 +19,21 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from worldmodel.checkpoint import read_checkpoint
-from worldmodel.errors import UserError
-from worldmodel.models import of_this_version
+from worldmodel.models.loading import refuse_other_versions
+from worldmodel.utils.checkpoint import read_checkpoint
+from worldmodel.utils.errors import UserError
 
 from .policies import policy_folder
-from .pushing_robot import SHIFT, Robot
+from .pushing_robot import MAX_SHIFT, Robot
 from .pushing_scene import HIGH, LOW
 
-FAR, NEAR = 0.25, 0.08
+MIN_GOAL_DISTANCE, GOAL_RADIUS = 0.25, 0.08
 """Metres: a goal is at least so far from its object when it is drawn, and is reached when it is so near."""
 BEHIND = 0.03
 """Metres between an object's rim and the spot from which the hand pushes it."""
-DRAWN = 8
+N_CANDIDATE_TASKS = 8
 """Tasks of which the policy at work takes the nearest."""
-SEEN, DONE = 12, 3
+OBSERVATION_DIM, ACTION_DIM = 12, 3
 """Numbers that the policy sees and gives."""
 KIND = "ppo_pusher"
 MIDDLE = (LOW + HIGH)[:2] / 2
@@ -44,62 +44,66 @@ class Task:
 
     def __init__(self, robot: Robot, rng: np.random.Generator) -> None:
         self.robot, self.rng = robot, rng
-        self.draw()
+        self.resample()
 
-    def draw(self) -> None:
+    def resample(self) -> None:
         """A far goal of an object behind which the hand has room: what lies at a wall can only be moved along it."""
         for _ in range(100):
             self.object = int(self.rng.integers(len(self.robot.bodies)))
             self.goal = self.rng.uniform(LOW[:2], HIGH[:2])
-            if self.left > FAR and (self.spot > LOW[:2]).all() and (self.spot < HIGH[:2]).all():
+            if (
+                self.goal_distance > MIN_GOAL_DISTANCE
+                and (self.push_position > LOW[:2]).all()
+                and (self.push_position < HIGH[:2]).all()
+            ):
                 break
 
     @property
-    def place(self) -> np.ndarray:
+    def object_position(self) -> np.ndarray:
         """Where the object is, (2,)."""
         return self.robot.objects[self.object, :2]
 
     @property
-    def left(self) -> float:
+    def goal_distance(self) -> float:
         """Metres from the object to its goal."""
-        return float(np.linalg.norm(self.goal - self.place))
+        return float(np.linalg.norm(self.goal - self.object_position))
 
     @property
-    def ahead(self) -> np.ndarray:
+    def goal_direction(self) -> np.ndarray:
         """The direction of the goal from the object, (2,), of length 1."""
-        return (self.goal - self.place) / max(self.left, 1e-6)
+        return (self.goal - self.object_position) / max(self.goal_distance, 1e-6)
 
     @property
-    def turn(self) -> np.ndarray:
+    def goal_rotation(self) -> np.ndarray:
         """(2, 2): what makes coordinates ahead and to the left of those along x and y."""
-        a, b = self.ahead
+        a, b = self.goal_direction
         return np.array([[a, b], [-b, a]])
 
     @property
-    def spot(self) -> np.ndarray:
+    def push_position(self) -> np.ndarray:
         """Where to push from, (2,)."""
-        return self.place - self.ahead * (self.robot.radii[self.object] + BEHIND)
+        return self.object_position - self.goal_direction * (self.robot.radii[self.object] + BEHIND)
 
     @property
-    def away(self) -> float:
+    def hand_distance(self) -> float:
         """Metres from the hand to where to push from."""
-        return float(np.linalg.norm(self.robot.hand[:2] - self.spot))
+        return float(np.linalg.norm(self.robot.hand[:2] - self.push_position))
 
     def potential(self) -> float:
-        return -10 * self.left - 3 * self.away
+        return -10 * self.goal_distance - 3 * self.hand_distance
 
-    def seen(self) -> np.ndarray:
+    def observation(self) -> np.ndarray:
         """(SEEN,) numbers of about unit size."""
-        hand, place, turn = self.robot.hand, self.place, self.turn
-        plane = [turn @ (place - hand[:2]), place - MIDDLE, hand[:2] - MIDDLE, [self.left]]
+        hand, position, rotation = self.robot.hand, self.object_position, self.goal_rotation
+        plane = [rotation @ (position - hand[:2]), position - MIDDLE, hand[:2] - MIDDLE, [self.goal_distance]]
         lifted = (hand[2] - LOW[2]) / (HIGH[2] - LOW[2])
         thing = [20 * self.robot.radii[self.object], 20 * self.robot.objects[self.object, 2]]
-        return np.array([*np.concatenate(plane) / 0.15, *self.ahead, lifted, *thing], np.float32)
+        return np.array([*np.concatenate(plane) / 0.15, *self.goal_direction, lifted, *thing], np.float32)
 
-    def action(self, done: np.ndarray) -> np.ndarray:
+    def env_action(self, action: np.ndarray) -> np.ndarray:
         """BAIR's action (4,) for what a policy gave (3,): ahead, left, and lifting for a step where above a half."""
-        shift = np.clip(self.turn.T @ np.clip(done[:2], -1, 1), -1, 1) * SHIFT
-        return np.array([*shift, 0, done[2] > 0.5], np.float32)
+        shift = np.clip(self.goal_rotation.T @ np.clip(action[:2], -1, 1), -1, 1) * MAX_SHIFT
+        return np.array([*shift, 0, action[2] > 0.5], np.float32)
 
 
 class PushTask(gym.Env[np.ndarray, np.ndarray]):
@@ -107,22 +111,22 @@ class PushTask(gym.Env[np.ndarray, np.ndarray]):
 
     def __init__(self, horizon: int = 29) -> None:
         self.horizon = horizon
-        self.observation_space = spaces.Box(-np.inf, np.inf, (SEEN,), np.float32)
-        self.action_space = spaces.Box(-1, 1, (DONE,), np.float32)
+        self.observation_space = spaces.Box(-np.inf, np.inf, (OBSERVATION_DIM,), np.float32)
+        self.action_space = spaces.Box(-1, 1, (ACTION_DIM,), np.float32)
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
         self.robot = Robot(self.np_random)
         self.task = Task(self.robot, self.np_random)
-        return self.task.seen(), {}
+        return self.task.observation(), {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         before = self.task.potential()
-        self.robot.act(self.task.action(action))
+        self.robot.act(self.task.env_action(action))
         reward = self.task.potential() - before
-        if self.task.left < NEAR:
-            self.task.draw()
-        return self.task.seen(), reward, False, self.robot.steps >= self.horizon, {}
+        if self.task.goal_distance < GOAL_RADIUS:
+            self.task.resample()
+        return self.task.observation(), reward, False, self.robot.steps >= self.horizon, {}
 
 
 def make_policy(width: int) -> ActorCriticPolicy:
@@ -139,7 +143,7 @@ def load_pusher(name: str) -> ActorCriticPolicy:
     found = read_checkpoint(folder)
     if (kind := found.config.get("kind")) != KIND:
         raise UserError(f"{folder} holds a {kind}, not a pusher; give a folder of train/pusher.py")
-    with of_this_version(folder):
+    with refuse_other_versions(folder):
         policy = make_policy(found.config["training"]["width"])
     found.fill(policy)
     policy.set_training_mode(False)
@@ -159,7 +163,7 @@ class Pusher:
 
     def act(self, robot: Robot, rng: np.random.Generator) -> np.ndarray:
         """BAIR's action (4,)."""
-        if self.task is None or self.task.robot is not robot or self.task.left < NEAR:
-            self.task = min((Task(robot, rng) for _ in range(DRAWN)), key=lambda task: task.away)
-        done, _ = self.policy.predict(self.task.seen(), deterministic=True)
-        return self.task.action(done + self.noise * rng.normal(size=DONE) * (1, 1, 0))
+        if self.task is None or self.task.robot is not robot or self.task.goal_distance < GOAL_RADIUS:
+            self.task = min((Task(robot, rng) for _ in range(N_CANDIDATE_TASKS)), key=lambda task: task.hand_distance)
+        action, _ = self.policy.predict(self.task.observation(), deterministic=True)
+        return self.task.env_action(action + self.noise * rng.normal(size=ACTION_DIM) * (1, 1, 0))

@@ -4,28 +4,39 @@ What an action means is what the robot that recorded BAIR's data made of it (`ap
 and its predecessors): (dx, dy, close, up). The desired place of the hand moves by dx and dy metres and is kept within
 the workspace; `close` other than 0 closes the gripper for that many steps, `up` lifts the hand by 0.1 m for that many;
 a later command replaces an earlier one. The robot drew dx and dy evenly from -0.1 to 0.1, `close` as 0 four times in
-five, `up` as 0 nine times in ten, and else each as 1 to 4 evenly: `robot_actions`.
+five, `up` as 0 nine times in ten, and else each as 1 to 4 evenly: `bair_actions`.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from worldmodel.world import ActionSpec
+from worldmodel.data.env_spec import ActionSpec
 
 from .offscreen import mujoco
-from .pushing_scene import FORE, GAP, HIGH, LOW, SHOULDER, TIMESTEP, UPPER, mjcf, places, things
+from .pushing_scene import (
+    FOREARM,
+    GRIPPER_GAP,
+    HIGH,
+    LOW,
+    SHOULDER,
+    TIMESTEP,
+    UPPER_ARM,
+    sample_objects,
+    sample_positions,
+    scene_xml,
+)
 
-SHIFT = float(np.float32(0.1))
+MAX_SHIFT = float(np.float32(0.1))
 """The most that a step moves the hand along x or y, in metres; as a float32, for actions are."""
-ACTION = ActionSpec(kind="Box", low=(-SHIFT, -SHIFT, 0.0, 0.0), high=(SHIFT, SHIFT, 4.0, 4.0))
-STEP = 0.2
+ACTION = ActionSpec(kind="Box", low=(-MAX_SHIFT, -MAX_SHIFT, 0.0, 0.0), high=(MAX_SHIFT, MAX_SHIFT, 4.0, 4.0))
+STEP_SECONDS = 0.2
 """Seconds that an action lasts; at its bounds the hand moves half a metre a second."""
-SETTLE = 60
+SETTLE_STEPS = 60
 """Steps of the physics before an episode, for objects to come to rest."""
 
 
-def robot_actions(spec: ActionSpec, n: int, rng: np.random.Generator) -> np.ndarray:
+def bair_actions(spec: ActionSpec, n: int, rng: np.random.Generator) -> np.ndarray:
     """Actions (n, 4) as BAIR's robot drew them: random, but seldom with the hand in the air."""
     shift = rng.uniform(spec.low[:2], spec.high[:2], (n, 2))
     commands = rng.integers(1, 5, (n, 2)) * (rng.random((n, 2)) > (0.8, 0.9))
@@ -36,52 +47,52 @@ class Robot:
     """An arm with a gripper over a bin of objects."""
 
     def __init__(self, rng: np.random.Generator) -> None:
-        found = things(rng)
-        self.goal = np.append(rng.uniform(LOW[:2], HIGH[:2]), LOW[2])
-        spots = places(found, self.goal[:2], rng)
-        text = mjcf(found, spots, rng.uniform(0, 2 * np.pi, len(found)), self.goal)
+        found = sample_objects(rng)
+        self.hand_target = np.append(rng.uniform(LOW[:2], HIGH[:2]), LOW[2])
+        spots = sample_positions(found, self.hand_target[:2], rng)
+        text = scene_xml(found, spots, rng.uniform(0, 2 * np.pi, len(found)), self.hand_target)
         self.model = mujoco.MjModel.from_xml_string(text)
         self.data = mujoco.MjData(self.model)
-        self.start = self.goal.copy()
+        self.start = self.hand_target.copy()
         self.bodies = [self.model.body(f"object{i}").id for i in range(len(found))]
         self.radii = np.array([one.radius for one in found])
         self.links = [int(self.model.body(name).mocapid[0]) for name in ("upper", "fore")]
-        self.steps = self.opens = self.lowers = 0
+        self.steps = self.opens_at = self.lowers_at = 0
         for body in self.bodies:  # friction of what rolls: it comes to rest in a few steps
             dofs = self.model.body_dofadr[body] + np.arange(6)
             self.model.dof_damping[dofs] = [0.05] * 3 + [1e-4] * 3
-        self._run(SETTLE)
+        self._run(SETTLE_STEPS)
 
     def act(self, action: np.ndarray) -> None:
         """One step under (dx, dy, close, up)."""
-        self.goal[:2] = np.clip(self.goal[:2] + action[:2], LOW[:2], HIGH[:2])
+        self.hand_target[:2] = np.clip(self.hand_target[:2] + action[:2], LOW[:2], HIGH[:2])
         close, up = np.rint(action[2:]).astype(int).tolist()
-        self.opens = self.steps + close if close else self.opens
-        self.lowers = self.steps + up if up else self.lowers
-        self.goal[2] = HIGH[2] if self.lowers > self.steps else LOW[2]
-        closed = self.opens > self.steps
-        self.data.ctrl[:3] = self.goal - self.start
-        self.data.ctrl[3:] = GAP if closed else 0.0
-        self._run(round(STEP / TIMESTEP))
+        self.opens_at = self.steps + close if close else self.opens_at
+        self.lowers_at = self.steps + up if up else self.lowers_at
+        self.hand_target[2] = HIGH[2] if self.lowers_at > self.steps else LOW[2]
+        closed = self.opens_at > self.steps
+        self.data.ctrl[:3] = self.hand_target - self.start
+        self.data.ctrl[3:] = GRIPPER_GAP if closed else 0.0
+        self._run(round(STEP_SECONDS / TIMESTEP))
         self.steps += 1
 
     def _run(self, steps: int) -> None:
         mujoco.mj_step(self.model, self.data, steps)
-        self._follow()
+        self._move_arm()
         mujoco.mj_forward(self.model, self.data)
 
-    def _follow(self) -> None:
+    def _move_arm(self) -> None:
         """The elbow of a two-link arm from shoulder to hand, bent upwards, and the links along it."""
         wrist = self.hand + np.array([0, 0, 0.05])
         reach = wrist - SHOULDER
-        far = min(float(np.linalg.norm(reach)), UPPER + FORE - 1e-3)
+        far = min(float(np.linalg.norm(reach)), UPPER_ARM + FOREARM - 1e-3)
         along = reach / np.linalg.norm(reach)
         upwards = np.array([0, 0, 1]) - along * along[2]
-        a = (far**2 + UPPER**2 - FORE**2) / (2 * far)
-        elbow = SHOULDER + a * along + np.sqrt(max(UPPER**2 - a**2, 0)) * upwards / np.linalg.norm(upwards)
+        a = (far**2 + UPPER_ARM**2 - FOREARM**2) / (2 * far)
+        elbow = SHOULDER + a * along + np.sqrt(max(UPPER_ARM**2 - a**2, 0)) * upwards / np.linalg.norm(upwards)
         for link, begin, end in zip(self.links, (SHOULDER, elbow), (elbow, wrist), strict=True):
             self.data.mocap_pos[link] = begin
-            self.data.mocap_quat[link] = turned((end - begin) / np.linalg.norm(end - begin))
+            self.data.mocap_quat[link] = quaternion_from_x((end - begin) / np.linalg.norm(end - begin))
 
     @property
     def hand(self) -> np.ndarray:
@@ -94,7 +105,7 @@ class Robot:
         return self.data.xpos[self.bodies].copy()
 
 
-def turned(direction: np.ndarray) -> np.ndarray:
+def quaternion_from_x(direction: np.ndarray) -> np.ndarray:
     """The quaternion that turns the x axis to a direction of length 1."""
     quaternion = np.array([1 + direction[0], 0, -direction[2], direction[1]])
     return quaternion / np.linalg.norm(quaternion)

@@ -15,46 +15,46 @@ from dataclasses import dataclass
 
 import numpy as np
 
-OBJECTS = (8, 10)
+OBJECT_COUNTS = (8, 10)
 """The least and most of them."""
 LOW, HIGH = np.array([0.44, -0.27, 0.21]), np.array([0.83, 0.18, 0.31])
 """Where the hand may be: x and y as on BAIR's robot, z low and lifted by its 0.1 m."""
 MARGIN, WALL = 0.06, 0.065
 """From where the hand may be to the bin's walls, and how high these are."""
-GAP = 0.04
+GRIPPER_GAP = 0.04
 """From each finger of the open gripper to the middle, where it closes."""
-SHOULDER, UPPER, FORE = np.array([0.02, -0.045, 0.42]), 0.42, 0.46
+SHOULDER, UPPER_ARM, FOREARM = np.array([0.02, -0.045, 0.42]), 0.42, 0.46
 """Where the arm begins, and the lengths of its links."""
 TIMESTEP = 0.005
 """Of the physics, in seconds. At twice that, an object that the hand had wedged in was shot out of the bin in one
 episode of the pusher's in a hundred."""
-DRAWN = 512
+MAX_RENDER_SIZE = 512
 """Height and width of the largest drawing."""
 
 
 @dataclass(frozen=True)
-class Thing:
+class SceneObject:
     """An object: a geom's type and half sizes, its radius seen from above, height of its middle, colour."""
 
     kind: str
     size: tuple[float, ...]
     radius: float
     height: float
-    colour: tuple[float, float, float]
+    color: tuple[float, float, float]
 
 
-def things(rng: np.random.Generator) -> list[Thing]:
+def sample_objects(rng: np.random.Generator) -> list[SceneObject]:
     """Objects of all shapes, hues spread over the circle so that neighbours differ."""
-    n = int(rng.integers(OBJECTS[0], OBJECTS[1] + 1))
+    n = int(rng.integers(OBJECT_COUNTS[0], OBJECT_COUNTS[1] + 1))
     kinds = [KINDS[i % len(KINDS)] for i in rng.permutation(n)]
     hues = (rng.random() + rng.permutation(n) / n) % 1
-    return [thing(kind, float(hue), rng) for kind, hue in zip(kinds, hues, strict=True)]
+    return [sample_object(kind, float(hue), rng) for kind, hue in zip(kinds, hues, strict=True)]
 
 
 KINDS = ("box", "cylinder", "ellipsoid", "capsule", "sphere")
 
 
-def thing(kind: str, hue: float, rng: np.random.Generator) -> Thing:
+def sample_object(kind: str, hue: float, rng: np.random.Generator) -> SceneObject:
     a, b, h = rng.uniform((0.022, 0.022, 0.02), (0.038, 0.038, 0.042)).tolist()
     colour = colorsys.hsv_to_rgb(hue, float(rng.uniform(0.65, 1)), float(rng.uniform(0.7, 1)))
     size, radius, height = {
@@ -64,13 +64,13 @@ def thing(kind: str, hue: float, rng: np.random.Generator) -> Thing:
         "capsule": ((0.75 * a, b), 0.75 * a + b, 0.75 * a),
         "sphere": ((a,), a, a),
     }[kind]
-    return Thing(kind, size, radius, height, colour)
+    return SceneObject(kind, size, radius, height, colour)
 
 
-def places(found: list[Thing], keep_off: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def sample_positions(found: list[SceneObject], keep_off: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Where objects begin (n, 2): none in another, nor under the hand at `keep_off` (2,)."""
     low, high = LOW[:2] - MARGIN, HIGH[:2] + MARGIN
-    taken, radii = [keep_off], [GAP + 0.03]
+    taken, radii = [keep_off], [GRIPPER_GAP + 0.03]
     for one in found:
         for _ in range(1000):
             spot = rng.uniform(low + one.radius, high - one.radius)
@@ -82,16 +82,16 @@ def places(found: list[Thing], keep_off: np.ndarray, rng: np.random.Generator) -
     return np.array(taken[1:])
 
 
-def mjcf(found: list[Thing], spots: np.ndarray, turns: np.ndarray, hand: np.ndarray) -> str:
+def scene_xml(found: list[SceneObject], spots: np.ndarray, turns: np.ndarray, hand: np.ndarray) -> str:
     """The whole scene as text: objects at `spots` (n, 2), turned by `turns` (n,) radians, and the hand at (3,)."""
-    bodies = "".join(map(body, range(len(found)), found, spots, turns))
+    bodies = "".join(map(object_xml, range(len(found)), found, spots, turns))
     return f"""
 <mujoco model="bair_pushing">
   <option timestep="{TIMESTEP}" integrator="implicitfast" iterations="20"><flag sleep="enable"/></option>
   <visual>
     <headlight ambient=".42 .42 .42" diffuse=".28 .28 .28" specular="0 0 0"/>
     <quality shadowsize="0" offsamples="0"/>
-    <global offwidth="{DRAWN}" offheight="{DRAWN}"/>
+    <global offwidth="{MAX_RENDER_SIZE}" offheight="{MAX_RENDER_SIZE}"/>
     <map znear=".05" zfar="20"/>
   </visual>
   <statistic extent="1" center=".6 0 .2"/>
@@ -102,9 +102,9 @@ def mjcf(found: list[Thing], spots: np.ndarray, turns: np.ndarray, hand: np.ndar
   </default>
   <worldbody>
     <light pos=".5 -.5 1.6" dir=".1 .4 -1" directional="true" diffuse=".5 .5 .48" specular=".1 .1 .1"/>
-    <camera name="aux1" pos="{numbers(*EYE)}" xyaxes="{AXES}" fovy="40"/>
-    {bench()}
-    {robot(hand)}
+    <camera name="aux1" pos="{format_numbers(*EYE)}" xyaxes="{AXES}" fovy="40"/>
+    {bin_xml()}
+    {robot_xml(hand)}
     {bodies}
   </worldbody>
   <contact>
@@ -117,60 +117,61 @@ def mjcf(found: list[Thing], spots: np.ndarray, turns: np.ndarray, hand: np.ndar
 </mujoco>"""
 
 
-def look(eye: tuple[float, float, float], at: tuple[float, float, float]) -> str:
+def camera_axes(eye: tuple[float, float, float], at: tuple[float, float, float]) -> str:
     """The camera's axes, right and up, that look from `eye` to `at`."""
     back = np.subtract(eye, at)
     right = np.cross((0, 0, 1), back)
     up = np.cross(back, right)
-    return numbers(*right / np.linalg.norm(right), *up / np.linalg.norm(up))
+    return format_numbers(*right / np.linalg.norm(right), *up / np.linalg.norm(up))
 
 
-def numbers(*values: float) -> str:
+def format_numbers(*values: float) -> str:
     return " ".join(f"{v:.6g}" for v in values)
 
 
 EYE = (1.36, -0.32, 0.70)
 """Of the camera, opposite the robot and a little to its right, as BAIR's `aux1` is."""
-AXES = look(EYE, (0.62, -0.022, 0.07))
+AXES = camera_axes(EYE, (0.62, -0.022, 0.07))
 
 
-def bench() -> str:
+def bin_xml() -> str:
     """The bin on its table, and the floor of the room."""
     (x0, y0), (x1, y1) = LOW[:2] - MARGIN, HIGH[:2] + MARGIN
     x, y, rx, ry, t = (x0 + x1) / 2, (y0 + y1) / 2, (x1 - x0) / 2, (y1 - y0) / 2, 0.012
     sides = [(x0 - t, y, t, ry + 2 * t), (x1 + t, y, t, ry + 2 * t), (x, y0 - t, rx, t), (x, y1 + t, rx, t)]
     walls = "".join(
-        f'<geom class="skin" type="box" pos="{numbers(cx, cy, WALL / 2 - 0.01)}"'
-        f' size="{numbers(sx, sy, WALL / 2 + 0.01)}" rgba=".62 .47 .33 1"/>'
+        f'<geom class="skin" type="box" pos="{format_numbers(cx, cy, WALL / 2 - 0.01)}"'
+        f' size="{format_numbers(sx, sy, WALL / 2 + 0.01)}" rgba=".62 .47 .33 1"/>'
         for cx, cy, sx, sy in sides
     )
     return f"""
-    <geom type="plane" pos="{numbers(x, y, 0)}" size="{numbers(rx, ry, 1)}" rgba=".72 .66 .58 1"/>
+    <geom type="plane" pos="{format_numbers(x, y, 0)}" size="{format_numbers(rx, ry, 1)}" rgba=".72 .66 .58 1"/>
     <geom class="skin" type="plane" pos="0 0 -.02" size="6 6 1" rgba=".38 .4 .42 1"/>
     <geom class="skin" type="box" pos="-1.2 0 1" size=".05 6 2" rgba=".5 .52 .53 1"/>
     {walls}
-    {box(x, y, rx, ry)}"""
+    {walls_xml(x, y, rx, ry)}"""
 
 
-def box(x: float, y: float, rx: float, ry: float) -> str:
+def walls_xml(x: float, y: float, rx: float, ry: float) -> str:
     """What holds objects in, and is not drawn: thick planes on the walls' inner sides, and half a metre up."""
     sides = [(x - rx, y, 0, 1, 0, 0), (x + rx, y, 0, -1, 0, 0), (x, y - ry, 0, 0, 1, 0), (x, y + ry, 0, 0, -1, 0)]
     return "".join(
-        f'<geom type="plane" size="1 1 1" rgba="0 0 0 0" pos="{numbers(*side[:3])}" zaxis="{numbers(*side[3:])}"/>'
+        f'<geom type="plane" size="1 1 1" rgba="0 0 0 0" pos="{format_numbers(*side[:3])}" '
+        f'zaxis="{format_numbers(*side[3:])}"/>'
         for side in [*sides, (x, y, 0.5, 0, 0, -1)]
     )
 
 
-def robot(hand: np.ndarray) -> str:
+def robot_xml(hand: np.ndarray) -> str:
     """Base, the two links that follow, and the hand with its fingers, 0.2 m long."""
     red, black, metal = 'rgba=".62 .1 .1 1"', 'rgba=".13 .13 .15 1"', 'rgba=".75 .75 .77 1"'
     slides = "".join(
-        f'<joint name="{axis}" type="slide" axis="{numbers(*direction)}" damping="5"/>'
+        f'<joint name="{axis}" type="slide" axis="{format_numbers(*direction)}" damping="5"/>'
         for axis, direction in zip("xyz", np.eye(3), strict=True)
     )
     fingers = "".join(
         f"""
-      <body name="{name}" pos="0 {numbers(GAP * side)} -.15" gravcomp="1">
+      <body name="{name}" pos="0 {format_numbers(GRIPPER_GAP * side)} -.15" gravcomp="1">
         <joint name="{name}" type="slide" axis="0 {-side} 0" damping="1"/>
         <geom type="box" pos="0 0 .01" size=".012 .006 .05" mass=".05" {metal}/>
         <geom type="box" pos="0 0 -.03" size=".014 .009 .016" mass=".05" {black}/>
@@ -179,15 +180,15 @@ def robot(hand: np.ndarray) -> str:
     )
     return f"""
     <geom class="skin" type="cylinder" pos="-.06 -.045 .15" size=".09 .2" {black}/>
-    <geom class="skin" type="sphere" pos="{numbers(*SHOULDER)}" size=".075" {red}/>
+    <geom class="skin" type="sphere" pos="{format_numbers(*SHOULDER)}" size=".075" {red}/>
     <body name="upper" mocap="true">
-      <geom class="skin" type="capsule" fromto="0 0 0 {UPPER} 0 0" size=".045" {red}/>
-      <geom class="skin" type="sphere" pos="{UPPER} 0 0" size=".055" {black}/>
+      <geom class="skin" type="capsule" fromto="0 0 0 {UPPER_ARM} 0 0" size=".045" {red}/>
+      <geom class="skin" type="sphere" pos="{UPPER_ARM} 0 0" size=".055" {black}/>
     </body>
     <body name="fore" mocap="true">
-      <geom class="skin" type="capsule" fromto="0 0 0 {FORE} 0 0" size=".036" {red}/>
+      <geom class="skin" type="capsule" fromto="0 0 0 {FOREARM} 0 0" size=".036" {red}/>
     </body>
-    <body name="hand" pos="{numbers(*hand)}" gravcomp="1">
+    <body name="hand" pos="{format_numbers(*hand)}" gravcomp="1">
       {slides}
       <geom class="skin" type="sphere" pos="0 0 .05" size=".043" {black}/>
       <geom class="skin" type="cylinder" pos="0 0 -.01" size=".034 .05" {red}/>
@@ -196,12 +197,12 @@ def robot(hand: np.ndarray) -> str:
     </body>"""
 
 
-def body(i: int, one: Thing, spot: np.ndarray, turn: float) -> str:
+def object_xml(i: int, one: SceneObject, spot: np.ndarray, turn: float) -> str:
     lying = 'euler="0 90 0"' if one.kind == "capsule" else ""
-    quaternion = numbers(float(np.cos(turn / 2)), 0, 0, float(np.sin(turn / 2)))
-    looks = f'size="{numbers(*one.size)}" rgba="{numbers(*one.colour, 1)}"'
+    quaternion = format_numbers(float(np.cos(turn / 2)), 0, 0, float(np.sin(turn / 2)))
+    looks = f'size="{format_numbers(*one.size)}" rgba="{format_numbers(*one.color, 1)}"'
     return f"""
-    <body name="object{i}" pos="{numbers(*spot, one.height)}" quat="{quaternion}">
+    <body name="object{i}" pos="{format_numbers(*spot, one.height)}" quat="{quaternion}">
       <freejoint name="object{i}"/>
       <geom type="{one.kind}" {looks} {lying} density="400" condim="4"/>
     </body>"""

@@ -18,7 +18,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
-from worldmodel.errors import UserError
+from worldmodel.utils.errors import UserError
 
 
 class SB3VecEnv(VecEnv):
@@ -44,7 +44,7 @@ class SB3VecEnv(VecEnv):
         if any(options != first for options in others):
             raise UserError("the lanes of a vector environment are reset together; give all of them the same options")
         frames, infos = self.env.reset(seed=seeds, options=first or None)  # type: ignore[arg-type]
-        self.reset_infos = split(infos, self.num_envs)
+        self.reset_infos = split_infos(infos, self.num_envs)
         return frames
 
     def step_async(self, actions: np.ndarray) -> None:
@@ -53,13 +53,13 @@ class SB3VecEnv(VecEnv):
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         frames, rewards, terminated, truncated, infos = self.env.step(self.actions)
         final_obs, final_info = infos.pop("final_obs", None), infos.pop("final_info", {})
-        told, last = split(infos, self.num_envs), split(final_info, self.num_envs)
+        step_infos, last = split_infos(infos, self.num_envs), split_infos(final_info, self.num_envs)
         done = terminated | truncated
         for i in np.flatnonzero(done).tolist():
-            self.reset_infos[i], told[i] = told[i], last[i] | {"terminal_observation": final_obs[i]}
-        for i, info in enumerate(told):
+            self.reset_infos[i], step_infos[i] = step_infos[i], last[i] | {"terminal_observation": final_obs[i]}
+        for i, info in enumerate(step_infos):
             info["TimeLimit.truncated"] = bool(truncated[i] and not terminated[i])
-        return frames, rewards.astype(np.float32), done, told
+        return frames, rewards.astype(np.float32), done, step_infos
 
     def get_images(self) -> Sequence[np.ndarray | None]:
         """The lanes' frames, as `render` and `VecVideoRecorder` tile them."""
@@ -72,17 +72,17 @@ class SB3VecEnv(VecEnv):
         return [getattr(self.env, attr_name)] * len(self._lanes(indices))
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        self._all(indices)
+        self._check_all_lanes(indices)
         setattr(self.env, attr_name, value)
 
     def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
-        self._all(indices)
+        self._check_all_lanes(indices)
         return [getattr(self.env, method_name)(*args, **kwargs)] * self.num_envs
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
         return [False] * len(self._lanes(indices))
 
-    def _all(self, indices: VecEnvIndices) -> None:
+    def _check_all_lanes(self, indices: VecEnvIndices) -> None:
         if len(self._lanes(indices)) != self.num_envs:
             raise UserError("the lanes of a vector environment are one object; leave indices out")
 
@@ -90,7 +90,7 @@ class SB3VecEnv(VecEnv):
         return list(self._get_indices(indices))
 
 
-def split(infos: dict[str, Any], n: int) -> list[dict[str, Any]]:
+def split_infos(infos: dict[str, Any], n: int) -> list[dict[str, Any]]:
     """Gymnasium's one dict of arrays as one dict a lane, with what the lane has."""
     lanes: list[dict[str, Any]] = [{} for _ in range(n)]
     for name, values in infos.items():

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from gymnasium import spaces
 
-from worldmodel.errors import UserError
-from worldmodel.world import ActionSpec
+from worldmodel.data.env_spec import ActionSpec
+from worldmodel.utils.errors import UserError
 
 
-def to_spec(space: spaces.Space) -> ActionSpec:
+def to_action_spec(space: spaces.Space) -> ActionSpec:
     """The plain form of a Discrete, MultiDiscrete or flat Box space; `UserError` for any other."""
     if isinstance(space, spaces.Discrete) and space.start == 0:
         return ActionSpec(kind="Discrete", nvec=(int(space.n),))
@@ -24,7 +24,7 @@ def to_spec(space: spaces.Space) -> ActionSpec:
     raise UserError(f"{space} cannot be recorded; wrap it into {wanted}")
 
 
-def to_space(spec: ActionSpec) -> spaces.Space:
+def to_gym_space(spec: ActionSpec) -> spaces.Space:
     """The Gymnasium space of a spec."""
     if spec.kind == "Discrete":
         return spaces.Discrete(spec.nvec[0])

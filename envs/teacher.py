@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import vizdoom as vzd
 
-from worldmodel.errors import UserError
+from worldmodel.utils.errors import UserError
 
 from .buttons import DEGREES
 from .vizdoom import VizdoomFrames
@@ -22,9 +22,9 @@ AHEAD, LEFT, RIGHT = (slice(40, 70), slice(65, 95)), (slice(40, 70), slice(20, 6
 """Parts of the 120x160 screen."""
 NEAR = 7
 """Depth, in the engine's units of 0 to 255, at which a wall is in the way."""
-FULL = {"Health": ("HEALTH", 100.0), "Ammo": ("AMMO2", 60.0)}
+REFILLS = {"Health": ("HEALTH", 100.0), "Ammo": ("AMMO2", 60.0)}
 """What each kind of thing fills up, and when there is enough of it."""
-FAR, STUCK, ROUND = 25, 10.0, 9
+APPROACH_HEIGHT, STUCK_DISTANCE, TURN_STEPS = 25, 10.0, 9
 """Height of a monster that is walked up to; the way of 6 steps below which one is stuck; steps of turning round."""
 
 
@@ -32,66 +32,70 @@ class Teacher:
     """Plays one engine, whose labels and depth it switches on before the first reset."""
 
     def __init__(self, env: VizdoomFrames, rng: np.random.Generator) -> None:
-        if env.world.name != "battle2":
-            raise UserError(f"the teacher plays battle2 only, not {env.world.name}")
+        if env.env_spec.name != "battle2":
+            raise UserError(f"the teacher plays battle2 only, not {env.env_spec.name}")
         self.env, self.rng = env, rng
         env.game.set_labels_buffer_enabled(True)
         env.game.set_depth_buffer_enabled(True)
-        self.begin()
+        self.reset()
 
-    def begin(self) -> None:
+    def reset(self) -> None:
         """Forget the last episode."""
-        self.health, self.turns, self.side = 100.0, 0, 1
-        self.way: deque[np.ndarray] = deque(maxlen=6)
+        self.health, self.turns_left, self.turn_direction = 100.0, 0, 1
+        self.recent_positions: deque[np.ndarray] = deque(maxlen=6)
 
     def act(self) -> np.ndarray:
         """The action (5,) for what the engine shows now."""
         state = self.env.game.get_state()
         assert state is not None and state.labels is not None and state.depth_buffer is not None
         monsters = [label for label in state.labels if label.object_category == "Monster"]
-        hurt, self.health = self._has("HEALTH") < self.health - 1, self._has("HEALTH")
-        if monsters and self._has("AMMO2") > 0:
-            self.turns = 0
+        hurt, self.health = self._variable("HEALTH") < self.health - 1, self._variable("HEALTH")
+        if monsters and self._variable("AMMO2") > 0:
+            self.turns_left = 0
             return self._shoot(largest(monsters))
-        self._notice(hurt)
-        if self.turns:
-            self.turns -= 1
-            return self._action(turn=40 * self.side)
+        self._check_hurt_or_stuck(hurt)
+        if self.turns_left:
+            self.turns_left -= 1
+            return self._action(turn=40 * self.turn_direction)
         if wanted := [label for label in state.labels if self._wants(label)]:
-            return self._go(angle(largest(wanted)))
+            return self._walk(angle_to(largest(wanted)))
         return self._wander(state.depth_buffer)
 
-    def _notice(self, hurt: bool) -> None:
+    def _check_hurt_or_stuck(self, hurt: bool) -> None:
         """Turn round when hurt, and aside when stuck."""
         here = (vzd.GameVariable.POSITION_X, vzd.GameVariable.POSITION_Y)
-        self.way.append(np.array([self.env.game.get_game_variable(v) for v in here]))
+        self.recent_positions.append(np.array([self.env.game.get_game_variable(v) for v in here]))
         if hurt:
-            self.turns, self.side = ROUND, 1
-        elif not self.turns and len(self.way) == 6 and np.abs(self.way[0] - self.way[-1]).max() < STUCK:
-            self.turns, self.side = int(self.rng.integers(2, 7)), int(self.rng.choice([-1, 1]))
-            self.way.clear()
+            self.turns_left, self.turn_direction = TURN_STEPS, 1
+        elif (
+            not self.turns_left
+            and len(self.recent_positions) == 6
+            and np.abs(self.recent_positions[0] - self.recent_positions[-1]).max() < STUCK_DISTANCE
+        ):
+            self.turns_left, self.turn_direction = int(self.rng.integers(2, 7)), int(self.rng.choice([-1, 1]))
+            self.recent_positions.clear()
 
-    def _has(self, name: str) -> float:
-        return float(self.env.values[self.env.variables.index(name)])
+    def _variable(self, name: str) -> float:
+        return float(self.env.variable_values[self.env.variables.index(name)])
 
     def _wants(self, label: vzd.Label) -> bool:
-        name, enough = FULL.get(label.object_category, ("HEALTH", 0.0))
-        return self._has(name) < enough and label.object_name != "Poison"
+        name, enough = REFILLS.get(label.object_category, ("HEALTH", 0.0))
+        return self._variable(name) < enough and label.object_name != "Poison"
 
     def _shoot(self, monster: vzd.Label) -> np.ndarray:
-        off = angle(monster)
+        off = angle_to(monster)
         aimed = abs(off) <= np.degrees(np.arctan(monster.width / 160))
-        return self._action(forward=abs(off) < 15 and monster.height < FAR, fire=aimed, turn=off)
+        return self._action(forward=abs(off) < 15 and monster.height < APPROACH_HEIGHT, fire=aimed, turn=off)
 
     def _wander(self, depth: np.ndarray) -> np.ndarray:
         if depth[AHEAD].mean() <= NEAR:
-            return self._action(turn=40 * self.side)
+            return self._action(turn=40 * self.turn_direction)
         if self.rng.random() < 0.05:
-            self.side = -self.side
+            self.turn_direction = -self.turn_direction
         left, right = depth[LEFT].mean(), depth[RIGHT].mean()
-        return self._go(0.0 if min(left, right) > 2 * NEAR else 8.0 if right > left else -8.0)
+        return self._walk(0.0 if min(left, right) > 2 * NEAR else 8.0 if right > left else -8.0)
 
-    def _go(self, off: float) -> np.ndarray:
+    def _walk(self, off: float) -> np.ndarray:
         return self._action(forward=True, sprint=abs(off) < 20, turn=off)
 
     def _action(self, forward: bool = False, fire: bool = False, sprint: bool = False, turn: float = 0.0) -> np.ndarray:
@@ -99,7 +103,7 @@ class Teacher:
         return np.array([forward, 0, fire, sprint, np.abs(DEGREES * self.env.frame_skip - turn).argmin()], int)
 
 
-def angle(label: vzd.Label) -> float:
+def angle_to(label: vzd.Label) -> float:
     """Degrees to the right of the middle of the screen, whose field of view is 90 degrees."""
     return float(np.degrees(np.arctan((label.x + label.width / 2 - 80) / 80)))
 

@@ -26,23 +26,31 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from worldmodel.checkpoint import difference, digest
-from worldmodel.dream import Context, Dream
-from worldmodel.errors import UserError
-from worldmodel.lanes import Lanes
-from worldmodel.memory import ask
-from worldmodel.models import folder_of, shipped
-from worldmodel.rates import Precision, check_device
-from worldmodel.sampling import Sampling
-from worldmodel.settings import as_array, checked, shown
+from worldmodel.generation.dream import Context, Dream
+from worldmodel.generation.dream_state import DreamState
+from worldmodel.generation.sampling import SamplingConfig
+from worldmodel.models.loading import pretrained_run, resolve_folder
+from worldmodel.utils.checkpoint import config_difference, weights_digest
+from worldmodel.utils.errors import UserError
+from worldmodel.utils.hardware import Precision, check_device
+from worldmodel.utils.memory import check_memory
+from worldmodel.utils.settings import as_array, check_value, short_repr
 
-from .asked import is_whole, mask_of, numbers_of, one_seed, options_of, render_mode_of, seeds
-from .moment import PARTS, STATE, is_made_of, whole
-from .spaces import to_space
+from .reset_arguments import (
+    check_context_numbers,
+    check_mask,
+    check_options,
+    check_render_mode,
+    check_seed,
+    check_seeds,
+    is_int_at_least,
+)
+from .snapshot import SNAPSHOT_KEYS, STATE, is_made_of, is_valid
+from .spaces import to_gym_space
 
-OPTIONS = ("context", "frames", "actions", "variables", "reset_mask")
+RESET_OPTIONS = ("context", "frames", "actions", "variables", "reset_mask")
 """What `reset` can be told."""
-Outcome = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
+StepResult = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
 """Frames (n, h, w, 3), rewards, terminations, truncations (n,), and infos by name."""
 
 
@@ -50,8 +58,8 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """`num_envs` lanes of the dream of a run folder `model`, or of the model that ships for `world`.
 
     `horizon` (or `max_episode_steps`): steps until `truncated`, the recorded limit if None, 0 for none. `ends=False`:
-    nothing is `terminated`, and `info["end"]` says how likely it was. `temperature`, `top_k`, `top_p`: how codes are
-    drawn. `precision="bfloat16"` is faster for many lanes on hardware that has it, and "auto" takes it there only.
+    nothing is `terminated`, and `info["done_prob"]` says how likely it was. `temperature`, `top_k`, `top_p`: how codes
+    are drawn. `precision="bfloat16"` is faster for many lanes on hardware that has it, and "auto" takes it there only.
 
     `reset(options=...)` takes `{"context": i}`, or one number a lane: starting contexts beside the model;
     or `{"frames": (t, h, w, 3), "actions": (t - 1, ...), "variables": (t, v) or (v,)}` of your own for all lanes, uint8
@@ -65,7 +73,7 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         world: str = "health_gathering_supreme",
         horizon: int | None = None,
         max_episode_steps: int | None = None,
-        ends: bool = True,
+        sample_done: bool = True,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         render_mode: str | None = None,
         temperature: float = 1.0,
@@ -74,38 +82,38 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         precision: Precision = "float32",
         device: str = "cpu",
     ) -> None:
-        if not is_whole(num_envs, 1):
-            raise UserError(f"num_envs must be a whole number of at least 1, not {shown(num_envs)}")
+        if not is_int_at_least(num_envs, 1):
+            raise UserError(f"num_envs must be a whole number of at least 1, not {short_repr(num_envs)}")
         horizon = max_episode_steps if horizon is None else horizon
-        if horizon is not None and not is_whole(horizon, 0):
-            raise UserError(f"horizon is a number of steps, or 0 for dreams without end, not {shown(horizon)}")
+        if horizon is not None and not is_int_at_least(horizon, 0):
+            raise UserError(f"horizon is a number of steps, or 0 for dreams without end, not {short_repr(horizon)}")
         modes = [mode.value for mode in AutoresetMode]
         mode = getattr(autoreset_mode, "value", autoreset_mode)
         if not isinstance(mode, str) or mode not in modes:
-            raise UserError(f"autoreset_mode is {', '.join(modes)}, not {shown(autoreset_mode)}")
-        self.render_mode = render_mode_of(render_mode, ["rgb_array"])
+            raise UserError(f"autoreset_mode is {', '.join(modes)}, not {short_repr(autoreset_mode)}")
+        self.render_mode = check_render_mode(render_mode, ["rgb_array"])
         check_device(device)
-        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-        ends = checked(bool, ends, "ends")
-        self.folder = folder_of(str(model)) if str(model) else shipped(world)
+        sampling = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
+        sample_done = check_value(bool, sample_done, "ends")
+        self.folder = resolve_folder(str(model)) if str(model) else pretrained_run(world)
         self.dream = Dream.load(self.folder, sampling, device, precision)
-        self.dream.ends = ends
+        self.dream.sample_done = sample_done
         self.contexts = Context.load(self.folder)
-        self.dream.check(self.contexts)
+        self.dream.check_context(self.contexts)
         if num_envs > 1:
-            self.dream.ask(num_envs, self.contexts)
-        self.world, self.mode = self.dream.world, AutoresetMode(mode)
-        self.limit = -(-self.world.max_episode_steps // self.dream.stride) if horizon is None else horizon
-        fps = self.world.fps / self.dream.stride
-        self.metadata = {"autoreset_mode": self.mode, "render_fps": fps, "render_modes": ["rgb_array"]}
-        self.single_observation_space = spaces.Box(0, 255, self.world.frame_shape, np.uint8)
-        self.single_action_space = to_space(self.world.action)
+            self.dream.check_memory(num_envs, self.contexts)
+        self.env_spec, self.autoreset_mode = self.dream.env_spec, AutoresetMode(mode)
+        self.max_steps = -(-self.env_spec.max_episode_steps // self.dream.stride) if horizon is None else horizon
+        fps = self.env_spec.fps / self.dream.stride
+        self.metadata = {"autoreset_mode": self.autoreset_mode, "render_fps": fps, "render_modes": ["rgb_array"]}
+        self.single_observation_space = spaces.Box(0, 255, self.env_spec.frame_shape, np.uint8)
+        self.single_action_space = to_gym_space(self.env_spec.action)
         self.rngs = [seeding.np_random()[0] for _ in range(num_envs)]
-        self.lanes: Lanes | None = None
-        self.elapsed, self.ended = np.zeros(num_envs, int), np.zeros(num_envs, bool)
-        self._size(num_envs)
+        self.lanes: DreamState | None = None
+        self.elapsed, self.done = np.zeros(num_envs, int), np.zeros(num_envs, bool)
+        self._set_num_envs(num_envs)
 
-    def _size(self, n: int) -> None:
+    def _set_num_envs(self, n: int) -> None:
         self.num_envs = n
         self.observation_space = batch_space(self.single_observation_space, n)
         self.action_space = batch_space(self.single_action_space, n)
@@ -113,96 +121,102 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        asked, each = options_of(options, OPTIONS), seeds(seed, self.num_envs)
-        mask = mask_of(asked.pop("reset_mask", np.ones(self.num_envs, bool)), self.num_envs)
+        asked, each = check_options(options, RESET_OPTIONS), check_seeds(seed, self.num_envs)
+        mask = check_mask(asked.pop("reset_mask", np.ones(self.num_envs, bool)), self.num_envs)
         if self.lanes is None and not mask.all():
             raise UserError("the first reset must be of all lanes; leave reset_mask out")
-        start = self._start(asked)
+        start = self._requested_start(asked)
         for i in np.flatnonzero(mask):  # from here on nothing is refused
             if each[i] is not None:
                 self.rngs[i] = seeding.np_random(each[i])[0]
-        self._begin(mask, start)
-        return self.frames.copy(), self._info(mask)
+        self._start_lanes(mask, start)
+        return self.frames.copy(), self._gym_info(mask)
 
-    def step(self, actions: np.ndarray) -> Outcome:
-        over = self.ended
-        if self.mode == AutoresetMode.DISABLED and over.any():
+    def step(self, actions: np.ndarray) -> StepResult:
+        over = self.done
+        if self.autoreset_mode == AutoresetMode.DISABLED and over.any():
             lanes = np.flatnonzero(over).tolist()
             raise UserError(f"lanes {lanes} have ended; reset them with options={{'reset_mask': mask}}")
-        rewards, terminated, truncated, told = self.advance(actions)
+        rewards, terminated, truncated, step_info = self.step_lanes(actions)
         every, final = np.ones(self.num_envs, bool), {}
-        if self.mode == AutoresetMode.SAME_STEP:
-            over = self.ended
+        if self.autoreset_mode == AutoresetMode.SAME_STEP:
+            over = self.done
             if over.any():
                 last = np.full(self.num_envs, None, object)
                 for i in np.flatnonzero(over):
                     last[i] = self.frames[i].copy()
-                final = {"final_obs": last, "_final_obs": over, "final_info": self._info(over, told, over)}
+                final = {"final_obs": last, "_final_obs": over, "final_info": self._gym_info(over, step_info, over)}
                 final["_final_info"] = over.copy()
         else:  # what NEXT_STEP dreamed after a lane's end is thrown away
             rewards[over], terminated[over], truncated[over] = 0, False, False
         if over.any():
-            self._begin(over, None)
-        return self.frames.copy(), rewards, terminated, truncated, self._info(every, told, ~over) | final
+            self._start_lanes(over, None)
+        return self.frames.copy(), rewards, terminated, truncated, self._gym_info(every, step_info, ~over) | final
 
-    def advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    def step_lanes(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         """Step every lane, whether it has ended or not: rewards, terminations, truncations, and the step's figures.
 
         The frames are in `self.frames`, the game variables in `self.variables`.
         """
-        step = self.dream.step(self.begun("stepping"), actions)
+        step = self.dream.step(self.require_lanes("stepping"), actions)
         self.elapsed += 1
         self.frames, self.variables = step.frames[:, -1].cpu().numpy(), step.variables.cpu().numpy()
         terminated = step.terminated.cpu().numpy()
-        truncated = ~terminated & (0 < self.limit <= self.elapsed)
-        self.ended = terminated | truncated
-        told = {name: getattr(step, name).cpu().numpy() for name in ("end", "log_likelihood", "entropy")}
-        expected = step.expected.double().cpu().numpy().T
-        told |= {f"expected_{name}": values for name, values in zip(self.world.variables, expected, strict=True)}
+        truncated = ~terminated & (0 < self.max_steps <= self.elapsed)
+        self.done = terminated | truncated
+        step_info = {name: getattr(step, name).cpu().numpy() for name in ("done_prob", "log_likelihood", "entropy")}
+        expected = step.expected_variables.double().cpu().numpy().T
+        step_info |= {
+            f"expected_{name}": values for name, values in zip(self.env_spec.variables, expected, strict=True)
+        }
         if self.dream.stride > 1:
-            told["frames"] = step.frames.cpu().numpy()
-        return step.reward.double().cpu().numpy(), terminated.copy(), truncated, told
+            step_info["frames"] = step.frames.cpu().numpy()
+        return step.reward.double().cpu().numpy(), terminated.copy(), truncated, step_info
 
-    def begun(self, what: str) -> Lanes:
+    def require_lanes(self, what: str) -> DreamState:
         """The lanes, or a `UserError` before the first reset."""
         if self.lanes is None:
             raise UserError(f"reset the dream before {what} it")
         return self.lanes
 
     @cached_property
-    def made_of(self) -> dict[str, str]:
+    def model_digests(self) -> dict[str, str]:
         """What a snapshot must have in common with who restores it."""
-        parts = {part: digest(self.folder / part) for part in ("vqvae", "prior", "outcome")}
-        return parts | {"precision": str(self.dream.prior.start.dtype), "device": self.dream.device.type}
+        parts = {part: weights_digest(self.folder / part) for part in ("vqvae", "prior", "outcome")}
+        return parts | {"precision": str(self.dream.prior.start_token.dtype), "device": self.dream.device.type}
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         """The lanes' frames (h, w, 3), with `render_mode="rgb_array"`."""
-        self.begun("rendering")
+        self.require_lanes("rendering")
         return tuple(self.frames.copy()) if self.render_mode == "rgb_array" else None
 
     def snapshot(self) -> dict[str, Any]:
         """Everything the dream knows now; `restore` takes any number of futures from it, and so does that of any other
         environment of the same models, precision and kind of device. It may be pickled."""
-        lanes = self.begun("taking a snapshot of").clone()
-        names = {layer: name for name, layer in self.dream.layers.items()}
+        lanes = self.require_lanes("taking a snapshot of").clone()
+        names = {layer: name for name, layer in self.dream.memory_layers.items()}
         memory = {names[layer]: past for layer, past in lanes.memory.items()}
         state = copy.deepcopy({name: getattr(self, name) for name in STATE})
-        return state | {"made_of": self.made_of, "lanes": replace(lanes, memory={}), "memory": memory}
+        return state | {"model_digests": self.model_digests, "lanes": replace(lanes, memory={}), "memory": memory}
 
     def restore(self, snapshot: dict[str, Any]) -> None:
         """Go back to a snapshot: the same actions from here give the same dream."""
         none = UserError("this is no snapshot; give what snapshot() returned")
-        if not isinstance(snapshot, dict) or not snapshot.keys() >= PARTS or not is_made_of(snapshot["made_of"]):
+        if (
+            not isinstance(snapshot, dict)
+            or not snapshot.keys() >= SNAPSHOT_KEYS
+            or not is_made_of(snapshot["model_digests"])
+        ):
             raise none
-        if differs := difference(snapshot["made_of"], self.made_of):
+        if differs := config_difference(snapshot["model_digests"], self.model_digests):
             raise UserError(f"this snapshot is of another dream: it has {differs}; open the one that it was taken of")
         if not isinstance(snapshot["rngs"], list):
             raise none
         if (n := len(snapshot["rngs"])) != self.num_envs:
             raise UserError(f"this snapshot is of {n} lanes, not of {self.num_envs}")
-        if not whole(snapshot, self.dream, n):
+        if not is_valid(snapshot, self.dream, n):
             raise none
-        memory = {self.dream.layers[name]: past for name, past in snapshot["memory"].items()}
+        memory = {self.dream.memory_layers[name]: past for name, past in snapshot["memory"].items()}
         state = copy.deepcopy({name: snapshot[name] for name in STATE})
         vars(self).update(state | {"lanes": replace(snapshot["lanes"], memory=memory).clone()})
 
@@ -212,28 +226,28 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         Under the same actions all copies of a lane dream what it would have dreamed. With a seed each copy has other
         luck from here on.
         """
-        if not is_whole(n, 1):
-            raise UserError(f"a lane can be forked into 1 copy or more, not {shown(n)}")
-        seed, lanes = one_seed(seed), self.begun("forking")
-        if self.ended.any():
-            raise UserError(f"lanes {np.flatnonzero(self.ended).tolist()} have ended; reset them before forking")
+        if not is_int_at_least(n, 1):
+            raise UserError(f"a lane can be forked into 1 copy or more, not {short_repr(n)}")
+        seed, lanes = check_seed(seed), self.require_lanes("forking")
+        if self.done.any():
+            raise UserError(f"lanes {np.flatnonzero(self.done).tolist()} have ended; reset them before forking")
         size = sum(tensor.nbytes for tensor in lanes.tensors()) + self.frames.nbytes
-        ask(n * size, f"{n * self.num_envs:,} lanes", str(self.dream.device))
+        check_memory(n * size, f"{n * self.num_envs:,} lanes", str(self.dream.device))
         index = np.repeat(np.arange(self.num_envs), n)
         other = copy.copy(self)
-        other.lanes = lanes.take(torch.from_numpy(index))
-        other.mode = AutoresetMode.DISABLED
-        other.metadata = self.metadata | {"autoreset_mode": other.mode}
-        other._size(len(index))
+        other.lanes = lanes.select_lanes(torch.from_numpy(index))
+        other.autoreset_mode = AutoresetMode.DISABLED
+        other.metadata = self.metadata | {"autoreset_mode": other.autoreset_mode}
+        other._set_num_envs(len(index))
         vars(other).update({name: getattr(self, name)[index] for name in STATE if name != "rngs"})
         other.rngs = [copy.deepcopy(self.rngs[i]) for i in index]
         if seed is not None:
             drawn = np.random.SeedSequence(seed).generate_state(len(index), np.uint64).tolist()
-            other.lanes.seed(drawn)
+            other.lanes.reseed(drawn)
             other.rngs = [seeding.np_random(s)[0] for s in drawn]
         return other
 
-    def _begin(self, mask: np.ndarray, start: Context | np.ndarray | None) -> None:
+    def _start_lanes(self, mask: np.ndarray, start: Context | np.ndarray | None) -> None:
         """Start the lanes of the mask anew, from one context, from those of these numbers, or from any."""
         index = np.flatnonzero(mask)
         if isinstance(start, Context):
@@ -242,26 +256,26 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             drawn = [self.rngs[i].integers(len(self.contexts)) for i in index] if start is None else start[index]
             context = self.contexts[torch.from_numpy(np.array(drawn, np.int64))]
         seeds = [int(self.rngs[i].integers(2**63)) for i in index]
-        time = None if mask.all() or self.lanes is None else self.lanes.cache.time
+        time = None if mask.all() or self.lanes is None else self.lanes.kv_cache.time
         lanes, frames, variables = self.dream.reset(context, seeds, time)
         if time is None:
-            shape = (self.num_envs, *self.world.frame_shape)
+            shape = (self.num_envs, *self.env_spec.frame_shape)
             self.lanes, self.frames = lanes, np.zeros(shape, np.uint8)
-            self.variables = np.zeros((self.num_envs, len(self.world.variables)), np.float32)
-            self.elapsed, self.ended = np.zeros(self.num_envs, int), np.zeros(self.num_envs, bool)
+            self.variables = np.zeros((self.num_envs, len(self.env_spec.variables)), np.float32)
+            self.elapsed, self.done = np.zeros(self.num_envs, int), np.zeros(self.num_envs, bool)
         else:
             assert self.lanes is not None
-            self.lanes.put(torch.from_numpy(index), lanes)
-            self.frames, self.variables, self.ended = self.frames.copy(), self.variables.copy(), self.ended.copy()
+            self.lanes.set_lanes(torch.from_numpy(index), lanes)
+            self.frames, self.variables, self.done = self.frames.copy(), self.variables.copy(), self.done.copy()
         self.frames[index], self.variables[index] = frames.cpu().numpy(), variables.cpu().numpy()
-        self.elapsed[index], self.ended[index] = 0, False
+        self.elapsed[index], self.done[index] = 0, False
 
-    def _start(self, options: dict[str, Any]) -> Context | np.ndarray | None:
+    def _requested_start(self, options: dict[str, Any]) -> Context | np.ndarray | None:
         """Where lanes are asked to start: one context for all, a number of one for each, or anywhere."""
         if "context" in options:
             if len(options) > 1:
                 raise UserError("reset takes a context by number or frames of one's own, not both")
-            return numbers_of(options["context"], self.num_envs, len(self.contexts))
+            return check_context_numbers(options["context"], self.num_envs, len(self.contexts))
         if not options:
             return None
         if not {"frames", "actions"} <= options.keys():
@@ -272,15 +286,15 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             known = as_array(variables)[None]
             t = frames.shape[1] if frames.ndim > 1 else 0
             variables = np.repeat(known[:, None], t, 1) if known.ndim == 2 else known
-        return self.dream.context(frames, actions, variables)
+        return self.dream.encode_context(frames, actions, variables)
 
-    def _info(
-        self, mask: np.ndarray, told: dict[str, np.ndarray] | None = None, stepped: np.ndarray | None = None
+    def _gym_info(
+        self, mask: np.ndarray, step_info: dict[str, np.ndarray] | None = None, stepped: np.ndarray | None = None
     ) -> dict[str, Any]:
         """Game variables of the lanes of the mask and figures of those that were stepped, in Gymnasium's form."""
-        variables = dict(zip(self.world.variables, self.variables.T.astype(float), strict=True))
+        variables = dict(zip(self.env_spec.variables, self.variables.T.astype(float), strict=True))
         info: dict[str, Any] = {}
-        for values, lanes in ((variables, mask), (told, stepped)):
+        for values, lanes in ((variables, mask), (step_info, stepped)):
             if values is None or lanes is None or not lanes.any():
                 continue
             for name, value in values.items():

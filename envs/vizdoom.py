@@ -9,7 +9,7 @@ What differs from ViZDoom's own Gymnasium wrapper, and why:
   frame that was seen stands in its place: no black frame enters the data.
 * The engine writes its settings and a working folder into the current directory. Here each instance
   has a temporary folder of its own. Engine and folder are gone after `close`, at the end of the process, and after
-  its death (`envs/sweep.py`).
+  its death (`envs/engine_cleanup.py`).
 
 Reward and game variables are the scenario's, buttons are those of `envs.buttons`. For Health Gathering Supreme: +1 a
 tic alive (+4 a step at frame skip 4), -100 at death, actions (none, forward, right, left), HEALTH in `info`. For
@@ -31,24 +31,26 @@ import vizdoom as vzd
 from gymnasium import spaces
 from PIL import Image
 
-from worldmodel.errors import UserError
-from worldmodel.settings import Count, Pixels, Positive, checked
-from worldmodel.world import World
+from worldmodel.data.env_spec import EnvSpec
+from worldmodel.utils.errors import UserError
+from worldmodel.utils.settings import Count, Pixels, Positive, check_value
 
-from .asked import one_seed, options_of, render_mode_of
 from .buttons import Buttons
-from .recorded import environment_of
+from .engine_cleanup import EngineFolder
+from .recorded_env import make_recorded_env
 from .render import Viewer
-from .scenarios import Scenario, find
-from .spaces import to_spec
-from .sweep import EngineFolder
+from .reset_arguments import check_options, check_render_mode, check_seed
+from .scenarios import Scenario, find_scenario
+from .spaces import to_action_spec
 
 
-def engine_of(world: World) -> VizdoomFrames:
+def make_engine(env_spec: EnvSpec) -> VizdoomFrames:
     """The engine that a world was recorded from."""
-    if world.env_id != "VizdoomFrames-v0":
-        raise UserError(f"{world.name} was not recorded from VizdoomFrames-v0, so there is no engine to compare with")
-    engine = environment_of(world).unwrapped
+    if env_spec.env_id != "VizdoomFrames-v0":
+        raise UserError(
+            f"{env_spec.name} was not recorded from VizdoomFrames-v0, so there is no engine to compare with"
+        )
+    engine = make_recorded_env(env_spec).unwrapped
     assert isinstance(engine, VizdoomFrames)
     return engine
 
@@ -59,8 +61,8 @@ def open_game(scenario: Scenario, folder: Path) -> vzd.DoomGame:
     game.load_config(str(scenario.config))
     if scenario.wad is not None:
         game.set_doom_scenario_path(str(scenario.wad))
-    if scenario.level:
-        game.set_doom_map(scenario.level)
+    if scenario.map_name:
+        game.set_doom_map(scenario.map_name)
     game.add_game_args(scenario.arguments)
     game.set_mode(vzd.Mode.PLAYER)  # never in real time
     game.set_window_visible(False)
@@ -70,7 +72,7 @@ def open_game(scenario: Scenario, folder: Path) -> vzd.DoomGame:
     return game
 
 
-def end(game: vzd.DoomGame, folder: EngineFolder) -> None:
+def close_engine(game: vzd.DoomGame, folder: EngineFolder) -> None:
     """Close an engine and remove its folder."""
     try:
         game.close()
@@ -97,75 +99,75 @@ class VizdoomFrames(gym.Env[np.ndarray, Any]):
         render_mode: str | None = None,
     ) -> None:
         """`horizon`, in steps, defaults to the scenario's limit in tics over `frame_skip`; 0 means none."""
-        found = find(checked(str, scenario, "scenario"))
-        frame_skip, size = checked(Positive, frame_skip, "frame_skip"), checked(Pixels, size, "size")
-        horizon = checked(Count | None, horizon, "horizon")
-        self.render_mode = render_mode_of(render_mode, self.metadata["render_modes"])
+        found = find_scenario(check_value(str, scenario, "scenario"))
+        frame_skip, size = check_value(Positive, frame_skip, "frame_skip"), check_value(Pixels, size, "size")
+        horizon = check_value(Count | None, horizon, "horizon")
+        self.render_mode = check_render_mode(render_mode, self.metadata["render_modes"])
         self.frame_skip, self.size = frame_skip, size
         self.metadata = {**self.metadata, "render_fps": vzd.DEFAULT_TICRATE / frame_skip}
         self._own = EngineFolder()
         self.folder = self._own.path
-        self.game, self.alone = open_game(found, self.folder), bool(found.arguments)
-        self._end = weakref.finalize(self, end, self.game, self._own)
-        tics = self.game.get_episode_timeout() or found.limit
+        self.game, self.multiplayer = open_game(found, self.folder), bool(found.arguments)
+        self._end = weakref.finalize(self, close_engine, self.game, self._own)
+        tics = self.game.get_episode_timeout() or found.time_limit
         limit = tics // frame_skip if horizon is None else horizon
         self.game.set_episode_timeout(0)
         self.buttons = Buttons(self.game.get_available_buttons(), found.factored)
         self.action_space = self.buttons.space
         self.observation_space = spaces.Box(0, 255, (size, size, 3), np.uint8)
         self.variables = tuple(v.name for v in self.game.get_available_game_variables())
-        self.world = World(
+        self.env_spec = EnvSpec(
             name=scenario,
             env_id="VizdoomFrames-v0",
             env_kwargs={"scenario": scenario, "frame_skip": frame_skip, "size": size, "horizon": limit},
             frame_shape=(size, size, 3),
-            action=to_spec(self.action_space),
+            action=to_action_spec(self.action_space),
             variables=self.variables,
             fps=vzd.DEFAULT_TICRATE / frame_skip,
             max_episode_steps=limit,
         )
-        self.viewer = Viewer(scenario, self.world.fps)
+        self.viewer = Viewer(scenario, self.env_spec.fps)
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        options_of(options, ())
-        super().reset(seed=one_seed(seed))
+        check_options(options, ())
+        super().reset(seed=check_seed(seed))
         self.game.set_seed(int(self.np_random.integers(2**32, dtype=np.uint32)))
-        if self.alone:  # a game for several players goes on where it was, whatever the seed
+        if self.multiplayer:  # a game for several players goes on where it was, whatever the seed
             self.game.close()
         if self.game.is_running():
             self.game.new_episode()
         else:
             with contextlib.chdir(self.folder):
                 self.game.init()
-            self._own.note()
-        self._see()
+            self._own.record_shared_memory()
+        self._read_state()
         self.elapsed = 0
-        return self._out()
+        return self._observe()
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         if not self.game.is_running():
             raise UserError("no episode has begun; call reset first")
-        buttons = self.buttons.press(self.world.action.check(action))
+        buttons = self.buttons.press(self.env_spec.action.check(action))
         reward = self.game.make_action(buttons.tolist(), self.frame_skip)
         terminated = self.game.is_episode_finished()
         if not terminated:  # the engine has no picture of the end: the last one stays
-            self._see()
+            self._read_state()
         self.elapsed += 1
-        truncated = not terminated and 0 < self.world.max_episode_steps <= self.elapsed
-        frame, info = self._out()
+        truncated = not terminated and 0 < self.env_spec.max_episode_steps <= self.elapsed
+        frame, info = self._observe()
         return frame, float(reward), bool(terminated), truncated, info
 
-    def _see(self) -> None:
+    def _read_state(self) -> None:
         state = self.game.get_state()
         assert state is not None
         self.screen = state.screen_buffer.copy()
-        self.values = np.array([] if state.game_variables is None else state.game_variables, np.float32)
+        self.variable_values = np.array([] if state.game_variables is None else state.game_variables, np.float32)
 
-    def _out(self) -> tuple[np.ndarray, dict[str, Any]]:
+    def _observe(self) -> tuple[np.ndarray, dict[str, Any]]:
         if self.render_mode == "human":
             self.viewer.show(self.screen)
         frame = Image.fromarray(self.screen).resize((self.size, self.size), Image.Resampling.BOX)
-        return np.array(frame), dict(zip(self.variables, self.values.tolist(), strict=True))
+        return np.array(frame), dict(zip(self.variables, self.variable_values.tolist(), strict=True))
 
     def render(self) -> np.ndarray | None:  # type: ignore[override]
         if not self.game.is_running():

@@ -7,7 +7,7 @@ Without a preset the base is the paper's own model on BAIR, which asks for GPUs;
 ViZDoom. Each row runs the stages of train/ in a run folder of its own. Rows that are the same model, in one table or in
 several, share it: what has the base's VQ-VAE lies in <out>/base, priors of other depths beside the base's; what has
 not lies in <out>/table_N/<row>. Every stage resumes, and a row whose figures are there under the same settings is not
-done again, so an interrupted table goes on with the same command. `--seeds 3` trains every row three times.
+done again, so an interrupted table goes on with the same command. `--n-seeds 3` trains every row three times.
 
 Rows are measured on the same clips of the test split; rollout/ablation_scores.py says by which figures. The paper's
 column and ours are of other data, protocols and, without I3D's weights, feature networks: they stand side by side, not
@@ -30,22 +30,22 @@ if not __package__:
 import torch
 
 from configs import Address, command
-from rollout.ablation_scores import Ruler, score_prior, score_vqvae
+from rollout.ablation_scores import Measurement, score_prior, score_vqvae
 from rollout.ablation_table import render
 from rollout.provenance import commit
 from train import prior as train_prior
 from train import tokens as train_tokens
 from train import vqvae as train_vqvae
-from worldmodel.ablations import Row, Table, parameters, rows
-from worldmodel.checkpoint import checkpoints, digest, write_json
-from worldmodel.errors import UserError, is_url
-from worldmodel.fit import FitConfig
+from worldmodel.data.store import Store
 from worldmodel.metrics.features import Kind, load_features
 from worldmodel.metrics.protocol import PAPER
-from worldmodel.prior import PriorConfig
-from worldmodel.settings import AtLeast2, Positive, Settings
-from worldmodel.store import Store
-from worldmodel.vqvae import VQVAEConfig
+from worldmodel.models.prior import PriorConfig
+from worldmodel.models.vqvae import VQVAEConfig
+from worldmodel.training.ablations import Row, Table, count_parameters, table_rows
+from worldmodel.training.trainer import TrainerConfig
+from worldmodel.utils.checkpoint import checkpoints, weights_digest, write_json
+from worldmodel.utils.errors import UserError, is_url
+from worldmodel.utils.settings import AtLeast2, Positive, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,9 @@ class Args(Settings):
     out: Path = Path("runs/ablations")
     """Folder of all tables."""
     vqvae: train_vqvae.Args = field(
-        default_factory=lambda: train_vqvae.Args(model=VQVAEConfig(), fit=FitConfig(steps=100_000, learning_rate=7e-4))
+        default_factory=lambda: train_vqvae.Args(
+            model=VQVAEConfig(), trainer=TrainerConfig(steps=100_000, learning_rate=7e-4)
+        )
     )
     """The base's first stage; run, data and model's ablated settings are the row's."""
     tokens: train_tokens.Args = field(default_factory=train_tokens.Args)
@@ -68,14 +70,14 @@ class Args(Settings):
         default_factory=lambda: train_prior.Args(
             actions=True,
             every_action=True,
-            model=PriorConfig(local=128, seen=1),
-            fit=FitConfig(steps=150_000, schedule="cosine"),
+            model=PriorConfig(local_window=128, n_cond_frames=1),
+            trainer=TrainerConfig(steps=150_000, lr_schedule="cosine"),
         )
     )
     """Its third stage."""
-    clips: AtLeast2 = 256
+    n_clips: AtLeast2 = 256
     """Clips of the test split."""
-    trials: Positive = 10
+    n_trials: Positive = 10
     """Sets of samples of them."""
     features: Kind = "random_conv"
     """Feature network of the distances."""
@@ -83,9 +85,9 @@ class Args(Settings):
     """Its file."""
     sha256: str = ""
     """Of that file."""
-    batch: Positive = 16
+    batch_size: Positive = 16
     """Clips that are sampled or reconstructed at a time."""
-    seeds: Positive = 1
+    n_seeds: Positive = 1
     """Train every row so many times, with seeds 0, 1, ..."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -111,29 +113,29 @@ class Job:
         return self.run / "evaluation" / f"{'vqvae' if self.row.prior is None else self.prior}.json"
 
 
-def job(args: Args, row: Row, seed: int) -> Job:
+def make_job(args: Args, row: Row, seed: int) -> Job:
     """Where a row lives: rows of the same VQ-VAE under one roof."""
     base = row.vqvae == args.vqvae.model
-    run = (args.out / "base" if base else args.out / f"table_{args.table}" / row.slug) / f"seed_{seed}"
+    run = (args.out / "base" if base else args.out / f"table_{args.table}" / row.folder_name) / f"seed_{seed}"
     usual = row.prior is None or row.prior == args.prior.model
-    return Job(row, seed, run, "prior" if usual else f"prior_{row.slug}")
+    return Job(row, seed, run, "prior" if usual else f"prior_{row.folder_name}")
 
 
-def stages(args: Args, work: Job) -> tuple[train_vqvae.Args, train_tokens.Args, train_prior.Args | None]:
+def stage_args(args: Args, work: Job) -> tuple[train_vqvae.Args, train_tokens.Args, train_prior.Args | None]:
     """The arguments of each stage."""
     where: dict[str, Any] = {"run": work.run, "data": args.data, "device": args.device}
     v, p, row = args.vqvae, args.prior, work.row
-    first = replace(v, **where, model=row.vqvae, fit=replace(v.fit, seed=work.seed))
+    first = replace(v, **where, model=row.vqvae, trainer=replace(v.trainer, seed=work.seed))
     second = replace(args.tokens, **where | {"data": (args.data,)})
     if row.prior is None:
         return first, second, None
-    fit = replace(p.fit, seed=work.seed)
-    return first, second, replace(p, **where, model=row.prior, fit=fit, out=work.prior)
+    fit = replace(p.trainer, seed=work.seed)
+    return first, second, replace(p, **where, model=row.prior, trainer=fit, out=work.prior)
 
 
-def train(args: Args, work: Job) -> None:
+def train_stages(args: Args, work: Job) -> None:
     """All stages, each from where it stopped."""
-    first, second, third = stages(args, work)
+    first, second, third = stage_args(args, work)
     train_vqvae.main(first)
     if third is not None:
         train_tokens.main(second)
@@ -142,43 +144,52 @@ def train(args: Args, work: Job) -> None:
 
 def settings(args: Args, work: Job) -> dict[str, Any]:
     """All that a row's figures depend on, as JSON would give it back."""
-    first, second, third = stages(args, work)
-    told: dict[str, Any] = {"data": Store(args.data).rows, "tokens": {"every": second.every}}
-    told["vqvae"] = {"model": first.model, "fit": first.fit.settings()}
+    first, second, third = stage_args(args, work)
+    values: dict[str, Any] = {"data": Store(args.data).n_rows, "tokens": {"every": second.clip_stride}}
+    values["vqvae"] = {"model": first.model, "trainer": first.trainer.settings()}
     if third is not None:
         conditions = {name: getattr(third, name) for name in ("actions", "every_action", "classes")}
-        told["prior"] = {"model": third.model, "fit": third.fit.settings()} | conditions
-    told |= {name: getattr(args, name) for name in ("clips", "trials", "features", "sha256", "batch")}
-    return json.loads(json.dumps(told, default=asdict))
+        values["prior"] = {"model": third.model, "trainer": third.trainer.settings()} | conditions
+    values |= {name: getattr(args, name) for name in ("n_clips", "n_trials", "features", "sha256", "batch_size")}
+    return json.loads(json.dumps(values, default=asdict))
 
 
-def made_of(work: Job) -> dict[str, str]:
+def model_digests(work: Job) -> dict[str, str]:
     """Digests of the models, as far as they are there."""
     names = ("vqvae",) if work.row.prior is None else ("vqvae", work.prior)
-    return {name: digest(work.run / name) for name in names if checkpoints(work.run / name)}
+    return {name: weights_digest(work.run / name) for name in names if checkpoints(work.run / name)}
 
 
-def finished(args: Args, work: Job) -> dict[str, Any] | None:
+def read_result(args: Args, work: Job) -> dict[str, Any] | None:
     """The figures of a row, if they are of these settings and models."""
     if not work.result.exists():
         return None
     found = json.loads(work.result.read_text())
-    same = found["settings"] == settings(args, work) and found["made_of"] == made_of(work)
+    same = found["settings"] == settings(args, work) and found["made_of"] == model_digests(work)
     return found if same else None
 
 
 def evaluate(args: Args, work: Job) -> dict[str, Any]:
     """The figures of a trained row, written beside its models."""
-    size = args.vqvae.model.size[0]
-    protocol = PAPER.altered(
-        frames=args.vqvae.model.frames, given=args.prior.model.seen, clips=args.clips, trials=args.trials,
-        size=size if size == args.vqvae.model.size[1] else 0, steered=args.prior.actions or args.prior.classes,
-    )  # fmt: skip
+    size = args.vqvae.model.frame_size[0]
+    protocol = PAPER.with_changes(
+        frames=args.vqvae.model.n_frames,
+        given=args.prior.model.n_cond_frames,
+        clips=args.n_clips,
+        trials=args.n_trials,
+        size=size if size == args.vqvae.model.frame_size[1] else 0,
+        steered=args.prior.actions or args.prior.classes,
+    )
     features = load_features(args.features, args.weights, args.sha256, args.device)
-    ruler = Ruler(args.data, args.tokens.every, protocol, features, args.batch, args.device)
+    ruler = Measurement(args.data, args.tokens.clip_stride, protocol, features, args.batch_size, args.device)
     scores = score_prior(ruler, work.run, work.prior) if work.row.prior else score_vqvae(ruler, work.run)
-    told = {"seed": work.seed, "latent": work.row.vqvae.latent, "commit": commit(), "made_of": made_of(work)}
-    write_json(work.result, scores | told | {"settings": settings(args, work)})
+    values = {
+        "seed": work.seed,
+        "latent": work.row.vqvae.latent_shape,
+        "commit": commit(),
+        "made_of": model_digests(work),
+    }
+    write_json(work.result, scores | values | {"settings": settings(args, work)})
     return json.loads(work.result.read_text())
 
 
@@ -188,21 +199,21 @@ def main(args: Args) -> None:
             f"there is no store at {args.data}; for --preset ablate `python collect/vizdoom.py --preset demo` makes"
             " one, or give another with --data"
         )
-    made = rows(args.table, args.vqvae.model, args.prior.model)
+    made = table_rows(args.table, args.vqvae.model, args.prior.model)
     if args.table == 3:
-        print("\n".join(f"{row.setting}: {parameters(row.vqvae):,} parameters" for row in made))
-    jobs = [job(args, row, seed) for seed in range(args.seeds) for row in made]
-    done = {work.result: found for work in jobs if (found := finished(args, work)) is not None}
+        print("\n".join(f"{row.setting}: {count_parameters(row.vqvae):,} parameters" for row in made))
+    jobs = [make_job(args, row, seed) for seed in range(args.n_seeds) for row in made]
+    done = {work.result: found for work in jobs if (found := read_result(args, work)) is not None}
 
     def show() -> str:
         """Write the table of what is done so far."""
         results = {row.setting: [done[w.result] for w in jobs if w.row is row and w.result in done] for row in made}
-        return render(args.table, results, args.seeds, args.out / f"table_{args.table}")
+        return render(args.table, results, args.n_seeds, args.out / f"table_{args.table}")
 
     for work in jobs:
         if work.result not in done:
             print(f"table {args.table}, {work.row.setting}, seed {work.seed}: {work.run}")
-            train(args, work)
+            train_stages(args, work)
             done[work.result] = evaluate(args, work)
             show()  # for one who looks in meanwhile
     print(f"{show()}\n\ntable: {args.out}/table_{args.table}.md, .json and .png")

@@ -25,73 +25,76 @@ from typing import Any
 import numpy as np
 import torch
 
-from rollout import fvd
-from rollout.provenance import models
-from rollout.sample import draw, load, real_clips
-from rollout.sources import Source
-from worldmodel.clips import Clips
-from worldmodel.codebook import usage
-from worldmodel.given import Given, features
+from rollout.clip_sources import ClipSource
+from rollout.distances import distances
+from rollout.heldout import load_models, real_clips, sample_videos
+from rollout.provenance import model_digests
+from worldmodel.data.clips import Clips
+from worldmodel.data.prior_dataset import PriorBatch, encode_cond_frames
+from worldmodel.data.store import Store
 from worldmodel.metrics.features import Features
 from worldmodel.metrics.frames import nmse, psnr
 from worldmodel.metrics.interval import bootstrap
 from worldmodel.metrics.protocol import Protocol
-from worldmodel.models import load_vqvae
-from worldmodel.prior import Prior
-from worldmodel.store import Store
-from worldmodel.vqvae import VQVAE, to_uint8
+from worldmodel.models.loading import load_vqvae
+from worldmodel.models.prior import Prior
+from worldmodel.models.quantizer import codebook_usage
+from worldmodel.models.vqvae import VQVAE, to_uint8
+
+FEATURE_BATCH_SIZE = 8
+"""Clips that pass the feature network at a time."""
 
 
 @dataclass(frozen=True)
-class Ruler:
+class Measurement:
     """By what all rows are measured."""
 
     data: str
     """Store of frames."""
-    every: int
+    clip_stride: int
     """Clips begin at every so many frames of an episode, as those of codes do."""
     protocol: Protocol
     features: Features
-    batch: int
+    batch_size: int
     device: str
 
 
-def score_vqvae(ruler: Ruler, run: Path) -> dict[str, Any]:
+def score_vqvae(ruler: Measurement, run: Path) -> dict[str, Any]:
     """Of a run's VQ-VAE alone; where clips do not overlap, on those that its prior would be measured on."""
     vqvae, split = load_vqvae(run / "vqvae").to(ruler.device), ruler.protocol.split
-    source = Clips(Store(ruler.data), split, vqvae.config.frames, ["frames"], align=ruler.every)
-    clips = source.fixed(ruler.protocol.clips)
-    return _score(ruler, run, vqvae, clips["frames"], clips["episode"])
+    source = Clips(Store(ruler.data), split, vqvae.config.n_frames, ["frames"], align=ruler.clip_stride)
+    clips = source.fixed_sample(ruler.protocol.n_clips)
+    return _score_clips(ruler, run, vqvae, clips["frames"], clips["episode"])
 
 
-def score_prior(ruler: Ruler, run: Path, name: str) -> dict[str, Any]:
+def score_prior(ruler: Measurement, run: Path, name: str) -> dict[str, Any]:
     """Of a run's VQ-VAE and of its prior of that name."""
-    vqvae, prior = load(run, name, ruler.device)
-    truth = real_clips(run, prior, vqvae.config.stride[0], ruler.protocol.clips, ruler.protocol.split, ruler.data)
-    samples = lambda k: draw(vqvae, prior, truth.given, k, batch=ruler.batch)  # noqa: E731
-    result = _score(ruler, run, vqvae, truth.frames, truth.episode, samples)
-    bits = bits_per_code(prior, truth.given, ruler)
-    per_frame = math.prod(vqvae.config.latent) * vqvae.config.books / vqvae.config.frames
+    vqvae, prior = load_models(run, name, ruler.device)
+    truth = real_clips(run, prior, vqvae.config.stride[0], ruler.protocol.n_clips, ruler.protocol.split, ruler.data)
+    samples = lambda k: sample_videos(vqvae, prior, truth.batch, k, batch_size=ruler.batch_size)  # noqa: E731
+    result = _score_clips(ruler, run, vqvae, truth.frames, truth.episode, samples)
+    bits = bits_per_code(prior, truth.batch, ruler)
+    per_frame = math.prod(vqvae.config.latent_shape) * vqvae.config.n_codebooks / vqvae.config.n_frames
     for figure, values in (("bits/code", bits), ("bits/frame", bits * per_frame)):
         result["figures"][figure] = [float(values.mean())]
         result["intervals"][figure] = bootstrap(values, truth.episode).to_json()
-    result["conditioning frames"] = "regenerated" if prior.config.seen else "none"
+    result["conditioning frames"] = "regenerated" if prior.config.n_cond_frames else "none"
     result["parameters"]["prior"] = sum(p.numel() for p in prior.parameters())
     return result
 
 
 @torch.no_grad()
-def bits_per_code(prior: Prior, given: Given, ruler: Ruler) -> np.ndarray:
+def bits_per_code(prior: Prior, batch: PriorBatch, ruler: Measurement) -> np.ndarray:
     """(n,) of clips under their own conditions."""
     nats = []
-    for part in torch.arange(len(given.codes)).split(ruler.batch):
-        one = given[part].to(ruler.device)
-        nats.append(prior.loss(one.codes, one.condition, features(prior, one)).mean(1).cpu())
+    for part in torch.arange(len(batch.codes)).split(ruler.batch_size):
+        one = batch[part].to(ruler.device)
+        nats.append(prior.loss(one.codes, one.condition, encode_cond_frames(prior, one)).mean(1).cpu())
     return torch.cat(nats).double().numpy() / math.log(2)
 
 
-def _score(
-    ruler: Ruler,
+def _score_clips(
+    ruler: Measurement,
     run: Path,
     vqvae: VQVAE,
     real: np.ndarray,
@@ -99,24 +102,23 @@ def _score(
     samples: Callable[[int], np.ndarray] | None = None,
 ) -> dict[str, Any]:
     """Of real clips (n, t, h, w, c) of those episodes and, if there are any, of samples under a seed."""
-    flags = fvd.Args(run=run, batch=ruler.batch, device=ruler.device)
     with torch.no_grad():
-        codes = torch.cat([vqvae.encode(p.to(ruler.device)) for p in torch.from_numpy(real).split(ruler.batch)])
-        decoded = torch.cat([to_uint8(vqvae.decode(c)).cpu() for c in codes.split(ruler.batch)]).numpy()
-    source = Source(
+        codes = torch.cat([vqvae.encode(p.to(ruler.device)) for p in torch.from_numpy(real).split(ruler.batch_size)])
+        decoded = torch.cat([to_uint8(vqvae.decode(c)).cpu() for c in codes.split(ruler.batch_size)]).numpy()
+    source = ClipSource(
         draw=lambda k: (samples and samples(k), real),
         reconstruct=lambda trial, clips: decoded,
-        data=Store(ruler.data).world.name,
-        made_of=models(run),
-        seeds=list(range(ruler.protocol.trials)),
+        data=Store(ruler.data).env_spec.name,
+        digests=model_digests(run),
+        seeds=list(range(ruler.protocol.n_trials)),
     )
-    trials = ruler.protocol if samples else ruler.protocol.altered(trials=1)
-    found = fvd.distances(flags, trials, ruler.features, source)
+    trials = ruler.protocol if samples else ruler.protocol.with_changes(trials=1)
+    found = distances(FEATURE_BATCH_SIZE, trials, ruler.features, source)
     mean = np.broadcast_to(real.mean((0, 1)).round().astype(np.uint8), real.shape)
-    errors = {"NMSE": nmse(decoded, real, vqvae.config.variance).mean(1), "PSNR": psnr(decoded, real).mean(1)}
+    errors = {"NMSE": nmse(decoded, real, vqvae.config.data_variance).mean(1), "PSNR": psnr(decoded, real).mean(1)}
     figures = {name: [float(values.mean())] for name, values in errors.items()}
-    figures["perplexity"] = [float(usage(codes, vqvae.config.codes)["perplexity"])]
-    figures["mean picture"] = [float(nmse(mean, real, vqvae.config.variance).mean())]
+    figures["perplexity"] = [float(codebook_usage(codes, vqvae.config.n_codes)["perplexity"])]
+    figures["mean picture"] = [float(nmse(mean, real, vqvae.config.data_variance).mean())]
     figures |= {name: list(t.values[:1] if name == "reconstructions_real" else t.values) for name, t in found.items()}
     return {
         "figures": figures,

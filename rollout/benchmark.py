@@ -2,14 +2,16 @@
 
     python rollout/benchmark.py                      # the dream that ships
     python rollout/benchmark.py --run runs/raster runs/block     # what an order of decoding gains and costs
-    python rollout/benchmark.py --run runs/demo --batch 1 256 1024 --device cuda    # and with --eager, without graphs
+    python rollout/benchmark.py --run runs/demo --num-envs 1 256 1024 --device cuda    # and with --eager, without
+    graphs
 
 Every batch size is timed on the same dream in one process, with autoreset through the vector environment, as a
 policy would step it. Between the batch sizes the machine's own rates are taken: a matrix product of 2048 in the dream's
 precision and a copy of 256 MB. From the models' sizes the multiplications of a step and the bytes that it must at
 least read (all weights once a pass, the keys and values of each lane once a pass) are worked out, and with them the
 share of those rates that the step reaches. Beside the speed of a run stand its bits a code and its delta-PSNR, once
-rollout/evaluate.py and rollout/control.py have measured them: an order of decoding with fewer passes has a price.
+rollout/evaluate.py and rollout/controllability.py have measured them: an order of decoding with fewer passes has a
+price.
 """
 
 from __future__ import annotations
@@ -33,22 +35,22 @@ from torch import nn
 import envs  # noqa: F401 - registers
 from configs import command
 from envs.vector import DreamVectorEnv
-from worldmodel.checkpoint import digest, write_json
-from worldmodel.rates import Precision, counter, machine, rate
-from worldmodel.settings import AboveZero, Positive, Settings, Some
+from worldmodel.utils.checkpoint import weights_digest, write_json
+from worldmodel.utils.hardware import Precision, calls_per_second, flop_counter, machine_rates
+from worldmodel.utils.settings import AboveZero, NonEmpty, Positive, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
 class Args(Settings):
     """Time dreams."""
 
-    run: Some[str] = ("",)
+    run: NonEmpty[str] = ("",)
     """Run folders; by default the model that ships."""
     world: str = "health_gathering_supreme"
     """World of the model that ships."""
-    precision: Some[Precision] = ("float32", "bfloat16")
+    precision: NonEmpty[Precision] = ("float32", "bfloat16")
     """Of the dream."""
-    batch: Some[Positive] = (1, 16, 64)
+    num_envs: NonEmpty[Positive] = (1, 16, 64)
     """Numbers of lanes."""
     seconds: AboveZero = 5.0
     """Time of a measurement, in three parts of which the median counts."""
@@ -59,18 +61,18 @@ class Args(Settings):
     """On a GPU, launch kernel by kernel: what CUDA graphs gain."""
 
 
-def needs(env: DreamVectorEnv) -> dict[str, float]:
+def step_cost(env: DreamVectorEnv) -> dict[str, float]:
     """FLOPs and bytes of one step of all lanes: counted operations; weights and cache read once a pass."""
     assert env.lanes is not None
     lanes, dream = env.lanes.clone(), env.dream
-    captures, dream.captures = dream.captures, False  # the replay of a graph shows no operations to count
-    with counter() as count:
-        dream.step(lanes, np.zeros((env.num_envs, *dream.world.action.shape), dream.world.action.dtype))
-    dream.captures = captures
+    captures, dream.use_cuda_graphs = dream.use_cuda_graphs, False  # the replay of a graph shows no operations to count
+    with flop_counter() as count:
+        dream.step(lanes, np.zeros((env.num_envs, *dream.env_spec.action.shape), dream.env_spec.action.dtype))
+    dream.use_cuda_graphs = captures
     passes = len(dream.prior.order.passes)
     size = lambda model: sum(p.nbytes for p in model.parameters())  # noqa: E731
-    cache = sum(t.nbytes for t in lanes.cache.pairs)
-    rest = [dream.vqvae.decoder, dream.vqvae.up, dream.vqvae.from_code, dream.outcome]
+    cache = sum(t.nbytes for t in lanes.kv_cache.kv)
+    rest = [dream.vqvae.decoder, dream.vqvae.upsample, dream.vqvae.post_vq_conv, dream.outcome]
     read = passes * (size(dream.prior) + cache) + sum(size(part) for part in rest if isinstance(part, nn.Module))
     return {"flops": float(count.get_total_flops()), "bytes": float(read)}
 
@@ -80,22 +82,22 @@ def measure(args: Args, run: str, precision: Precision, lanes: int) -> dict[str,
     how: dict[str, Any] = {"model": run, "world": args.world, "precision": precision, "device": args.device}
     env = gym.make_vec("VideoGPTDream-v0", num_envs=lanes, **how)
     assert isinstance(env, DreamVectorEnv)
-    env.dream.captures = env.dream.captures and not args.eager
+    env.dream.use_cuda_graphs = env.dream.use_cuda_graphs and not args.eager
     env.reset(seed=0)
     env.action_space.seed(0)
-    steps = rate(lambda: env.step(env.action_space.sample()), args.seconds, args.device)
-    used = str(env.dream.prior.start.dtype).removeprefix("torch.")  # what "auto" came to
-    work, can = needs(env), machine(args.device, used)
+    steps = calls_per_second(lambda: env.step(env.action_space.sample()), args.seconds, args.device)
+    used = str(env.dream.prior.start_token.dtype).removeprefix("torch.")  # what "auto" came to
+    work, can = step_cost(env), machine_rates(args.device, used)
     config = env.dream.prior.config
     return {
         "run": run or args.world,
         "precision": used,
-        "order": config.order,
-        "patch": config.patch,
+        "order": config.decoding_order,
+        "patch": config.patch_size,
         "lanes": lanes,
         "steps_per_second": steps * lanes,
-        "codes_per_second": steps * lanes * config.frame,
-        "passes": len(env.dream.prior.order.passes) * config.group,
+        "codes_per_second": steps * lanes * config.codes_per_frame,
+        "passes": len(env.dream.prior.order.passes) * config.codes_per_position,
         "matmul_share": steps * work["flops"] / can["matmul"],
         "copy_share": steps * work["bytes"] / can["copy"],
         **{f"machine_{name}": value for name, value in can.items()},
@@ -103,20 +105,21 @@ def measure(args: Args, run: str, precision: Precision, lanes: int) -> dict[str,
 
 
 def quality(run: str) -> dict[str, Any]:
-    """Bits a code and delta-PSNR of a run, where rollout/evaluate.py and rollout/control.py have measured them."""
+    """Bits a code and delta-PSNR of a run, where rollout/evaluate.py and rollout/controllability.py have measured
+    them."""
     found: dict[str, Any] = {}
     for name, file, keys in (
         ("bits", "results.json", ("bits_per_dim", "true actions", "mean")),
-        ("delta_psnr", "control.json", ("delta_psnr", "mean")),
+        ("delta_psnr", "controllability.json", ("delta_psnr", "mean")),
     ):
         path = Path(run) / "evaluation" / file
         figures = json.loads(path.read_text()) if run and path.exists() else {}
-        if figures and figures["protocol"]["prior"] == digest(Path(run) / "prior"):
+        if figures and figures["protocol"]["prior"] == weights_digest(Path(run) / "prior"):
             found[name] = reduce(lambda value, key: value[key], keys, figures)
     return found
 
 
-def line(row: dict[str, Any]) -> str:
+def format_row(row: dict[str, Any]) -> str:
     rates = f"{row['machine_matmul'] / 1e9:.0f} GFLOP/s, {row['machine_copy'] / 1e9:.1f} GB/s"
     bits, gain = (f"{row[k]:.2f}" if k in row else "-" for k in ("bits", "delta_psnr"))
     return (
@@ -132,13 +135,13 @@ def main(args: Args) -> None:
         f"{'dream':26}{'precision':10}{'lanes':>6}{'steps/s':>10}{'codes/s':>10}{'of matmul':>11}{'of copy':>9}"
         f"{'bits/code':>10}{'dPSNR':>8}  the machine itself"
     )
-    for run, precision, lanes in product(args.run, args.precision, args.batch):
+    for run, precision, lanes in product(args.run, args.precision, args.num_envs):
         row = measure(args, run, precision, lanes)
         rows.append(row | (quality(run) if row["precision"] == "float32" else {}))
-        print(line(rows[-1]), flush=True)
+        print(format_row(rows[-1]), flush=True)
     write_json(args.out, {"device": args.device, "eager": args.eager, "threads": torch.get_num_threads(), "rows": rows})
     print(f"{torch.get_num_threads()} threads; figures: {args.out}")
 
 
 if __name__ == "__main__":
-    command(main, "benchmark")
+    command(main, "rollout_benchmark")

@@ -20,11 +20,11 @@ import torch
 from tqdm import tqdm
 
 from configs import Address, command
-from rollout.evaluate import dreams, held_out, reconstructions
-from worldmodel.dream import Dream
-from worldmodel.pictures import difference, enlarge, film_strip, label, save_gif, save_png, side_by_side
-from worldmodel.sampling import Sampling
-from worldmodel.settings import Positive, Seed, Settings
+from rollout.heldout import dream_frames, load_heldout, reconstructions
+from worldmodel.generation.dream import Dream
+from worldmodel.generation.sampling import SamplingConfig
+from worldmodel.utils.settings import Positive, Seed, Settings
+from worldmodel.utils.video_io import abs_difference, add_labels, save_gif, save_png, side_by_side, upscale, video_grid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,33 +36,36 @@ class Args(Settings):
     data: Address | None = None
     """Store of frames; <run>/data.zarr if not given."""
     split: str = "test"
-    clips: Positive = 4
+    n_clips: Positive = 4
     """Clips to show."""
-    context: Positive = 8
+    context_frames: Positive = 8
     """Latent frames that are given."""
     steps: Positive = 24
     """Steps that are dreamed."""
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
     seed: Seed = 0
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def main(args: Args) -> None:
     dream = Dream.load(args.run, args.sampling, args.device)
-    held, c = held_out(dream, args.run, args.data, args.split, args.clips, args.context + args.steps), args.context
-    given = held.actions[:, c - 1 : c - 1 + args.steps]
+    heldout_clips, c = (
+        load_heldout(dream, args.run, args.data, args.split, args.n_clips, args.context_frames + args.steps),
+        args.context_frames,
+    )
+    given = heldout_clips.actions[:, c - 1 : c - 1 + args.steps]
     with tqdm(total=len(given) * args.steps, unit=" steps", desc="dream") as bar:
-        dreamed = dreams(dream, held, given, c, args.seed, args.clips, bar)
-    film = np.concatenate([reconstructions(dream, held.codes[:, :c]), dreamed], axis=1)
-    films = [held.frames, film, difference(held.frames, film)]
+        dreamed = dream_frames(dream, heldout_clips, given, c, args.seed, args.n_clips, bar)
+    film = np.concatenate([reconstructions(dream, heldout_clips.codes[:, :c]), dreamed], axis=1)
+    videos = [heldout_clips.frames, film, abs_difference(heldout_clips.frames, film)]
     columns = ["truth", "dream", "difference"]
-    frames = [label(frame, columns) for frame in enlarge(side_by_side(films), 3)]
-    fps = dream.world.fps / dream.stride
+    frames = [add_labels(frame, columns) for frame in upscale(side_by_side(videos), 3)]
+    fps = dream.env_spec.fps / dream.stride
     folder = args.run / "dreams"
     save_gif(folder / "dream.gif", np.stack(frames), fps)
     shown = slice(c - 1, None, max(1, args.steps // 12))
-    rows = np.stack([f[i, shown] for i in range(len(film)) for f in films])
-    save_png(folder / "strip.png", enlarge(film_strip(rows), 2))
+    rows = np.stack([f[i, shown] for i in range(len(film)) for f in videos])
+    save_png(folder / "strip.png", upscale(video_grid(rows), 2))
     print(f"pictures: {folder / 'dream.gif'} and {folder / 'strip.png'}")
 
 

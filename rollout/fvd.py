@@ -25,27 +25,20 @@ from typing import Any
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from configs import command
-from rollout.provenance import commit, models, settings
-from rollout.sources import Source, from_files, from_run, reconstructing
-from worldmodel.checkpoint import read_header, write_atomic, write_json
-from worldmodel.errors import UserError
+from rollout.clip_sources import ClipSource, make_reconstruct, source_from_files, source_from_run
+from rollout.distances import COMPARISONS, distances, sample_features
+from rollout.provenance import commit, model_digests, model_settings
 from worldmodel.metrics.features import C3D_LOGITS, Features, Kind, load_features
-from worldmodel.metrics.frechet import Gaussian, distance
 from worldmodel.metrics.inception import inception_score, probabilities
-from worldmodel.metrics.protocol import PROTOCOLS, Name, Protocol, Trials
-from worldmodel.metrics.published import beside
-from worldmodel.settings import AboveZero, AtLeast2, Count, PixelsOr0, Positive, Seed, Settings
-
-COMPARED = {
-    "samples_real": ("FVD", "samples against real"),
-    "reconstructions_real": ("R-FVD", "reconstructions against real"),
-    "samples_reconstructions": ("FVD*", "samples against reconstructions"),
-}
+from worldmodel.metrics.protocol import PROTOCOLS, Protocol, ProtocolName, Trials
+from worldmodel.metrics.published import matching_figure
+from worldmodel.utils.checkpoint import read_header, write_atomic, write_json
+from worldmodel.utils.errors import UserError
+from worldmodel.utils.settings import AboveZero, AtLeast2, Count, PixelsOr0, Positive, Seed, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +57,7 @@ class Args(Settings):
     """What the data are called; by default the name of the run's world."""
     out: Path | None = None
     """Folder of the results; <run>/evaluation, or that of the samples, if not given."""
-    protocol: Name = "paper"
+    protocol: ProtocolName = "paper"
     features: Kind = "torchscript"
     """Feature network: worldmodel/metrics/features.py says what its file must hold."""
     weights: Path | None = None
@@ -73,23 +66,23 @@ class Args(Settings):
     """Of that file, as its publisher states it; another file is refused."""
     epsilon: AboveZero = 1e-5
     """Of the batch norm of --features i3d: the paper's code has 1e-5, DeepMind's 1e-3."""
-    frames: Positive | None = None
+    n_frames: Positive | None = None
     """Alters the protocol: frames of a clip."""
-    given: Count | None = None
+    n_cond_frames: Count | None = None
     """Alters the protocol: frames that samples are given."""
-    clips: AtLeast2 | None = None
+    n_clips: AtLeast2 | None = None
     """Alters the protocol: real clips of a trial."""
-    samples_each: Positive | None = None
+    samples_per_clip: Positive | None = None
     """Alters the protocol: samples of each clip."""
-    trials: Positive | None = None
+    n_trials: Positive | None = None
     """Alters the protocol: trials."""
-    size: PixelsOr0 | None = None
+    frame_size: PixelsOr0 | None = None
     """Alters the protocol: height and width of clips; 0 for any."""
-    steered: bool = False
+    action_conditioned: bool = False
     """Alters the protocol: samples in a file know the actions of the clips they continue; of a run it is known."""
-    batch: Positive = 16
+    batch_size: Positive = 16
     """Clips that are sampled or reconstructed at a time."""
-    feature_batch: Positive = 8
+    feature_batch_size: Positive = 8
     """Clips that pass the feature network at a time."""
     seed: Seed = 0
     """Of the samples; the k-th set of them has seed + k."""
@@ -105,105 +98,66 @@ class Args(Settings):
             raise UserError("reconstructions in a file go with --samples and --real; give those too")
 
 
-def altered(args: Args) -> Protocol:
+def make_protocol(args: Args) -> Protocol:
     """The protocol as the flags alter it."""
-    changes = {name: getattr(args, name) for name in ("frames", "given", "clips", "trials", "size")}
-    return PROTOCOLS[args.protocol].altered(**changes, samples=args.samples_each, steered=steered(args))
+    changes = {name: getattr(args, name) for name in ("n_frames", "n_cond_frames", "n_clips", "n_trials", "frame_size")}
+    return PROTOCOLS[args.protocol].with_changes(
+        **changes, samples=args.samples_per_clip, steered=is_action_conditioned(args)
+    )
 
 
-def steered(args: Args) -> bool:
+def is_action_conditioned(args: Args) -> bool:
     """Do samples know more of their clip than its first frames?"""
     if args.samples or args.run is None or not (args.run / "prior").exists():
-        return args.steered
-    return read_header(args.run / "prior")[0]["model"].get("condition", "none") != "none"
+        return args.action_conditioned
+    return read_header(args.run / "prior")[0]["model"].get("conditioning", "none") != "none"
 
 
-def source_of(args: Args, protocol: Protocol) -> Source:
+def make_source(args: Args, protocol: Protocol) -> ClipSource:
     """The clips that the flags name."""
     if args.samples is None:
         assert args.run
-        return from_run(args.run, protocol, args.dataset, args.seed, args.device, args.batch)
-    reconstruct = reconstructing(args.run, args.device, args.batch) if args.run else None
+        return source_from_run(args.run, protocol, args.dataset, args.seed, args.device, args.batch_size)
+    reconstruct = make_reconstruct(args.run, args.device, args.batch_size) if args.run else None
     paths = {"samples": args.samples, "real": args.real, "reconstructions": args.reconstructions}
-    source = from_files({name: path for name, path in paths.items() if path}, protocol, args.dataset, reconstruct)
-    return replace(source, made_of=source.made_of | models(args.run))
+    source = source_from_files(
+        {name: path for name, path in paths.items() if path}, protocol, args.dataset, reconstruct
+    )
+    return replace(source, digests=source.digests | model_digests(args.run))
 
 
-def distances(args: Args, protocol: Protocol, features: Features, source: Source) -> dict[str, Trials]:
-    """The three comparisons, as far as there is something to compare."""
-    values: dict[str, list[float]] = {name: [] for name in COMPARED}
-    last: np.ndarray | None = None
-    with tqdm(total=protocol.trials * protocol.samples, unit=" sets", desc="clips") as bar:
-        for trial in range(protocol.trials):
-            fakes, real = samples_of(args, protocol, features, source, trial, bar)
-            normal = {"samples": Gaussian.of(fakes)} if fakes is not None else {}
-            assert real is not None
-            if last is None or not np.array_equal(real, last):  # else what is known of them still holds
-                known = {"real": Gaussian.of(features(real, args.feature_batch))}
-                if source.reconstruct:
-                    decoded = source.reconstruct(trial, real)
-                    protocol.check(decoded, "reconstructions")
-                    known["reconstructions"] = Gaussian.of(features(decoded, args.feature_batch))
-                last = real
-            normal |= known
-            for name in COMPARED:
-                a, b = name.split("_")
-                if a in normal and b in normal:
-                    values[name].append(distance(normal[a], normal[b]))
-    return {name: Trials(tuple(found)) for name, found in values.items() if found}
-
-
-def samples_of(
-    args: Args, protocol: Protocol, features: Features, source: Source, trial: int, bar: tqdm
-) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Features of all samples of a trial, and its real clips, or what there is of both."""
-    found, first = [], None
-    for j in range(protocol.samples):
-        samples, real = source.draw(trial * protocol.samples + j)
-        for clips, what in ((samples, "samples"), (real, "the real clips")):
-            if clips is not None:
-                protocol.check(clips, what)
-        first = real if j == 0 else first
-        if first is not None and (real is None or not np.array_equal(first, real)):
-            raise UserError(f"protocol {protocol.name} takes several samples of the same clips, but the clips changed")
-        if samples is not None:
-            found.append(features(samples, args.feature_batch))
-        bar.update()
-    return (np.concatenate(found) if found else None), first
-
-
-def scores(args: Args, protocol: Protocol, features: Features, source: Source) -> dict[str, Trials]:
+def scores(args: Args, protocol: Protocol, features: Features, source: ClipSource) -> dict[str, Trials]:
     """The inception score of the samples of every trial."""
     values = []
-    with tqdm(total=protocol.trials * protocol.samples, unit=" sets", desc="samples") as bar:
-        for trial in range(protocol.trials):
-            logits, _ = samples_of(args, protocol, features, source, trial, bar)
+    with tqdm(total=protocol.n_trials * protocol.samples_per_clip, unit=" sets", desc="samples") as bar:
+        for trial in range(protocol.n_trials):
+            logits, _ = sample_features(args.feature_batch_size, protocol, features, source, trial, bar)
             if logits is None:
                 raise UserError(f"{args.run} has no prior that could make samples; train it first, or give --samples")
             values.append(inception_score(probabilities(logits)))
     return {"samples": Trials(tuple(values))}
 
 
-def called(comparison: str, features: Features) -> tuple[str, str]:
+def figure_names(comparison: str, features: Features) -> tuple[str, str]:
     """A figure's short name, by which the paper's may be found, and its name in full."""
     if comparison == "samples":
         return ("IS", "IS") if features.network == C3D_LOGITS else ("", f"Inception score by {features.network}")
-    short, told = COMPARED[comparison]
-    return (short, f"{short}, {told}") if features.is_i3d else ("", f"Frechet distance of {features.network}, {told}")
+    short, text = COMPARISONS[comparison]
+    return (short, f"{short}, {text}") if features.is_i3d else ("", f"Frechet distance of {features.network}, {text}")
 
 
-def report(protocol: Protocol, features: Features, source: Source, figures: dict[str, Trials]) -> dict[str, Any]:
+def report(protocol: Protocol, features: Features, source: ClipSource, figures: dict[str, Trials]) -> dict[str, Any]:
     """Everything a figure is known by, as JSON."""
     rows = {}
     for comparison, trials in figures.items():
-        short, name = called(comparison, features)
-        paper = beside(short, protocol, features.network, source.data)
+        short, name = figure_names(comparison, features)
+        paper = matching_figure(short, protocol, features.network, source.data)
         rows[comparison] = {"name": name, **trials.to_json(), "shown": str(trials), "paper": paper and str(paper)}
     return {
         "data": source.data,
         "protocol": protocol.to_json(),
         "features": features.to_json(),
-        "made_of": source.made_of,
+        "made_of": source.digests,
         "seeds": source.seeds,
         "commit": commit(),
         "figures": rows,
@@ -215,8 +169,9 @@ def table(result: dict[str, Any]) -> str:
     p, features, rows = result["protocol"], result["features"], result["figures"].values()
     width = max(len(row["name"]) for row in rows)
     lines = [
-        f"{result['data'] or 'clips of files'}: protocol {p['name']}: {p['clips']} clips of {p['frames']} frames,"
-        f" {p['given']} given, samples of each: {p['samples']}, trials: {p['trials']} (mean ± standard deviation)",
+        f"{result['data'] or 'clips of files'}: protocol {p['name']}: {p['n_clips']} clips of {p['n_frames']} frames,"
+        f" {p['n_cond_frames']} given, samples of each: {p['samples_per_clip']}, trials: {p['n_trials']} (mean ± "
+        "standard deviation)",
         f"features: {features['network']} ({features['kind']}, sha256 {features['sha256'][:16]})",
         "",
         *(f"{row['name']:{width}}  {row['shown']:>18}  {row['paper'] or ''}".rstrip() for row in rows),
@@ -229,14 +184,17 @@ def table(result: dict[str, Any]) -> str:
 def main(args: Args) -> None:
     if args.run is None and args.samples is None:
         raise UserError("there is nothing to compare; give a --run, or --samples and --real")
-    protocol = altered(args)
+    protocol = make_protocol(args)
     if protocol.metric == "inception" and args.features == "random_conv":
         raise UserError("an inception score needs a trained classifier; give --features c3d and its --weights")
     features = load_features(args.features, args.weights, args.sha256, args.device, args.epsilon)
-    source = source_of(args, protocol)
-    measure = distances if protocol.metric == "frechet" else scores
-    result = report(protocol, features, source, measure(args, protocol, features, source))
-    result |= {"models": settings(args.run), "batch": args.batch}
+    source = make_source(args, protocol)
+    if protocol.metric == "frechet":
+        figures = distances(args.feature_batch_size, protocol, features, source)
+    else:
+        figures = scores(args, protocol, features, source)
+    result = report(protocol, features, source, figures)
+    result |= {"models": model_settings(args.run), "batch": args.batch_size}
     folder = args.out or (args.run / "evaluation" if args.run else args.samples.parent)  # type: ignore[union-attr]
     changed = "" if protocol.name == args.protocol else "-altered"
     stem, text = f"{protocol.metric}-{args.protocol}{changed}-{args.features}", table(result)

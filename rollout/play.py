@@ -42,12 +42,11 @@ from PIL import Image
 
 from configs import command
 from envs.dream import DreamEnv
-from envs.keys import keys
-from envs.recorded import environment_of
+from envs.keys import keys_to_actions
+from envs.recorded_env import make_recorded_env
 from rollout.server import PageServer
-from worldmodel.errors import UserError
-from worldmodel.layout import line
-from worldmodel.settings import Count, Positive, Range, Seed, Settings
+from worldmodel.utils.errors import UserError, one_line
+from worldmodel.utils.settings import Count, Positive, Range, Seed, Settings
 
 PAGE = Path(__file__).with_name("play.html")
 TAKES = {"reset": ("seed",), "step": ("action",), "rewind": ("steps",), "fork": (), "goto": ("fork",), "state": ()}
@@ -67,9 +66,9 @@ class Args(Settings):
     """Run folder of the dream; by default the model that ships."""
     world: str = "health_gathering_supreme"
     """World of the model that ships."""
-    context: Positive = 8
+    context_frames: Positive = 8
     """Frames of the engine that the dream begins with."""
-    history: Count = 300
+    max_rewind: Count = 300
     """Steps that can be taken back."""
     port: Annotated[int, Range(0, 65535)] = 8000
     """Of the page, on this machine only; 0 takes a free one."""
@@ -85,14 +84,14 @@ class Session:
     def __init__(self, args: Args) -> None:
         self.args, self.lock = args, threading.Lock()
         self.dream = DreamEnv(model=args.run, world=args.world, horizon=0)
-        world = self.dream.world
-        if self.dream.vector.dream.stride > 1:
+        env_spec = self.dream.env_spec
+        if self.dream.vector_env.dream.stride > 1:
             raise UserError("a dream with a time stride cannot be played beside its engine")
-        if world.action.kind != "Discrete":
+        if env_spec.action.kind != "Discrete":
             raise UserError(
-                f"a key is one choice of several, but {world.name} takes {world.action}; play another world"
+                f"a key is one choice of several, but {env_spec.name} takes {env_spec.action}; play another world"
             )
-        self.engine = environment_of(world, args.trust_env)
+        self.engine = make_recorded_env(env_spec, args.trust_env)
         try:
             self.reset(args.seed)
         except BaseException:
@@ -115,7 +114,7 @@ class Session:
         if not 0 <= seed < 2**31:
             raise UserError(f"seed must be from 0 to {2**31 - 1}, not {seed}")
         self.engine_over = True  # unless all goes well
-        actions = [self.dream.action_space.sample() * 0] * (self.args.context - 1)
+        actions = [self.dream.action_space.sample() * 0] * (self.args.context_frames - 1)
         with one_sentence():
             frame, info = self.engine.reset(seed=seed)
             frames, infos = [frame], [info]
@@ -124,32 +123,32 @@ class Session:
                 frames.append(frame)
                 infos.append(info)
                 if over or cut:
-                    raise UserError(f"the engine's episode ended within {len(frames)} frames; lower --context")
-            variables = [[told[v] for v in self.dream.world.variables] for told in infos]
+                    raise UserError(f"the engine's episode ended within {len(frames)} frames; lower --context-frames")
+            variables = [[told[v] for v in self.dream.env_spec.variables] for told in infos]
         options = {"frames": np.stack(frames), "actions": np.array(actions), "variables": variables}
         _, told = self.dream.reset(seed=seed, options=options)
         self.engine_frame, self.engine_info, self.engine_over = frames[-1], infos[-1], False
         self.engine_time = self.time = 0
-        self.told: dict[str, Any] = told | {"reward": 0.0, "over": False}
+        self.step_info: dict[str, Any] = told | {"reward": 0.0, "over": False}
         self.rate = 0.0
-        self.past: deque[Moment] = deque(maxlen=self.args.history)
+        self.history: deque[Moment] = deque(maxlen=self.args.max_rewind)
         self.forks: list[tuple[Moment, str]] = []
 
-    def moment(self) -> Moment:
-        return self.dream.snapshot(), self.time, dict(self.told)
+    def snapshot(self) -> Moment:
+        return self.dream.snapshot(), self.time, dict(self.step_info)
 
-    def go(self, moment: Moment) -> None:
+    def restore(self, moment: Moment) -> None:
         self.dream.restore(moment[0])
-        self.time, self.told = moment[1], dict(moment[2])
+        self.time, self.step_info = moment[1], dict(moment[2])
 
     def step(self, action: int) -> None:
-        before, begin = self.moment(), time.perf_counter()
+        before, start = self.snapshot(), time.perf_counter()
         _, reward, terminated, _, info = self.dream.step(action)
-        rate = 1 / (time.perf_counter() - begin)
+        rate = 1 / (time.perf_counter() - start)
         self.rate = 0.9 * self.rate + 0.1 * rate if self.rate else rate
-        self.past.append(before)
+        self.history.append(before)
         self.time += 1
-        self.told = info | {"reward": reward, "over": self.told["over"] or terminated}
+        self.step_info = info | {"reward": reward, "over": self.step_info["over"] or terminated}
         if self.time > self.engine_time and not self.engine_over:
             self.engine_over = True  # unless all goes well
             with one_sentence():
@@ -159,42 +158,42 @@ class Session:
     def rewind(self, steps: int) -> None:
         if steps < 0:
             raise UserError(f"steps to take back must be at least 0, not {steps}")
-        if taken := [self.past.pop() for _ in range(min(steps, len(self.past)))]:
-            self.go(taken[-1])
+        if taken := [self.history.pop() for _ in range(min(steps, len(self.history)))]:
+            self.restore(taken[-1])
 
     def fork(self) -> None:
         if len(self.forks) == FORKS:
             raise UserError(f"{FORKS} forks are kept, and no more; reset forgets them")
-        self.forks.append((self.moment(), png(self.dream.vector.frames[0])))
+        self.forks.append((self.snapshot(), png(self.dream.vector_env.frames[0])))
 
     def goto(self, fork: int) -> None:
         if not 0 <= fork < len(self.forks):
             raise UserError(f"there are {len(self.forks)} forks, but number {fork} was asked for")
-        self.past.append(self.moment())
-        self.go(self.forks[fork][0])
+        self.history.append(self.snapshot())
+        self.restore(self.forks[fork][0])
 
     def state(self) -> dict[str, Any]:
         """What the page shows."""
-        world, frame = self.dream.world, self.dream.vector.frames[0]
-        codes = self.dream.vector.dream.prior.config.frame
+        env_spec, frame = self.dream.env_spec, self.dream.vector_env.frames[0]
+        codes = self.dream.vector_env.dream.prior.config.codes_per_frame
         figures = {
             "step": self.time,
             "dreamed frames/s": round(self.rate, 1),
-            "entropy, bits a code": round(self.told.get("entropy", 0.0) / math.log(2) / codes, 2),
-            "predicted reward": round(self.told["reward"], 2),
+            "entropy, bits a code": round(self.step_info.get("entropy", 0.0) / math.log(2) / codes, 2),
+            "predicted reward": round(self.step_info["reward"], 2),
         }
-        figures |= {f"predicted {v.lower()}": round(self.told[v], 1) for v in world.variables}
-        figures |= {f"{v.lower()} in the engine": float(self.engine_info[v]) for v in world.variables}
-        over = [name for name, end in (("dream", self.told["over"]), ("engine", self.engine_over)) if end]
+        figures |= {f"predicted {v.lower()}": round(self.step_info[v], 1) for v in env_spec.variables}
+        figures |= {f"{v.lower()} in the engine": float(self.engine_info[v]) for v in env_spec.variables}
+        over = [name for name, end in (("dream", self.step_info["over"]), ("engine", self.engine_over)) if end]
         return {
             "dream": png(frame),
             "engine": png(self.engine_frame),
             "figures": figures,
             "over": over,
             "forks": [picture for _, picture in self.forks],
-            "fps": world.fps / self.dream.vector.dream.stride,
-            "keys": keys(world),
-            "world": world.name,
+            "fps": env_spec.fps / self.dream.vector_env.dream.stride,
+            "keys": keys_to_actions(env_spec),
+            "world": env_spec.name,
         }
 
 
@@ -212,7 +211,9 @@ def one_sentence() -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"the engine failed ({type(error).__name__}: {line(error)}); reset begins it again") from error
+        raise UserError(
+            f"the engine failed ({type(error).__name__}: {one_line(error)}); reset begins it again"
+        ) from error
 
 
 def serve(args: Args) -> PageServer:

@@ -6,29 +6,29 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from worldmodel.checkpoint import digest, read_header
+from worldmodel.utils.checkpoint import read_header, weights_digest
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def trained(run: Path | None, prior: str = "prior") -> dict[str, Path]:
+def trained_parts(run: Path | None, prior: str = "prior") -> dict[str, Path]:
     """The folders of what a run has trained."""
     return {part: run / part for part in ("vqvae", prior) if run and (run / part).exists()}
 
 
-def models(run: Path | None, prior: str = "prior") -> dict[str, str]:
+def model_digests(run: Path | None, prior: str = "prior") -> dict[str, str]:
     """Digests of what a run has trained."""
-    return {part: digest(folder) for part, folder in trained(run, prior).items()}
+    return {part: weights_digest(folder) for part, folder in trained_parts(run, prior).items()}
 
 
-def settings(run: Path | None, prior: str = "prior") -> dict[str, Any]:
+def model_settings(run: Path | None, prior: str = "prior") -> dict[str, Any]:
     """What these models are made like."""
-    return {part: read_header(folder)[0]["model"] for part, folder in trained(run, prior).items()}
+    return {part: read_header(folder)[0]["model"] for part, folder in trained_parts(run, prior).items()}
 
 
 def provenance(run: Path, prior: str = "prior") -> dict[str, Any]:
     """The digests and settings of a run's models, and the commit."""
-    return {"made_of": models(run, prior), "models": settings(run, prior), "commit": commit()}
+    return {"made_of": model_digests(run, prior), "models": model_settings(run, prior), "commit": commit()}
 
 
 def commit() -> str | None:

@@ -29,14 +29,14 @@ from tqdm import tqdm
 
 import envs  # noqa: F401 - registers
 from configs import command
-from envs.policies import MEMORY, Player, load_player
+from envs.policies import MAX_STACKED_FRAMES, Player, load_player
 from envs.vector import DreamVectorEnv
-from envs.vizdoom import VizdoomFrames, engine_of
-from rollout.policy import play
-from worldmodel.checkpoint import write_json
-from worldmodel.errors import UserError
-from worldmodel.rates import Precision
-from worldmodel.settings import NotNegative, Positive, Seed, Settings
+from envs.vizdoom import VizdoomFrames, make_engine
+from rollout.episodes import play_episode
+from worldmodel.utils.checkpoint import write_json
+from worldmodel.utils.errors import UserError
+from worldmodel.utils.hardware import Precision
+from worldmodel.utils.settings import NotNegative, Positive, Seed, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,16 +61,19 @@ class Args(Settings):
     """Where the scores go."""
 
 
-def in_dream(env: DreamVectorEnv, player: Player, seed: int) -> np.ndarray:
+def returns_in_dream(env: DreamVectorEnv, player: Player, seed: int) -> np.ndarray:
     """(n,) the return of the first episode of each lane, from starting contexts that are an episode's beginning.
 
     The steps inside the context are not in it.
     """
-    rng, starts = np.random.default_rng(seed), np.flatnonzero(env.contexts.starts(env.world.action.width).numpy())
+    rng, starts = (
+        np.random.default_rng(seed),
+        np.flatnonzero(env.contexts.is_episode_start(env.env_spec.action.encoded_dim).numpy()),
+    )
     if not len(starts):
-        raise UserError(f"no starting context of {env.world.name} begins an episode; run train/tokens.py again")
+        raise UserError(f"no starting context of {env.env_spec.name} begins an episode; run train/tokens.py again")
     options = {"context": np.resize(starts, env.num_envs)}
-    frames = deque([env.reset(seed=seed, options=options)[0]], maxlen=MEMORY)
+    frames = deque([env.reset(seed=seed, options=options)[0]], maxlen=MAX_STACKED_FRAMES)
     total, playing = np.zeros(env.num_envs), np.ones(env.num_envs, bool)
     while playing.any():
         frame, rewards, terminated, truncated, _ = env.step(player(np.stack(frames), rng))
@@ -80,12 +83,12 @@ def in_dream(env: DreamVectorEnv, player: Player, seed: int) -> np.ndarray:
     return total
 
 
-def in_engine(env: VizdoomFrames, player: Player, episodes: int, seed: int) -> np.ndarray:
+def returns_in_engine(env: VizdoomFrames, player: Player, episodes: int, seed: int) -> np.ndarray:
     """(n,) the return of each episode."""
-    return np.array([play(env, player, seed, i)[1] for i in range(episodes)])
+    return np.array([play_episode(env, player, seed, i)[1] for i in range(episodes)])
 
 
-def correlation(dream: np.ndarray, engine: np.ndarray, seed: int) -> tuple[float, float, float]:
+def rank_correlation(dream: np.ndarray, engine: np.ndarray, seed: int) -> tuple[float, float, float]:
     """Spearman's correlation of the mean scores (policies, episodes), and its interval over episodes."""
     rng, drawn = np.random.default_rng(seed), []
     for _ in range(2000):
@@ -101,15 +104,18 @@ def main(args: Args) -> None:
     how: dict[str, Any] = {"temperature": args.temperature, "precision": args.precision}
     dream = gym.make_vec("VideoGPTDream-v0", num_envs=args.episodes, model=args.run, world=args.world, **how)
     assert isinstance(dream, DreamVectorEnv)
-    world, scores = dream.world, {}
-    with contextlib.closing(engine_of(world)) as engine:
-        players = {name: load_player(name, world) for name in args.policy}
+    env_spec, scores = dream.env_spec, {}
+    with contextlib.closing(make_engine(env_spec)) as engine:
+        players = {name: load_player(name, env_spec) for name in args.policy}
         print(f"{'policy':40}{'dream':>10}{'engine':>10}")
         for name, player in tqdm(players.items(), unit=" policies"):
-            scores[name] = in_dream(dream, player, args.seed), in_engine(engine, player, args.episodes, args.seed)
+            scores[name] = (
+                returns_in_dream(dream, player, args.seed),
+                returns_in_engine(engine, player, args.episodes, args.seed),
+            )
             tqdm.write(f"{name[-39:]:40}{scores[name][0].mean():>10.1f}{scores[name][1].mean():>10.1f}")
     a, b = (np.stack([pair[k] for pair in scores.values()]) for k in (0, 1))
-    r, low, high = correlation(a, b, args.seed)
+    r, low, high = rank_correlation(a, b, args.seed)
     print(f"Spearman's correlation of {len(scores)} policies: {r:.3f} [{low:.3f}, {high:.3f}]")
     rows = {name: {"dream": x.tolist(), "engine": y.tolist()} for name, (x, y) in scores.items()}
     settings = asdict(args) | {"out": str(args.out)}

@@ -24,21 +24,20 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from worldmodel.errors import UserError
-from worldmodel.layout import line
+from worldmodel.utils.errors import UserError, one_line
 
-CONNECTIONS = 32
+MAX_CONNECTIONS = 32
 """Connections at once."""
-BUSY = (
+BUSY_RESPONSE = (
     b"HTTP/1.0 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n\r\n"
-    + json.dumps({"error": f"{CONNECTIONS} connections are open, as many as may be; close one"}).encode()
+    + json.dumps({"error": f"{MAX_CONNECTIONS} connections are open, as many as may be; close one"}).encode()
 )
 """What those beyond are told."""
-BODY = 1024
+MAX_BODY_BYTES = 1024
 """Bytes of a request's body. So few cannot be nested deep enough to exhaust a stack."""
-SECONDS = 10.0
+TIMEOUT_SECONDS = 10.0
 """For a request to arrive, and for its answer to be taken."""
-LINGER = 1.0
+LINGER_SECONDS = 1.0
 """Seconds to wait for a client to close first: it may be sending still, and a closed door would lose it the answer."""
 Answer = Callable[..., dict[str, Any]]
 """Called with a command and the whole numbers that it takes by name."""
@@ -67,11 +66,11 @@ class PageServer(ThreadingHTTPServer):
         takes: Mapping[str, Collection[str]],
         answer: Answer,
         close: Callable[[], None] = lambda: None,
-        seconds: float = SECONDS,
+        seconds: float = TIMEOUT_SECONDS,
     ) -> None:
         """`close` is called as the server closes."""
         self.page, self.takes, self.answer, self.close, self.seconds = page, takes, answer, close, seconds
-        self.free = threading.Semaphore(CONNECTIONS)
+        self.free = threading.Semaphore(MAX_CONNECTIONS)
         super().__init__(("127.0.0.1", port), Handler)
         names = ("127.0.0.1", "localhost", "[::1]")
         self.hosts = {f"{name}:{self.server_port}" for name in names} | set(names if self.server_port == 80 else ())
@@ -93,7 +92,7 @@ class PageServer(ThreadingHTTPServer):
         with contextlib.suppress(OSError):
             request.recv(1 << 16)  # a connection that is closed over what it was sent may lose its answer
         with contextlib.suppress(OSError):
-            request.send(BUSY)
+            request.send(BUSY_RESPONSE)
         self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
@@ -116,11 +115,11 @@ class Handler(BaseHTTPRequestHandler):
     def setup(self) -> None:
         super().setup()
         self.connection.settimeout(self.server.seconds)  # of each wait, also for an answer to be taken
-        self.clock = threading.Timer(self.server.seconds, self.hear_no_more)  # of all waits for the request
+        self.clock = threading.Timer(self.server.seconds, self.stop_reading)  # of all waits for the request
         self.clock.daemon, self.late = True, False
         self.clock.start()
 
-    def hear_no_more(self) -> None:
+    def stop_reading(self) -> None:
         self.late = True
         with contextlib.suppress(OSError):
             self.connection.shutdown(socket.SHUT_RD)
@@ -129,16 +128,16 @@ class Handler(BaseHTTPRequestHandler):
         super().finish()
         with contextlib.suppress(OSError):
             self.connection.shutdown(socket.SHUT_WR)
-            self.connection.settimeout(min(LINGER, self.server.seconds))
+            self.connection.settimeout(min(LINGER_SECONDS, self.server.seconds))
             while self.connection.recv(1 << 16):
                 pass
         self.clock.cancel()
 
     def do_GET(self) -> None:
-        self.respond(self.the_page)
+        self.respond(self.page_response)
 
     def do_POST(self) -> None:
-        self.respond(self.carried_out)
+        self.respond(self.command_response)
 
     def respond(self, make: Callable[[], tuple[str, bytes]]) -> None:
         """Answer with what is made, or with why it is not."""
@@ -164,19 +163,19 @@ class Handler(BaseHTTPRequestHandler):
         if not {origin.lower() for origin in origins} <= {f"http://{host}" for host in self.server.hosts}:
             raise Refused(HTTPStatus.FORBIDDEN, f"another page may not use this one; {here}")
 
-    def the_page(self) -> tuple[str, bytes]:
+    def page_response(self) -> tuple[str, bytes]:
         if self.path != "/":
             raise Refused(HTTPStatus.NOT_FOUND, "there is one page here, at /")
         return "text/html; charset=utf-8", self.server.page
 
-    def carried_out(self) -> tuple[str, bytes]:
+    def command_response(self) -> tuple[str, bytes]:
         name = self.path.removeprefix("/")
         if name not in self.server.takes:
             raise Refused(HTTPStatus.NOT_FOUND, f"there is no such command; known are {', '.join(self.server.takes)}")
-        told, wanted = parsed(self.body()), self.server.takes[name]
-        if set(told) != set(wanted):
-            raise UserError(f"{name} takes {' and '.join(wanted) or 'nothing'}, but was given {sorted(told) or 'none'}")
-        return "application/json", json.dumps(self.server.answer(name, **told)).encode()
+        info, wanted = parsed(self.body()), self.server.takes[name]
+        if set(info) != set(wanted):
+            raise UserError(f"{name} takes {' and '.join(wanted) or 'nothing'}, but was given {sorted(info) or 'none'}")
+        return "application/json", json.dumps(self.server.answer(name, **info)).encode()
 
     def body(self) -> bytes:
         """As long as it says it is; a chunked one says nothing."""
@@ -187,8 +186,8 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(HTTPStatus.LENGTH_REQUIRED, "send the body in one piece, with its Content-Length")
         if len(lengths) > 1 or not (lengths[0].isascii() and lengths[0].isdigit()):
             raise Refused(HTTPStatus.BAD_REQUEST, "the Content-Length is not one whole number")
-        if len(lengths[0]) > len(str(BODY)) or int(lengths[0]) > BODY:
-            raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body has at most {BODY} bytes")
+        if len(lengths[0]) > len(str(MAX_BODY_BYTES)) or int(lengths[0]) > MAX_BODY_BYTES:
+            raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body has at most {MAX_BODY_BYTES} bytes")
         length = int(lengths[0])
         try:
             data = self.rfile.read(length)
@@ -203,8 +202,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Refuse; http.server calls this too, for what it cannot read."""
-        told = {"error": line(message or HTTPStatus(code).phrase)}
-        self.send(code, "application/json", json.dumps(told).encode())
+        info = {"error": one_line(message or HTTPStatus(code).phrase)}
+        self.send(code, "application/json", json.dumps(info).encode())
 
     def send(self, status: int, kind: str, body: bytes) -> None:
         self.request_version = "HTTP/1.0"  # to 0.9, which is http.server's guess at garbage, it would give no status

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from train import outcome, prior, tokens, vqvae
-from worldmodel.fit import FitConfig
-from worldmodel.prior import PriorConfig
-from worldmodel.vqvae import VQVAEConfig
-from worldmodel.world import ActionSpec, World
-from worldmodel.writer import StoreWriter
+from worldmodel.data.env_spec import ActionSpec, EnvSpec
+from worldmodel.data.writer import StoreWriter
+from worldmodel.models.prior import PriorConfig
+from worldmodel.models.vqvae import VQVAEConfig
+from worldmodel.training.trainer import TrainerConfig
 
-TOY = World(
+TOY = EnvSpec(
     name="toy",
     frame_shape=(16, 16, 3),
     action=ActionSpec(kind="Discrete", nvec=(3,)),
@@ -57,33 +57,36 @@ def stages(
     """The arguments of every training stage for a small run on the toy world."""
     small = VQVAEConfig(
         mode=mode,
-        frames=8,
-        size=(16, 16),
+        n_frames=8,
+        frame_size=(16, 16),
         stride=(1, 4, 4),
-        hidden=16,
-        residual=16,
-        layers=1,
-        codes=16,
-        dim=8,
+        hidden_channels=16,
+        residual_channels=16,
+        n_res_blocks=1,
+        n_codes=16,
+        embedding_dim=8,
         window=2,
     )
     gpt = PriorConfig(
-        mode=mode, order="raster" if mode == "paper" else "diagonal", window=4,
-        width=32, heads=2, layers=2, feedforward=64, dropout=0.0,
+        mode=mode, decoding_order="raster" if mode == "paper" else "diagonal", window=4,
+        d_model=32, n_heads=2, n_layers=2, d_ff=64, dropout=0.0,
     )  # fmt: skip
-    often = {"log_every": 10, "evaluate_every": steps, "save_every": 50}
+    often = {"log_every": 10, "eval_every": steps, "save_every": 50}
     return (
-        vqvae.Args(run=run, model=small, fit=FitConfig(steps=steps, batch_size=8, learning_rate=3e-3, **often)),
-        tokens.Args(run=run, contexts=4, context=4, every=8),
+        vqvae.Args(run=run, model=small, trainer=TrainerConfig(steps=steps, batch_size=8, learning_rate=3e-3, **often)),
+        tokens.Args(run=run, n_contexts=4, context_frames=4, clip_stride=8),
         prior.Args(
             run=run,
             actions=True,
-            frames=8,
+            n_latent_frames=8,
             model=gpt,
-            fit=FitConfig(steps=3 * steps, batch_size=16, learning_rate=3e-3, **often),
+            trainer=TrainerConfig(steps=3 * steps, batch_size=16, learning_rate=3e-3, **often),
         ),
         outcome.Args(
-            run=run, frames=16, width=32, fit=FitConfig(steps=steps, batch_size=16, learning_rate=3e-3, **often)
+            run=run,
+            n_latent_frames=16,
+            hidden_dim=32,
+            trainer=TrainerConfig(steps=steps, batch_size=16, learning_rate=3e-3, **often),
         ),
     )
 

@@ -19,7 +19,7 @@ ABOVE = {
     "train": {"collect", "rollout", "tests"},
     "rollout": {"collect", "train", "tests"},
 }
-EXCEPT = {"rollout/ablate.py": {"train"}, "worldmodel/memory.py": {"resource"}}
+EXCEPT = {"rollout/ablate.py": {"train"}, "worldmodel/utils/memory.py": {"resource"}}
 """An ablation trains and measures in turn; how much memory there is does without `resource` where there is none."""
 FOREIGN = {"worldmodel": {"gymnasium", "stable_baselines3", "vizdoom", "mujoco", "tyro", "yaml", "fcntl", "resource"}}
 """The last two are not on Windows."""
@@ -43,6 +43,48 @@ def test_imports_point_one_way(room: str) -> None:
         name = str(path.relative_to(ROOT))
         wrong = imports(path) & (ABOVE[room] | FOREIGN.get(room, set())) - EXCEPT.get(name, set())
         assert not wrong, f"{name} must not import {wrong}"
+
+
+ROOMS = {
+    "utils": set(),
+    "models": {"utils"},
+    "data": {"utils", "models"},
+    "metrics": {"utils", "models"},
+    "generation": {"utils", "models", "data"},
+    "training": {"utils", "models", "metrics"},
+}
+"""Which rooms of worldmodel each of them may import."""
+
+
+def modules(path: Path) -> set[str]:
+    """The modules of this project that a file imports, dotted."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_of_worldmodel_import_one_way(room: str) -> None:
+    files = list((ROOT / "worldmodel" / room).glob("*.py"))
+    assert len(files) > 1
+    for path in files:
+        used = {name.split(".")[1] for name in modules(path) if name.startswith("worldmodel.")}
+        wrong = (used & ROOMS.keys()) - ROOMS[room] - {room}
+        assert not wrong, f"worldmodel/{room}/{path.name} must not import {wrong}"
+
+
+def test_no_script_imports_a_script() -> None:
+    files = [path for room in ("collect", "train", "rollout") for path in (ROOT / room).rglob("*.py")]
+    scripts = {f"{path.parent.name}.{path.stem}" for path in files if "__main__" in path.read_text()}
+    assert len(scripts) > 30
+    for path in files:
+        name = str(path.relative_to(ROOT))
+        wrong = {module for module in modules(path) & scripts if module.split(".")[0] not in EXCEPT.get(name, set())}
+        assert not wrong, f"{name} must not import the script {wrong}"
 
 
 def test_every_module_says_what_it_is() -> None:

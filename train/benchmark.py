@@ -3,7 +3,7 @@
     python train/benchmark.py                                # VQ-VAE of BAIR, prior of 1,024 codes a clip
     python train/benchmark.py --official ../VideoGPT         # and a checkout of the official code, with ratios
     python train/benchmark.py --preset speed                 # and sampling of a prior that was trained
-    python train/benchmark.py --models ucf101 --what vqvae prior --precision bfloat16 --device cuda
+    python train/benchmark.py --preset-models ucf101 --workloads vqvae prior --precision bfloat16 --device cuda
 
 Each figure is taken in a process of its own, ours and the official one in turns, `rounds` times; the median counts.
 Both sides have the same sizes, batch, threads, dropout and allocator: glibc's by default gives freed memory back and
@@ -12,8 +12,8 @@ leaves it). The machine's own rates, a matrix product of 2048 and a copy of 256 
 Three ratios are printed: in float32, in bfloat16, and ours in its fastest precision over the official code in float32,
 which is how it ships. Its prior ships with a dropout of 0.3 inside its attention, which the paper does not have; the
 prior is timed on both sides with it and without. Sampling is timed code by code, of random weights, and ahead
-(worldmodel/ahead.py), which gains by what was learned, of a prior that is `--trained`. Last comes what attention over
-8 x 32 x 32 codes stores for its mask.
+(worldmodel/generation/predictive_sampling.py), which gains by what was learned, of a prior that is `--trained-prior`.
+Last comes what attention over 8 x 32 x 32 codes stores for its mask.
 
 Tiny operations vary by a quarter from run to run, and other work on the machine changes everything: leave it alone.
 On a GPU the share of the matrix product is the model FLOPs utilisation, and peak memory is printed too.
@@ -38,19 +38,19 @@ import numpy as np
 import torch
 
 from configs import command, overlay, read_preset
-from train import official, work
-from train.masks import memory
-from train.work import Task
-from worldmodel.checkpoint import write_json
-from worldmodel.errors import UserError
-from worldmodel.fit import keep_memory
-from worldmodel.models import load_prior
-from worldmodel.prior import PriorConfig
-from worldmodel.rates import machine, rate
-from worldmodel.settings import AboveZero, Positive, Settings, ShareBelow1, Some
-from worldmodel.vqvae import VQVAEConfig
+from train import workloads, workloads_official
+from train.mask_memory import mask_memory
+from train.workloads import Task
+from worldmodel.models.loading import load_prior
+from worldmodel.models.prior import PriorConfig
+from worldmodel.models.vqvae import VQVAEConfig
+from worldmodel.training.trainer import keep_freed_memory
+from worldmodel.utils.checkpoint import write_json
+from worldmodel.utils.errors import UserError
+from worldmodel.utils.hardware import calls_per_second, machine_rates
+from worldmodel.utils.settings import AboveZero, FractionBelow1, NonEmpty, Positive, Settings
 
-What = Literal["vqvae", "prior", "sample", "store", "masks"]
+WorkloadName = Literal["vqvae", "prior", "sample", "store", "masks"]
 Precision = Literal["float32", "bfloat16"]
 Row = dict[str, Any]
 
@@ -59,29 +59,29 @@ Row = dict[str, Any]
 class Args(Settings):
     """Time training, sampling and reading."""
 
-    what: Some[What] = ("vqvae", "prior", "sample", "store", "masks")
+    workloads: NonEmpty[WorkloadName] = ("vqvae", "prior", "sample", "store", "masks")
     """What to time: training steps, drawing codes, clips from a store; masks are counted."""
     official: Path | None = None
     """A checkout of github.com/wilson1yan/VideoGPT to time as well."""
-    models: str = ""
+    preset_models: str = ""
     """Preset whose VQ-VAE and prior are timed, instead of the two below."""
     vqvae: VQVAEConfig = field(default_factory=VQVAEConfig)
     prior: PriorConfig = field(
-        default_factory=lambda: PriorConfig(latent=(4, 16, 16), width=256, layers=4, feedforward=1024)
+        default_factory=lambda: PriorConfig(latent_shape=(4, 16, 16), d_model=256, n_layers=4, d_ff=1024)
     )
-    trained: Path | None = None
+    trained_prior: Path | None = None
     """A trained prior, unconditional and in raster order, whose sampling is timed too: drawing ahead gains by what was
     learned."""
-    attention_dropout: tuple[ShareBelow1, ...] = (0.3, 0.0)
+    attention_dropout: tuple[FractionBelow1, ...] = (0.3, 0.0)
     """Of the prior in training; the official code ships with 0.3."""
-    precision: Some[Precision] = ("float32", "bfloat16")
-    vqvae_batch: Positive = 2
+    precision: NonEmpty[Precision] = ("float32", "bfloat16")
+    vqvae_batch_size: Positive = 2
     """Clips of a step."""
-    prior_batch: Positive = 8
+    prior_batch_size: Positive = 8
     """Clips of a step."""
-    sample_batch: tuple[Positive, ...] = (1, 16)
+    sample_batch_sizes: tuple[Positive, ...] = (1, 16)
     """Clips drawn side by side."""
-    store_batch: Positive = 32
+    store_batch_size: Positive = 32
     """Clips read at a time."""
     rounds: Positive = 2
     """Processes of each figure."""
@@ -95,61 +95,86 @@ class Args(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.trained is not None and "sample" not in self.what:
-            raise UserError("--trained is for sampling; add sample to --what, or leave it out")
+        if self.trained_prior is not None and "sample" not in self.workloads:
+            raise UserError("--trained-prior is for sampling; add sample to --workloads, or leave it out")
 
 
-def sized(args: Args) -> tuple[VQVAEConfig, PriorConfig]:
+def model_configs(args: Args) -> tuple[VQVAEConfig, PriorConfig]:
     """The models that are timed: those of a preset, the prior over its VQ-VAE's codes, or those of the flags."""
-    if not args.models:
+    if not args.preset_models:
         return args.vqvae, args.prior
-    preset = read_preset(args.models)
+    preset = read_preset(args.preset_models)
     settings = [preset.get(stage, {}).get("model", {}) for stage in ("vqvae", "prior")]
-    vqvae = overlay(VQVAEConfig(), settings[0], f"{args.models}.yaml: vqvae.model")
-    of_codes = {"latent": list(vqvae.latent), "books": vqvae.books, "codes": vqvae.codes, "code_dim": vqvae.dim}
-    seen = {"seen_shape": [*vqvae.size, vqvae.channels]}
-    return vqvae, overlay(PriorConfig(), settings[1] | of_codes | seen, f"{args.models}.yaml: prior.model")
+    vqvae = overlay(VQVAEConfig(), settings[0], f"{args.preset_models}.yaml: vqvae.model")
+    of_codes = {
+        "latent_shape": list(vqvae.latent_shape),
+        "n_codebooks": vqvae.n_codebooks,
+        "n_codes": vqvae.n_codes,
+        "embedding_dim": vqvae.embedding_dim,
+    }
+    seen = {"cond_frame_shape": [*vqvae.frame_size, vqvae.channels]}
+    return vqvae, overlay(PriorConfig(), settings[1] | of_codes | seen, f"{args.preset_models}.yaml: prior.model")
 
 
-def of_trained(folder: Path) -> PriorConfig:
+def trained_config(folder: Path) -> PriorConfig:
     """The sizes of a trained prior that can be sampled without anything given, in runs."""
     config = load_prior(folder).config
-    if config.order != "raster" or config.condition != "none" or config.seen or config.patch > 1:
+    if (
+        config.decoding_order != "raster"
+        or config.conditioning != "none"
+        or config.n_cond_frames
+        or config.patch_size > 1
+    ):
         raise UserError(
             f"{folder} has a condition, patches or another order; give an unconditional prior in raster order"
         )
     return config
 
 
-def tasks(args: Args, folder: Path) -> Iterator[Task]:
+def list_tasks(args: Args, folder: Path) -> Iterator[Task]:
     """All that is timed, in the order of the table."""
-    vqvae, prior = sized(args)
+    vqvae, prior = model_configs(args)
     for precision in args.precision:
-        base = Task(what="", precision=precision, batch=1, vqvae=vqvae, prior=prior, device=args.device)
-        if "vqvae" in args.what:
-            yield replace(base, what="vqvae", batch=args.vqvae_batch)
-        for share in args.attention_dropout if "prior" in args.what else ():
-            yield replace(base, what="prior", batch=args.prior_batch, prior=replace(prior, attention_dropout=share))
-        for batch in args.sample_batch if "sample" in args.what else ():
-            yield replace(base, what="sample", batch=batch)
-            if args.trained is not None:
-                yield replace(base, what="sample", batch=batch, prior=of_trained(args.trained), trained=args.trained)
-    if "store" in args.what:
-        yield Task(what="store", precision="uint8", batch=args.store_batch, vqvae=vqvae, prior=prior, store=folder)
+        base = Task(workload="", precision=precision, batch_size=1, vqvae=vqvae, prior=prior, device=args.device)
+        if "vqvae" in args.workloads:
+            yield replace(base, workload="vqvae", batch_size=args.vqvae_batch_size)
+        for share in args.attention_dropout if "prior" in args.workloads else ():
+            yield replace(
+                base, workload="prior", batch_size=args.prior_batch_size, prior=replace(prior, attention_dropout=share)
+            )
+        for batch in args.sample_batch_sizes if "sample" in args.workloads else ():
+            yield replace(base, workload="sample", batch_size=batch)
+            if args.trained_prior is not None:
+                yield replace(
+                    base,
+                    workload="sample",
+                    batch_size=batch,
+                    prior=trained_config(args.trained_prior),
+                    trained_prior=args.trained_prior,
+                )
+    if "store" in args.workloads:
+        yield Task(
+            workload="store",
+            precision="uint8",
+            batch_size=args.store_batch_size,
+            vqvae=vqvae,
+            prior=prior,
+            store=folder,
+        )
 
 
 def measure(task: Task, checkout: Path | None, seconds: float, allocator: str) -> Row:
     """The figures of a task, ours or a checkout's; in a process of its own."""
     if allocator == "keep":
-        keep_memory()
+        keep_freed_memory()
     cuda = task.device == "cuda"
-    made = work.build(task) if checkout is None else official.build(task, checkout)
+    made = workloads.build_workload(task) if checkout is None else workloads_official.build_workload(task, checkout)
     if cuda:
         torch.cuda.reset_peak_memory_stats()
-    calls = rate(made.call, seconds, task.device)
-    can = machine(task.device, "bfloat16" if task.precision == "bfloat16" else "float32")
+    calls = calls_per_second(made.call, seconds, task.device)
+    can = machine_rates(task.device, "bfloat16" if task.precision == "bfloat16" else "float32")
     return {
-        "rate": calls * made.units,
+        "rate": calls * made.n_units,
         "matmul_share": calls * made.flops / can["matmul"],
         "copy_share": calls * made.bytes / can["copy"],
         **({"peak_memory": torch.cuda.max_memory_allocated()} if cuda else {}),
@@ -157,7 +182,7 @@ def measure(task: Task, checkout: Path | None, seconds: float, allocator: str) -
     }
 
 
-def alone(task: Task, checkout: Path | None, args: Args) -> Row:
+def measure_in_process(task: Task, checkout: Path | None, args: Args) -> Row:
     """`measure` in a new process."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(measure, task, checkout, args.seconds, args.allocator).result()
@@ -169,16 +194,18 @@ def compare(task: Task, args: Args, folder: Path) -> list[Row]:
     found: dict[str, list[Row]] = {side: [] for side in sides}
     for _ in range(args.rounds):
         for side, checkout in sides.items():
-            h5 = checkout is not None and task.what == "store"
-            found[side].append(alone(replace(task, store=folder / "noise.hdf5") if h5 else task, checkout, args))
-    same = {"what": task.name(), "precision": task.precision, "batch": task.batch}
+            h5 = checkout is not None and task.workload == "store"
+            found[side].append(
+                measure_in_process(replace(task, store=folder / "noise.hdf5") if h5 else task, checkout, args)
+            )
+    same = {"what": task.name(), "precision": task.precision, "batch": task.batch_size}
     return [
         same | {"side": side} | {key: float(np.median([row[key] for row in rows])) for key in rows[0]}
         for side, rows in found.items()
     ]
 
 
-def line(row: Row) -> str:
+def format_row(row: Row) -> str:
     memory = f"{row['peak_memory'] / 2**30:10.1f} GiB" if "peak_memory" in row else ""
     return (
         f"{row['what']:30}{row['side']:10}{row['precision']:10}{row['batch']:>6}{row['rate']:>12,.2f}"
@@ -206,8 +233,8 @@ def ratios(rows: list[Row]) -> list[Row]:
 
 def main(args: Args) -> None:
     os.environ["TQDM_DISABLE"] = "1"
-    if args.trained is not None:
-        of_trained(args.trained)  # what is wrong with it is told before anything is timed
+    if args.trained_prior is not None:
+        trained_config(args.trained_prior)  # what is wrong with it is told before anything is timed
     rows = []
     print(
         f"{'clips/s or codes/s':30}{'':10}{'precision':10}{'batch':>6}{'rate':>12}{'of matmul':>11}{'of copy':>9}"
@@ -215,19 +242,19 @@ def main(args: Args) -> None:
     )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        if "store" in args.what:
-            frames = work.fill(folder / "noise.zarr", sized(args)[0])
+        if "store" in args.workloads:
+            frames = workloads.fill_store(folder / "noise.zarr", model_configs(args)[0])
             if args.official is not None:
-                official.fill(folder / "noise.hdf5", frames)
-        for task in tasks(args, folder / "noise.zarr"):
+                workloads_official.write_hdf5(folder / "noise.hdf5", frames)
+        for task in list_tasks(args, folder / "noise.zarr"):
             for row in compare(task, args, folder):
                 rows.append(row)
-                print(line(row), flush=True)
+                print(format_row(row), flush=True)
     table = ratios(rows)
     for entry in table:
         values = ", ".join(f"{key} {value:.2f}" for key, value in entry.items() if key not in ("what", "batch"))
         print(f"ours / official: {entry['what']}, batch {entry['batch']}: {values}")
-    masks = memory(args.device) if "masks" in args.what else {}
+    masks = mask_memory(args.device) if "masks" in args.workloads else {}
     for what, size in masks.items():
         print(f"{what}: {size / 2**20:,.1f} MiB")
     write_json(
@@ -241,4 +268,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    command(main, "speed")
+    command(main, "train_benchmark")

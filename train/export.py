@@ -19,11 +19,11 @@ if not __package__:
 import torch
 
 from configs import command
-from worldmodel.checkpoint import codes_of, read_header, save_checkpoint
-from worldmodel.dream import CONTEXTS, Context, Dream
-from worldmodel.errors import UserError
-from worldmodel.lock import locked
-from worldmodel.settings import Positive, Settings
+from worldmodel.generation.dream import CONTEXTS_FILE, Context, Dream
+from worldmodel.utils.checkpoint import codes_digest, read_header, save_checkpoint
+from worldmodel.utils.errors import UserError
+from worldmodel.utils.lock import folder_lock
+from worldmodel.utils.settings import Positive, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +45,13 @@ def main(args: Args) -> None:
     for name in ("vqvae", "prior", "outcome"):
         config, progress = read_header(args.run / name)
         if name == "vqvae":
-            config["exported_from"] = codes_of(args.run / "vqvae")
+            config["exported_from"] = codes_digest(args.run / "vqvae")
         else:
-            config["vqvae"] = codes_of(args.out / "vqvae")
-        with locked(args.out / name):
+            config["vqvae"] = codes_digest(args.out / "vqvae")
+        with folder_lock(args.out / name):
             save_checkpoint(args.out / name, getattr(dream, name).half(), config, progress)
     every = torch.linspace(0, len(contexts) - 1, min(args.contexts, len(contexts))).round().long()  # starts come first
-    contexts[every].save(args.out / CONTEXTS, codes_of(args.out / "vqvae"))
+    contexts[every].save(args.out / CONTEXTS_FILE, codes_digest(args.out / "vqvae"))
     size = sum(f.stat().st_size for f in args.out.rglob("*.safetensors"))
     print(f"exported: {args.out}, {size / 1e6:.1f} MB")
 

@@ -28,12 +28,12 @@ from stable_baselines3.common.policies import ActorCriticCnnPolicy
 from tqdm import tqdm
 
 from configs import command
-from envs.policies import MEMORY, act, save_policy, stacked
+from envs.policies import MAX_STACKED_FRAMES, sample_actions, save_policy, stack_frames
 from envs.teacher import Teacher
 from envs.vizdoom import VizdoomFrames
-from worldmodel.errors import UserError
-from worldmodel.lock import locked
-from worldmodel.settings import Channels, NotNegative, Positive, Range, Seed, Settings
+from worldmodel.utils.errors import UserError
+from worldmodel.utils.lock import folder_lock
+from worldmodel.utils.settings import Channels, NotNegative, Positive, Range, Seed, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,27 +44,27 @@ class Args(Settings):
     """Folder for the policy."""
     scenario: str = "battle2"
     """A scenario that the teacher knows."""
-    rounds: Positive = 6
+    n_rounds: Positive = 6
     """Of playing and training; in the first one the teacher plays."""
-    steps: Positive = 10_000
+    steps_per_round: Positive = 10_000
     """Environment steps of a round."""
-    epochs: Positive = 2
+    n_epochs: Positive = 2
     """Passes over all that was seen, after each round."""
     batch_size: Positive = 256
     learning_rate: NotNegative = 1e-3
     """Adam's."""
-    stack: Annotated[int, Range(1, MEMORY)] = 4
+    n_stack: Annotated[int, Range(1, MAX_STACKED_FRAMES)] = 4
     """Last frames that the policy sees at once, at most 4."""
-    features: Channels = 128
+    features_dim: Channels = 128
     """Width of the last layer of the network."""
-    n_envs: Positive = 8
+    num_envs: Positive = 8
     """Engines, stepped one after the other."""
     seed: Seed = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.steps < self.n_envs:
-            raise UserError(f"steps must be at least n_envs, {self.n_envs}, not {self.steps}")
+        if self.steps_per_round < self.num_envs:
+            raise UserError(f"steps must be at least n_envs, {self.num_envs}, not {self.steps_per_round}")
 
 
 class Lane:
@@ -72,48 +72,50 @@ class Lane:
 
     def __init__(self, args: Args, seed: int) -> None:
         self.env = VizdoomFrames(args.scenario)
-        self.teacher, self.depth = Teacher(self.env, np.random.default_rng(seed)), args.stack
-        self.killed: list[float] = []
+        self.teacher, self.n_stack = Teacher(self.env, np.random.default_rng(seed)), args.n_stack
+        self.kills: list[float] = []
         self._reset(seed)
 
     def _reset(self, seed: int | None = None) -> None:
-        self.teacher.begin()
-        self.frames = deque([self.env.reset(seed=seed)[0]], maxlen=self.depth)
+        self.teacher.reset()
+        self.frames = deque([self.env.reset(seed=seed)[0]], maxlen=self.n_stack)
         self.reward = 0.0
 
-    def seen(self) -> np.ndarray:
+    def observation(self) -> np.ndarray:
         """(h, w, 3 depth) as the policy sees it."""
-        return stacked(np.stack(self.frames)[:, None], self.depth)[0]
+        return stack_frames(np.stack(self.frames)[:, None], self.n_stack)[0]
 
     def step(self, action: np.ndarray) -> None:
         frame, reward, terminated, truncated, _ = self.env.step(action)
         self.frames.append(frame)
         self.reward += reward
         if terminated or truncated:
-            self.killed.append(self.reward)
+            self.kills.append(self.reward)
             self._reset()
 
 
-def play(lanes: list[Lane], policy: ActorCriticCnnPolicy | None, steps: int, rng: np.random.Generator) -> tuple:
+def collect_round(
+    lanes: list[Lane], policy: ActorCriticCnnPolicy | None, steps: int, rng: np.random.Generator
+) -> tuple:
     """Views (n, h, w, 3k) and the teacher's actions at them, while the policy plays, or, without one, the teacher."""
     views, advice = [], []
     for _ in tqdm(range(steps // len(lanes)), unit=" steps", unit_scale=len(lanes), desc="play", leave=False):
-        views.append(np.stack([lane.seen() for lane in lanes]))
+        views.append(np.stack([lane.observation() for lane in lanes]))
         advice.append(np.stack([lane.teacher.act() for lane in lanes]))
-        actions = advice[-1] if policy is None else act(policy, views[-1], 0.0, rng)
+        actions = advice[-1] if policy is None else sample_actions(policy, views[-1], 0.0, rng)
         for lane, action in zip(lanes, actions, strict=True):
             lane.step(action)
     return np.concatenate(views), np.concatenate(advice)
 
 
-def learn(policy: ActorCriticCnnPolicy, seen: list[tuple], args: Args, rng: np.random.Generator) -> float:
+def train_policy(policy: ActorCriticCnnPolicy, rounds: list[tuple], args: Args, rng: np.random.Generator) -> float:
     """Maximise the likelihood of the teacher's actions; returns the loss of the last pass, in nats an action."""
-    where = [(part, row) for part, (views, _) in enumerate(seen) for row in range(len(views))]  # nothing is copied
+    where = [(part, row) for part, (views, _) in enumerate(rounds) for row in range(len(views))]  # nothing is copied
     losses: list[float] = []
-    for _ in tqdm(range(args.epochs), unit=" passes", desc="learn", leave=False):
+    for _ in tqdm(range(args.n_epochs), unit=" passes", desc="learn", leave=False):
         losses.clear()
         for batch in np.array_split(rng.permutation(len(where)), max(1, len(where) // args.batch_size)):
-            views, advice = (np.stack([seen[where[i][0]][k][where[i][1]] for i in batch]) for k in (0, 1))
+            views, advice = (np.stack([rounds[where[i][0]][k][where[i][1]] for i in batch]) for k in (0, 1))
             pixels = torch.from_numpy(views).permute(0, 3, 1, 2)
             likelihood = policy.get_distribution(pixels).log_prob(torch.from_numpy(advice))
             loss = -likelihood.mean()
@@ -125,38 +127,38 @@ def learn(policy: ActorCriticCnnPolicy, seen: list[tuple], args: Args, rng: np.r
     return float(np.mean(losses))
 
 
-def untrained(args: Args, frame: tuple[int, int, int], actions: spaces.Space) -> ActorCriticCnnPolicy:
+def make_policy(args: Args, frame: tuple[int, int, int], actions: spaces.Space) -> ActorCriticCnnPolicy:
     """The network that train/policy.py goes on with."""
     height, width, channels = frame
-    image = spaces.Box(0, 255, (args.stack * channels, height, width), np.uint8)
-    shape = {"features_dim": args.features}
+    image = spaces.Box(0, 255, (args.n_stack * channels, height, width), np.uint8)
+    shape = {"features_dim": args.features_dim}
     policy = ActorCriticCnnPolicy(image, actions, lambda _: args.learning_rate, features_extractor_kwargs=shape)
     torch.nn.init.zeros_(policy.value_net.weight)  # it learns no values, and random ones would mislead PPO
     return policy
 
 
 def main(args: Args) -> None:
-    with locked(args.out):
+    with folder_lock(args.out):
         torch.manual_seed(args.seed)
         torch.set_num_threads(1)
         rng = np.random.default_rng(args.seed)
-        lanes = [Lane(args, int(seed)) for seed in rng.integers(2**31, size=args.n_envs)]
-        policy = untrained(args, lanes[0].env.world.frame_shape, lanes[0].env.action_space)
-        seen: list[tuple] = []
-        for i in range(args.rounds):
-            seen.append(play(lanes, policy if i else None, args.steps, rng))
-            killed = [kills for lane in lanes for kills in lane.killed]
-            loss = learn(policy, seen, args, rng)
+        lanes = [Lane(args, int(seed)) for seed in rng.integers(2**31, size=args.num_envs)]
+        policy = make_policy(args, lanes[0].env.env_spec.frame_shape, lanes[0].env.action_space)
+        rounds: list[tuple] = []
+        for i in range(args.n_rounds):
+            rounds.append(collect_round(lanes, policy if i else None, args.steps_per_round, rng))
+            killed = [kills for lane in lanes for kills in lane.kills]
+            loss = train_policy(policy, rounds, args, rng)
             who = "policy" if i else "teacher"
             mean = np.mean(killed or [np.nan])
             print(f"round {i + 1}: {mean:.1f} kills in {len(killed)} episodes of the {who}, loss {loss:.3f}")
             for lane in lanes:
-                lane.killed.clear()
+                lane.kills.clear()
         settings = {name: value for name, value in asdict(args).items() if name != "out"}
-        save_policy(args.out, policy, settings, {"steps": args.rounds * args.steps}, resumable=False)
+        save_policy(args.out, policy, settings, {"steps": args.n_rounds * args.steps_per_round}, resumable=False)
         for lane in lanes:
             lane.env.close()
-        print(f"policy: {args.out}; train/policy.py --begin {args.out} goes on from it")
+        print(f"policy: {args.out}; train/policy.py --init-from {args.out} goes on from it")
 
 
 if __name__ == "__main__":

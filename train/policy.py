@@ -1,8 +1,8 @@
 """Train a policy with Stable-Baselines3's PPO, in an engine or in a dream of it.
 
     python train/policy.py                                   # Health Gathering Supreme
-    python train/policy.py --env VideoGPTDream-v0            # in the dream of it that ships
-    python train/policy.py --env VideoGPTDream-v0 --env-model runs/demo
+    python train/policy.py --env-id VideoGPTDream-v0            # in the dream of it that ships
+    python train/policy.py --env-id VideoGPTDream-v0 --run runs/demo
 
 The engine's reward (Health Gathering: one a tic, -100 at death; Battle2: one a kill) says little about what to do, so
 training adds potential-based shaping (Ng, Harada and Russell, 1999), which leaves the best policy what it was:
@@ -11,7 +11,7 @@ engine's own. Sample Factory also pays for gains of health and ammunition, but l
 won, which is no potential and can be farmed.
 
 A dream knows more than it shows: how likely each step was to end it or to cost health. What is drawn from that is rare,
-and says little about a single step. With `--danger` the policy learns from the chances themselves.
+and says little about a single step. With `--termination-penalty` the policy learns from the chances themselves.
 
 A run that was interrupted goes on with its weights, its optimizer and its schedule (train/ppo.py).
 """
@@ -35,15 +35,15 @@ from stable_baselines3.common.logger import TensorBoardOutputFormat
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecFrameStack, VecMonitor
 
 from configs import command
-from envs.policies import MEMORY, load_policy, policy_folder, save_policy
+from envs.policies import MAX_STACKED_FRAMES, load_policy, policy_folder, save_policy
 from envs.sb3 import SB3VecEnv
-from train.ppo import PARTS, Saver, check_sizes, falling, learn, resume
-from worldmodel.checkpoint import checkpoints, digest, load_weights, read_header, same_config
-from worldmodel.errors import UserError
-from worldmodel.lock import locked
-from worldmodel.progress import describe
-from worldmodel.rates import Precision
-from worldmodel.settings import Channels, Count, NotNegative, Positive, Range, Seed, Settings, Share
+from train.ppo import N_MINIBATCHES, CheckpointCallback, check_ppo_args, learn, linear_schedule, resume
+from worldmodel.training.logging import log_settings
+from worldmodel.utils.checkpoint import check_same_config, checkpoints, load_weights, read_header, weights_digest
+from worldmodel.utils.errors import UserError
+from worldmodel.utils.hardware import Precision
+from worldmodel.utils.lock import folder_lock
+from worldmodel.utils.settings import Channels, Count, Fraction, NotNegative, Positive, Range, Seed, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,15 +52,15 @@ class Args(Settings):
 
     out: Path = Path("runs/policy")
     """Folder for the policy and its TensorBoard log; an unfinished run in it goes on."""
-    begin: Path | None = None
+    init_from: Path | None = None
     """Begin with the weights of this policy."""
-    warmup: Count = 0
+    value_warmup_steps: Count = 0
     """Steps in which only the value learns: an untrained one would spoil a policy that is good already."""
-    env: str = "VizdoomFrames-v0"
+    env_id: str = "VizdoomFrames-v0"
     """Gymnasium id."""
     scenario: str = "health_gathering_supreme"
     """ViZDoom scenario, or the world of a dream that ships."""
-    env_model: str = ""
+    run: str = ""
     """Run folder of a world model, for a dream of one's own."""
     temperature: NotNegative = 1.0
     """Of the dream; above 1 it is less sure of itself, and harder to exploit (Ha and Schmidhuber, 2018)."""
@@ -69,33 +69,33 @@ class Args(Settings):
     episodes, 0 for none. The further from what is real, the more there is to exploit (Janner et al., 2019)."""
     precision: Precision = "float32"
     """Of the dream; bfloat16 is faster where the hardware has it."""
-    steps: Positive = 1_500_000
+    total_timesteps: Positive = 1_500_000
     """Environment steps over which the learning rate falls to zero."""
-    until: Count = 0
+    stop_at_step: Count = 0
     """Stop after so many of them; 0 for all."""
-    stack: Annotated[int, Range(1, MEMORY)] = 1
+    n_stack: Annotated[int, Range(1, MAX_STACKED_FRAMES)] = 1
     """Last frames that the policy sees at once, at most 4: a single one does not show where things are going."""
-    n_envs: Positive = 8
+    num_envs: Positive = 8
     """Environments stepped in one process, or lanes of the dream."""
     n_steps: Positive = 128
     """Steps of each environment between two updates."""
-    epochs: Positive = 3
+    n_epochs: Positive = 3
     """Passes over each batch of experience."""
     learning_rate: NotNegative = 3e-4
     """Adam's, falling linearly to zero."""
-    entropy: NotNegative = 0.01
+    ent_coef: NotNegative = 0.01
     """Weight of the entropy bonus."""
-    gamma: Share = 0.99
+    gamma: Fraction = 0.99
     """Discount."""
-    danger: NotNegative = 0.0
+    termination_penalty: NotNegative = 0.0
     """Learn from what a dream foretells instead of what it draws: dreams do not end but at the horizon, a step costs so
     much times the probability of an end, and changes of the variables that shape the reward count by expectation, as
     rewards of their own. 0 turns that off."""
     reward_scale: float = 0.01
     """The engine's reward is multiplied by this for learning."""
-    shaping: tuple[tuple[str, float], ...] = (("HEALTH", 0.02),)
+    reward_shaping: tuple[tuple[str, float], ...] = (("HEALTH", 0.02),)
     """Game variables, and the potential of a point of each; none turns shaping off."""
-    features: Channels = 512
+    features_dim: Channels = 512
     """Width of the last layer of the network; 512 is Mnih et al.'s (2015)."""
     save_every: Positive = 25_000
     """Steps between two checkpoints."""
@@ -110,10 +110,10 @@ class Args(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_sizes(self)
+        check_ppo_args(self)
 
 
-class Shaped(VecEnvWrapper):
+class ShapedReward(VecEnvWrapper):
     """reward -> scale * reward + gamma * phi(s') - phi(s), where phi is a sum of variables, and 0 after the end."""
 
     def __init__(self, env: VecEnv, args: Args) -> None:
@@ -121,11 +121,15 @@ class Shaped(VecEnvWrapper):
         self.args = args
 
     def _potential(self, infos: Sequence[dict[str, Any]], kind: str = "") -> np.ndarray:
-        if missing := [name for name, _ in self.args.shaping if name not in infos[0]]:
-            raise UserError(f"this world has no {missing[0]} to shape the reward by; set --shaping to what it has")
-        return np.array([sum(weight * info[kind + name] for name, weight in self.args.shaping) for info in infos])
+        if missing := [name for name, _ in self.args.reward_shaping if name not in infos[0]]:
+            raise UserError(
+                f"this world has no {missing[0]} to shape the reward by; set --reward-shaping to what it has"
+            )
+        return np.array(
+            [sum(weight * info[kind + name] for name, weight in self.args.reward_shaping) for info in infos]
+        )
 
-    def _now(self, done: np.ndarray, infos: Sequence[dict[str, Any]]) -> np.ndarray:
+    def _potential_after(self, done: np.ndarray, infos: Sequence[dict[str, Any]]) -> np.ndarray:
         """Potentials where the environments stand after a step: those that are done, at their next beginning."""
         return self._potential([self.unwrapped.reset_infos[i] if d else infos[i] for i, d in enumerate(done)])
 
@@ -139,22 +143,22 @@ class Shaped(VecEnvWrapper):
         after = self._potential(infos)
         after[[d and not info["TimeLimit.truncated"] for d, info in zip(done, infos, strict=True)]] = 0.0
         shaped = self.args.reward_scale * rewards + self.args.gamma * after - self.potential
-        self.potential = self._now(done, infos)
+        self.potential = self._potential_after(done, infos)
         return frames, shaped, done, infos
 
 
-class Foretold(Shaped):
+class ExpectedReward(ShapedReward):
     """reward -> scale * reward + the change of phi that was to be expected - danger * the probability of an end."""
 
     def step_wait(self) -> Any:
         frames, rewards, done, infos = self.venv.step_wait()
         gain = self._potential(infos, "expected_") - self.potential
-        danger = self.args.danger * np.array([info["end"] for info in infos])
-        self.potential = self._now(done, infos)
-        return frames, self.args.reward_scale * rewards + gain - danger, done, infos
+        penalty = self.args.termination_penalty * np.array([info["done_prob"] for info in infos])
+        self.potential = self._potential_after(done, infos)
+        return frames, self.args.reward_scale * rewards + gain - penalty, done, infos
 
 
-class Watch(Saver):
+class TrainingCallback(CheckpointCallback):
     """Writes the settings beside SB3's own scalars, and lets only the value learn in the warmup."""
 
     def __init__(self, args: Args, ppo: PPO) -> None:
@@ -163,13 +167,13 @@ class Watch(Saver):
 
     def _on_training_start(self) -> None:
         for output in self.logger.output_formats:
-            if isinstance(output, TensorBoardOutputFormat) and not self.saved:
-                describe(output.writer, settings(self.args))
+            if isinstance(output, TensorBoardOutputFormat) and not self.saved_steps:
+                log_settings(output.writer, settings(self.args))
 
     def _on_rollout_start(self) -> None:
         super()._on_rollout_start()
         for name, parameter in self.model.policy.named_parameters():
-            parameter.requires_grad = name.startswith("value_net") or self.num_timesteps >= self.args.warmup
+            parameter.requires_grad = name.startswith("value_net") or self.num_timesteps >= self.args.value_warmup_steps
 
 
 def save(args: Args, ppo: PPO, steps: int) -> None:
@@ -178,28 +182,32 @@ def save(args: Args, ppo: PPO, steps: int) -> None:
 
 def settings(args: Args) -> dict[str, Any]:
     """What makes two runs the same run; where they are written does not."""
-    elsewhere = ("out", "until", "save_every", "keep_checkpoints", "export", "device")
-    told = {k: v for k, v in asdict(args).items() if k not in elsewhere}
-    return told | {"begin": None if args.begin is None else digest(policy_folder(str(args.begin)))}
+    elsewhere = ("out", "stop_at_step", "save_every", "keep_checkpoints", "export", "device")
+    values = {k: v for k, v in asdict(args).items() if k not in elsewhere}
+    return values | {
+        "init_from": None if args.init_from is None else weights_digest(policy_folder(str(args.init_from)))
+    }
 
 
 def make_envs(args: Args) -> VecEnv:
     """All environments: engines one after the other, or one forward pass for all lanes of a dream."""
     try:
-        if gym.spec(args.env).vector_entry_point is None:
-            if args.danger:
-                raise UserError(f"{args.env} is no dream, and foretells nothing; leave --danger out")
-            scenario: dict[str, Any] = {"scenario": args.scenario} if args.env == "VizdoomFrames-v0" else {}
-            envs: VecEnv = DummyVecEnv([lambda: gym.make(args.env, **scenario)] * args.n_envs)
+        if gym.spec(args.env_id).vector_entry_point is None:
+            if args.termination_penalty:
+                raise UserError(f"{args.env_id} is no dream, and foretells nothing; leave --termination-penalty out")
+            scenario: dict[str, Any] = {"scenario": args.scenario} if args.env_id == "VizdoomFrames-v0" else {}
+            envs: VecEnv = DummyVecEnv([lambda: gym.make(args.env_id, **scenario)] * args.num_envs)
         else:
-            dream: dict[str, Any] = {"model": args.env_model, "world": args.scenario}
+            dream: dict[str, Any] = {"model": args.run, "world": args.scenario}
             dream |= {"temperature": args.temperature, "precision": args.precision, "device": args.device}
-            dream |= {"horizon": args.horizon, "ends": not args.danger}
-            envs = SB3VecEnv(gym.make_vec(args.env, num_envs=args.n_envs, autoreset_mode="SameStep", **dream))
+            dream |= {"horizon": args.horizon, "ends": not args.termination_penalty}
+            envs = SB3VecEnv(gym.make_vec(args.env_id, num_envs=args.num_envs, autoreset_mode="SameStep", **dream))
     except gym.error.Error as error:
         raise UserError(str(error)) from None
-    learned = VecMonitor(Foretold(envs, args)) if args.danger else Shaped(VecMonitor(envs), args)
-    return VecFrameStack(learned, args.stack)
+    learned = (
+        VecMonitor(ExpectedReward(envs, args)) if args.termination_penalty else ShapedReward(VecMonitor(envs), args)
+    )
+    return VecFrameStack(learned, args.n_stack)
 
 
 def make_ppo(args: Args, environments: VecEnv, last: int) -> PPO:
@@ -207,35 +215,35 @@ def make_ppo(args: Args, environments: VecEnv, last: int) -> PPO:
         "CnnPolicy",
         environments,
         n_steps=args.n_steps,
-        batch_size=args.n_envs * args.n_steps // PARTS,
-        n_epochs=args.epochs,
-        learning_rate=falling(args.learning_rate, args.steps, last),
-        ent_coef=args.entropy,
+        batch_size=args.num_envs * args.n_steps // N_MINIBATCHES,
+        n_epochs=args.n_epochs,
+        learning_rate=linear_schedule(args.learning_rate, args.total_timesteps, last),
+        ent_coef=args.ent_coef,
         gamma=args.gamma,
         seed=args.seed,
         device=args.device,
         tensorboard_log=str(args.out),
-        policy_kwargs={"features_extractor_kwargs": {"features_dim": args.features}},
+        policy_kwargs={"features_extractor_kwargs": {"features_dim": args.features_dim}},
     )
 
 
 def main(args: Args) -> None:
-    last = min(args.until or args.steps, args.steps)
+    last = min(args.stop_at_step or args.total_timesteps, args.total_timesteps)
     environments = make_envs(args)
     try:
-        with locked(args.out):
+        with folder_lock(args.out):
             ppo = make_ppo(args, environments, last)
             if checkpoints(args.out):
-                same_config(args.out, read_header(args.out)[0] | {"training": settings(args)})
+                check_same_config(args.out, read_header(args.out)[0] | {"training": settings(args)})
                 resume(ppo, args.out, args.seed)
-            elif args.begin is not None:
-                load_weights(policy_folder(str(args.begin)), ppo.policy)
-            learn(ppo, Watch(args, ppo), last)
+            elif args.init_from is not None:
+                load_weights(policy_folder(str(args.init_from)), ppo.policy)
+            learn(ppo, TrainingCallback(args, ppo), last)
     finally:
         environments.close()
     if args.export is not None:
         small = load_policy(args.out).half()
-        with locked(args.export):
+        with folder_lock(args.export):
             save_policy(args.export, small, settings(args), {"steps": ppo.num_timesteps}, resumable=False)
     print(f"policy: {args.export or args.out} after {ppo.num_timesteps:,} steps")
 

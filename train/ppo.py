@@ -17,12 +17,12 @@ from typing import Any
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
-from worldmodel.checkpoint import load_optimizer, load_weights, read_header, restore
-from worldmodel.errors import UserError
-from worldmodel.progress import log_on_disk
+from worldmodel.training.logging import log_on_disk
+from worldmodel.utils.checkpoint import load_optimizer, load_weights, read_header, restore_newest
+from worldmodel.utils.errors import UserError
 
 
-def falling(rate: float, steps: int, last: int) -> Callable[[float], float]:
+def linear_schedule(rate: float, steps: int, last: int) -> Callable[[float], float]:
     """A rate that falls linearly to zero over `steps`, as SB3 asks for it in a run that ends at step `last`.
 
     SB3 gives the share of that run which is left. It is below zero where the last rollout passes the end.
@@ -30,49 +30,51 @@ def falling(rate: float, steps: int, last: int) -> Callable[[float], float]:
     return lambda left: rate * max(0.0, 1 - (1 - left) * last / steps)
 
 
-PARTS = 4
+N_MINIBATCHES = 4
 """Into which an update divides what was played."""
 
 
-def check_sizes(args: Any) -> None:
+def check_ppo_args(args: Any) -> None:
     """`UserError` for sizes of which PPO makes nothing; it compares the steps of a part with one another."""
-    if (size := args.n_envs * args.n_steps) < 2 * PARTS:
-        raise UserError(f"n_envs * n_steps must be at least {2 * PARTS}, not {size}: an update has {PARTS} parts")
+    if (size := args.num_envs * args.n_steps) < 2 * N_MINIBATCHES:
+        raise UserError(
+            f"num_envs * n_steps must be at least {2 * N_MINIBATCHES}, not {size}: an update has {N_MINIBATCHES} parts"
+        )
 
 
-class Saver(BaseCallback):
+class CheckpointCallback(BaseCallback):
     """A checkpoint every so many steps and at the end, Ctrl-C included."""
 
     def __init__(self, save: Callable[[int], None], every: int, saved: int) -> None:
         super().__init__()
         self.save, self.every = save, every
-        self.learned = self.saved = saved
+        self.learned_steps = self.saved_steps = saved
         """The steps whose updates are made, and those that are on disk."""
 
-    def _keep(self) -> None:
+    def _remember(self) -> None:
         """Remember weights and optimizer as they are now that an update is whole."""
-        policy, self.learned = self.model.policy, self.model.num_timesteps
-        self.whole = deepcopy((policy.state_dict(), policy.optimizer.state_dict()))
+        policy, self.learned_steps = self.model.policy, self.model.num_timesteps
+        self.last_update = deepcopy((policy.state_dict(), policy.optimizer.state_dict()))
 
     def _on_rollout_start(self) -> None:
-        self._keep()
-        if self.learned - self.saved >= self.every:
+        self._remember()
+        if self.learned_steps - self.saved_steps >= self.every:
             self.write()
 
     def _on_training_end(self) -> None:
-        self._keep()
+        self._remember()
 
     def _on_step(self) -> bool:
         return True
 
     def write(self) -> None:
-        self.save(self.learned)
-        self.saved = self.learned
+        self.save(self.learned_steps)
+        self.saved_steps = self.learned_steps
 
     def finish(self) -> None:
         """Save what is not on disk yet; half an update is taken back."""
-        if self.learned > self.saved:
-            weights, optimizer = self.whole
+        if self.learned_steps > self.saved_steps:
+            weights, optimizer = self.last_update
             self.model.policy.load_state_dict(weights)
             self.model.policy.optimizer.load_state_dict(optimizer)
             self.write()
@@ -80,14 +82,14 @@ class Saver(BaseCallback):
 
 def resume(ppo: PPO, folder: Path, seed: int) -> None:
     """Go on from a checkpoint, with other seeds than it began with."""
-    restore(folder)
+    restore_newest(folder)
     load_weights(folder, ppo.policy)
     load_optimizer(folder, ppo.policy.optimizer)
     ppo.num_timesteps = read_header(folder)[1]["steps"]
     ppo.set_random_seed(seed + ppo.num_timesteps)
 
 
-def learn(ppo: PPO, saver: Saver, last: int) -> None:
+def learn(ppo: PPO, saver: CheckpointCallback, last: int) -> None:
     """Train until step `last`, and save however it ends."""
     done = ppo.num_timesteps
     try:

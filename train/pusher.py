@@ -23,10 +23,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
 from configs import command
 from envs.pusher import KIND, PushTask, make_policy
-from train.ppo import PARTS, Saver, check_sizes, falling, learn, resume
-from worldmodel.checkpoint import checkpoints, load_weights, same_config, save_checkpoint
-from worldmodel.lock import locked
-from worldmodel.settings import Channels, Count, NotNegative, Positive, Seed, Settings, Share
+from train.ppo import N_MINIBATCHES, CheckpointCallback, check_ppo_args, learn, linear_schedule, resume
+from worldmodel.utils.checkpoint import check_same_config, checkpoints, load_weights, save_checkpoint
+from worldmodel.utils.lock import folder_lock
+from worldmodel.utils.settings import Channels, Count, Fraction, NotNegative, Positive, Seed, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,21 +37,21 @@ class Args(Settings):
     """Folder for the policy and its TensorBoard log; an unfinished run in it goes on."""
     export: Path | None = None
     """Also write the policy here at the end, without what training needs to go on."""
-    steps: Positive = 1_200_000
+    total_timesteps: Positive = 1_200_000
     """Environment steps over which the learning rate falls to zero."""
-    until: Count = 0
+    stop_at_step: Count = 0
     """Stop after so many of them; 0 for all."""
-    width: Channels = 128
+    hidden_dim: Channels = 128
     """Of the two hidden layers of policy and value."""
-    n_envs: Positive = 16
+    num_envs: Positive = 16
     """Bins, one after the other in one process."""
     n_steps: Positive = 128
     """Steps of each bin between two updates."""
-    epochs: Positive = 10
+    n_epochs: Positive = 10
     """Passes over each batch of experience."""
     learning_rate: NotNegative = 1e-3
     """Adam's, falling linearly to zero."""
-    gamma: Share = 0.95
+    gamma: Fraction = 0.95
     """Discount: a push takes some ten steps."""
     save_every: Positive = 20_000
     """Steps between two checkpoints."""
@@ -62,12 +62,12 @@ class Args(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_sizes(self)
+        check_ppo_args(self)
 
 
 def settings(args: Args) -> dict[str, Any]:
     """What makes two runs the same run; where they are written does not."""
-    elsewhere = ("out", "export", "until", "save_every", "keep_checkpoints")
+    elsewhere = ("out", "export", "stop_at_step", "save_every", "keep_checkpoints")
     return {k: v for k, v in asdict(args).items() if k not in elsewhere}
 
 
@@ -82,13 +82,13 @@ def save(args: Args, ppo: PPO, steps: int) -> None:
 def make_ppo(args: Args, last: int) -> PPO:
     return PPO(
         "MlpPolicy",
-        VecMonitor(DummyVecEnv([PushTask] * args.n_envs)),
+        VecMonitor(DummyVecEnv([PushTask] * args.num_envs)),
         n_steps=args.n_steps,
-        batch_size=args.n_envs * args.n_steps // PARTS,
-        n_epochs=args.epochs,
-        learning_rate=falling(args.learning_rate, args.steps, last),
+        batch_size=args.num_envs * args.n_steps // N_MINIBATCHES,
+        n_epochs=args.n_epochs,
+        learning_rate=linear_schedule(args.learning_rate, args.total_timesteps, last),
         gamma=args.gamma,
-        policy_kwargs={"net_arch": [args.width, args.width], "log_std_init": -0.5},
+        policy_kwargs={"net_arch": [args.hidden_dim, args.hidden_dim], "log_std_init": -0.5},
         tensorboard_log=str(args.out),
         seed=args.seed,
         device="cpu",
@@ -97,17 +97,17 @@ def make_ppo(args: Args, last: int) -> PPO:
 
 def main(args: Args) -> None:
     torch.set_num_threads(1)  # of networks so small: more threads cost more than they do
-    last = min(args.until or args.steps, args.steps)
-    with locked(args.out):
+    last = min(args.stop_at_step or args.total_timesteps, args.total_timesteps)
+    with folder_lock(args.out):
         ppo = make_ppo(args, last)
         if checkpoints(args.out):
-            same_config(args.out, config(args))
+            check_same_config(args.out, config(args))
             resume(ppo, args.out, args.seed)
-        learn(ppo, Saver(lambda steps: save(args, ppo, steps), args.save_every, ppo.num_timesteps), last)
+        learn(ppo, CheckpointCallback(lambda steps: save(args, ppo, steps), args.save_every, ppo.num_timesteps), last)
     if args.export is not None:
-        policy = make_policy(args.width)
+        policy = make_policy(args.hidden_dim)
         load_weights(args.out, policy)
-        with locked(args.export):
+        with folder_lock(args.export):
             save_checkpoint(args.export, policy, config(args), {"steps": ppo.num_timesteps})
     print(f"pusher: {args.export or args.out} after {ppo.num_timesteps:,} steps")
 

@@ -18,8 +18,7 @@ from pathlib import Path
 
 import vizdoom as vzd
 
-from worldmodel.errors import UserError
-from worldmodel.layout import line
+from worldmodel.utils.errors import UserError, one_line
 
 WHEEL, MEMBER = "sample-factory==2.1.1", "sf_examples/vizdoom/doom/scenarios/battle2.wad"
 SHA256 = "0851ae13490433b1e335d427dd391b3e0a6a33a97a16c0190579a2820935e522"
@@ -27,9 +26,9 @@ CURE = "set BATTLE2_WAD to a copy of D4_battle2.wad"
 
 TIME_LIMIT = {"take_cover": 2100, "multi": 2100, "multi_duel": 2100}
 """Tics, for scenarios that set no limit themselves: that of Gym's DoomTakeCover, by which its scores are known."""
-ALONE = "-host 1 -deathmatch +sv_forcerespawn 1 +sv_respawnprotect 1 +sv_nocheats 1"
+SINGLE_PLAYER = "-host 1 -deathmatch +sv_forcerespawn 1 +sv_respawnprotect 1 +sv_nocheats 1"
 """Arguments that open a scenario for several players to a single one."""
-ARGUMENTS = {"cig": ALONE, "multi": ALONE, "multi_duel": ALONE}
+ARGUMENTS = {"cig": SINGLE_PLAYER, "multi": SINGLE_PLAYER, "multi_duel": SINGLE_PLAYER}
 COMMERCIAL = {"doom": "doom.wad", "doom2": "doom2.wad"}
 """Scenarios whose maps are sold; freedoom1 and freedoom2 are free ones for the same configs."""
 MAP = {"doom": "E1M1", "freedoom1": "E1M1"}
@@ -45,38 +44,38 @@ class Scenario:
     config: Path
     wad: Path | None = None
     """The file of the map, where the config does not name it."""
-    level: str = ""
+    map_name: str = ""
     """The map in that file, where the config names another."""
     arguments: str = ""
-    limit: int = 0
+    time_limit: int = 0
     """Tics, if the config sets none."""
     factored: bool = False
     """Several buttons at once (`envs.buttons`)."""
 
 
-def names() -> tuple[str, ...]:
+def scenario_names() -> tuple[str, ...]:
     """All that can be played, Battle2 included."""
     shipped = {path.stem for path in Path(vzd.scenarios_path).glob("*.cfg")}
-    return tuple(sorted((shipped | {"battle2"}) - {name for name, wad in COMMERCIAL.items() if not _bought(wad)}))
+    return tuple(sorted((shipped | {"battle2"}) - {name for name, wad in COMMERCIAL.items() if not _is_installed(wad)}))
 
 
-def find(name: str) -> Scenario:
+def find_scenario(name: str) -> Scenario:
     """The scenario of a name; `UserError` listing the names for an unknown one."""
-    if name not in names():
+    if name not in scenario_names():
         missing = f" without {COMMERCIAL[name]} in {Path(vzd.__file__).parent}" if name in COMMERCIAL else ""
-        raise UserError(f"there is no scenario {name!r}{missing}; choose one of {', '.join(names())}")
+        raise UserError(f"there is no scenario {name!r}{missing}; choose one of {', '.join(scenario_names())}")
     ours = Path(__file__).with_name(f"{name}.cfg")
     return Scenario(
         config=ours if ours.exists() else Path(vzd.scenarios_path) / f"{name}.cfg",
         wad=battle2() if name == "battle2" else None,
-        level=MAP.get(name, ""),
+        map_name=MAP.get(name, ""),
         arguments=ARGUMENTS.get(name, ""),
-        limit=TIME_LIMIT.get(name, 0),
+        time_limit=TIME_LIMIT.get(name, 0),
         factored=name in FACTORED,
     )
 
 
-def _bought(wad: str) -> bool:
+def _is_installed(wad: str) -> bool:
     """Whether the user has put a commercial map where the engine looks for it."""
     return (Path(vzd.__file__).parent / wad).exists()
 
@@ -112,7 +111,7 @@ def _fetch(cache: Path) -> None:
         try:
             part.write_bytes(zipfile.ZipFile(wheels[0]).read(MEMBER))
         except (KeyError, zipfile.BadZipFile) as error:
-            raise UserError(f"{wheels[0].name} does not hold Battle2's map ({line(error)}); {CURE}") from None
+            raise UserError(f"{wheels[0].name} does not hold Battle2's map ({one_line(error)}); {CURE}") from None
         _checked(part)
         try:
             cache.parent.mkdir(parents=True, exist_ok=True)
@@ -120,4 +119,4 @@ def _fetch(cache: Path) -> None:
             beside.write_bytes(part.read_bytes())
             beside.replace(cache)
         except OSError as error:
-            raise UserError(f"Battle2's map cannot be kept in {cache.parent} ({line(error)}); {CURE}") from None
+            raise UserError(f"Battle2's map cannot be kept in {cache.parent} ({one_line(error)}); {CURE}") from None

@@ -61,7 +61,7 @@ class Call:
 
 def vector(env: Env) -> DreamVectorEnv:
     """The lanes of a dream."""
-    return env if isinstance(env, DreamVectorEnv) else env.vector
+    return env if isinstance(env, DreamVectorEnv) else env.vector_env
 
 
 def knows(env: Env) -> list[Any]:
@@ -138,7 +138,7 @@ def own(env: Env, rng: np.random.Generator) -> Call:
 
 def step(env: Env, rng: np.random.Generator) -> Call:
     value, many = hostile(rng), isinstance(env, DreamVectorEnv)
-    good = array(((LANES,) if many else (),), "biu", 3)(value) and not (many and vector(env).ended.any())
+    good = array(((LANES,) if many else (),), "biu", 3)(value) and not (many and vector(env).done.any())
     return Call(f"step({shown(value)})", lambda: env.step(value), good)
 
 
@@ -157,7 +157,7 @@ def restore(env: Env, rng: np.random.Generator) -> Call:
         lambda: moment | {"lanes": replace(lanes, **{inner: value})},
         lambda: moment | {"lanes": replace(lanes, hidden=lanes.hidden * NAN)},
         lambda: moment | {"lanes": replace(lanes, variables=lanes.variables[:, :0])},
-        lambda: moment | {"lanes": replace(lanes, cache=replace(lanes.cache, pairs=lanes.cache.pairs[:1]))},
+        lambda: moment | {"lanes": replace(lanes, kv_cache=replace(lanes.cache, kv=lanes.cache.pairs[:1]))},
     ]
     at = int(rng.integers(len(parts) + 1))
     if at == len(parts):
@@ -167,7 +167,7 @@ def restore(env: Env, rng: np.random.Generator) -> Call:
 
 
 def fork(env: Env, rng: np.random.Generator) -> Call:
-    value, ended = hostile(rng), bool(vector(env).ended.any())
+    value, ended = hostile(rng), bool(vector(env).done.any())
     if rng.integers(2):
         return Call(f"fork(2, seed={shown(value)})", lambda: env.fork(2, value), SEED(value) and not ended)
     return Call(f"fork({shown(value)})", lambda: env.fork(value), whole(1, 1000)(value) and not ended)

@@ -22,13 +22,13 @@ from tests.campaign.damage import DAMAGES
 from tests.campaign.harness import Tally, attempts, judge_call
 from tests.campaign.runs import make_run
 from tests.conftest import TOY
-from worldmodel import checkpoint
-from worldmodel.checkpoint import FILE
-from worldmodel.dream import CONTEXTS, Context, Dream
+from worldmodel.generation.dream import CONTEXTS_FILE, Context, Dream
+from worldmodel.utils import checkpoint
+from worldmodel.utils.checkpoint import CHECKPOINT_FILE
 
 OLDER = "previous-1.safetensors"
 PARTS = ("vqvae", "prior", "outcome", "policy")
-FILES = (*(f"{part}/{FILE}" for part in PARTS), CONTEXTS)
+FILES = (*(f"{part}/{CHECKPOINT_FILE}" for part in PARTS), CONTEXTS_FILE)
 KINDS = (*DAMAGES, "another part's", "another run's", "missing", "config.json")
 WORLD = replace(TOY, frame_shape=(36, 36, 3))
 
@@ -40,7 +40,7 @@ def opened(run: Path, name: str) -> str:
         tensors = load_policy(run / "policy", WORLD).state_dict()
     else:
         dream, contexts = Dream.load(run), Context.load(run)
-        total.update(repr((dream.vqvae.config, dream.prior.config, dream.outcome.config, dream.world)).encode())
+        total.update(repr((dream.vqvae.config, dream.prior.config, dream.outcome.config, dream.env_spec)).encode())
         parts = {part: getattr(dream, part).state_dict() for part in ("vqvae", "prior", "outcome")}
         tensors = {f"{part}.{key}": value for part, state in parts.items() for key, value in state.items()}
         tensors |= vars(contexts)
@@ -51,7 +51,7 @@ def opened(run: Path, name: str) -> str:
 
 def listened(run: Path, name: str) -> tuple[str, str]:
     """The same, and what is said on standard error."""
-    checkpoint._say.cache_clear()
+    checkpoint._warn_once.cache_clear()
     with contextlib.redirect_stderr(io.StringIO()) as said:
         return opened(run, name), said.getvalue()
 
@@ -106,7 +106,7 @@ def run(seconds: float, seed: int) -> Tally:
         targets = [Target(mine, other, name) for name in FILES]
         for number in attempts(seconds, least=len(KINDS) * len(FILES)):
             target, kind = targets[number % len(FILES)], KINDS[number // len(FILES) % len(KINDS)]
-            if kind == "config.json" and target.name == CONTEXTS:
+            if kind == "config.json" and target.name == CONTEXTS_FILE:
                 continue
             target.damage(kind, np.random.default_rng([seed, number]))
             verdict, detail = judge_call(

@@ -38,8 +38,8 @@ def run(seconds: float, seed: int, least: int = 1) -> Tally:
             for number in attempts(seconds, least):
                 drawn = line(np.random.default_rng([seed, number]))
                 verdict, detail = attempt(forks, drawn, given, Path(name) / "work")
-                told = f"{drawn.script} {shlex.join(drawn.argv)[:600]} {drawn.preset[:80]!r}"
-                tally.add(verdict, f"({seed}, {number}) {told}", detail)
+                text = f"{drawn.script} {shlex.join(drawn.argv)[:600]} {drawn.preset[:80]!r}"
+                tally.add(verdict, f"({seed}, {number}) {text}", detail)
     return tally
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from safetensors.torch import load, save
 
-from worldmodel.tensor_file import BLANK, KEY
+from worldmodel.utils.tensor_file import BLANK, KEY
 
 Damage = Callable[[np.random.Generator, bytes], bytes]
 
@@ -88,20 +88,20 @@ def older(rng: np.random.Generator, data: bytes) -> bytes:
     return save(load(data), {name: json.dumps(value) for name, value in told_in(data).items()})
 
 
-def forged(tensors: dict[str, torch.Tensor], told: dict[str, Any]) -> bytes:
+def forged(tensors: dict[str, torch.Tensor], info: dict[str, Any]) -> bytes:
     """A file with a right digest, whatever is in it."""
-    data = save(tensors, {KEY: json.dumps({"sha256": BLANK.decode()} | told)})
+    data = save(tensors, {KEY: json.dumps({"sha256": BLANK.decode()} | info)})
     return data.replace(BLANK, hashlib.sha256(data).hexdigest().encode(), 1)
 
 
 def crafted(rng: np.random.Generator, data: bytes) -> bytes:
     """A right digest, and contents that nothing here writes: each has to be refused."""
-    told, tensors, nonsense = told_in(data), load(data), (None, [], "x", 3)
-    config, any_of = told.get("config", {}), nonsense[int(rng.integers(4))]
+    info, tensors, nonsense = told_in(data), load(data), (None, [], "x", 3)
+    config, any_of = info.get("config", {}), nonsense[int(rng.integers(4))]
     name = str(rng.choice(sorted(k for k, v in tensors.items() if v.is_floating_point() and v.numel())))
     match rng.integers(8):
         case 0:
-            told["config" if config else "vqvae"] = any_of
+            info["config" if config else "vqvae"] = any_of
         case 1 if config:
             config["kind"] = any_of
         case 2 if "model" in config:
@@ -116,7 +116,7 @@ def crafted(rng: np.random.Generator, data: bytes) -> bytes:
             tensors[name].view(-1)[int(rng.integers(tensors[name].numel()))] = float(rng.choice([np.nan, np.inf]))
         case _:
             del tensors[name]
-    return forged(tensors, told)
+    return forged(tensors, info)
 
 
 DAMAGES: dict[str, Damage] = {

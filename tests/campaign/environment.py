@@ -30,7 +30,7 @@ def run(seconds: float, seed: int, least: int = 1) -> Tally:
             rng = np.random.default_rng([seed, number])
             env = dreams[rng.integers(2)]
             env.reset(seed=number)
-            calls.vector(env).ended[0] = rng.random() < 0.1
+            calls.vector(env).done[0] = rng.random() < 0.1
             at = int(rng.integers(len(OF_A_DREAM) + len(OF_NONE)))
             of_none = at - len(OF_A_DREAM)
             call = OF_A_DREAM[at](env, rng) if of_none < 0 else OF_NONE[of_none](folder, rng)
@@ -54,7 +54,7 @@ def judge(call: Call, env: Env) -> tuple[Verdict, str]:
 
 def works(env: Env) -> bool:
     """Can a dream be stepped, to frames and numbers as they should be?"""
-    if calls.vector(env).ended.any():
+    if calls.vector(env).done.any():
         env.reset()
     action = np.zeros(LANES, int) if isinstance(env, DreamVectorEnv) else 0
     frames, rewards, _, _, info = env.step(action)

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from worldmodel.errors import UserError
+from worldmodel.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 Verdict = Literal["right", "sentence", "traceback", "hang", "silent"]

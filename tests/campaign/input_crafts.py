@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from collect import moving_mnist, video
+from collect import moving_mnist, video, video_reader
 from tests.collect.films import BLUE, GREEN, RED, YELLOW, Options, gif, grey, levels, quadrants, trimmed, turned, write
-from worldmodel.store import Store
+from worldmodel.data.store import Store
 
 Craft = Callable[[np.random.Generator, Path], tuple[str, Callable[[], np.ndarray], Callable[[np.ndarray], bool]]]
 """Writes an input into a folder; returns what it is, how it is read, and whether what was read is right."""
@@ -17,7 +17,7 @@ CLEAR, PALETTE = 9, np.array([RED, GREEN, BLUE, YELLOW, (0, 0, 0)])
 
 
 def decode(path: Path, size: int) -> np.ndarray:
-    return video.decode(path, path.name, video.Args(min_frames=1, size=size))
+    return video_reader.decode(path, path.name, video.Args(min_frames=1, size=size))
 
 
 def craft_gif(rng: np.random.Generator, folder: Path) -> tuple[str, Callable, Callable]:
@@ -106,9 +106,11 @@ def craft_array(rng: np.random.Generator, folder: Path) -> tuple[str, Callable, 
     asked = axes if rng.random() < 0.5 else ""
 
     def read() -> np.ndarray:
-        moving_mnist.main(moving_mnist.Args(source=path, out=folder / "out", axes=asked, channels=1, workers=1))
+        moving_mnist.main(moving_mnist.Args(source=path, out=folder / "out", axes=asked, channels=1, num_workers=1))
         store = Store(folder / "out")
-        return store.read("frames", 0, store.rows).reshape(len(store.ends), -1, *store.world.frame_shape[:2])
+        return store.read("frames", 0, store.n_rows).reshape(
+            len(store.episode_ends), -1, *store.env_spec.frame_shape[:2]
+        )
 
     what = f"{kind} {array.shape} {axes} in {path.name} {key}, asked {asked!r}"
     return what, read, lambda got: np.array_equal(got, videos)

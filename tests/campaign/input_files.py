@@ -19,11 +19,11 @@ import numpy as np
 from PIL import Image
 
 from collect import bair, minari, moving_mnist, robonet, tgif, ucf101, video
-from collect.files import Files, labelled
+from collect.files import ReaderArgs, with_labels
 from collect.tfrecord import masked_crc
 from tests.collect.films import block, gif, grey, write
-from worldmodel.world import ActionSpec, World
-from worldmodel.writer import Episode, StoreWriter
+from worldmodel.data.env_spec import ActionSpec, EnvSpec
+from worldmodel.data.writer import Episode, StoreWriter
 
 SIZE, STEPS = 8, 6
 
@@ -52,8 +52,8 @@ def greys(n: int, first: int = 0) -> list[np.ndarray]:
     return [grey(min(10 * (first + i), 250), 24, 40) for i in range(n)]
 
 
-def given(kind: type[Files], folder: Path, out: Path, **more: Any) -> Any:
-    return kind(source=folder, out=out, workers=1, **more)
+def given(kind: type[ReaderArgs], folder: Path, out: Path, **more: Any) -> Any:
+    return kind(source=folder, out=out, num_workers=1, **more)
 
 
 def make_videos(folder: Path) -> None:
@@ -211,14 +211,14 @@ def toy_episode(i: int) -> Episode:
     widths = {"reward": (), "variables": (2,), "action": (4,)}
     numbers = {name: rng.uniform(-1, 1, (STEPS, *width)).astype(np.float32) for name, width in widths.items()}
     flags = {name: np.arange(STEPS) == STEPS - 2 for name in ("terminated", "truncated")}
-    return labelled({"frames": np.full((STEPS, SIZE, SIZE, 3), 40 * i, np.uint8)} | flags | numbers, label=i)
+    return with_labels({"frames": np.full((STEPS, SIZE, SIZE, 3), 40 * i, np.uint8)} | flags | numbers, label=i)
 
 
 def make_exported(folder: Path) -> None:
     """What a store of our own becomes."""
     action = ActionSpec(kind="Box", low=(-1.0,) * 4, high=(1.0,) * 4)
-    world = World(name="toy", frame_shape=(SIZE, SIZE, 3), action=action, variables=("x", "y"))
-    with StoreWriter(folder / "data.zarr", world, {}) as writer:
+    env_spec = EnvSpec(name="toy", frame_shape=(SIZE, SIZE, 3), action=action, variables=("x", "y"))
+    with StoreWriter(folder / "data.zarr", env_spec, {}) as writer:
         for i in range(3):
             writer.append(toy_episode(i))
     with mock.patch.dict(os.environ, MINARI_DATASETS_PATH=str(folder)):
@@ -227,8 +227,8 @@ def make_exported(folder: Path) -> None:
 
 
 def collect_minari(folder: Path, out: Path) -> None:
-    minari.opened.cache_clear()
-    minari.main(minari.Args(dataset=str(folder / "toys/sets-v0"), out=out, workers=1))
+    minari.open_dataset.cache_clear()
+    minari.main(minari.Args(dataset=str(folder / "toys/sets-v0"), out=out, num_workers=1))
 
 
 MINARI = ("toys/sets-v0/data/main_data.hdf5", "toys/sets-v0/data/metadata.json")

@@ -26,14 +26,14 @@ from unittest import mock
 
 import numpy as np
 
-from collect.pool import Pool
+from collect.pool import WorkerPool
 from tests.campaign.harness import Tally, Verdict, attempts, judge_call
 from tests.campaign.input_crafts import CRAFTS
 from tests.campaign.input_edits import EDITS
 from tests.campaign.input_files import KINDS, Kind
 from tests.collect.here import Here
-from worldmodel.store import Store
-from worldmodel.writer import Episode
+from worldmodel.data.store import Store
+from worldmodel.data.writer import Episode
 
 LIMIT = 90.0
 """Seconds that an attempt may take on a machine that is busy."""
@@ -107,7 +107,7 @@ def whole(name: str) -> tuple[Folder, list[Episode]]:
 
 def episodes(out: Path) -> list[Episode]:
     store = Store(out)
-    return [store.episode(i) for i in range(len(store.ends))]
+    return [store.read_episode(i) for i in range(len(store.episode_ends))]
 
 
 def equal(a: Episode, b: Episode) -> bool:
@@ -196,7 +196,7 @@ def wrong_episode(kind: Kind, damage: str, found: Episode, truth: Episode) -> st
 
 def known(name: str, episode: Episode, work: Path, truth: list[Episode]) -> bool:
     """Whether an episode is one of a whole file, and of its class."""
-    classes = Store(work / "out").world.classes
+    classes = Store(work / "out").env_spec.classes
     for place, other in enumerate(truth):
         if np.array_equal(episode["frames"], other["frames"]):
             return not classes or classes[episode["label"][0]] == KINDS[name].items[place].split("/")[1]
@@ -271,8 +271,8 @@ def attempting(seed: int, hangs: Path) -> Iterator[Callable[[int], Result]]:
 
 def died(hangs: Path, number: int, why: str) -> Result:
     """A reader that ends its process is skipped by name, as `collect.files` has it; its tests hold that."""
-    if told := (hangs / str(number)).read_text():
-        return "?", "hang", told
+    if text := (hangs / str(number)).read_text():
+        return "?", "hang", text
     return "?", "sentence" if why == "killed" else "traceback", why
 
 
@@ -280,7 +280,7 @@ def run(seconds: float, seed: int) -> Tally:
     tally = Tally("inputs")
     with (
         tempfile.TemporaryDirectory() as hangs,
-        Pool(functools.partial(attempting, seed, Path(hangs)), 2, lambda said: None) as pool,
+        WorkerPool(functools.partial(attempting, seed, Path(hangs)), 2, lambda said: None) as pool,
     ):
         results = pool.map(attempts(seconds, 20), functools.partial(died, Path(hangs)))
         for number, (what, verdict, detail) in enumerate(results):

@@ -35,18 +35,18 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from collect.record import record
+from collect.record import record_episodes
 from tests.campaign.harness import Tally, Verdict, attempts
 from tests.campaign.runs import make_run
 from tests.conftest import TOY, fill, stages, toy_episode
 from train import outcome, prior, pusher, tokens, vqvae
-from worldmodel import tensor_file
-from worldmodel.checkpoint import FILE, checkpoints, read_header, restore, save_checkpoint
-from worldmodel.dream import CONTEXTS
-from worldmodel.errors import UserError
-from worldmodel.lock import locked
-from worldmodel.store import Store
-from worldmodel.writer import StoreWriter
+from worldmodel.data.store import Store
+from worldmodel.data.writer import StoreWriter
+from worldmodel.generation.dream import CONTEXTS_FILE
+from worldmodel.utils import tensor_file
+from worldmodel.utils.checkpoint import CHECKPOINT_FILE, checkpoints, read_header, restore_newest, save_checkpoint
+from worldmodel.utils.errors import UserError
+from worldmodel.utils.lock import folder_lock
 
 EPISODES, STEPS, LIMIT = 80, 100, 120.0
 """Of a store, so that a commit comes before the last one; of the policy; and seconds after which a stage hangs."""
@@ -64,15 +64,15 @@ class Toys:
 
 def collect(run: Path) -> None:
     with StoreWriter(run / "data.zarr", TOY, {}) as writer:
-        record(Toys(), writer, 4, 2 * EPISODES, 0)  # type: ignore[arg-type]
+        record_episodes(Toys(), writer, 4, 2 * EPISODES, 0)  # type: ignore[arg-type]
 
 
 def commit(run: Path) -> None:
     """Nothing but checkpoints: the cheapest stage, killed most often."""
     folder, model = run / "model", torch.nn.Linear(8, 8)
-    with locked(folder):
+    with folder_lock(folder):
         if done := len(checkpoints(folder)) and read_header(folder)[1]["step"]:
-            restore(folder)
+            restore_newest(folder)
         for step in range(done + 1, 6):
             torch.nn.init.constant_(model.weight, step)
             torch.nn.init.zeros_(model.bias)
@@ -81,7 +81,7 @@ def commit(run: Path) -> None:
 
 def short(args: Any) -> Any:
     few = {"steps": 8, "batch_size": 2, "save_every": 2, "evaluate_every": 8, "log_every": 4}
-    return replace(args, fit=replace(args.fit, **few), held_out=2)
+    return replace(args, trainer=replace(args.trainer, **few), n_eval_clips=2)
 
 
 def train_vqvae(run: Path) -> None:
@@ -102,7 +102,7 @@ def train_outcome(run: Path) -> None:
 
 def train_policy(run: Path, until: int = 0) -> None:
     few: dict[str, Any] = {"n_envs": 2, "n_steps": 10, "width": 4, "epochs": 1, "save_every": 1}
-    pusher.main(pusher.Args(out=run / "policy", steps=STEPS, until=until, **few))
+    pusher.main(pusher.Args(out=run / "policy", total_timesteps=STEPS, stop_at_step=until, **few))
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ STAGES = {
     "commit": Stage(commit, (), ("model",)),
     "collect": Stage(collect, (), ("data.zarr",)),
     "vqvae": Stage(train_vqvae, ("data.zarr",), ("vqvae",)),
-    "tokens": Stage(encode, ("data.zarr", "vqvae"), ("tokens.zarr", CONTEXTS)),
+    "tokens": Stage(encode, ("data.zarr", "vqvae"), ("tokens.zarr", CONTEXTS_FILE)),
     "prior": Stage(train_prior, ("tokens.zarr", "vqvae"), ("prior",)),
     "outcome": Stage(train_outcome, ("tokens.zarr", "vqvae"), ("outcome",)),
     "policy": Stage(train_policy, (), ("policy",)),
@@ -195,13 +195,13 @@ def end(run: Path, name: str) -> str:
     for path in (run / output for output in STAGES[name].outputs):
         if path.suffix == ".zarr":
             store = Store(path)
-            total.update((path / "zarr.json").read_bytes() + store.ends.tobytes())
-            for array in store.names:
-                total.update(store.read(array, 0, store.rows).tobytes())
+            total.update((path / "zarr.json").read_bytes() + store.episode_ends.tobytes())
+            for array in store.array_names:
+                total.update(store.read(array, 0, store.n_rows).tobytes())
         elif path.is_dir():
             for file in checkpoints(path):
                 tensor_file.read(file, "it is damaged")
-            total.update((path / FILE).read_bytes() + (path / "config.json").read_bytes())
+            total.update((path / CHECKPOINT_FILE).read_bytes() + (path / "config.json").read_bytes())
         else:
             total.update(path.read_bytes())
     left = [path.name for path in run.rglob("*.part")]

@@ -19,48 +19,56 @@ from PIL import Image
 from tests.campaign.forks import ROOT, SCRIPTS
 from tests.campaign.presets import none, one_setting
 
-FIT = "--fit.steps 2 --fit.batch-size 2 --fit.log-every 1"
+FIT = "--trainer.steps 2 --trainer.batch-size 2 --trainer.log-every 1"
 SMALL = (
-    "--model.size 16 16 --model.frames 8 --model.stride 1 4 4 --model.hidden 16 --model.residual 16 --model.layers 1 "
-    "--model.codes 16 --model.dim 8 --model.window 2"
+    "--model.frame-size 16 16 --model.n-frames 8 --model.stride 1 4 4 --model.hidden-channels 16 "
+    "--model.residual-channels 16 --model.n-res-blocks 1 "
+    "--model.n-codes 16 --model.embedding-dim 8 --model.window 2"
 )
-GPT = "--model.window 4 --model.width 32 --model.heads 2 --model.layers 2 --model.feedforward 64"
+GPT = "--model.window 4 --model.d-model 32 --model.n-heads 2 --model.n-layers 2 --model.d-ff 64"
 WORKS = {
-    "collect/bair.py": "--source empty --workers 1 --out out.zarr",
-    "collect/gym.py": "--env CartPole-v1 --episodes 2 --max-steps 3 --size 8 --workers 1 --out out.zarr",
-    "collect/minari.py": "--dataset toy/toy-v0 --workers 1 --out out.zarr",
-    "collect/moving_mnist.py": "--episodes 2 --length 4 --workers 1 --out out.zarr",
-    "collect/pushing.py": "--episodes 1 --policy random --workers 1 --out out.zarr",
-    "collect/robonet.py": "--source empty --workers 1 --out out.zarr",
-    "collect/tgif.py": "--source tgif --gifs gifs --min-frames 2 --size 8 --workers 1 --out out.zarr",
-    "collect/ucf101.py": "--source empty --workers 1 --out out.zarr",
-    "collect/video.py": "--source tgif --min-frames 2 --size 8 --workers 1 --out out.zarr",
-    "collect/vizdoom.py": "--scenario basic --policy random --episodes 1 --workers 1 --out out.zarr",
-    "train/benchmark.py": "--what masks --seconds 0.01 --rounds 1 --out out.json",
+    "collect/bair.py": "--source empty --num-workers 1 --out out.zarr",
+    "collect/gym.py": "--env-id CartPole-v1 --episodes 2 --max-episode-steps 3 --size 8 --num-workers 1 --out out.zarr",
+    "collect/minari.py": "--dataset toy/toy-v0 --num-workers 1 --out out.zarr",
+    "collect/moving_mnist.py": "--episodes 2 --length 4 --num-workers 1 --out out.zarr",
+    "collect/pushing.py": "--episodes 1 --policy random --num-workers 1 --out out.zarr",
+    "collect/robonet.py": "--source empty --num-workers 1 --out out.zarr",
+    "collect/tgif.py": "--source tgif --gifs gifs --min-frames 2 --size 8 --num-workers 1 --out out.zarr",
+    "collect/ucf101.py": "--source empty --num-workers 1 --out out.zarr",
+    "collect/video.py": "--source tgif --min-frames 2 --size 8 --num-workers 1 --out out.zarr",
+    "collect/vizdoom.py": "--scenario basic --policy random --episodes 1 --num-workers 1 --out out.zarr",
+    "train/benchmark.py": "--workloads masks --seconds 0.01 --rounds 1 --out out.json",
     "train/export.py": "--run run --out out --contexts 2",
-    "train/imitate.py": "--scenario basic --rounds 1 --steps 16 --n-envs 1 --out out",
-    "train/outcome.py": f"--run run --frames 8 --width 32 --restart {FIT}",
-    "train/policy.py": "--env VideoGPTDream-v0 --steps 16 --n-envs 2 --n-steps 8 --epochs 1 --out out",
-    "train/prior.py": f"--run run --actions --frames 8 --out other {GPT} {FIT}",
-    "train/pusher.py": "--steps 64 --n-envs 2 --n-steps 16 --epochs 1 --out out",
-    "train/steady.py": "--run run --hysteresis 0 0.1 --episodes 2 --frames 8",
-    "train/tokens.py": "--run run --contexts 4 --context 4 --restart",
+    "train/imitate.py": "--scenario basic --n-rounds 1 --steps-per-round 16 --num-envs 1 --out out",
+    "train/outcome.py": f"--run run --n-latent-frames 8 --hidden-dim 32 --restart {FIT}",
+    "train/policy.py": "--env-id VideoGPTDream-v0 --total-timesteps 16 --num-envs 2 --n-steps 8 --n-epochs 1 --out out",
+    "train/prior.py": f"--run run --actions --n-latent-frames 8 --out other {GPT} {FIT}",
+    "train/pusher.py": "--total-timesteps 64 --num-envs 2 --n-steps 16 --n-epochs 1 --out out",
+    "train/tune_hysteresis.py": "--run run --hysteresis 0 0.1 --episodes 2 --n-frames 8",
+    "train/tokens.py": "--run run --n-contexts 4 --context-frames 4 --restart",
     "train/vqvae.py": f"--run run --restart {SMALL} {FIT}",
-    "rollout/ablate.py": "--data run/data.zarr --clips 2 --trials 1 --out out",
-    "rollout/benchmark.py": "--run run --batch 1 --seconds 0.1 --precision float32 --out out.json",
-    "rollout/control.py": "--run run --clips 2 --context 2 --ahead 1 --steps 2 --train-steps 2 --lead 2",
-    "rollout/diverge.py": "--run run --starts 2 --steps 2 --show 1 --ahead 1 2 --batch 4",
-    "rollout/dream.py": "--run run --clips 2 --context 2 --steps 3",
-    "rollout/endless.py": "--run run --steps 60 --window 30 --lanes 2",
-    "rollout/evaluate.py": "--run run --clips 2 --context 2 --ahead 1 2 --dreams 1 --batch 2",
-    "rollout/fvd.py": "--run run --features random_conv --clips 2 --trials 1 --frames 8 --given 1 --batch 2 --out out",
-    "rollout/outcome.py": "--run run --clips 2 --context 2 --steps 2 --dreams 1 --others 10 --particles 2",
+    "rollout/ablate.py": "--data run/data.zarr --n-clips 2 --n-trials 1 --out out",
+    "rollout/benchmark.py": "--run run --num-envs 1 --seconds 0.1 --precision float32 --out out.json",
+    "rollout/controllability.py": (
+        "--run run --n-clips 2 --context-frames 2 --steps-ahead 1 --steps 2 --train-steps 2 --max-lead-steps 2"
+    ),
+    "rollout/divergence.py": "--run run --n-starts 2 --steps 2 --n-shown 1 --steps-ahead 1 2 --batch-size 4",
+    "rollout/dream.py": "--run run --n-clips 2 --context-frames 2 --steps 3",
+    "rollout/long_horizon.py": "--run run --steps 60 --window 30 --num-envs 2",
+    "rollout/evaluate.py": "--run run --n-clips 2 --context-frames 2 --steps-ahead 1 2 --n-dreams 1 --batch-size 2",
+    "rollout/fvd.py": (
+        "--run run --features random_conv --n-clips 2 --n-trials 1 --n-frames 8 --n-cond-frames 1 --batch-size 2 "
+        "--out out"
+    ),
+    "rollout/evaluate_outcome.py": (
+        "--run run --n-clips 2 --context-frames 2 --steps 2 --n-dreams 1 --n-negatives 10 --n-particles 2"
+    ),
     "rollout/plan.py": "--run run --episodes 2 --out out.json",
     "rollout/play.py": "--run run --port 0",
-    "rollout/policy.py": "--policy random --scenario basic --episodes 1 --out out",
-    "rollout/pusher.py": "--policy pushing --episodes 2 --out out",
+    "rollout/evaluate_policy.py": "--policy random --scenario basic --episodes 1 --out out",
+    "rollout/evaluate_pusher.py": "--policy pushing --episodes 2 --out out",
     "rollout/rank.py": "--run run --policy random cycle:0x1 cycle:1x1 --episodes 2 --out out.json",
-    "rollout/sample.py": "--run run --clips 2 --each 1 --context 2 --batch 2",
+    "rollout/sample.py": "--run run --n-clips 2 --samples-per-clip 1 --context-frames 2 --batch-size 2",
 }
 """Of each script a line that works on the toy run, or has a sentence for what is missing."""
 NINES = "9" * 24

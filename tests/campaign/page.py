@@ -28,12 +28,12 @@ from typing import IO, Any
 import numpy as np
 
 from rollout.play import FORKS, Args, serve
-from rollout.server import CONNECTIONS
+from rollout.server import MAX_CONNECTIONS
 from tests.campaign.harness import ROOT, Tally, Verdict, attempts, judge_message
 from tests.campaign.requests import ATTACKS, CLOSED, Attack, Rng, half, pick, post, slow, strange_host
 from tests.conftest import TOY, stages, toy_episode
 from train import outcome, prior, tokens, vqvae
-from worldmodel.writer import StoreWriter
+from worldmodel.data.writer import StoreWriter
 
 LIMIT = 30.0
 """Seconds within which every connection must have ended."""
@@ -134,21 +134,21 @@ def judge(attack: Attack, answer: bytes | None) -> tuple[Verdict, str]:
         return "hang", f"no end within {LIMIT} s"
     if not answer:
         return ("right", "") if CLOSED in attack.right else ("traceback", "closed without an answer")
-    status, told = parsed(answer)
+    status, info = parsed(answer)
     if status in (-1, 500):
         return "traceback", repr(answer[:300])
     if status not in attack.right:
         return "silent", f"{status} instead of {attack.right}"
     if status == 200:
         return "right", ""
-    return judge_message(told.get("error", ""))
+    return judge_message(info.get("error", ""))
 
 
 def crowd(page: Page, rng: Rng) -> tuple[Verdict, str]:
     """Many connections at once: idle ones, halves, refused ones and good ones, some of which find no place."""
     idle = Attack("idle", (b"",), (CLOSED,))
     kinds = [lambda rng: idle, half, slow, strange_host, lambda rng: Attack("good", (post(b"{}"),), (200,))]
-    crowd = [pick(rng, kinds)(rng) for _ in range(rng.integers(CONNECTIONS, 5 * CONNECTIONS))]
+    crowd = [pick(rng, kinds)(rng) for _ in range(rng.integers(MAX_CONNECTIONS, 5 * MAX_CONNECTIONS))]
     with ThreadPoolExecutor(len(crowd)) as pool:
         answers = list(pool.map(page.send, crowd))
     for attack, answer in zip(crowd, answers, strict=True):
@@ -230,17 +230,17 @@ def attack(command: Sequence[str], seconds: float, seed: int) -> Tally:
         with contextlib.suppress(subprocess.TimeoutExpired):
             page.process.wait(LIMIT)
         page.told.seek(0)
-        told = page.told.read().decode(errors="replace")
-        end = "right" if (page.process.returncode, told) == (0, "") else "traceback"
-        tally.add(end, "the end of the page", f"status {page.process.returncode}: {told}")  # type: ignore[arg-type]
+        text = page.told.read().decode(errors="replace")
+        end = "right" if (page.process.returncode, text) == (0, "") else "traceback"
+        tally.add(end, "the end of the page", f"status {page.process.returncode}: {text}")  # type: ignore[arg-type]
     return tally
 
 
 def toy(folder: Path) -> Path:
     """A run folder of the toy world, hardly trained, which names its engine."""
-    world = replace(TOY, env_id="tests.rollout.toy_engine:ToyEngine-v0")
+    env_spec = replace(TOY, env_id="tests.rollout.toy_engine:ToyEngine-v0")
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        with StoreWriter(folder / "data.zarr", world, {}) as writer:
+        with StoreWriter(folder / "data.zarr", env_spec, {}) as writer:
             for i in range(20):
                 writer.append(toy_episode(np.random.default_rng(i)))
         for stage, args in zip((vqvae, tokens, prior, outcome), stages(folder, steps=4), strict=True):

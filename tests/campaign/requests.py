@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rollout.play import FORKS
-from rollout.server import BODY
+from rollout.server import MAX_BODY_BYTES
 
 CLOSED = 0
 """Stands for an end of the connection without an answer, among the statuses that are right."""
@@ -103,7 +103,7 @@ def chunked(rng: Rng) -> Attack:
 
 
 def deep(rng: Rng) -> Attack:
-    depth = int(pick(rng, [100, BODY // 2, BODY, 5_000, 100_000]))
+    depth = int(pick(rng, [100, MAX_BODY_BYTES // 2, MAX_BODY_BYTES, 5_000, 100_000]))
     opening, closing = pick(rng, [(b"[", b"]"), (b'{"a":', b"}"), (b"[[", b""), (b'{"action":', b"")])
     return Attack("deep", (post(opening * depth + closing * depth),), (400, 413))
 
@@ -168,7 +168,7 @@ def long_heads(rng: Rng) -> Attack:
 
 
 def large(rng: Rng) -> Attack:
-    size = int(rng.integers(BODY + 1, 4 << 20))
+    size = int(rng.integers(MAX_BODY_BYTES + 1, 4 << 20))
     return Attack("large", (post(b"x" * size),), (413,))
 
 
@@ -209,7 +209,7 @@ def pipelined(rng: Rng) -> Attack:
 
 
 def short(rng: Rng) -> Attack:
-    length = b"Content-Length: %d\r\n" % rng.integers(3, BODY)
+    length = b"Content-Length: %d\r\n" % rng.integers(3, MAX_BODY_BYTES)
     return Attack("short", (post(b"{}", length=length),), (400, 408), end=pick(rng, ["listen", "shut"]))
 
 

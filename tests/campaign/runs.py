@@ -13,11 +13,11 @@ from torch import nn
 
 from envs.policies import save_policy
 from tests.conftest import TOY
-from worldmodel.checkpoint import codes_of, save_checkpoint
-from worldmodel.dream import CONTEXTS, Context
-from worldmodel.outcome import OutcomeConfig, OutcomeModel
-from worldmodel.prior import Prior, PriorConfig
-from worldmodel.vqvae import VQVAE, VQVAEConfig
+from worldmodel.generation.dream import CONTEXTS_FILE, Context
+from worldmodel.models.prior import Prior, PriorConfig
+from worldmodel.models.reward_done import OutcomeConfig, OutcomeModel
+from worldmodel.models.vqvae import VQVAE, VQVAEConfig
+from worldmodel.utils.checkpoint import codes_digest, save_checkpoint
 
 CODES = {"books": 1, "codes": 16, "code_dim": 8, "condition_dim": 3}
 
@@ -27,24 +27,43 @@ def make_run(run: Path, seed: int) -> None:
     torch.manual_seed(seed)
     vqvae = VQVAE(
         VQVAEConfig(
-            mode="stream", frames=8, size=(16, 16), stride=(1, 4, 4), hidden=8, residual=8, layers=1, codes=16, dim=8,
+            mode="stream",
+            n_frames=8,
+            frame_size=(16, 16),
+            stride=(1, 4, 4),
+            hidden_channels=8,
+            residual_channels=8,
+            n_res_blocks=1,
+            n_codes=16,
+            embedding_dim=8,
             window=2,
         )
-    )  # fmt: skip
+    )
     save_two(run / "vqvae", vqvae, {"kind": "vqvae", "model": asdict(vqvae.config), "world": TOY.to_json()})
-    made = {"vqvae": codes_of(run / "vqvae")}
+    made = {"vqvae": codes_digest(run / "vqvae")}
     gpt = PriorConfig(
-        mode="stream", order="diagonal", latent=(8, 4, 4), condition="frame", window=4, width=16, heads=2, layers=1,
-        feedforward=16, dropout=0.0, **CODES,
-    )  # fmt: skip
-    prior = Prior(gpt, vqvae.codebook.embedding)
+        mode="stream",
+        decoding_order="diagonal",
+        latent_shape=(8, 4, 4),
+        conditioning="frame",
+        window=4,
+        d_model=16,
+        n_heads=2,
+        n_layers=1,
+        d_ff=16,
+        dropout=0.0,
+        **CODES,
+    )
+    prior = Prior(gpt, vqvae.quantizer.embedding)
     save_two(run / "prior", prior, {"kind": "prior", "model": asdict(gpt), "world": TOY.to_json()} | made)
-    told = {"variable_mean": (1.5,), "variable_std": (1.0,), "variable_low": (0.0,), "variable_high": (3.0,)}
-    heads = OutcomeConfig(latent=(4, 4), variables=1, changes=((-1.0, 0.0, 1.0),), width=8, **told, **CODES)
-    outcome = OutcomeModel(heads, vqvae.codebook.embedding)
+    info = {"variable_mean": (1.5,), "variable_std": (1.0,), "variable_low": (0.0,), "variable_high": (3.0,)}
+    heads = OutcomeConfig(
+        latent_size=(4, 4), n_variables=1, variable_changes=((-1.0, 0.0, 1.0),), hidden_dim=8, **info, **CODES
+    )
+    outcome = OutcomeModel(heads, vqvae.quantizer.embedding)
     save_two(run / "outcome", outcome, {"kind": "outcome", "model": asdict(heads)} | made)
     contexts = Context(torch.randint(16, (4, 4, 4, 4, 1)), torch.rand(4, 4, 3), torch.rand(4, 4, 1))
-    contexts.save(run / CONTEXTS, made["vqvae"])
+    contexts.save(run / CONTEXTS_FILE, made["vqvae"])
     image, shape = spaces.Box(0, 255, (3, 36, 36), np.uint8), {"features_dim": 4}
     policy = ActorCriticCnnPolicy(image, spaces.Discrete(3), lambda _: 1e-3, features_extractor_kwargs=shape)
     for step in (1, 2):

@@ -2,7 +2,8 @@
 
 An attempt copies a small store with filled caches, damages the copy, and uses it in one of five ways. What comes back
 is compared, value by value, with what was written. A file that is an old one of its name, or of another store, is found
-by who decodes a whole array, so such damage is tried with caches and memory only, as worldmodel/mark.py says.
+by who decodes a whole array, so such damage is tried with caches and memory only, as worldmodel/data/commit_mark.py
+says.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from typing import Any
 import numpy as np
 
 from tests.campaign.harness import Tally, Verdict, attempts, judge_call, judge_command
-from worldmodel.clips import Cache, rows_of
-from worldmodel.mark import fingerprint
-from worldmodel.store import Store
-from worldmodel.world import ActionSpec, World
-from worldmodel.writer import StoreWriter
+from worldmodel.data.clips import CacheMode, read_windows
+from worldmodel.data.commit_mark import json_digest
+from worldmodel.data.env_spec import ActionSpec, EnvSpec
+from worldmodel.data.store import Store
+from worldmodel.data.writer import StoreWriter
 
-WORLD = World(
+WORLD = EnvSpec(
     name="damaged",
     frame_shape=(20, 20, 3),  # of 1,200 bytes, so that they have shards
     action=ActionSpec(kind="Discrete", nvec=(3,)),
@@ -40,9 +41,9 @@ LIMIT = 60
 """Seconds of an attempt."""
 FULL = """
 import resource, sys
-from worldmodel.clips import rows_of
-from worldmodel.errors import UserError
-from worldmodel.store import Store
+from worldmodel.data.clips import rows_of
+from worldmodel.utils.errors import UserError
+from worldmodel.data.store import Store
 store = Store(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
 try:
@@ -87,7 +88,7 @@ def prepare(folder: Path) -> None:
     fill(folder / "other", LENGTHS, flavour=1)
     for name in ("older", "store", "newer", "other"):
         for array in ("frames", "action"):
-            rows_of(Store(folder / name), array, np.array([0]), 1, "disk")
+            read_windows(Store(folder / name), array, np.array([0]), 1, "disk")
 
 
 def files(store: Path, under: str = "") -> list[Path]:
@@ -180,20 +181,20 @@ def mark(rng: np.random.Generator, store: Path, folder: Path) -> str:
     """One value of the mark is gone, of another type, or new; half of the marks have a checksum that fits again."""
     document = json.loads((store / "zarr.json").read_text())
     attributes, seal = document["attributes"], bool(rng.integers(2))
-    told = alter(rng, attributes)
+    text = alter(rng, attributes)
     if seal:
-        attributes["checksum"] = fingerprint({k: v for k, v in attributes.items() if k != "checksum"})
+        attributes["checksum"] = json_digest({k: v for k, v in attributes.items() if k != "checksum"})
     (store / "zarr.json").write_text(json.dumps(document))
-    return f"{told}, {'sealed' if seal else 'as it was'}"
+    return f"{text}, {'sealed' if seal else 'as it was'}"
 
 
 def array(rng: np.random.Generator, store: Path, folder: Path) -> str:
     """One value of an array's metadata is gone, of another type, or new."""
     path = pick(rng, [p for p in files(store) if p.name == "zarr.json" and p.parent != store])
     document = json.loads(path.read_text())
-    told = alter(rng, document)
+    text = alter(rng, document)
     path.write_text(json.dumps(document))
-    return f"{path.relative_to(store)}: {told}"
+    return f"{path.relative_to(store)}: {text}"
 
 
 def alter(rng: np.random.Generator, tree: dict[str, Any]) -> str:
@@ -245,23 +246,25 @@ def use(store: Path, how: str) -> tuple[Store, dict[str, np.ndarray]]:
     """A store and all its values, read in one of several ways."""
     if how == "append":
         with StoreWriter(store, WORLD, SETTINGS, split_seed=5) as writer:
-            writer.append(episode(writer.episodes, LATER), progress={"episode": writer.episodes})
+            writer.append(episode(writer.n_episodes, LATER), progress={"episode": writer.n_episodes})
     opened = Store(store)
     if how == "episodes":
-        every = [opened.episode(i) for i in range(len(opened.ends))]
-        return opened, {name: np.concatenate([e[name] for e in every]) for name in opened.names}
-    method: Cache = "disk" if how in ("disk", "twice") else "memory"
+        every = [opened.read_episode(i) for i in range(len(opened.episode_ends))]
+        return opened, {name: np.concatenate([e[name] for e in every]) for name in opened.array_names}
+    method: CacheMode = "disk" if how in ("disk", "twice") else "memory"
     for _ in range(2 if how == "twice" else 1):  # the second finds the cache that the first has mended
         opened = Store(store)
-        read = {name: rows_of(opened, name, np.array([0]), opened.rows, method)[0] for name in opened.names}
+        read = {
+            name: read_windows(opened, name, np.array([0]), opened.n_rows, method)[0] for name in opened.array_names
+        }
     return opened, read
 
 
 def right(store: Store, read: dict[str, np.ndarray]) -> bool:
     """Whether they are what was written, up to a commit that there was."""
     known = np.cumsum([*LENGTHS, LATER])
-    rows = store.rows
-    if (store.world, store.settings, store.split_seed) != (WORLD, SETTINGS, 5) or rows not in known[-3:]:
+    rows = store.n_rows
+    if (store.env_spec, store.settings, store.split_seed) != (WORLD, SETTINGS, 5) or rows not in known[-3:]:
         return False
     every = [episode(i, n) for i, n in enumerate((*LENGTHS, LATER)[: np.searchsorted(known, rows) + 1])]
     wanted = {name: np.concatenate([e[name] for e in every]) for name in every[0]}
@@ -295,13 +298,13 @@ def attempt(folder: Path, seed: int, number: int) -> tuple[Verdict, str, str]:
             return full(rng, store)
         damage = (*ANYHOW, *WHOLE)[number % (len(ANYHOW) + len(WHOLE))]
         how = str(rng.choice(USES[1:4] if damage in WHOLE else USES))
-        told = f"{damage.__name__}, {damage(rng, store, folder)}; {how}"
-        forged = told.startswith("mark") and "sealed" in told  # a mark that fits says what is right
+        text = f"{damage.__name__}, {damage(rng, store, folder)}; {how}"
+        forged = text.startswith("mark") and "sealed" in text  # a mark that fits says what is right
         with limit(LIMIT):
             verdict, detail = judge_call(lambda: use(store, how), lambda read: forged or right(*read))
-        return verdict, told, detail
+        return verdict, text, detail
     except Hang:
-        return "hang", told, f"no end within {LIMIT} s"
+        return "hang", text, f"no end within {LIMIT} s"
     finally:
         shutil.rmtree(store)
 
@@ -320,8 +323,8 @@ def run(seconds: float, seed: int) -> Tally:
     with tempfile.TemporaryDirectory() as name:
         prepare(Path(name))
         for number in attempts(seconds, 22):
-            verdict, told, detail = attempt(Path(name), seed, number)
-            tally.add(verdict, f"seed {seed}, number {number}: {told}", detail)
+            verdict, text, detail = attempt(Path(name), seed, number)
+            tally.add(verdict, f"seed {seed}, number {number}: {text}", detail)
     return tally
 
 

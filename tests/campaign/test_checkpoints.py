@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.campaign import checkpoints
-from worldmodel import tensor_file
+from worldmodel.utils import tensor_file
 
 
 def test_damage_is_noticed() -> None:

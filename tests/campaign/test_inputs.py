@@ -37,7 +37,7 @@ def no_checksums(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def counted_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
     """As they were: those of the listed GIFs, one after another."""
-    usual = tgif.write_names
+    usual = tgif.write_side_files
 
     def shifted(out: Path, filled: collect.files.Filled, sentences: dict[str, list[str]], absent: list[str]) -> None:
         clips = {clip.name: clip for clip in filled.items}

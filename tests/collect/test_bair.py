@@ -15,8 +15,8 @@ import pytest
 from collect import bair
 from collect.files import BrokenFile
 from collect.tfrecord import example, masked_crc
-from worldmodel.errors import UserError
-from worldmodel.store import Store
+from worldmodel.data.store import Store
+from worldmodel.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -115,7 +115,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def args(source: Path, **changes: object) -> bair.Args:
-    return bair.Args(source=source, out=source.parent / "data.zarr", workers=1, **changes)  # type: ignore[arg-type]
+    return bair.Args(source=source, out=source.parent / "data.zarr", num_workers=1, **changes)  # type: ignore[arg-type]
 
 
 def test_the_checksum_is_that_of_the_standard() -> None:
@@ -124,17 +124,26 @@ def test_the_checksum_is_that_of_the_standard() -> None:
 
 
 def test_what_is_read_by_two_processes(source: Path, tmp_path: Path) -> None:
-    script = [sys.executable, str(ROOT / "collect/bair.py"), "--source", str(source), "--valid", "0", "--workers", "2"]
+    script = [
+        sys.executable,
+        str(ROOT / "collect/bair.py"),
+        "--source",
+        str(source),
+        "--valid",
+        "0",
+        "--num-workers",
+        "2",
+    ]
     done = subprocess.run([*script, "--out", "data.zarr"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "4 episodes, 120 frames\n" in done.stdout
     assert "actions lay between [0.0, 0.0, -1.75, 0.0] and [0.5, 1.75, 0.0, 0.25]" in done.stdout
     store = Store(tmp_path / "data.zarr")
-    assert store.names == ("action", "frames", "reward", "split", "terminated", "truncated", "variables")
-    assert store.world.variables == ("x", "y", "z")
-    assert [store.episodes(split).tolist() for split in ("train", "test")] == [[0, 1, 2], [3]]
+    assert store.array_names == ("action", "frames", "reward", "split", "terminated", "truncated", "variables")
+    assert store.env_spec.variables == ("x", "y", "z")
+    assert [store.episode_indices(split).tolist() for split in ("train", "test")] == [[0, 1, 2], [3]]
     for i in range(4):
-        episode = store.episode(i)
+        episode = store.read_episode(i)
         frames = episode["frames"]
         assert frames[:, 0, 0].tolist() == [[i + 1, t, 1] for t in range(30)]
         assert frames[:, 63, 63].tolist() == [[200, 100, 50]] * 30
@@ -158,18 +167,18 @@ def test_validation_episodes_are_drawn_by_the_seed_for_each_file_alone(source: P
     path.write_bytes(written(1) * 40)
 
     def drawn(seed: int, index: int = 0) -> list[int]:
-        return [int(e["split"][0]) for e in bair.read(args(source, valid=0.5, seed=seed), (path, index, False))]
+        return [int(e["split"][0]) for e in bair.read_file(args(source, valid=0.5, seed=seed), (path, index, False))]
 
     assert drawn(0) == drawn(0)
     assert len({tuple(drawn(0)), tuple(drawn(1)), tuple(drawn(0, index=1))}) == 3
     assert set(drawn(0)) == {0, 1}
-    assert {int(e["split"][0]) for e in bair.read(args(source, valid=0.5), (path, 0, True))} == {2}
+    assert {int(e["split"][0]) for e in bair.read_file(args(source, valid=0.5), (path, 0, True))} == {2}
 
 
 def test_numbers_may_be_packed_or_not_negative_or_not(source: Path) -> None:
     path = source / "train/traj_0_to_1.tfrecords"
     path.write_bytes(written(1, whole=False))
-    (one,) = bair.read(args(source), (path, 0, False))
+    (one,) = bair.read_file(args(source), (path, 0, False))
     assert one["action"][3].tolist() == [0.125, 3 / 16, -3 / 16, 0.25]
     integers = message(3, message(1, number(300) + number(2**64 - 5)))
     loose = message(3, number(1 << 3) + number(300) + number(1 << 3) + number(2**64 - 5))
@@ -217,7 +226,7 @@ def test_a_broken_file_is_named_with_what_is_wrong(source: Path, case: str) -> N
     path = source / "train/traj_0_to_1.tfrecords"
     path.write_bytes(make())
     with pytest.raises(BrokenFile, match=rf"^{re.escape(str(path))}: .*{why}"):
-        bair.read(args(source), (path, 0, False))
+        bair.read_file(args(source), (path, 0, False))
 
 
 def test_a_broken_file_is_skipped_and_counted_and_the_others_are_kept(
@@ -228,7 +237,7 @@ def test_a_broken_file_is_skipped_and_counted_and_the_others_are_kept(
     bair.main(args(source))
     assert "2 episodes, 60 frames; 1 of 3 files were skipped" in capsys.readouterr().out
     store = Store(source.parent / "data.zarr")
-    assert [store.episode(i)["frames"][0, 0, 0, 0] for i in range(2)] == [3, 4]
+    assert [store.read_episode(i)["frames"][0, 0, 0, 0] for i in range(2)] == [3, 4]
     assert str(path) in (source.parent / "data.zarr/skipped.txt").read_text()
 
 

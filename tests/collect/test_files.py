@@ -11,17 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from collect.files import SKIPPED, BrokenFile, Files, fill, labelled, splits
-from worldmodel.errors import UserError
-from worldmodel.store import Store
-from worldmodel.world import World
-from worldmodel.writer import Episode, StoreWriter
+from collect.files import SKIPPED_FILE, BrokenFile, ReaderArgs, draw_validation, fill_store, with_labels
+from worldmodel.data.env_spec import EnvSpec
+from worldmodel.data.store import Store
+from worldmodel.data.writer import Episode, StoreWriter
+from worldmodel.utils.errors import UserError
 
-WORLD = World(name="text", frame_shape=(2, 2, 3))
+WORLD = EnvSpec(name="text", frame_shape=(2, 2, 3))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(Files):
+class Args(ReaderArgs):
     source: Path = Path("nowhere")
     out: Path = Path("data.zarr")
 
@@ -47,11 +47,11 @@ def source(tmp_path: Path) -> Path:
 
 
 def args(source: Path, out: str = "data.zarr", workers: int = 1) -> Args:
-    return Args(source=source, out=source.parent / out, workers=workers)
+    return Args(source=source, out=source.parent / out, num_workers=workers)
 
 
 def run(a: Args) -> None:
-    fill(a, WORLD, sorted(a.source.iterdir()), read, version=1)
+    fill_store(a, WORLD, sorted(a.source.iterdir()), read, version=1)
 
 
 def content(store: Path) -> dict[str, str]:
@@ -68,8 +68,8 @@ def test_episodes_come_in_the_order_of_the_files_and_broken_ones_are_told(
     assert "7 episodes, 4,900 frames; 2 of 5 files were skipped" in out
     assert "skipped: " in out + progress and "files" in progress
     store = Store(source.parent / "data.zarr")
-    assert store.read("frames", 0, store.rows)[::700, 0, 0, 0].tolist() == [0, 1, 2, 20, 21, 22, 23]
-    told = (source.parent / "data.zarr" / SKIPPED).read_text().splitlines()
+    assert store.read("frames", 0, store.n_rows)[::700, 0, 0, 0].tolist() == [0, 1, 2, 20, 21, 22, 23]
+    told = (source.parent / "data.zarr" / SKIPPED_FILE).read_text().splitlines()
     assert [line.partition(": ")[0] for line in told] == [str(source / "1.txt"), str(source / "4.txt")]
 
 
@@ -82,9 +82,9 @@ def read_or_die(path: Path) -> Sequence[Episode]:
 
 def test_a_file_that_ends_the_processes_which_read_it_is_skipped(source: Path) -> None:
     a = args(source)
-    fill(a, WORLD, sorted(a.source.iterdir()), read_or_die, version=1)
-    assert Store(a.out).rows == 4_900
-    told = (a.out / SKIPPED).read_text().splitlines()
+    fill_store(a, WORLD, sorted(a.source.iterdir()), read_or_die, version=1)
+    assert Store(a.out).n_rows == 4_900
+    told = (a.out / SKIPPED_FILE).read_text().splitlines()
     assert told[0] == f"{source / '1.txt'}: reading it ended the process (killed)"
     assert len(told) == 2
 
@@ -94,7 +94,7 @@ def test_names_that_are_no_text_can_be_told(source: Path, here: None, capsys: py
     (source / "1.txt").rename(source / os.fsdecode(b"1\xff\n.txt"))
     run(args(source))
     assert "2 of 5 files were skipped" in capsys.readouterr().out
-    told = (source.parent / "data.zarr" / SKIPPED).read_text().splitlines()
+    told = (source.parent / "data.zarr" / SKIPPED_FILE).read_text().splitlines()
     assert told[0].startswith(rf"{source}/1\udcff .txt: invalid literal")
 
 
@@ -135,7 +135,7 @@ def test_the_same_command_again_changes_nothing(source: Path, here: None, capsys
 def test_other_settings_are_refused(source: Path, here: None) -> None:
     run(args(source))
     with pytest.raises(UserError, match="version"):
-        fill(args(source), WORLD, sorted(source.iterdir()), read, version=2)
+        fill_store(args(source), WORLD, sorted(source.iterdir()), read, version=2)
 
 
 def test_nothing_that_can_be_read_is_an_error(source: Path, here: None) -> None:
@@ -143,10 +143,10 @@ def test_nothing_that_can_be_read_is_an_error(source: Path, here: None) -> None:
         path.write_text("bad")
     with pytest.raises(UserError, match=rf"none of the 5 files of {source} could be read; see .*skipped.txt"):
         run(args(source))
-    assert len((source.parent / "data.zarr" / SKIPPED).read_text().splitlines()) == 5
+    assert len((source.parent / "data.zarr" / SKIPPED_FILE).read_text().splitlines()) == 5
     (source / "3.txt").write_text("5")  # mended, the same command goes on
     run(args(source))
-    assert Store(source.parent / "data.zarr").rows == 5
+    assert Store(source.parent / "data.zarr").n_rows == 5
 
 
 def test_no_files_and_no_folder(tmp_path: Path) -> None:
@@ -154,18 +154,18 @@ def test_no_files_and_no_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no files of this kind"):
         run(args(tmp_path / "source"))
     with pytest.raises(UserError, match="does not exist"):
-        fill(args(tmp_path / "nowhere"), WORLD, [], read)
+        fill_store(args(tmp_path / "nowhere"), WORLD, [], read)
     with pytest.raises(UserError, match="workers must be from 1 to 1024, not 0"):
         args(tmp_path, workers=0)
 
 
 def test_labels_and_published_splits() -> None:
     (episode,) = ({"frames": np.zeros((3, 2, 2, 3), np.uint8)},)
-    out = labelled(episode, label=4, split=2)
+    out = with_labels(episode, label=4, split=2)
     assert (out["label"].tolist(), out["split"].tolist(), out["split"].dtype) == ([4] * 3, [2] * 3, np.int64)
     assert set(episode) == {"frames"}
-    drawn = splits(10_000, 0.1, seed=1)
+    drawn = draw_validation(10_000, 0.1, seed=1)
     assert abs(drawn.mean() - 0.1) < 5 * np.sqrt(0.09 / 10_000)
-    np.testing.assert_array_equal(drawn, splits(10_000, 0.1, seed=1))
-    assert (drawn != splits(10_000, 0.1, seed=2)).any()
-    assert not splits(100, 0.0, seed=1).any()
+    np.testing.assert_array_equal(drawn, draw_validation(10_000, 0.1, seed=1))
+    assert (drawn != draw_validation(10_000, 0.1, seed=2)).any()
+    assert not draw_validation(100, 0.0, seed=1).any()

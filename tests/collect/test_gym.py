@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from collect import gym as script
-from collect.episodes import pieces
-from collect.record import record
-from worldmodel.errors import UserError
-from worldmodel.store import Store
-from worldmodel.writer import StoreWriter
+from collect.episodes import cut_episode
+from collect.record import record_episodes
+from worldmodel.data.store import Store
+from worldmodel.data.writer import StoreWriter
+from worldmodel.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -121,43 +121,43 @@ def group(**changes: Any) -> list[dict[str, np.ndarray]]:
 
 
 def world(**changes: Any) -> Any:
-    return script.Frames(script.Args(size=8, **changes)).world
+    return script.FrameEnv(script.Args(size=8, **changes)).env_spec
 
 
 @pytest.mark.parametrize("kind", ["Discrete", "MultiDiscrete", "Box"])
 def test_pictures_are_kept_as_they_are_and_actions_of_each_kind(kind: str) -> None:
-    episodes = group(env=f"Clock{kind}-v0")
+    episodes = group(env_id=f"Clock{kind}-v0")
     assert len(episodes) == script.LANES
     for e in episodes:
         assert (e["frames"].shape, e["frames"].dtype) == ((6, 8, 8, 3), np.uint8)
         assert e["frames"][:, 4, 4].tolist() == [[10 * t] * 3 for t in range(6)]
         assert e["terminated"].tolist() == [False] * 4 + [True, False]
-        assert e["action"].dtype == np.dtype(world(env=f"Clock{kind}-v0").action.dtype)
+        assert e["action"].dtype == np.dtype(world(env_id=f"Clock{kind}-v0").action.dtype)
         np.testing.assert_allclose(e["reward"], e["action"].reshape(6, -1).sum(1), rtol=1e-6)
         assert not e["action"][-1].any() and e["variables"].shape == (len(e["frames"]), 0)
     assert len({e["action"].tobytes() for e in episodes}) > 1
 
 
 def test_what_an_environment_shows_where_it_sees_no_picture() -> None:
-    episode = group(env="ClockVector-v0")[0]
+    episode = group(env_id="ClockVector-v0")[0]
     assert episode["frames"][:, 3, 3].tolist() == [[t, 2, 3] for t in range(6)]
     assert episode["variables"].tolist() == [[t, -t] for t in range(6)]
-    assert world(env="ClockVector-v0").variables == ("obs_0", "obs_1")
+    assert world(env_id="ClockVector-v0").variables == ("obs_0", "obs_1")
 
 
 def test_a_time_limit_truncates() -> None:
-    episode = group(env="ClockForever-v0", max_steps=3)[0]
+    episode = group(env_id="ClockForever-v0", max_episode_steps=3)[0]
     assert episode["truncated"].tolist() == [False, False, True, False]
     assert not episode["terminated"].any()
-    one = world(env="ClockForever-v0", max_steps=3)
+    one = world(env_id="ClockForever-v0", max_episode_steps=3)
     assert (one.max_episode_steps, one.fps, one.name) == (3, 7.0, "ClockForever-v0")
 
 
 def test_an_environment_is_named_only_if_it_gives_the_same_frames_again() -> None:
     gym.register("ClockSame-v0", entry_point="envs.vizdoom:VizdoomFrames", kwargs={"size": 8}, max_episode_steps=9)
-    same = world(env="ClockSame-v0", kwargs='{"frame_skip": 2}')
+    same = world(env_id="ClockSame-v0", env_kwargs='{"frame_skip": 2}')
     assert (same.env_id, same.env_kwargs) == ("ClockSame-v0", {"frame_skip": 2})
-    assert world(env="ClockDiscrete-v0").env_id == ""
+    assert world(env_id="ClockDiscrete-v0").env_id == ""
 
 
 POLICY = """
@@ -173,8 +173,19 @@ POLICY = """
 
 def test_cart_pole_by_a_function_in_two_processes(tmp_path: Path) -> None:
     (tmp_path / "my_agent.py").write_text(textwrap.dedent(POLICY))
-    run = [sys.executable, str(ROOT / "collect/gym.py"), "--policy", "my_agent:upright", "--workers", "2"]
-    flags = ["--env", "CartPole-v1", "--max-steps", "60", "--episodes", "3", "--epsilon", "0", "--random-share", "0"]
+    run = [sys.executable, str(ROOT / "collect/gym.py"), "--policy", "my_agent:upright", "--num-workers", "2"]
+    flags = [
+        "--env-id",
+        "CartPole-v1",
+        "--max-episode-steps",
+        "60",
+        "--episodes",
+        "3",
+        "--epsilon",
+        "0",
+        "--random-share",
+        "0",
+    ]
     more = ["--size", "16", "--out", "data.zarr"]
     done = subprocess.run([*run, *flags, *more], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -182,7 +193,7 @@ def test_cart_pole_by_a_function_in_two_processes(tmp_path: Path) -> None:
     assert "episodes" in done.stderr and "frames/s" in done.stdout
     store = Store(tmp_path / "data.zarr")
     assert len({store.read("frames", 61 * i, 61 * i + 61).tobytes() for i in range(3)}) == 3
-    seen = store.episode(0)
+    seen = store.read_episode(0)
     assert seen["frames"].shape == (61, 16, 16, 3)
     assert len({frame.tobytes() for frame in seen["frames"]}) > 5  # it moves
     chosen = (seen["variables"][:-1, 2] + seen["variables"][:-1, 3] > 0).astype(int)
@@ -202,22 +213,22 @@ class Here:
 
 @pytest.mark.parametrize("length", [0, 3])
 def test_recording_goes_on_where_it_was_cut_short(tmp_path: Path, length: int) -> None:
-    args = script.Args(env="ClockDiscrete-v0", size=8, length=length)
-    one = world(env=args.env)
+    args = script.Args(env_id="ClockDiscrete-v0", size=8, length=length)
+    one = world(env_id=args.env_id)
 
     def go(name: str, total: int) -> Path:
         with StoreWriter(tmp_path / name, one, script.settings(args, one)) as writer:
-            record(Here(args), writer, script.LANES, total, length)  # type: ignore[arg-type]
-            assert writer.episodes == total
+            record_episodes(Here(args), writer, script.LANES, total, length)  # type: ignore[arg-type]
+            assert writer.n_episodes == total
         return tmp_path / name
 
     whole = Store(go("whole", 11))
     for total in (1, 2, 7, 11):
         parts = Store(go("parts", total))
-    for name in whole.names:
-        np.testing.assert_array_equal(parts.read(name, 0, parts.rows), whole.read(name, 0, whole.rows))
-    assert set(np.diff(whole.ends, prepend=0)) == {length or 6}
-    assert whole.episode(1)["frames"][:, 0, 0, 0].tolist() == ([30, 40, 50] if length else [0, 10, 20, 30, 40, 50])
+    for name in whole.array_names:
+        np.testing.assert_array_equal(parts.read(name, 0, parts.n_rows), whole.read(name, 0, whole.n_rows))
+    assert set(np.diff(whole.episode_ends, prepend=0)) == {length or 6}
+    assert whole.read_episode(1)["frames"][:, 0, 0, 0].tolist() == ([30, 40, 50] if length else [0, 10, 20, 30, 40, 50])
 
 
 WILD = {"reward": (np.nan, "reward is not finite in row 2"), "observation": (1e39, "variables is not finite in row 3")}
@@ -232,17 +243,17 @@ def test_episodes_with_numbers_that_are_not_finite_are_skipped(
 ) -> None:
     value, why = WILD[what]
     made = json.dumps({"what": what, "value": value})  # JSON of Python's kind has NaN
-    args = script.Args(env="ClockWild-v0", kwargs=made, size=8, length=length)
-    one = world(env=args.env, kwargs=made)
+    args = script.Args(env_id="ClockWild-v0", env_kwargs=made, size=8, length=length)
+    one = world(env_id=args.env_id, env_kwargs=made)
 
     def go(name: str, *totals: int) -> Store:
         for total in totals:
             with StoreWriter(tmp_path / name, one, {}) as writer:
-                record(Here(args), writer, script.LANES, total, length)  # type: ignore[arg-type]
+                record_episodes(Here(args), writer, script.LANES, total, length)  # type: ignore[arg-type]
         return Store(tmp_path / name)
 
-    whole, told = go("whole", 14), (tmp_path / "whole" / "skipped.txt").read_text()
-    lines = told.splitlines()
+    whole, text = go("whole", 14), (tmp_path / "whole" / "skipped.txt").read_text()
+    lines = text.splitlines()
     assert len(lines) > 2 and all(line.endswith(why) for line in lines)
     assert f"{len(lines)} episodes were skipped; {tmp_path}/whole/skipped.txt tells why" in capsys.readouterr().out
     spoilt = {int(line.split()[1].rstrip(":")) for line in lines}
@@ -250,32 +261,32 @@ def test_episodes_with_numbers_that_are_not_finite_are_skipped(
         episodes = [episode for group in range(9) for episode in played(group)]
     kept = [episode for i, episode in enumerate(episodes) if i not in spoilt]
     for name in ("reward", "variables"):
-        rows = np.concatenate([p[name] for e in kept for p in pieces(e, length)])[: whole.rows]
+        rows = np.concatenate([p[name] for e in kept for p in cut_episode(e, length)])[: whole.n_rows]
         assert np.isfinite(rows).all()
-        np.testing.assert_array_equal(whole.read(name, 0, whole.rows), rows)
+        np.testing.assert_array_equal(whole.read(name, 0, whole.n_rows), rows)
     parts = go("parts", 1, 2, 7, 14)  # cut short again and again
-    for name in whole.names:
-        np.testing.assert_array_equal(parts.read(name, 0, parts.rows), whole.read(name, 0, whole.rows))
-    assert (tmp_path / "parts" / "skipped.txt").read_text() == told
+    for name in whole.array_names:
+        np.testing.assert_array_equal(parts.read(name, 0, parts.n_rows), whole.read(name, 0, whole.n_rows))
+    assert (tmp_path / "parts" / "skipped.txt").read_text() == text
 
 
 def test_an_environment_whose_numbers_are_never_finite_is_given_up_on(tmp_path: Path) -> None:
     made = json.dumps({"what": "reward", "value": -np.inf, "all": True})
-    args = script.Args(env="ClockWild-v0", kwargs=made, size=8)
+    args = script.Args(env_id="ClockWild-v0", env_kwargs=made, size=8)
     with (
-        StoreWriter(tmp_path / "data.zarr", world(env=args.env, kwargs=made), {}) as writer,
+        StoreWriter(tmp_path / "data.zarr", world(env_id=args.env_id, env_kwargs=made), {}) as writer,
         pytest.raises(UserError, match="100 episodes in a row could not be recorded, of the last one reward"),
     ):
-        record(Here(args), writer, script.LANES, 1, 0)  # type: ignore[arg-type]
+        record_episodes(Here(args), writer, script.LANES, 1, 0)  # type: ignore[arg-type]
 
 
 def test_pieces_longer_than_all_episodes_are_given_up_on(tmp_path: Path) -> None:
-    args = script.Args(env="ClockDiscrete-v0", size=8)
+    args = script.Args(env_id="ClockDiscrete-v0", size=8)
     with (
-        StoreWriter(tmp_path / "data.zarr", world(env=args.env), {}) as writer,
+        StoreWriter(tmp_path / "data.zarr", world(env_id=args.env_id), {}) as writer,
         pytest.raises(UserError, match="100 episodes in a row had fewer than 7 frames"),
     ):
-        record(Here(args), writer, script.LANES, 1, 7)  # type: ignore[arg-type]
+        record_episodes(Here(args), writer, script.LANES, 1, 7)  # type: ignore[arg-type]
 
 
 def test_another_policy_is_another_recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,7 +296,7 @@ def test_another_policy_is_another_recording(tmp_path: Path, monkeypatch: pytest
     for version in ("1", "2"):
         (tmp_path / "my_changing_agent.py").write_text(f"def act(observation, rng):\n    return {version}\n")
         args = script.Args(policy="my_changing_agent:act")
-        said.append(script.settings(args, world(env="ClockVector-v0"))["policy"])
+        said.append(script.settings(args, world(env_id="ClockVector-v0"))["policy"])
     assert said[0] != said[1] and all(s.startswith("my_changing_agent:act ") for s in said)
 
 
@@ -293,10 +304,10 @@ def test_a_function_that_returns_no_action(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "my_wild_agent.py").write_text(textwrap.dedent(POLICY))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"my_wild_agent:wild: action 7 is outside .*; return an action of ClockVector"):
-        group(env="ClockVector-v0", policy="my_wild_agent:wild", epsilon=0, random_share=0)
+        group(env_id="ClockVector-v0", policy="my_wild_agent:wild", epsilon=0, random_share=0)
     for name in ("my_wild_agent:none", "no_such_agent:act"):
         with pytest.raises(UserError, match=f"there is no policy {name}"):
-            group(env="ClockVector-v0", policy=name)
+            group(env_id="ClockVector-v0", policy=name)
 
 
 AGENTS = """
@@ -316,7 +327,7 @@ def test_any_callable_plays_and_what_goes_wrong_is_told(tmp_path: Path, monkeypa
     (tmp_path / "my_other_agents.py").write_text(textwrap.dedent(AGENTS))
     (tmp_path / "my_broken_agents.py").write_text("import")
     monkeypatch.chdir(tmp_path)
-    play: dict[str, Any] = {"env": "ClockVector-v0", "epsilon": 0, "random_share": 0}
+    play: dict[str, Any] = {"env_id": "ClockVector-v0", "epsilon": 0, "random_share": 0}
     assert group(policy="my_other_agents:agent", **play)[0]["action"].tolist() == [1] * 5 + [0]
     args = script.Args(policy="my_other_agents:agent", **play)
     assert len(script.settings(args, world(**play))["policy"].split()[1]) == 64
@@ -336,38 +347,41 @@ def test_an_environment_of_the_current_folder_is_found(tmp_path: Path, monkeypat
     said = f"import gymnasium\ngymnasium.register('ClockHere-v0', entry_point='{entry}', max_episode_steps=9)\n"
     (tmp_path / "my_own_world.py").write_text(said)
     monkeypatch.chdir(tmp_path)
-    assert world(env="my_own_world:ClockHere-v0").name == "ClockHere-v0"
+    assert world(env_id="my_own_world:ClockHere-v0").name == "ClockHere-v0"
 
 
 def test_a_policy_may_play_at_random_in_part() -> None:
     gym.register("ClockDoom-v0", entry_point="envs.vizdoom:VizdoomFrames", max_episode_steps=4)
-    args = script.Args(env="ClockDoom-v0", policy="health_gathering_supreme@0.2")
-    assert script.settings(args, script.Frames(args).world)["policy"].endswith("@0.2")
+    args = script.Args(env_id="ClockDoom-v0", policy="health_gathering_supreme@0.2")
+    assert script.settings(args, script.FrameEnv(args).env_spec)["policy"].endswith("@0.2")
 
 
 def test_the_policy_that_ships_plays_where_its_frames_fit() -> None:
     gym.register("ClockDoom-v0", entry_point="envs.vizdoom:VizdoomFrames", max_episode_steps=4)
-    with script.playing(script.Args(env="ClockDoom-v0", policy="health_gathering_supreme", epsilon=0)) as one:
+    with script.playing(script.Args(env_id="ClockDoom-v0", policy="health_gathering_supreme", epsilon=0)) as one:
         assert [len(e["frames"]) for e in one(0)] == [5] * script.LANES
     with pytest.raises(UserError, match="acts on 64x64 frames"):
-        group(env="ClockVector-v0", policy="health_gathering_supreme")
+        group(env_id="ClockVector-v0", policy="health_gathering_supreme")
 
 
 REFUSED = {
-    "no such environment": ({"env": "Nothing-v0"}, "Nothing-v0 cannot be made: .*; install it, or give another id"),
-    "no such module": ({"env": "nothing_here:Nothing-v0"}, "nothing_here:Nothing-v0 cannot be made"),
-    "no such argument": ({"env": "CartPole-v1", "kwargs": '{"x": 1}'}, "CartPole-v1 cannot be made: .*'x'"),
-    "not JSON": ({"kwargs": "x=1"}, "kwargs 'x=1' are not JSON"),
-    "no time limit": ({"env": "ClockForever-v0"}, "has no time limit, .*; give --max-steps"),
-    "no picture": ({"env": "ClockVector-v0", "kwargs": '{"shows": false}'}, "shows no picture as rgb_array; wrap it"),
-    "endless actions": ({"env": "ClockEndless-v0"}, "bounds are finite"),
-    "whole numbers": ({"env": "ClockWhole-v0"}, "cannot be recorded; wrap it into .* flat Box of floats"),
-    "not a dictionary": ({"kwargs": "[1]"}, "must be a dictionary"),
-    "shown by the user": ({"kwargs": '{"render_mode": "human"}'}, "render_mode is chosen here"),
-    "does not begin": ({"env": "ClockBroken-v0"}, "ClockBroken-v0 cannot begin or be shown: no display; mend it"),
-    "actions from 1": ({"env": "ClockLate-v0"}, "cannot be recorded; wrap it"),
-    "a tuple": ({"env": "ClockTuple-v0"}, "cannot be recorded; wrap it"),
-    "too long": ({"env": "ClockDiscrete-v0", "length": 11}, "at most 10 frames"),
+    "no such environment": ({"env_id": "Nothing-v0"}, "Nothing-v0 cannot be made: .*; install it, or give another id"),
+    "no such module": ({"env_id": "nothing_here:Nothing-v0"}, "nothing_here:Nothing-v0 cannot be made"),
+    "no such argument": ({"env_id": "CartPole-v1", "env_kwargs": '{"x": 1}'}, "CartPole-v1 cannot be made: .*'x'"),
+    "not JSON": ({"env_kwargs": "x=1"}, "kwargs 'x=1' are not JSON"),
+    "no time limit": ({"env_id": "ClockForever-v0"}, "has no time limit, .*; give --max-episode-steps"),
+    "no picture": (
+        {"env_id": "ClockVector-v0", "env_kwargs": '{"shows": false}'},
+        "shows no picture as rgb_array; wrap it",
+    ),
+    "endless actions": ({"env_id": "ClockEndless-v0"}, "bounds are finite"),
+    "whole numbers": ({"env_id": "ClockWhole-v0"}, "cannot be recorded; wrap it into .* flat Box of floats"),
+    "not a dictionary": ({"env_kwargs": "[1]"}, "must be a dictionary"),
+    "shown by the user": ({"env_kwargs": '{"render_mode": "human"}'}, "render_mode is chosen here"),
+    "does not begin": ({"env_id": "ClockBroken-v0"}, "ClockBroken-v0 cannot begin or be shown: no display; mend it"),
+    "actions from 1": ({"env_id": "ClockLate-v0"}, "cannot be recorded; wrap it"),
+    "a tuple": ({"env_id": "ClockTuple-v0"}, "cannot be recorded; wrap it"),
+    "too long": ({"env_id": "ClockDiscrete-v0", "length": 11}, "at most 10 frames"),
 }
 
 
@@ -380,6 +394,6 @@ def test_what_cannot_be_recorded_is_one_sentence(case: str, tmp_path: Path) -> N
 
 
 def test_settings_that_make_no_sense() -> None:
-    for wrong in ({"episodes": 0}, {"size": 0}, {"workers": 0}, {"length": 1}, {"max_steps": -1}):
+    for wrong in ({"episodes": 0}, {"size": 0}, {"num_workers": 0}, {"length": 1}, {"max_episode_steps": -1}):
         with pytest.raises(UserError):
             script.Args(**wrong)  # type: ignore[arg-type]

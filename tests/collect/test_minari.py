@@ -17,11 +17,11 @@ import pytest
 from minari.data_collector import EpisodeBuffer
 
 from collect import minari as script
-from collect.files import labelled
-from worldmodel.errors import UserError
-from worldmodel.store import Store
-from worldmodel.world import ActionSpec, World
-from worldmodel.writer import StoreWriter
+from collect.files import with_labels
+from worldmodel.data.env_spec import ActionSpec, EnvSpec
+from worldmodel.data.store import Store
+from worldmodel.data.writer import StoreWriter
+from worldmodel.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 BOX = ActionSpec(kind="Box", low=(-1.0, 0.0), high=(1.0, 3.0))
@@ -35,7 +35,7 @@ KINDS = {
 @pytest.fixture(autouse=True)
 def datasets(here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
-    script.opened.cache_clear()
+    script.open_dataset.cache_clear()
     return tmp_path / "minari"
 
 
@@ -43,8 +43,10 @@ def recorded(path: Path, action: ActionSpec, variables: int = 2, episodes: int =
     """Noise, which no JPEG keeps, and numbers that float32 holds but no decimal does."""
     rng = np.random.default_rng(1)
     names = tuple(f"v{i}" for i in range(variables))
-    world = World(name="noise", frame_shape=(12, 10, 3), action=action, variables=names, classes=("a", "b"), fps=7.5)
-    with StoreWriter(path, world, {}) as writer:
+    env_spec = EnvSpec(
+        name="noise", frame_shape=(12, 10, 3), action=action, variables=names, classes=("a", "b"), fps=7.5
+    )
+    with StoreWriter(path, env_spec, {}) as writer:
         for i in range(episodes):
             n = 5 + i
             if action.kind == "Box":
@@ -62,22 +64,22 @@ def recorded(path: Path, action: ActionSpec, variables: int = 2, episodes: int =
             }
             if variables:
                 episode["variables"] = rng.normal(size=(n, variables)).astype(np.float32)
-            writer.append(labelled(episode, label=i % 2, split=i % 3))
+            writer.append(with_labels(episode, label=i % 2, split=i % 3))
     return path
 
 
 def equal(a: Path, b: Path) -> None:
     one, other = Store(a), Store(b)
-    assert (one.world, one.names) == (other.world, other.names)
-    np.testing.assert_array_equal(one.ends, other.ends)
-    for name in one.names:
-        x, y = one.read(name, 0, one.rows), other.read(name, 0, other.rows)
+    assert (one.env_spec, one.array_names) == (other.env_spec, other.array_names)
+    np.testing.assert_array_equal(one.episode_ends, other.episode_ends)
+    for name in one.array_names:
+        x, y = one.read(name, 0, one.n_rows), other.read(name, 0, other.n_rows)
         assert x.dtype == y.dtype
         np.testing.assert_array_equal(x, y)
 
 
 def bring_in(tmp_path: Path, dataset: str = "toys/noise-v0", **changes: Any) -> Store:
-    script.main(script.Args(dataset=dataset, out=tmp_path / "back.zarr", workers=1, **changes))
+    script.main(script.Args(dataset=dataset, out=tmp_path / "back.zarr", num_workers=1, **changes))
     return Store(tmp_path / "back.zarr")
 
 
@@ -95,7 +97,7 @@ def test_a_store_comes_back_equal_through_the_command_line(tmp_path: Path) -> No
         return done.stdout
 
     assert "toys/noise-v0: 3 episodes, 18 frames" in run("--export", "data.zarr")
-    assert "back.zarr: 3 episodes, 18 frames" in run("--out", "back.zarr", "--workers", "2")
+    assert "back.zarr: 3 episodes, 18 frames" in run("--out", "back.zarr", "--num-workers", "2")
     equal(tmp_path / "data.zarr", tmp_path / "back.zarr")
 
 
@@ -109,26 +111,26 @@ def test_what_goes_out_is_what_minari_reads(tmp_path: Path, kind: str, variables
     assert (dataset.total_episodes, dataset.total_steps) == (3, 15)
     assert dataset.observation_space == gym.spaces.Box(0, 255, (12, 10, 3), np.uint8)
     for i, theirs in enumerate(dataset):
-        ours = store.episode(i)
+        ours = store.read_episode(i)
         np.testing.assert_array_equal(theirs.observations, ours["frames"])
         for name, array in {"actions": "action", "rewards": "reward", "terminations": "terminated"}.items():
             np.testing.assert_array_equal(getattr(theirs, name), ours[array][:-1])
         assert theirs.truncations.tolist() == ours["truncated"][:-1].tolist()
         assert all(dataset.action_space.contains(a) for a in theirs.actions)
-    folder = script.folder_of("toys/noise-v0")
-    back = [script.read(folder, "", 0, i)[0] for i in range(3)]
+    folder = script.dataset_folder("toys/noise-v0")
+    back = [script.read_file(folder, "", 0, i)[0] for i in range(3)]
     for i, episode in enumerate(back):
-        assert episode.keys() == set(store.names)
+        assert episode.keys() == set(store.array_names)
         for name, array in episode.items():
-            np.testing.assert_array_equal(array, store.read(name, *store.bounds(i)), strict=True)
-    assert script.world(script.opened(folder), "", 0) == store.world
+            np.testing.assert_array_equal(array, store.read(name, *store.episode_bounds(i)), strict=True)
+    assert script.make_env_spec(script.open_dataset(folder), "", 0) == store.env_spec
 
 
 @pytest.mark.parametrize("damaged", ["text", "{}", "[1]", '{"world": {"nam": "toy"}, "infos": []}', 7, None])
 def test_a_world_among_the_metadata_that_is_damaged(tmp_path: Path, damaged: object) -> None:
     send_out(recorded(tmp_path / "data.zarr", BOX))
     path = tmp_path / "minari/toys/noise-v0/data/metadata.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {script.KEPT: damaged}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {script.METADATA_KEY: damaged}))
     with pytest.raises(UserError, match=r"toys/noise-v0 has a damaged worldmodel in its metadata \(.*\); fetch it"):
         bring_in(tmp_path)
 
@@ -136,7 +138,7 @@ def test_a_world_among_the_metadata_that_is_damaged(tmp_path: Path, damaged: obj
 def test_a_store_of_no_variables_goes_out_and_comes_back(tmp_path: Path) -> None:
     """Having an array of none is not the same as having no array."""
     made_elsewhere(FLAT, PICTURE)
-    script.main(script.Args(dataset="other/toy-v3", out=tmp_path / "data.zarr", workers=1))
+    script.main(script.Args(dataset="other/toy-v3", out=tmp_path / "data.zarr", num_workers=1))
     send_out(tmp_path / "data.zarr")
     assert bring_in(tmp_path).read("variables", 0, 6).shape == (6, 0)
     equal(tmp_path / "data.zarr", tmp_path / "back.zarr")
@@ -164,31 +166,31 @@ FLAT = np.full((6, 16, 16, 3), 1, np.uint8) * (40 * np.arange(6, dtype=np.uint8)
 def test_a_data_set_from_elsewhere(tmp_path: Path) -> None:
     made_elsewhere(FLAT, PICTURE)
     store = bring_in(tmp_path, "other/toy-v3")
-    episode = store.episode(0)
+    episode = store.read_episode(0)
     assert episode["frames"][:, 8, 8].tolist() == [[40 * t] * 3 for t in range(6)]
     assert episode["action"].tolist() == [0, 1, 2, 0, 1, 0]
     assert episode["reward"].tolist() == [0, 0.5, 1, 1.5, 2, 0]
     assert episode["terminated"].tolist() == [False] * 4 + [True, False]
     assert (episode["variables"].shape, episode["variables"].dtype) == ((6, 0), np.float32), "what a dream asks for"
-    assert (store.world.name, store.world.action) == ("other-toy-v3", KINDS["Discrete"])
+    assert (store.env_spec.name, store.env_spec.action) == ("other-toy-v3", KINDS["Discrete"])
     folder = shutil.copytree(tmp_path / "minari/other/toy-v3", tmp_path / "elsewhere")
-    script.main(script.Args(dataset=str(folder), out=tmp_path / "again.zarr", workers=1))
+    script.main(script.Args(dataset=str(folder), out=tmp_path / "again.zarr", num_workers=1))
     equal(tmp_path / "back.zarr", tmp_path / "again.zarr")
 
 
 def test_pictures_of_any_size_and_grey_ones_are_scaled(tmp_path: Path) -> None:
     made_elsewhere(FLAT[..., :1], gym.spaces.Box(0, 255, (16, 16, 1), np.uint8))
     store = bring_in(tmp_path, "other/toy-v3", size=8)
-    assert store.world.frame_shape == (8, 8, 3)
-    assert store.episode(0)["frames"][:, 4, 4].tolist() == [[40 * t] * 3 for t in range(6)]
-    script.main(script.Args(dataset="other/toy-v3", out=tmp_path / "as_they_are.zarr", workers=1))
-    assert Store(tmp_path / "as_they_are.zarr").world.frame_shape == (16, 16, 3)
+    assert store.env_spec.frame_shape == (8, 8, 3)
+    assert store.read_episode(0)["frames"][:, 4, 4].tolist() == [[40 * t] * 3 for t in range(6)]
+    script.main(script.Args(dataset="other/toy-v3", out=tmp_path / "as_they_are.zarr", num_workers=1))
+    assert Store(tmp_path / "as_they_are.zarr").env_spec.frame_shape == (16, 16, 3)
 
 
 def test_actions_that_are_never_0_come_back(tmp_path: Path) -> None:
     away = ActionSpec(kind="Box", low=(0.5, 1.0), high=(1.0, 3.0))
     send_out(recorded(tmp_path / "data.zarr", away))
-    assert len(bring_in(tmp_path).ends) == 3
+    assert len(bring_in(tmp_path).episode_ends) == 3
     equal(tmp_path / "data.zarr", tmp_path / "back.zarr")
 
 
@@ -223,7 +225,9 @@ def test_an_episode_that_is_broken_is_named_and_the_others_are_kept(
     store = bring_in(tmp_path)
     assert "2 episodes, 12 frames; 1 of 3 files were skipped" in capsys.readouterr().out
     assert f"{data}: episode 1: " in (tmp_path / "back.zarr/skipped.txt").read_text()
-    np.testing.assert_array_equal(store.episode(1)["action"], Store(tmp_path / "data.zarr").episode(2)["action"])
+    np.testing.assert_array_equal(
+        store.read_episode(1)["action"], Store(tmp_path / "data.zarr").read_episode(2)["action"]
+    )
 
 
 ODD = {
@@ -242,7 +246,7 @@ def test_an_episode_whose_arrays_are_odd_is_skipped_even_if_it_is_the_first(tmp_
     with h5py.File(tmp_path / "minari/toys/noise-v0/data/main_data.hdf5", "a") as file:
         del file[f"episode_0/{name}"]
         file[f"episode_0/{name}"] = ODD[name]
-    assert len(bring_in(tmp_path).ends) == 2
+    assert len(bring_in(tmp_path).episode_ends) == 2
     assert "episode 0: " in (tmp_path / "back.zarr/skipped.txt").read_text()
 
 
@@ -260,13 +264,13 @@ def test_an_episode_with_numbers_that_are_not_finite_is_skipped(tmp_path: Path, 
         del file[f"episode_1/{name}"]
         file[f"episode_1/{name}"] = array
     store = bring_in(tmp_path)
-    assert len(store.ends) == 2
-    told = (tmp_path / "back.zarr/skipped.txt").read_text()
-    assert "episode 1: " in told and ("is not finite" in told or "action nan is outside" in told)
+    assert len(store.episode_ends) == 2
+    text = (tmp_path / "back.zarr/skipped.txt").read_text()
+    assert "episode 1: " in text and ("is not finite" in text or "action nan is outside" in text)
 
 
 def test_a_store_without_steps_and_a_name_that_is_taken_leave_nothing_behind(tmp_path: Path) -> None:
-    with StoreWriter(tmp_path / "film.zarr", World(name="film"), {}) as writer:
+    with StoreWriter(tmp_path / "film.zarr", EnvSpec(name="film"), {}) as writer:
         writer.append({"frames": np.zeros((3, 64, 64, 3), np.uint8)})
     with pytest.raises(UserError, match="has no action, and Minari holds steps"):
         send_out(tmp_path / "film.zarr")
@@ -278,7 +282,7 @@ def test_a_store_without_steps_and_a_name_that_is_taken_leave_nothing_behind(tmp
 
 def test_interrupted_in_its_midst_it_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recorded(tmp_path / "data.zarr", BOX)
-    episode = Store.episode
+    episode = Store.read_episode
 
     def interrupted(self: Store, i: int, *names: Any) -> Any:
         if i == 2:

@@ -13,19 +13,19 @@ import pytest
 
 from collect import moving_mnist as mm
 from configs import parse
-from worldmodel.errors import UserError
-from worldmodel.store import Store
+from worldmodel.data.store import Store
+from worldmodel.utils.errors import UserError
 
 
 def args(tmp_path: Path, *flags: str, out: str = "data.zarr") -> mm.Args:
-    return parse(mm.Args, "collect", ["--out", str(tmp_path / out), "--workers", "1", *flags])
+    return parse(mm.Args, "collect", ["--out", str(tmp_path / out), "--num-workers", "1", *flags])
 
 
 def frames_of(path: Path) -> np.ndarray:
     store = Store(path)
-    assert store.names == ("frames",)
-    frames = store.read("frames", 0, store.rows)
-    return frames.reshape(len(store.ends), -1, *frames.shape[1:])
+    assert store.array_names == ("frames",)
+    frames = store.read("frames", 0, store.n_rows)
+    return frames.reshape(len(store.episode_ends), -1, *frames.shape[1:])
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_the_published_file(here: None, tmp_path: Path, published: tuple[Path, n
     for c in range(channels):
         np.testing.assert_array_equal(frames[..., c], videos.transpose(1, 0, 2, 3))
     store = Store(tmp_path / "data.zarr")
-    assert [len(store.episodes(split)) for split in ("train", "valid", "test")] == [96, 12, 12]
+    assert [len(store.episode_indices(split)) for split in ("train", "valid", "test")] == [96, 12, 12]
 
 
 def stored(tmp_path: Path, array: np.ndarray, *flags: str) -> np.ndarray:
@@ -123,16 +123,16 @@ def test_frames_that_are_no_pictures_are_skipped(here: None, tmp_path: Path) -> 
     frames[-1, 0, 0, 0] = np.nan
     np.savez(tmp_path / "a.npz", input_raw_data=frames, clips=clips(55, 10, 10))
     mm.main(args(tmp_path, "--source", str(tmp_path / "a.npz")))
-    assert len(Store(tmp_path / "data.zarr").ends) == 50
-    told = (tmp_path / "data.zarr" / "skipped.txt").read_text()
-    assert told == f"{tmp_path}/a.npz: videos from 50 on are not between 0 and 1; fetch it again\n"
+    assert len(Store(tmp_path / "data.zarr").episode_ends) == 50
+    text = (tmp_path / "data.zarr" / "skipped.txt").read_text()
+    assert text == f"{tmp_path}/a.npz: videos from 50 on are not between 0 and 1; fetch it again\n"
 
 
 def test_a_npz_of_something_else(tmp_path: Path) -> None:
     frames = VIDEOS.reshape(-1, 1, 6, 4)
     wrong = clips(55, 10, 10)
     wrong[0, 3, 0] += 1
-    for arrays, told in (
+    for arrays, text in (
         ({"x_train": VIDEOS, "labels": VIDEOS[0]}, "holds x_train, labels, but no arr_0 or input_raw_data"),
         ({}, "holds nothing, but no arr_0"),
         ({"arr_0": VIDEOS / 2}, "holds float64 .*, but Moving MNIST is uint8"),
@@ -142,7 +142,7 @@ def test_a_npz_of_something_else(tmp_path: Path) -> None:
         ({"arr_0": np.array([{}])}, "cannot be read"),
     ):
         np.savez(tmp_path / "a.npz", **arrays)
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=text):
             mm.main(args(tmp_path, "--source", str(tmp_path / "a.npz")))
     np.savez(tmp_path / "a.npz", VIDEOS)
     whole = (tmp_path / "a.npz").read_bytes()
@@ -162,7 +162,7 @@ def test_a_file_that_is_not_the_published_one(tmp_path: Path, published: tuple[P
     (tmp_path / "empty.npy").touch()
     (tmp_path / "torn.npy").write_bytes(path.read_bytes()[:-100])
     (tmp_path / "more.npy").write_bytes(path.read_bytes().replace(b"(5, 120,", b"(4, 120,", 1))
-    for name, told in (
+    for name, text in (
         ("float", r"holds float64 \(5, 120, 16, 12\), but Moving MNIST is uint8"),
         ("flat", r"holds uint8 \(120, 16, 12\), but"),
         ("text", "cannot be read"),
@@ -171,24 +171,24 @@ def test_a_file_that_is_not_the_published_one(tmp_path: Path, published: tuple[P
         ("more", "is longer than the uint8 .* that it says it holds"),
         ("missing", "is no file; give mnist_test_seq.npy"),
     ):
-        with pytest.raises(UserError, match=rf"{name}.npy {told}"):
+        with pytest.raises(UserError, match=rf"{name}.npy {text}"):
             mm.main(args(tmp_path, "--source", str(tmp_path / f"{name}.npy")))
 
 
 def test_a_flight_bounces_as_worked_out_by_hand() -> None:
     """In a room of 10 by 4: down to 8, 11 is mirrored to 9, then back; sideways from 1 through 0 and on."""
-    path = mm.fly(np.array([[5.0, 1.0]]), np.array([[3.0, -1.5]]), 6, np.array([10.0, 4.0]))
+    path = mm.bounce(np.array([[5.0, 1.0]]), np.array([[3.0, -1.5]]), 6, np.array([10.0, 4.0]))
     assert path[0, :, 0].tolist() == [5, 8, 9, 6, 3, 0]
     assert path[0, :, 1].tolist() == [1, 0.5, 2, 3.5, 3, 1.5]  # 1, -0.5, -2, -3.5, -5, -6.5, mirrored at 0 and 4
-    still = mm.fly(np.array([[0.0, 3.0]]), np.array([[2.0, 0.0]]), 3, np.array([0.0, 4.0]))
+    still = mm.bounce(np.array([[0.0, 3.0]]), np.array([[2.0, 0.0]]), 3, np.array([0.0, 4.0]))
     np.testing.assert_allclose(still, [[[0, 3]] * 3], atol=1e-8)  # a digit as big as the frame
 
 
 def test_digits_are_drawn_where_they_are_and_the_brighter_one_counts() -> None:
     frames = np.zeros((2, 2, 5, 6), np.uint8)
     first = np.array([[[9, 1], [2, 3]], [[5, 5], [5, 5]]], np.uint8)
-    mm.draw(frames, first, np.array([[[0, 0], [3, 4]], [[1, 1], [1, 1]]]))
-    mm.draw(frames, np.full((2, 2, 2), 4, np.uint8), np.array([[[0, 1], [0, 0]], [[0, 0], [3, 3]]]))
+    mm.draw_digits(frames, first, np.array([[[0, 0], [3, 4]], [[1, 1], [1, 1]]]))
+    mm.draw_digits(frames, np.full((2, 2, 2), 4, np.uint8), np.array([[[0, 1], [0, 0]], [[0, 0], [3, 3]]]))
     expected = np.zeros((2, 2, 5, 6), int)
     expected[0, 0, :2, :3] = [[9, 4, 4], [2, 4, 4]]
     expected[0, 1, :2, :2] = 4
@@ -287,7 +287,7 @@ def test_the_seed_decides_and_the_number_of_processes_does_not(
     for out, seed in (("a", "0"), ("other", "1")):
         mm.main(args(tmp_path, *flags, "--seed", seed, out=out))
     monkeypatch.undo()  # two processes
-    mm.main(replace(args(tmp_path, *flags, out="b"), workers=2))
+    mm.main(replace(args(tmp_path, *flags, out="b"), num_workers=2))
     a, b, other = (frames_of(tmp_path / name) for name in ("a", "b", "other"))
     assert a.shape == (120, 6, 64, 64, 3)
     np.testing.assert_array_equal(a, b)
@@ -299,7 +299,7 @@ def test_the_seed_decides_and_the_number_of_processes_does_not(
 def test_cut_short_it_goes_on_to_the_same_store(here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = ["--episodes", "130", "--length", "4"]
     mm.main(args(tmp_path, *flags, out="whole"))
-    usual = mm.make
+    usual = mm.make_videos
 
     def stops(settings: mm.Args, digits: np.ndarray, batch: int) -> Any:
         if batch == 2:
@@ -309,8 +309,8 @@ def test_cut_short_it_goes_on_to_the_same_store(here: None, tmp_path: Path, monk
     monkeypatch.setattr(mm, "make", stops)
     with pytest.raises(KeyboardInterrupt):
         mm.main(args(tmp_path, *flags, out="cut"))
-    assert len(Store(tmp_path / "cut").ends) == 2 * mm.BATCH
+    assert len(Store(tmp_path / "cut").episode_ends) == 2 * mm.BATCH
     monkeypatch.setattr(mm, "make", usual)
     mm.main(args(tmp_path, *flags, out="cut"))
     np.testing.assert_array_equal(frames_of(tmp_path / "cut"), frames_of(tmp_path / "whole"))
-    assert len(Store(tmp_path / "cut").ends) == 130
+    assert len(Store(tmp_path / "cut").episode_ends) == 130

@@ -19,10 +19,10 @@ from envs.pushing import Pushing
 from tests.collect.conftest import Here
 from tests.collect.test_bair import written
 from train import prior, tokens, vqvae
-from worldmodel.checkpoint import read_header
-from worldmodel.errors import UserError
-from worldmodel.layout import open_root
-from worldmodel.store import Store
+from worldmodel.data.store import Store
+from worldmodel.data.zarr_format import open_root
+from worldmodel.utils.checkpoint import read_header
+from worldmodel.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,7 +32,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten random episodes, by two processes."""
     out = tmp_path_factory.mktemp("pushing") / "data.zarr"
     script = [sys.executable, str(ROOT / "collect/pushing.py"), "--out", str(out), "--policy", "random"]
-    done = subprocess.run([*script, "--workers", "2", "--episodes", "10"], capture_output=True, text=True)
+    done = subprocess.run([*script, "--num-workers", "2", "--episodes", "10"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "of the bare renderer's" in done.stdout
     assert "10 episodes, 300 frames" in done.stdout
@@ -43,17 +43,20 @@ def test_a_store_of_bairs_has_the_same_arrays_and_world(recorded: Path, tmp_path
     """Read from a record of BAIR's as published; only where numbers must differ do they."""
     (tmp_path / "bair/train").mkdir(parents=True)
     (tmp_path / "bair/train/traj_0_to_0.tfrecords").write_bytes(written(1))
-    bair.main(bair.Args(source=tmp_path / "bair", out=tmp_path / "bair.zarr", workers=1, valid=0))
+    bair.main(bair.Args(source=tmp_path / "bair", out=tmp_path / "bair.zarr", num_workers=1, valid=0))
     real, ours = Store(tmp_path / "bair.zarr"), Store(recorded)
-    assert real.names == ours.names
-    for name in real.names:
+    assert real.array_names == ours.array_names
+    for name in real.array_names:
         a, b = (open_root(store.path)[0][f"data/{name}"] for store in (real, ours))
         assert (a.dtype, a.shape[1:], a.chunks) == (b.dtype, b.shape[1:], b.chunks), name
-    assert real.ends[0] == ours.ends[0] == 30
+    assert real.episode_ends[0] == ours.episode_ends[0] == 30
     same = ("name", "frame_shape", "variables", "classes", "max_episode_steps")
-    assert [getattr(real.world, n) for n in same] == [getattr(ours.world, n) for n in same]
-    assert (real.world.action.kind, real.world.action.shape) == (ours.world.action.kind, ours.world.action.shape)
-    a, b = real.episode(0), ours.episode(0)
+    assert [getattr(real.env_spec, n) for n in same] == [getattr(ours.env_spec, n) for n in same]
+    assert (real.env_spec.action.kind, real.env_spec.action.shape) == (
+        ours.env_spec.action.kind,
+        ours.env_spec.action.shape,
+    )
+    a, b = real.read_episode(0), ours.read_episode(0)
     for name in ("reward", "terminated", "truncated"):
         np.testing.assert_array_equal(a[name], b[name])
     assert not a["action"][-1].any() and not b["action"][-1].any()
@@ -63,12 +66,22 @@ def test_the_papers_configuration_of_bair_trains_on_it(recorded: Path, tmp_path:
     """Two steps of each model of configs/bair.yaml, fewer and narrower layers apart: one frame and 64 numbers given."""
     preset, shorter = read_preset("bair"), {"steps": 2, "batch_size": 2, "log_every": 1}
     video, gpt = overlay(vqvae.Args(), preset["vqvae"], "vqvae"), overlay(prior.Args(), preset["prior"], "prior")
-    narrow = replace(video.model, stride=(4, 8, 8), hidden=16, residual=16, layers=1, codes=8, dim=8)
+    narrow = replace(
+        video.model,
+        stride=(4, 8, 8),
+        hidden_channels=16,
+        residual_channels=16,
+        n_res_blocks=1,
+        n_codes=8,
+        embedding_dim=8,
+    )
     where = {"run": tmp_path, "data": recorded, "device": "cpu", "held_out": 2}
-    vqvae.main(replace(video, **where, model=narrow, fit=replace(video.fit, **shorter)))
-    tokens.main(tokens.Args(run=tmp_path, data=(recorded,), every=14, device="cpu"))
-    narrow = replace(gpt.model, width=16, heads=2, layers=1, feedforward=16, resnet=18, units=32, local=8)
-    prior.main(replace(gpt, **where, model=narrow, fit=replace(gpt.fit, **shorter)))
+    vqvae.main(replace(video, **where, model=narrow, trainer=replace(video.trainer, **shorter)))
+    tokens.main(tokens.Args(run=tmp_path, data=(recorded,), clip_stride=14, device="cpu"))
+    narrow = replace(
+        gpt.model, d_model=16, n_heads=2, n_layers=1, d_ff=16, resnet_depth=18, cond_dim=32, local_window=8
+    )
+    prior.main(replace(gpt, **where, model=narrow, trainer=replace(gpt.trainer, **shorter)))
     config, progress = read_header(tmp_path / "prior")
     assert progress == {"step": 2}
     assert (config["model"]["condition"], config["model"]["condition_dim"], config["model"]["seen"]) == ("clip", 64, 1)
@@ -76,7 +89,7 @@ def test_the_papers_configuration_of_bair_trains_on_it(recorded: Path, tmp_path:
 
 def test_the_split_is_of_the_episodes_8_to_1_to_1(recorded: Path) -> None:
     store = Store(recorded)
-    assert [len(store.episodes(split)) for split in ("train", "valid", "test")] == [8, 1, 1]
+    assert [len(store.episode_indices(split)) for split in ("train", "valid", "test")] == [8, 1, 1]
 
 
 class Alone(Here):
@@ -94,13 +107,13 @@ def test_another_process_and_a_pause_make_the_same_store(
     for episodes in (3, 10):
         pushing.main(pushing.Args(out=out, policy="random", episodes=episodes))
     one, other = Store(out), Store(recorded)
-    for name in one.names:
-        np.testing.assert_array_equal(one.read(name, 0, one.rows), other.read(name, 0, other.rows))
+    for name in one.array_names:
+        np.testing.assert_array_equal(one.read(name, 0, one.n_rows), other.read(name, 0, other.n_rows))
 
 
 def test_what_was_told_is_what_the_environment_does(recorded: Path) -> None:
     """The first episode, played again from its own actions and seed."""
-    episode = Store(recorded).episode(0)
+    episode = Store(recorded).read_episode(0)
     seed = int(np.random.SeedSequence([0, 0]).generate_state(2)[0])
     with contextlib.closing(Pushing()) as env:
         frame, info = env.reset(seed=seed)
@@ -113,7 +126,7 @@ def test_what_was_told_is_what_the_environment_does(recorded: Path) -> None:
 
 def test_exploration_draws_as_bairs_robot_did(recorded: Path) -> None:
     store = Store(recorded)
-    actions = store.read("action", 0, store.rows)
+    actions = store.read("action", 0, store.n_rows)
     assert 0.6 < (actions[:, 2] == 0).mean() < 0.95
     assert set(actions[:, 2:].ravel()) <= {0, 1, 2, 3, 4}
     assert (actions[1:, :2] != actions[:-1, :2]).any(1).all(), "none is held"

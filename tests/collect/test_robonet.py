@@ -19,8 +19,8 @@ from PIL import Image
 from collect import robonet
 from collect.files import BrokenFile
 from tests.collect import films as shared
-from worldmodel.errors import UserError
-from worldmodel.store import Store
+from worldmodel.data.store import Store
+from worldmodel.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 6
@@ -28,14 +28,14 @@ STEPS = 6
 
 def scenes(n: int, height: int, width: int) -> list[np.ndarray]:
     """Red left, blue right, a green middle that grows brighter: smooth areas, which lossy codecs keep."""
-    films = []
+    videos = []
     for t in range(n):
         picture = np.zeros((height, width, 3), np.uint8)
         picture[:, : width // 3] = (220, 30, 30)
         picture[:, width // 3 : -(width // 3)] = (20, 80 + 20 * t, 20)
         picture[:, -(width // 3) :] = (30, 30, 220)
-        films.append(picture)
-    return films
+        videos.append(picture)
+    return videos
 
 
 def mp4(frames: list[np.ndarray]) -> np.ndarray:
@@ -59,7 +59,7 @@ def write(path: Path, kind: str = "mp4", said: str = "RGB", frames: int = STEPS,
     """A trajectory; `said` is the file's image_format. With OpenCV's order in the file, red and blue are exchanged."""
     path.parent.mkdir(parents=True, exist_ok=True)
     swapped = (kind == "mp4") == (said == "BGR")
-    films = [picture[..., ::-1] if swapped else picture for picture in scenes(frames, 48, 64)]
+    videos = [picture[..., ::-1] if swapped else picture for picture in scenes(frames, 48, 64)]
     arrays = {
         "env/state": np.arange(STEPS * 5, dtype=np.float64).reshape(STEPS, 5) / 8,
         "policy/actions": np.arange((STEPS - 1) * 4, dtype=np.float32).reshape(STEPS - 1, 4) / 4 - 2,
@@ -67,9 +67,9 @@ def write(path: Path, kind: str = "mp4", said: str = "RGB", frames: int = STEPS,
     with h5py.File(path, "w") as file:
         group = file.create_group("env/cam0_video")
         if kind == "mp4":
-            group.create_dataset("frames", data=mp4(films)).attrs["image_format"] = said
+            group.create_dataset("frames", data=mp4(videos)).attrs["image_format"] = said
         else:
-            for t, picture in enumerate(films):
+            for t, picture in enumerate(videos):
                 group.create_dataset(f"frame{t}", data=jpg(np.ascontiguousarray(picture))).attrs["image_format"] = said
         for name, array in (arrays | {k.replace("__", "/"): v for k, v in changes.items()}).items():
             if array is not None:
@@ -78,7 +78,7 @@ def write(path: Path, kind: str = "mp4", said: str = "RGB", frames: int = STEPS,
 
 
 def args(source: Path, **changes: object) -> robonet.Args:
-    return robonet.Args(source=source, out=source.parent / "data.zarr", workers=1, **changes)  # type: ignore[arg-type]
+    return robonet.Args(source=source, out=source.parent / "data.zarr", num_workers=1, **changes)  # type: ignore[arg-type]
 
 
 def colours(frames: np.ndarray) -> list[tuple[bool, bool]]:
@@ -91,7 +91,7 @@ def colours(frames: np.ndarray) -> list[tuple[bool, bool]]:
 @pytest.mark.parametrize("said", ["RGB", "BGR"])
 def test_pictures_in_both_encodings_and_orders(tmp_path: Path, kind: str, said: str) -> None:
     path = write(tmp_path / "hdf5/one.hdf5", kind, said)
-    (episode,) = robonet.read(args(path.parent), path)
+    (episode,) = robonet.read_file(args(path.parent), path)
     frames = episode["frames"]
     assert (frames.shape, frames.dtype) == ((STEPS, 64, 64, 3), np.uint8)
     assert colours(frames) == [(True, True)] * STEPS
@@ -101,7 +101,7 @@ def test_pictures_in_both_encodings_and_orders(tmp_path: Path, kind: str, said: 
 
 def test_the_clock(tmp_path: Path) -> None:
     path = write(tmp_path / "hdf5/one.hdf5")
-    (episode,) = robonet.read(args(path.parent), path)
+    (episode,) = robonet.read_file(args(path.parent), path)
     assert episode["action"].tolist() == [[t - 2, t - 1.75, t - 1.5, t - 1.25] for t in range(5)] + [[0] * 4]
     assert episode["variables"].tolist() == [[(5 * t + i) / 8 for i in range(5)] for t in range(STEPS)]
     assert episode["truncated"].tolist() == [False] * 4 + [True, False]
@@ -110,7 +110,7 @@ def test_the_clock(tmp_path: Path) -> None:
 
 def test_what_is_longer_is_cut(tmp_path: Path) -> None:
     path = write(tmp_path / "hdf5/one.hdf5", frames=4)
-    (episode,) = robonet.read(args(path.parent), path)
+    (episode,) = robonet.read_file(args(path.parent), path)
     assert {len(array) for array in episode.values()} == {4}
     assert episode["action"][:, 0].tolist() == [-2, -1, 0, 0]
     assert episode["truncated"].tolist() == [False, False, True, False]
@@ -120,7 +120,7 @@ def test_the_shorter_side_is_scaled_and_the_middle_is_kept() -> None:
     picture = np.zeros((240, 320, 3), np.uint8)
     picture[:, :40], picture[:, 280:] = 255, 255  # just outside the middle square
     picture[0:15, 40:55] = (1, 2, 3)  # its corner: 4 by 4 pixels of 64
-    small = robonet.shrink(Image.fromarray(picture), 64)
+    small = robonet.crop_and_resize(Image.fromarray(picture), 64)
     assert small[:4, :4].reshape(-1, 3).tolist() == [[1, 2, 3]] * 16
     assert small[4:].max() == small[:, 4:].max() == 0
 
@@ -134,7 +134,7 @@ def test_a_folder_by_two_processes_broken_files_by_name(tmp_path: Path) -> None:
     (source / "berkeley/sawyer_1.hdf5").write_bytes(whole[: len(whole) // 2])
     (source / "berkeley/empty.hdf5").touch()
     script = [sys.executable, str(ROOT / "collect/robonet.py"), "--source", "hdf5", "--out", "data.zarr"]
-    done = subprocess.run([*script, "--workers", "2", "--size", "32"], capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run([*script, "--num-workers", "2", "--size", "32"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "2 episodes, 12 frames; 3 of 5 files were skipped" in done.stdout
     assert "actions lay between [-2.0" in done.stdout
@@ -143,7 +143,7 @@ def test_a_folder_by_two_processes_broken_files_by_name(tmp_path: Path) -> None:
         "hdf5/berkeley/empty.hdf5", "hdf5/berkeley/sawyer_1.hdf5", "hdf5/penn/baxter_0.hdf5",
     ]  # fmt: skip
     assert "shape (5, 5), not (t, 4); give --action-width" in skipped[2]
-    assert Store(tmp_path / "data.zarr").world.frame_shape == (32, 32, 3)
+    assert Store(tmp_path / "data.zarr").env_spec.frame_shape == (32, 32, 3)
 
 
 def test_five_numbers_of_another_robot_and_a_pattern(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_five_numbers_of_another_robot_and_a_pattern(tmp_path: Path) -> None:
     write(tmp_path / "hdf5/sawyer_0.hdf5")
     robonet.main(args(path.parent, action_width=5, pattern="*baxter*.hdf5"))
     store = Store(tmp_path / "data.zarr")
-    assert (len(store.ends), store.world.action.width) == (1, 5)
+    assert (len(store.episode_ends), store.env_spec.action.encoded_dim) == (1, 5)
     assert store.read("action", 0, 9).tolist() == [[2.5] * 5] * 5 + [[0] * 5]
 
 
@@ -196,17 +196,17 @@ def test_a_broken_file_is_named_with_what_is_wrong(tmp_path: Path, case: str) ->
     if change:
         change(path)
     with pytest.raises(BrokenFile, match=rf"^{re.escape(str(path))}: .*{why}"):
-        robonet.read(args(path.parent), path)
+        robonet.read_file(args(path.parent), path)
 
 
 def test_a_film_is_shown_as_a_player_shows_it_and_a_torn_one_is_told(tmp_path: Path) -> None:
     noise = list(np.random.default_rng(0).integers(0, 255, (30, 48, 64, 3), np.uint8))
     path = shared.write(tmp_path / "a.mp4", noise, options={"movflags": "faststart"})
-    straight = [np.asarray(picture) for picture in robonet.film(path.read_bytes())]
-    turned = [np.asarray(picture) for picture in robonet.film(shared.turned(path, (0, 1, 1, 0)).read_bytes())]
+    straight = [np.asarray(picture) for picture in robonet.decode_mp4(path.read_bytes())]
+    turned = [np.asarray(picture) for picture in robonet.decode_mp4(shared.turned(path, (0, 1, 1, 0)).read_bytes())]
     np.testing.assert_array_equal(turned, np.swapaxes(straight, 1, 2))
     with pytest.raises(ValueError, match=r"it ends after \d+ of 30 frames"):
-        robonet.film(shared.torn(path, 0.5).read_bytes())
+        robonet.decode_mp4(shared.torn(path, 0.5).read_bytes())
 
 
 def test_settings_that_make_no_sense(tmp_path: Path) -> None:

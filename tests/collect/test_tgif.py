@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from collect import tgif, video
+from collect import tgif, video_reader
 from configs import parse
-from worldmodel.errors import UserError
-from worldmodel.store import Store
+from worldmodel.data.store import Store
+from worldmodel.utils.errors import UserError
 
 HOST = "https://38.media.tumblr.com/9f6c25cc350f12aa74a7dc386a5c4985/"
 BACK, SPOT = (200, 40, 40), (20, 60, 220)
@@ -53,7 +53,7 @@ def source(tmp_path: Path) -> Path:
 
 def args(source: Path, *flags: str) -> tgif.Args:
     out = source.parent / "data.zarr"
-    fixed = ["--source", str(source), "--out", str(out), "--workers", "1", "--size", "16", "--min-frames", "3"]
+    fixed = ["--source", str(source), "--out", str(out), "--num-workers", "1", "--size", "16", "--min-frames", "3"]
     return parse(tgif.Args, "collect", [*fixed, *flags])
 
 
@@ -74,9 +74,9 @@ def test_what_is_in_the_store(source: Path, capsys: pytest.CaptureFixture[str]) 
     assert "1 of the 6 GIFs of tgif-v1.0.tsv are not in gifs" in said
     assert "3 episodes, 19 frames; 2 of 5 files were skipped" in said
     store = Store(source.parent / "data.zarr")
-    assert (store.world.name, store.world.fps, store.world.frame_shape) == ("tgif", 10.0, (16, 16, 3))
-    assert store.names == ("frames",)
-    taken = [columns(store.episode(i)["frames"]) for i in range(3)]
+    assert (store.env_spec.name, store.env_spec.fps, store.env_spec.frame_shape) == ("tgif", 10.0, (16, 16, 3))
+    assert store.array_names == ("frames",)
+    taken = [columns(store.read_episode(i)["frames"]) for i in range(3)]
     assert taken[0] == [0, 4, 8, 8, 12]
     assert taken[1] == [8, 0, 8]  # on screen from 0.05, 0.15 and 0.25 seconds
     assert taken[2] == [4] * 10 + [0]  # the frame from 1.00 to 1.04 is never there in the middle
@@ -98,8 +98,12 @@ def test_what_is_in_the_store(source: Path, capsys: pytest.CaptureFixture[str]) 
 def test_each_frame_once(source: Path) -> None:
     tgif.main(args(source, "--fps", "0"))
     store = Store(source.parent / "data.zarr")
-    assert [columns(store.episode(i)["frames"]) for i in range(3)] == [[0, 4, 8, 12], [12, 8, 4, 0, 12, 8], [4, 8, 0]]
-    assert store.world.fps == 8  # the first one's: four frames in half a second
+    assert [columns(store.read_episode(i)["frames"]) for i in range(3)] == [
+        [0, 4, 8, 12],
+        [12, 8, 4, 0, 12, 8],
+        [4, 8, 0],
+    ]
+    assert store.env_spec.fps == 8  # the first one's: four frames in half a second
 
 
 def test_the_published_split(source: Path) -> None:
@@ -109,7 +113,7 @@ def test_the_published_split(source: Path) -> None:
         (folder / name).write_text("".join(f"{HOST}tumblr_{g}_500.gif\n" for g in gifs))
     tgif.main(args(source))
     store = Store(source.parent / "data.zarr")
-    assert [store.episodes(split).tolist() for split in ("train", "valid", "test")] == [[0], [2], [1]]
+    assert [store.episode_indices(split).tolist() for split in ("train", "valid", "test")] == [[0], [2], [1]]
     for text, told in (
         ("", "val.txt lists no GIFs, not addresses of GIFs; fetch it again"),
         ("<html>404</html>", "val.txt lists 'html>', not addresses of GIFs"),
@@ -129,44 +133,44 @@ def test_gifs_that_no_split_names_are_told(source: Path, capsys: pytest.CaptureF
         (source / "splits" / name).write_text(f"{HOST}tumblr_{gif}_500.gif\n")
     tgif.main(args(source))
     assert "3 of 5 GIFs are in none of train.txt, val.txt, test.txt: they are for training" in capsys.readouterr().out
-    assert Store(source.parent / "data.zarr").episodes("train").tolist() == [0]
+    assert Store(source.parent / "data.zarr").episode_indices("train").tolist() == [0]
 
 
 def test_cut_short_it_goes_on_to_the_same_store(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = args(source)
     tgif.main(whole)
-    usual, cut = video.decode, replace(whole, out=source.parent / "cut")
+    usual, cut = video_reader.decode, replace(whole, out=source.parent / "cut")
 
-    def stops(path: Path, name: str, settings: video.Videos) -> np.ndarray:
+    def stops(path: Path, name: str, settings: video_reader.VideoArgs) -> np.ndarray:
         if "_e_" in name:
             raise KeyboardInterrupt
         return usual(path, name, settings)
 
-    monkeypatch.setattr(video, "decode", stops)
+    monkeypatch.setattr(video_reader, "decode", stops)
     with pytest.raises(KeyboardInterrupt):
         tgif.main(cut)
-    assert len(Store(cut.out).ends) == 2
-    monkeypatch.setattr(video, "decode", usual)
+    assert len(Store(cut.out).episode_ends) == 2
+    monkeypatch.setattr(video_reader, "decode", usual)
     tgif.main(cut)
     a, b = Store(whole.out), Store(cut.out)
-    np.testing.assert_array_equal(a.ends, b.ends)
-    np.testing.assert_array_equal(a.read("frames", 0, a.rows), b.read("frames", 0, b.rows))
+    np.testing.assert_array_equal(a.episode_ends, b.episode_ends)
+    np.testing.assert_array_equal(a.read("frames", 0, a.n_rows), b.read("frames", 0, b.n_rows))
     for name in ("skipped.txt", "sentences.jsonl"):
         assert (whole.out / name).read_bytes() == (cut.out / name).read_bytes()
 
 
 def test_a_reader_that_dies_moves_no_sentence(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second GIF takes its process with it, and the collection is cut short behind it, before the fifth."""
-    usual, interrupt = video.decode, True
+    usual, interrupt = video_reader.decode, True
 
-    def dies(path: Path, name: str, settings: video.Videos) -> np.ndarray:
+    def dies(path: Path, name: str, settings: video_reader.VideoArgs) -> np.ndarray:
         if "_b_" in name:
             raise SystemExit("killed")
         if "_e_" in name and interrupt:
             raise KeyboardInterrupt
         return usual(path, name, settings)
 
-    monkeypatch.setattr(video, "decode", dies)
+    monkeypatch.setattr(video_reader, "decode", dies)
     with pytest.raises(KeyboardInterrupt):
         tgif.main(args(source))
     interrupt = False
@@ -175,7 +179,7 @@ def test_a_reader_that_dies_moves_no_sentence(source: Path, monkeypatch: pytest.
     sentences = [json.loads(line) for line in (store / "sentences.jsonl").read_text().splitlines()]
     assert [(row["episode"], row["gif"][7]) for row in sentences] == [(0, "a"), (1, "e")]
     assert [row["sentences"] for row in sentences] == [["a man is glaring.", "someone stares"], ["the end"]]
-    assert columns(Store(store).episode(1)["frames"]) == [4] * 10 + [0]
+    assert columns(Store(store).read_episode(1)["frames"]) == [4] * 10 + [0]
     skipped = (store / "skipped.txt").read_text().splitlines()
     assert skipped[0] == "tumblr_b_500.gif: reading it ended the process (killed)"
     assert [line.partition(":")[0] for line in skipped] == [f"tumblr_{n}_500.gif" for n in "bdfc"]
@@ -183,7 +187,7 @@ def test_a_reader_that_dies_moves_no_sentence(source: Path, monkeypatch: pytest.
 
 def test_a_store_that_does_not_tell_its_gifs_is_refused(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As stores of an earlier version did not, whose sentences may belong to other episodes."""
-    usual = tgif.fill_with_videos
+    usual = tgif.fill_store_with_videos
     monkeypatch.setattr(tgif, "fill_with_videos", lambda *given, noted: usual(*given))
     tgif.main(args(source))
     monkeypatch.undo()

@@ -12,8 +12,8 @@ import pytest
 
 from collect import ucf101
 from configs import parse
-from worldmodel.errors import UserError
-from worldmodel.store import Store
+from worldmodel.data.store import Store
+from worldmodel.utils.errors import UserError
 
 CLASSES = ("ApplyEyeMakeup", "HandstandPushups", "YoYo")
 GROUPS = range(1, 9)
@@ -67,15 +67,15 @@ def source(tmp_path: Path) -> Path:
 
 def args(source: Path, *flags: str) -> ucf101.Args:
     out = source.parent / "data.zarr"
-    fixed = ["--source", str(source), "--out", str(out), "--workers", "1", "--size", "24", "--min-frames", "3"]
+    fixed = ["--source", str(source), "--out", str(out), "--num-workers", "1", "--size", "24", "--min-frames", "3"]
     return parse(ucf101.Args, "collect", [*fixed, *flags])
 
 
 def recorded(store: Store) -> dict[int, tuple[int, int]]:
     """The label and the split of each video, by the grey that tells which it is."""
     found = {}
-    for i in range(len(store.ends)):
-        episode = store.episode(i)
+    for i in range(len(store.episode_ends)):
+        episode = store.read_episode(i)
         assert all(len(set(episode[key].tolist())) == 1 for key in ("label", "split"))
         frames = episode["frames"].astype(float)
         grey = frames[:, :, 1:-1].mean()
@@ -90,10 +90,10 @@ def recorded(store: Store) -> dict[int, tuple[int, int]]:
 def test_what_is_in_the_store(source: Path, fold: int) -> None:
     ucf101.main(args(source, "--fold", str(fold), "--valid", "0.2"))
     store = Store(source.parent / "data.zarr")
-    assert store.world.classes == CLASSES
-    assert (store.world.name, store.world.fps, store.world.frame_shape) == ("ucf101", 25.0, (24, 24, 3))
-    assert store.names == ("frames", "label", "split")
-    assert store.ends.tolist() == list(range(FRAMES, FRAMES * 48 + 1, FRAMES))
+    assert store.env_spec.classes == CLASSES
+    assert (store.env_spec.name, store.env_spec.fps, store.env_spec.frame_shape) == ("ucf101", 25.0, (24, 24, 3))
+    assert store.array_names == ("frames", "label", "split")
+    assert store.episode_ends.tolist() == list(range(FRAMES, FRAMES * 48 + 1, FRAMES))
     found = recorded(store)
     assert len(found) == 48
     valid = set()
@@ -106,12 +106,12 @@ def test_what_is_in_the_store(source: Path, fold: int) -> None:
             if split == 1:
                 valid.add((c, g))
     assert len(valid) == 4  # a fifth of 18 groups, rounded up
-    assert len(store.episodes("valid")) == 8
+    assert len(store.episode_indices("valid")) == 8
 
 
 def test_the_seed_draws_the_groups_for_validation(source: Path) -> None:
     def valid(*flags: str) -> list[str]:
-        found = ucf101.find(args(source, *flags), list(CLASSES))
+        found = ucf101.find_clips(args(source, *flags), list(CLASSES))
         return [clip.name for clip in found if clip.values["split"] == 1]
 
     assert valid("--valid", "0.3") == valid("--valid", "0.3", "--seed", "0")
@@ -175,22 +175,22 @@ def test_lists_that_are_wrong_or_not_there(source: Path, tmp_path: Path) -> None
 def test_cut_short_it_goes_on_to_the_same_store(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = args(source)
     ucf101.main(whole)
-    from collect import video
+    from collect import video_reader
 
-    usual, cut = video.decode, replace(whole, out=source.parent / "cut")
+    usual, cut = video_reader.decode, replace(whole, out=source.parent / "cut")
 
-    def stops(path: Path, called: str, settings: video.Videos) -> np.ndarray:
+    def stops(path: Path, called: str, settings: video_reader.VideoArgs) -> np.ndarray:
         if called == name(1, 5, 2):
             raise KeyboardInterrupt
         return usual(path, called, settings)
 
-    monkeypatch.setattr(video, "decode", stops)
+    monkeypatch.setattr(video_reader, "decode", stops)
     with pytest.raises(KeyboardInterrupt):
         ucf101.main(cut)
-    assert 0 < len(Store(cut.out).ends) < 48
-    monkeypatch.setattr(video, "decode", usual)
+    assert 0 < len(Store(cut.out).episode_ends) < 48
+    monkeypatch.setattr(video_reader, "decode", usual)
     ucf101.main(cut)
     a, b = Store(whole.out), Store(cut.out)
-    for key in a.names:
-        np.testing.assert_array_equal(a.read(key, 0, a.rows), b.read(key, 0, b.rows))
-    assert len(a.ends) == len(b.ends) == 48
+    for key in a.array_names:
+        np.testing.assert_array_equal(a.read(key, 0, a.n_rows), b.read(key, 0, b.n_rows))
+    assert len(a.episode_ends) == len(b.episode_ends) == 48

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from collect import pictures, video
+from collect import images, video, video_reader
 from collect.files import BrokenFile
 from tests.collect.films import (
     BLUE,
@@ -34,22 +34,22 @@ from tests.collect.films import (
     torn,
     write,
 )
-from worldmodel.errors import UserError
-from worldmodel.store import Store
+from worldmodel.data.store import Store
+from worldmodel.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def decode(path: Path, **settings: Any) -> np.ndarray:
-    return video.decode(path, path.name, video.Args(**({"min_frames": 1} | settings)))
+    return video_reader.decode(path, path.name, video.Args(**({"min_frames": 1} | settings)))
 
 
 def same(a: Path, b: Path) -> None:
     one, other = Store(a), Store(b)
-    np.testing.assert_array_equal(one.ends, other.ends)
-    assert one.names == other.names
-    for name in one.names:
-        np.testing.assert_array_equal(one.read(name, 0, one.rows), other.read(name, 0, other.rows))
+    np.testing.assert_array_equal(one.episode_ends, other.episode_ends)
+    assert one.array_names == other.array_names
+    for name in one.array_names:
+        np.testing.assert_array_equal(one.read(name, 0, one.n_rows), other.read(name, 0, other.n_rows))
 
 
 def test_a_square_is_cut_and_filtered_as_worked_out_by_hand() -> None:
@@ -57,10 +57,10 @@ def test_a_square_is_cut_and_filtered_as_worked_out_by_hand() -> None:
     picture = Image.fromarray(np.tile(np.array(row, np.uint8)[None, :, None], (4, 1, 3)))
     left, right = (0 + 3 * 10 + 3 * 80 + 150) / 8, (80 + 3 * 150 + 3 * 220 + 0) / 8  # a triangle four pixels wide
     expected = np.floor([left + 0.5, right + 0.5])[None, :, None] * np.ones((2, 2, 3))
-    np.testing.assert_array_equal(pictures.square(picture, 2), expected)
-    np.testing.assert_array_equal(pictures.square(picture, 4)[0, :, 0], [10, 80, 150, 220])
+    np.testing.assert_array_equal(images.center_square(picture, 2), expected)
+    np.testing.assert_array_equal(images.center_square(picture, 4)[0, :, 0], [10, 80, 150, 220])
     tall = picture.transpose(Image.Transpose.TRANSPOSE)
-    np.testing.assert_array_equal(pictures.square(tall, 2), expected.transpose(1, 0, 2))
+    np.testing.assert_array_equal(images.center_square(tall, 2), expected.transpose(1, 0, 2))
 
 
 @pytest.mark.parametrize(
@@ -88,9 +88,9 @@ def test_which_frames_are_taken(tmp_path: Path) -> None:
     assert levels(decode(path, fps=30)) == list(range(24))
     assert levels(decode(path, fps=10)) == [1, 4, 7, 10, 13, 16, 19, 22]  # on screen at 0.05, 0.15, ...
     assert levels(decode(path, fps=60)) == sorted([*range(24), *range(24)])
-    assert levels(decode(path, every=5)) == [0, 5, 10, 15, 20]
-    assert levels(decode(path, every=5, max_frames=3)) == [0, 5, 10]
-    assert levels(decode(path, fps=10, every=2, max_frames=9)) == [1, 7, 13, 19]
+    assert levels(decode(path, frame_stride=5)) == [0, 5, 10, 15, 20]
+    assert levels(decode(path, frame_stride=5, max_frames=3)) == [0, 5, 10]
+    assert levels(decode(path, fps=10, frame_stride=2, max_frames=9)) == [1, 7, 13, 19]
 
 
 def test_time_stamps_count_and_not_the_rate(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_gifs_of_partial_frames_that_are_transparent_and_taken_away_again(tmp_pa
     np.testing.assert_array_equal(decode(path, size=8), expected)
     # They end at 0.1, 0.13, 0.33 and, since browsers take a tenth for none, 0.43 seconds.
     np.testing.assert_array_equal(decode(path, size=8, fps=10), expected[[0, 2, 2, 3]])
-    assert video.rate_of([video.Clip(path, "a")]) == pytest.approx(4 / 0.43, rel=1e-3)
+    assert video_reader.fps_of([video_reader.Clip(path, "a")]) == pytest.approx(4 / 0.43, rel=1e-3)
     path.write_bytes(gif([frames[0], {"pixels": block(g, 4, 4), "disposal": 2}, frames[2]]))  # cleared without a colour
     expected[0, :4, :4], expected[0, 6:, :2] = WHITE, BLUE
     np.testing.assert_array_equal(decode(path, size=8)[2], expected[0])
@@ -174,10 +174,10 @@ def test_files_that_are_broken_are_named(
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
     why = broken(folder, noise)
-    for name, told in why.items():
-        with pytest.raises(BrokenFile, match=rf"^{re.escape(name)}: .*{told}"):
+    for name, text in why.items():
+        with pytest.raises(BrokenFile, match=rf"^{re.escape(name)}: .*{text}"):
             decode(folder / name, min_frames=5)
-    args = video.Args(source=folder, out=out, workers=1, size=16, min_frames=5)
+    args = video.Args(source=folder, out=out, num_workers=1, size=16, min_frames=5)
     with pytest.raises(UserError, match=rf"none of the {len(why)} files of .* could be read; see .*skipped.txt"):
         video.main(args)
     write(folder / "good.avi", ramp(6))
@@ -195,14 +195,20 @@ def test_a_folder_of_classes(here: None, tmp_path: Path) -> None:
         write(folder / name, ramp(6, first=6 * i), rate=20, codec="libx264" if name.endswith("mkv") else "mpeg4")
     (folder / "run" / "c.gif").write_bytes(gif([{"pixels": block(i)} for i in range(5)]))
     (folder / "notes.txt").write_text("not a video")
-    args = video.Args(source=folder, out=tmp_path / "out", workers=1, size=16, min_frames=5, labels=True, every=2)
+    args = video.Args(
+        source=folder, out=tmp_path / "out", num_workers=1, size=16, min_frames=5, labels=True, frame_stride=2
+    )
     video.main(replace(args, min_frames=3))
     store = Store(tmp_path / "out")
-    assert (store.world.name, store.world.classes, store.world.frame_shape) == ("in", ("jump", "run"), (16, 16, 3))
-    assert store.world.fps == 10  # every other one of the first video's
-    assert store.world.action.width == 0
-    assert store.names == ("frames", "label")
-    assert store.ends.tolist() == [3, 6, 9, 12]
+    assert (store.env_spec.name, store.env_spec.classes, store.env_spec.frame_shape) == (
+        "in",
+        ("jump", "run"),
+        (16, 16, 3),
+    )
+    assert store.env_spec.fps == 10  # every other one of the first video's
+    assert store.env_spec.action.encoded_dim == 0
+    assert store.array_names == ("frames", "label")
+    assert store.episode_ends.tolist() == [3, 6, 9, 12]
     assert store.read("label", 0, 12).tolist() == [0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1]
     assert levels(store.read("frames", 0, 9)) == [6, 8, 10, 12, 14, 16, 0, 2, 4]
     np.testing.assert_array_equal(store.read("frames", 9, 12)[:, 8, 8], [RED, BLUE, (0, 0, 0)])
@@ -217,13 +223,13 @@ def test_pieces_stay_in_the_split_of_their_video(
     folder = tmp_path / "in"
     for i in range(10):
         write(folder / f"{i}.avi", [grey(20 * i)] * (7 if i else 5))
-    args = video.Args(source=folder, out=tmp_path / "out", workers=1, size=16, min_frames=1, length=3)
+    args = video.Args(source=folder, out=tmp_path / "out", num_workers=1, size=16, min_frames=1, length=3)
     video.main(args)
     store = Store(tmp_path / "out")
-    assert np.diff(store.ends, prepend=0).tolist() == [3] * 19  # of 5 frames one piece, of 7 two
-    whose = np.rint(store.read("frames", 0, store.rows).mean((1, 2, 3)) / 20).astype(int)
+    assert np.diff(store.episode_ends, prepend=0).tolist() == [3] * 19  # of 5 frames one piece, of 7 two
+    whose = np.rint(store.read("frames", 0, store.n_rows).mean((1, 2, 3)) / 20).astype(int)
     assert whose.tolist() == [0] * 3 + np.repeat(range(1, 10), 6).tolist()
-    split = store.read("split", 0, store.rows)
+    split = store.read("split", 0, store.n_rows)
     assert len(set(zip(whose, split, strict=True))) == 10
     assert sorted(split[whose == i][0] for i in range(10)) == [0] * 8 + [1, 2]
     for i in range(9):
@@ -232,8 +238,8 @@ def test_pieces_stay_in_the_split_of_their_video(
     video.main(replace(args, out=tmp_path / "one", length=2))
     assert "1 videos are too few to split" in capsys.readouterr().out
     one = Store(tmp_path / "one")
-    assert one.names == ("frames",)
-    assert [len(one.episodes(split)) for split in ("train", "valid", "test")] == [8, 1, 1]
+    assert one.array_names == ("frames",)
+    assert [len(one.episode_indices(split)) for split in ("train", "valid", "test")] == [8, 1, 1]
 
 
 def many(folder: Path) -> None:
@@ -246,22 +252,22 @@ def many(folder: Path) -> None:
 def test_cut_short_it_goes_on_to_the_same_store(here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "in"
     many(folder)
-    args = video.Args(source=folder, out=tmp_path / "whole", workers=1, size=16, min_frames=1, length=3)
+    args = video.Args(source=folder, out=tmp_path / "whole", num_workers=1, size=16, min_frames=1, length=3)
     video.main(args)
     decoded: list[str] = []
-    usual = video.decode
+    usual = video_reader.decode
 
-    def stops(path: Path, name: str, settings: video.Videos) -> np.ndarray:
+    def stops(path: Path, name: str, settings: video_reader.VideoArgs) -> np.ndarray:
         decoded.append(name)
         if len(decoded) == 4:
             raise KeyboardInterrupt
         return usual(path, name, settings)
 
-    monkeypatch.setattr(video, "decode", stops)
+    monkeypatch.setattr(video_reader, "decode", stops)
     cut = replace(args, out=tmp_path / "cut")
     with contextlib.suppress(KeyboardInterrupt):
         video.main(cut)
-    assert len(Store(cut.out).ends) == 4  # of files 0 and 1
+    assert len(Store(cut.out).episode_ends) == 4  # of files 0 and 1
     video.main(cut)
     assert decoded == ["0.avi", "1.avi", "2.avi", "3.avi", "2.avi", "3.avi", "4.avi", "5.avi", "5.gif"]
     same(args.out, cut.out)
@@ -274,7 +280,7 @@ def test_cut_short_it_goes_on_to_the_same_store(here: None, tmp_path: Path, monk
 
 def test_two_processes_make_the_same_store_and_the_script_says_what_it_did(here: None, tmp_path: Path) -> None:
     many(tmp_path / "in")
-    script = [sys.executable, str(ROOT / "collect/video.py"), "--source", "in", "--out", "two", "--workers", "2"]
+    script = [sys.executable, str(ROOT / "collect/video.py"), "--source", "in", "--out", "two", "--num-workers", "2"]
     flags = ["--size", "16", "--min-frames", "2"]
     done = subprocess.run([*script, *flags], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -282,7 +288,7 @@ def test_two_processes_make_the_same_store_and_the_script_says_what_it_did(here:
     assert first.startswith("skipped: 2.avi: Invalid data found")
     assert second.startswith("skipped: 5.gif: cannot identify image")
     assert last == "data: two: 5 episodes, 40 frames; 2 of 7 files were skipped"
-    video.main(video.Args(source=tmp_path / "in", out=tmp_path / "one", workers=1, size=16, min_frames=2))
+    video.main(video.Args(source=tmp_path / "in", out=tmp_path / "one", num_workers=1, size=16, min_frames=2))
     same(tmp_path / "one", tmp_path / "two")
 
 
@@ -290,7 +296,7 @@ def test_two_processes_make_the_same_store_and_the_script_says_what_it_did(here:
     ("settings", "told"),
     [
         ({"size": 0}, "size must be from 1 to 4096, not 0"),
-        ({"every": 0}, "every must be at least 1"),
+        ({"frame_stride": 0}, "every must be at least 1"),
         ({"fps": -1.0}, "fps must be a finite number of at least 0, not -1.0"),
         ({"length": -1}, "length must be at least 0"),
         ({"max_frames": 4}, "max_frames 4 is below min_frames 16"),

@@ -22,16 +22,16 @@ import numpy as np
 import pytest
 
 from collect import vizdoom as script
-from collect.episodes import Exploration, pieces, play
-from collect.pool import Pool
-from worldmodel.checkpoint import codes_of
-from worldmodel.errors import UserError
-from worldmodel.models import folder_of
-from worldmodel.store import Store
-from worldmodel.world import ActionSpec, World
+from collect.episodes import Exploration, cut_episode, play_group
+from collect.pool import WorkerPool
+from worldmodel.data.env_spec import ActionSpec, EnvSpec
+from worldmodel.data.store import Store
+from worldmodel.models.loading import resolve_folder
+from worldmodel.utils.checkpoint import codes_digest
+from worldmodel.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-COLLECT = [sys.executable, str(ROOT / "collect" / "vizdoom.py"), "--policy", "random", "--workers", "2"]
+COLLECT = [sys.executable, str(ROOT / "collect" / "vizdoom.py"), "--policy", "random", "--num-workers", "2"]
 
 
 def collect(out: Path, *flags: str) -> subprocess.CompletedProcess[str]:
@@ -40,10 +40,12 @@ def collect(out: Path, *flags: str) -> subprocess.CompletedProcess[str]:
 
 def same(a: Path, b: Path) -> None:
     one, other = Store(a), Store(b)
-    np.testing.assert_array_equal(one.ends, other.ends)
-    assert one.names == other.names == ("action", "frames", "reward", "terminated", "truncated", "variables")
-    for name in one.names:
-        np.testing.assert_array_equal(one.read(name, 0, one.rows), other.read(name, 0, other.rows))
+    np.testing.assert_array_equal(one.episode_ends, other.episode_ends)
+    assert (
+        one.array_names == other.array_names == ("action", "frames", "reward", "terminated", "truncated", "variables")
+    )
+    for name in one.array_names:
+        np.testing.assert_array_equal(one.read(name, 0, one.n_rows), other.read(name, 0, other.n_rows))
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +62,14 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_was_recorded(recorded: Path) -> None:
     store = Store(recorded)
-    first = store.episode(0)
+    first = store.read_episode(0)
     assert (first["frames"].shape, first["frames"].dtype) == ((50, 64, 64, 3), np.uint8)
     assert first["variables"][0] == 92
     assert first["reward"].tolist() == [4.0] * 49 + [0.0]
     assert first["truncated"].tolist() == [False] * 48 + [True, False]
     assert first["action"][-1] == 0
-    assert len({store.episode(i, ["frames"])["frames"].tobytes() for i in range(60)}) == 60
-    assert set(store.read("action", 0, store.rows)) == {0, 1, 2, 3}
+    assert len({store.read_episode(i, ["frames"])["frames"].tobytes() for i in range(60)}) == 60
+    assert set(store.read("action", 0, store.n_rows)) == {0, 1, 2, 3}
 
 
 def test_killed_and_gone_on_with_by_other_processes_it_is_the_same_store(recorded: Path, tmp_path: Path) -> None:
@@ -80,10 +82,10 @@ def test_killed_and_gone_on_with_by_other_processes_it_is_the_same_store(recorde
     running.send_signal(signal.SIGKILL)
     running.wait()
     kept = Store(out)
-    assert len(kept.ends) < 60
-    for name in kept.names:
-        np.testing.assert_array_equal(kept.read(name, 0, kept.rows), Store(recorded).read(name, 0, kept.rows))
-    done = collect(out, *flags, "--workers", "1")
+    assert len(kept.episode_ends) < 60
+    for name in kept.array_names:
+        np.testing.assert_array_equal(kept.read(name, 0, kept.n_rows), Store(recorded).read(name, 0, kept.n_rows))
+    done = collect(out, *flags, "--num-workers", "1")
     assert done.returncode == 0, done.stderr
     same(out, recorded)
     again = collect(out, *flags)
@@ -131,7 +133,7 @@ class Counting(gym.Env[np.ndarray, int]):
         return frame, float(action), self.t == self.length, False, info
 
 
-WORLD = World(
+WORLD = EnvSpec(
     name="counting", frame_shape=(1, 1, 3), action=ActionSpec(kind="Discrete", nvec=(5,)), variables=("CLOCK",)
 )
 
@@ -142,26 +144,26 @@ def always_four(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def test_the_clock_of_a_played_episode() -> None:
     nothing = Exploration(epsilon=0, random_share=0)
-    first, second = play([Counting(), Counting()], WORLD, always_four, nothing, seed=0, group=0)
+    first, second = play_group([Counting(), Counting()], WORLD, always_four, nothing, seed=0, group=0)
     assert first["frames"][:, 0, 0, 0].tolist() == first["variables"][:, 0].tolist() == list(range(8))
     assert first["action"].tolist() == [4] * 7 + [0]
     assert first["reward"].tolist() == [4.0] * 7 + [0.0]
     assert first["terminated"].tolist() == [False] * 6 + [True, False]
     assert not first["truncated"].any()
     assert first["frames"][0, 0, 0, 1] != second["frames"][0, 0, 0, 1]  # another seed
-    cut = pieces(first, 4)
+    cut = cut_episode(first, 4)
     assert [piece["variables"][:, 0].tolist() for piece in cut] == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert [piece["action"].tolist() for piece in cut] == [[4, 4, 4, 0]] * 2
     assert [piece["truncated"].tolist() for piece in cut] == [[False, False, True, False], [False] * 4]
     assert [piece["terminated"].tolist() for piece in cut] == [[False] * 4, [False, False, True, False]]
-    assert len(pieces(first, 5)) == 1
-    assert pieces(first, 9) == []
+    assert len(cut_episode(first, 5)) == 1
+    assert cut_episode(first, 9) == []
 
 
 def test_the_share_of_random_steps_and_how_long_they_are_held() -> None:
     """The agent always takes 4, so every other action is random: four fifths of the random ones."""
     how = Exploration(epsilon=0.3, hold=(5,), random_share=0)
-    (episode,) = play([Counting(20_000)], WORLD, always_four, how, seed=1, group=0)
+    (episode,) = play_group([Counting(20_000)], WORLD, always_four, how, seed=1, group=0)
     actions = episode["action"][:-1]
     random = actions != 4
     assert abs(random.mean() - 0.8 * 0.3) < 0.03
@@ -169,7 +171,7 @@ def test_the_share_of_random_steps_and_how_long_they_are_held() -> None:
     again = 0.3 / (0.3 + 5 * 0.7) / 5  # that the next held action begins at once, and is the same
     assert abs(changed.mean() - (1 - again) / 5) < 5 * np.sqrt(0.16 / len(changed))
     everything = Exploration(epsilon=0.0, random_share=1.0)
-    (episode,) = play([Counting(2000)], WORLD, always_four, everything, seed=1, group=0)
+    (episode,) = play_group([Counting(2000)], WORLD, always_four, everything, seed=1, group=0)
     assert abs((episode["action"] != 4).mean() - 0.8) < 0.1
     with pytest.raises(UserError, match="random_share is a share, from 0 to 1, not 2"):
         Exploration(random_share=2)
@@ -190,7 +192,7 @@ def squares(folder: Path) -> Iterator[Callable[[int], int]]:
 
 def test_a_process_that_dies_is_replaced_and_its_task_done_again(tmp_path: Path) -> None:
     said: list[str] = []
-    with Pool(partial(squares, tmp_path), 2, said.append) as pool:
+    with WorkerPool(partial(squares, tmp_path), 2, said.append) as pool:
         assert list(pool.map(range(12))) == [i * i for i in range(12)]
         assert said == ["a process died in task 5 (killed); another one does it again"]
         with pytest.raises(UserError, match=r"task 99 ended 3 processes .*engine gone"):
@@ -232,7 +234,7 @@ def test_a_process_dies_with_its_parent_in_the_middle_of_a_task(tmp_path: Path) 
 def test_a_collector_that_is_stopped_leaves_no_engine(end: signal.Signals, tmp_path: Path) -> None:
     (tmp_path / "engines").mkdir()
     running = subprocess.Popen(
-        [*COLLECT, "--out", str(tmp_path / "data.zarr"), "--length", "50", "--workers", "1"],
+        [*COLLECT, "--out", str(tmp_path / "data.zarr"), "--length", "50", "--num-workers", "1"],
         env={**os.environ, "TMPDIR": str(tmp_path / "engines")},
         stderr=subprocess.PIPE,
     )
@@ -266,7 +268,7 @@ def test_groups_of_episodes_take_the_policies_in_turn(tmp_path: Path) -> None:
     done = collect(out, *flags, "--episodes", "12")
     assert done.returncode == 0, done.stderr
     store = Store(out)
-    used = [set(store.episode(i)["action"][:-1].tolist()) for i in range(12)]
+    used = [set(store.read_episode(i)["action"][:-1].tolist()) for i in range(12)]
     assert used == [{0}] * 4 + [{1, 2}] * 4 + [{0}] * 4
     assert store.settings["policy"] == ["cycle:0x1", "cycle:1x3,2x3"]
     again = collect(out, *flags[:2], "--policy", "cycle:0x1", *flags[5:], "--episodes", "12")
@@ -276,10 +278,10 @@ def test_groups_of_episodes_take_the_policies_in_turn(tmp_path: Path) -> None:
 def test_a_blind_cycle_is_the_same_whatever_its_process_played_before() -> None:
     """In group 28 all four episodes begin with random actions, so that the cycle is first asked amid them."""
     args = script.Args(scenario="take_cover", policy=("cycle:1x3,2x3",), epsilon=0.9, hold=(8.0,), random_share=0)
-    with script.playing(args) as one:
+    with script.worker(args) as one:
         one(27)
         after = one(28)
-    with script.playing(args) as one:
+    with script.worker(args) as one:
         alone = one(28)
     for a, b in zip(after, alone, strict=True):
         np.testing.assert_array_equal(a["action"], b["action"])
@@ -287,11 +289,11 @@ def test_a_blind_cycle_is_the_same_whatever_its_process_played_before() -> None:
 
 def test_a_policy_with_the_eyes_of_a_world_is_recorded_with_the_frames_that_were_there() -> None:
     args = script.Args(scenario="take_cover", policy=("take_cover_dream",), epsilon=0, random_share=0)
-    with script.playing(args) as one, script.playing(replace(args, eyes="take_cover")) as other:
+    with script.worker(args) as one, script.worker(replace(args, obs_vqvae="take_cover")) as other:
         bare, seen = one(0)[0], other(0)[0]
     assert np.array_equal(bare["frames"][0], seen["frames"][0]), "not its reconstruction"
     assert not np.array_equal(bare["action"][:30], seen["action"][:30]), "on which it acts, though"
     with contextlib.closing(script.make_env(args)) as env:
-        settings = script.settings(replace(args, eyes="take_cover"), env.world, 0)
-        assert settings["eyes"] == codes_of(folder_of("take_cover") / "vqvae")
-        assert "eyes" not in script.settings(args, env.world, 0)
+        settings = script.settings(replace(args, obs_vqvae="take_cover"), env.env_spec, 0)
+        assert settings["eyes"] == codes_digest(resolve_folder("take_cover") / "vqvae")
+        assert "eyes" not in script.settings(args, env.env_spec, 0)

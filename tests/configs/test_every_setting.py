@@ -10,9 +10,9 @@ from typing import Annotated, Any, get_args, get_origin
 
 import pytest
 
-from worldmodel.errors import UserError
-from worldmodel.outcome import OutcomeConfig
-from worldmodel.settings import Settings, declared
+from worldmodel.models.reward_done import OutcomeConfig
+from worldmodel.utils.errors import UserError
+from worldmodel.utils.settings import Settings, declared_types
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("collect", "train", "rollout")
@@ -55,7 +55,7 @@ def test_no_setting_of_a_script_is_nan_infinite_or_beyond_all_bounds(script: str
     tried = 0
     args = importlib.import_module(script).Args()
     for group in (*groups(args), OutcomeConfig()):
-        for name, kind in declared(type(group)).items():
+        for name, kind in declared_types(type(group)).items():
             for value in (float("nan"), float("-inf"), 10**400) if numbers(kind) else ():
                 tried += 1
                 with pytest.raises(UserError, match=f"^{name} "):

@@ -10,8 +10,8 @@ import torch
 from configs import overlay, read_preset
 from train import prior as train_prior
 from train import vqvae as train_vqvae
-from worldmodel.prior import Prior, PriorConfig
-from worldmodel.vqvae import VQVAE, VQVAEConfig
+from worldmodel.models.prior import Prior, PriorConfig
+from worldmodel.models.vqvae import VQVAE, VQVAEConfig
 
 LATENT = {
     "moving_mnist": (4, 16, 16),
@@ -64,29 +64,57 @@ def count(model: torch.nn.Module) -> int:
 @pytest.mark.parametrize("name", LATENT)
 def test_settings_are_those_of_tables_8_and_9(name: str) -> None:
     v, p = settings(name)
-    m, fit = v.model, v.fit
-    assert (m.hidden, m.residual, m.layers, m.attention, m.codes, m.dim, fit.steps) == TABLE_8[name]
-    assert (m.kernel, m.commitment, fit.batch_size, fit.learning_rate, fit.schedule) == (3, 0.25, 32, 7e-4, "constant")
+    m, fit = v.model, v.trainer
+    assert (
+        m.hidden_channels,
+        m.residual_channels,
+        m.n_res_blocks,
+        m.attention,
+        m.n_codes,
+        m.embedding_dim,
+        fit.steps,
+    ) == TABLE_8[name]
+    assert (m.kernel_size, m.commitment_weight, fit.batch_size, fit.learning_rate, fit.lr_schedule) == (
+        3,
+        0.25,
+        32,
+        7e-4,
+        "constant",
+    )
     g = p.model
-    assert (g.heads, g.layers, g.width, g.feedforward, g.resnet * bool(g.seen), g.dropout, p.fit.steps) == TABLE_9[name]
-    assert (p.fit.batch_size, p.fit.learning_rate, g.order, g.patch, g.noise) == (32, 3e-4, "raster", 1, 0)
-    assert (m.norm, p.fit.schedule, g.local, g.units) == ("layer", "cosine", 128, 512)
+    assert (
+        g.n_heads,
+        g.n_layers,
+        g.d_model,
+        g.d_ff,
+        g.resnet_depth * bool(g.n_cond_frames),
+        g.dropout,
+        p.trainer.steps,
+    ) == TABLE_9[name]
+    assert (p.trainer.batch_size, p.trainer.learning_rate, g.decoding_order, g.patch_size, g.code_noise) == (
+        32,
+        3e-4,
+        "raster",
+        1,
+        0,
+    )
+    assert (m.norm, p.trainer.lr_schedule, g.local_window, g.cond_dim) == ("layer", "cosine", 128, 512)
 
 
 @pytest.mark.parametrize("name", LATENT)
 def test_latents_and_conditions_have_the_papers_sizes(name: str) -> None:
     vqvae, prior = build(name)
-    assert vqvae.config.latent == prior.config.latent == LATENT[name]
-    assert vqvae.config.frames == 16
-    assert vqvae.config.size == ((128, 128) if name == "ucf101_128" else (64, 64))
+    assert vqvae.config.latent_shape == prior.config.latent_shape == LATENT[name]
+    assert vqvae.config.n_frames == 16
+    assert vqvae.config.frame_size == ((128, 128) if name == "ucf101_128" else (64, 64))
     assert prior.config.condition_dim == CONDITION.get(name, 0)
-    assert prior.config.seen == (1 if name in ("moving_mnist", "bair", "robonet") else 0)
-    assert (prior.config.codes, prior.config.code_dim) == (vqvae.config.codes, vqvae.config.dim)
+    assert prior.config.n_cond_frames == (1 if name in ("moving_mnist", "bair", "robonet") else 0)
+    assert (prior.config.n_codes, prior.config.embedding_dim) == (vqvae.config.n_codes, vqvae.config.embedding_dim)
 
 
 def vqvae_by_hand(c: VQVAEConfig, down: list[tuple[int, int, int]]) -> int:
     """`down` are the encoder's strided filters; its decoder is counted apart."""
-    h, r, d = c.hidden, c.residual, c.dim
+    h, r, d = c.hidden_channels, c.residual_channels, c.embedding_dim
     total, inputs = 0, 3
     for t, y, x in down:
         total += inputs * h * t * y * x + h
@@ -96,8 +124,8 @@ def vqvae_by_hand(c: VQVAEConfig, down: list[tuple[int, int, int]]) -> int:
     if c.attention:
         block += 2 * h + 3 * (3 * h * h + h * h + h)  # norm, and for each axis q, k, v and the output
     if c.attention:
-        total += sum(n * h // 3 for n in c.latent)  # positions
-    total += 2 * (c.layers * block + 2 * h)  # two stacks, each with a last norm
+        total += sum(n * h // 3 for n in c.latent_shape)  # positions
+    total += 2 * (c.n_res_blocks * block + 2 * h)  # two stacks, each with a last norm
     return total + (h * d + d) + (d * h + h)
 
 
@@ -116,13 +144,13 @@ def test_parameters_of_the_vqvae_by_hand(name: str) -> None:
 
 
 def prior_by_hand(c: PriorConfig) -> int:
-    w, f, k = c.width, c.feedforward, c.codes
+    w, f, k = c.d_model, c.d_ff, c.n_codes
     norm = 2 * w * (c.condition_dim + 1) if c.condition_dim else 2 * w  # gain and bias: a linear layer of the condition
     block = 2 * norm + 3 * w * w + (w * w + w) + (w * f + f) + (f * w + w)
-    if c.seen:
-        block += norm + w * w + c.units * 2 * w + (w * w + w)  # norm, q, k and v, output
-    positions = sum(n * p for n, p in zip(c.latent, (-(-w // 3), -((1 - w) // 3), w // 3), strict=True))
-    return c.code_dim * w + w + positions + c.layers * block + norm + (w * k + k)
+    if c.n_cond_frames:
+        block += norm + w * w + c.cond_dim * 2 * w + (w * w + w)  # norm, q, k and v, output
+    positions = sum(n * p for n, p in zip(c.latent_shape, (-(-w // 3), -((1 - w) // 3), w // 3), strict=True))
+    return c.embedding_dim * w + w + positions + c.n_layers * block + norm + (w * k + k)
 
 
 def resnet_by_hand(depth: int) -> int:
@@ -140,7 +168,7 @@ def resnet_by_hand(depth: int) -> int:
 def test_parameters_of_the_prior_by_hand(name: str) -> None:
     _, prior = build(name)
     c = prior.config
-    assert count(prior) == prior_by_hand(c) + (resnet_by_hand(c.resnet) if c.seen else 0)
+    assert count(prior) == prior_by_hand(c) + (resnet_by_hand(c.resnet_depth) if c.n_cond_frames else 0)
 
 
 @pytest.mark.parametrize("name", LATENT)
@@ -149,20 +177,32 @@ def test_one_shrunken_step(name: str) -> None:
     v, p = settings(name)
     size = (32, 32) if name == "ucf101_128" else (16, 16)
     torch.manual_seed(0)
-    vqvae = VQVAE(replace(v.model, size=size, hidden=12, residual=8, layers=1, codes=16, dim=6))
+    vqvae = VQVAE(
+        replace(
+            v.model,
+            frame_size=size,
+            hidden_channels=12,
+            residual_channels=8,
+            n_res_blocks=1,
+            n_codes=16,
+            embedding_dim=6,
+        )
+    )
     frames = torch.randint(256, (2, 16, *size, 3), dtype=torch.uint8)
     loss = vqvae(frames)["loss"]
     loss.backward()
     assert loss.isfinite()
     assert all(q.grad is not None and q.grad.isfinite().all() for q in vqvae.parameters())
-    small = replace(p.model, width=16, layers=2, feedforward=32, units=16, local=4 if p.model.local else 0)
+    small = replace(
+        p.model, d_model=16, n_layers=2, d_ff=32, cond_dim=16, local_window=4 if p.model.local_window else 0
+    )
     config = train_prior.configure(replace(p, model=small), vqvae, ACTIONS.get(name, 0))
-    prior = Prior(config, vqvae.codebook.embedding)
+    prior = Prior(config, vqvae.quantizer.embedding)
     condition = torch.randn(2, config.condition_dim) if config.condition_dim else None
     optimizer = torch.optim.Adam(prior.parameters(), 1e-2)
     codes, losses = vqvae.encode(frames), []
     for _ in range(4):
-        features = prior.look(frames[:, :1]) if config.seen else None
+        features = prior.encode_cond_frames(frames[:, :1]) if config.n_cond_frames else None
         loss = prior.loss(codes, condition, features).mean()
         optimizer.zero_grad()
         loss.backward()

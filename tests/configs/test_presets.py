@@ -16,8 +16,8 @@ import torch
 
 from configs import FOLDER, SECTIONS, Address, command, overlay, parse, read_preset
 from train import outcome, policy, prior, tokens, vqvae
-from worldmodel.errors import UserError
-from worldmodel.settings import Seed, Settings, Share
+from worldmodel.utils.errors import UserError
+from worldmodel.utils.settings import Fraction, Seed, Settings
 
 ROOT = FOLDER.parent
 
@@ -106,13 +106,13 @@ def test_a_url_stays_whole_where_stores_are_read_and_is_refused_elsewhere(tmp_pa
     for flags, name in (
         (["--out", url], "out"),
         (["--out=file:///a"], "out"),
-        (["--name", url], "name"),
+        (["--class-name", url], "name"),
         (["--several", "a", url], "several"),
         (["--preset", written], "out"),
     ):
         with pytest.raises(UserError, match=f"{name} must be on this machine, but .* is a URL; give a local path"):
             parse(Places, "vqvae", flags)
-    assert parse(Places, "vqvae", ["--out", "C:/a", "--name", "module:name"]).out == Path("C:/a")
+    assert parse(Places, "vqvae", ["--out", "C:/a", "--class-name", "module:name"]).out == Path("C:/a")
 
 
 def test_every_store_that_a_script_reads_may_be_a_url() -> None:
@@ -188,7 +188,7 @@ class Outer(Settings):
     """A group in a group."""
 
     inner: Usual = field(default_factory=Usual)
-    share: Share = 0.0
+    share: Fraction = 0.0
 
 
 def test_a_group_of_settings_is_named_by_flags_and_presets(tmp_path: Path) -> None:
@@ -221,24 +221,24 @@ def test_every_preset_fits_the_scripts(path: Path) -> None:
     import collect.vizdoom
     import rollout.ablate
     import rollout.benchmark
-    import rollout.control
-    import rollout.diverge
+    import rollout.controllability
+    import rollout.divergence
     import rollout.dream
-    import rollout.endless
     import rollout.evaluate
+    import rollout.evaluate_outcome
+    import rollout.evaluate_policy
+    import rollout.evaluate_pusher
     import rollout.fvd
-    import rollout.outcome
+    import rollout.long_horizon
     import rollout.plan
     import rollout.play
-    import rollout.policy
-    import rollout.pusher
     import rollout.rank
     import rollout.sample
     import train.benchmark
     import train.export
     import train.imitate
     import train.pusher
-    import train.steady
+    import train.tune_hysteresis
 
     readers = {
         "bair": collect.bair, "robonet": collect.robonet, "tgif": collect.tgif, "ucf101": collect.ucf101,
@@ -246,15 +246,33 @@ def test_every_preset_fits_the_scripts(path: Path) -> None:
         "moving_mnist_small": collect.moving_mnist,
     }  # fmt: skip
     sections = {
-        "policy": policy, "imitate": train.imitate, "pusher": train.pusher, "pusher_score": rollout.pusher,
+        "policy": policy,
+        "imitate": train.imitate,
+        "pusher": train.pusher,
+        "evaluate_pusher": rollout.evaluate_pusher,
         "collect": readers.get(path.stem, collect.vizdoom),
-        "vqvae": vqvae, "steady": train.steady, "tokens": tokens, "prior": prior,
-        "outcome": outcome, "dream": rollout.dream, "evaluate": rollout.evaluate, "score": rollout.policy,
-        "export": train.export, "outcome_scores": rollout.outcome, "endless": rollout.endless,
-        "control": rollout.control, "benchmark": rollout.benchmark, "speed": train.benchmark,
-        "rank": rollout.rank, "plan": rollout.plan, "diverge": rollout.diverge, "play": rollout.play,
-        "sample": rollout.sample, "fvd": rollout.fvd, "ablate": rollout.ablate,
-    }  # fmt: skip
+        "vqvae": vqvae,
+        "tune_hysteresis": train.tune_hysteresis,
+        "tokens": tokens,
+        "prior": prior,
+        "outcome": outcome,
+        "dream": rollout.dream,
+        "evaluate": rollout.evaluate,
+        "evaluate_policy": rollout.evaluate_policy,
+        "export": train.export,
+        "evaluate_outcome": rollout.evaluate_outcome,
+        "long_horizon": rollout.long_horizon,
+        "controllability": rollout.controllability,
+        "rollout_benchmark": rollout.benchmark,
+        "train_benchmark": train.benchmark,
+        "rank": rollout.rank,
+        "plan": rollout.plan,
+        "divergence": rollout.divergence,
+        "play": rollout.play,
+        "sample": rollout.sample,
+        "fvd": rollout.fvd,
+        "ablate": rollout.ablate,
+    }
     preset = read_preset(path.stem)
     assert sections.keys() == set(SECTIONS)
     for section, values in preset.items():
@@ -287,9 +305,9 @@ def test_a_mistake_on_the_command_line_is_one_line_and_status_2(script: str, tmp
 @pytest.mark.parametrize(
     ("script", "flags", "sentence"),
     [
-        ("train/policy.py", "--n-envs 0", "n_envs must be at least 1, not 0"),
+        ("train/policy.py", "--num-envs 0", "num_envs must be at least 1, not 0"),
         ("train/policy.py", "--seed -1", "seed must be from 0 to"),
-        ("rollout/play.py", "--history -1", "history must be at least 0, not -1"),
+        ("rollout/play.py", "--max-rewind -1", "max_rewind must be at least 0, not -1"),
     ],
 )
 def test_a_number_that_cannot_be_is_one_line_and_status_2(script: str, flags: str, sentence: str) -> None:
@@ -304,11 +322,11 @@ def test_a_number_that_cannot_be_is_one_line_and_status_2(script: str, flags: st
     [
         (["--preset", "dmeo"], "there is no preset 'dmeo'; did you mean 'demo'"),
         (["--preset", "bad.yaml"], "has no setting 'modle'; did you mean 'model'"),
-        (["--model.size", "32", "32"], "has frames of (16, 16, 3), but the VQ-VAE is set to (32, 32, 3)"),
-        (["--model.frames", "64"], "ask for shorter clips"),
+        (["--model.frame-size", "32", "32"], "has frames of (16, 16, 3), but the VQ-VAE is set to (32, 32, 3)"),
+        (["--model.n-frames", "64"], "ask for shorter clips"),
         (["--data", "few.zarr"], "has no episodes in split 'valid'"),
         (["--data", "torn.zarr"], "is damaged"),
-        (["--model.hidden", "16"], "holds a run with model.hidden = 8, but 16 was asked for"),
+        (["--model.hidden-channels", "16"], "holds a run with model.hidden_channels = 8, but 16 was asked for"),
     ],
 )
 def test_every_mistake_of_a_command_is_one_line_and_status_2(
@@ -322,9 +340,10 @@ def test_every_mistake_of_a_command_is_one_line_and_status_2(
     monkeypatch.chdir(tmp_path)
     toy_fill(tmp_path / "data.zarr", 10)
     small = (
-        "--model.size 16 16 --model.stride 1 4 4 --model.frames 4 --model.hidden 8 --model.residual 8 --model.layers 1"
+        "--model.frame-size 16 16 --model.stride 1 4 4 --model.n-frames 4 --model.hidden-channels 8 "
+        "--model.residual-channels 8 --model.n-res-blocks 1"
     )
-    fast = "--model.codes 8 --model.dim 4 --fit.steps 1 --fit.batch-size 2 --run"
+    fast = "--model.n-codes 8 --model.embedding-dim 4 --trainer.steps 1 --trainer.batch-size 2 --run"
     usual = [*small.split(), *fast.split(), str(tmp_path)]
     if "few.zarr" in flags:
         toy_fill(tmp_path / "few.zarr", 1)

@@ -13,20 +13,28 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from worldmodel.checkpoint import read_header
+from worldmodel.utils.checkpoint import read_header
 
 ROOT = Path(__file__).parents[2]
 TINY = """
-collect: {size: 16, workers: 1, min_frames: 8}
+collect: {size: 16, num_workers: 1, min_frames: 8}
 vqvae:
   model:
-    {mode: paper, frames: 8, size: [16, 16], stride: [2, 4, 4], hidden: 8, residual: 8, layers: 1, codes: 8, dim: 4}
-  fit: {steps: 2, batch_size: 2}
-tokens: {every: 4}
+    mode: paper
+    n_frames: 8
+    frame_size: [16, 16]
+    stride: [2, 4, 4]
+    hidden_channels: 8
+    residual_channels: 8
+    n_res_blocks: 1
+    n_codes: 8
+    embedding_dim: 4
+  trainer: {steps: 2, batch_size: 2}
+tokens: {clip_stride: 4}
 prior:
-  model: {mode: paper, order: raster, width: 16, heads: 2, layers: 1, feedforward: 16}
-  fit: {steps: 2, batch_size: 2}
-sample: {clips: 2, each: 1}
+  model: {mode: paper, decoding_order: raster, d_model: 16, n_heads: 2, n_layers: 1, d_ff: 16}
+  trainer: {steps: 2, batch_size: 2}
+sample: {n_clips: 2, samples_per_clip: 1}
 """
 
 
@@ -85,6 +93,6 @@ def test_one_command_reads_trains_and_samples(target: str, write: object, classe
         subprocess.run([sys.executable, ROOT / script, *flags], cwd=tmp_path, check=True, capture_output=True)
     run, name = tmp_path / "runs" / f"{target}_tiny", "prior_classes" if classes else "prior"
     config = read_header(run / name)[0]["model"]
-    assert (config["classes"], config["condition_dim"]) == (classes, classes)
+    assert (config["n_classes"], config["condition_dim"]) == (classes, classes)
     assert np.load(run / "samples" / "samples.npy").shape == (2, 8, 16, 16, 3)
     assert json.loads((run / "samples" / "samples.json").read_text())["conditioning frames"] == "none"

@@ -18,9 +18,9 @@ from envs.sb3 import SB3VecEnv
 from envs.vector import DreamVectorEnv
 from envs.vizdoom import VizdoomFrames
 from tests.campaign.calls import knows
-from worldmodel import memory
-from worldmodel.dream import Context, Dream
-from worldmodel.errors import UserError
+from worldmodel.generation.dream import Context, Dream
+from worldmodel.utils import memory
+from worldmodel.utils.errors import UserError
 
 NAN = float("nan")
 
@@ -146,7 +146,7 @@ def test_a_dream_takes_the_generator_that_it_is_given_and_tells_its_seed(toy_run
     assert env.np_random.bit_generator.state == state
     env.np_random = np.random.default_rng(3)
     assert np.array_equal(env.reset()[0], first)
-    assert env.np_random is env.vector.rngs[0]
+    assert env.np_random is env.vector_env.rngs[0]
 
 
 def test_an_action_that_is_refused_changes_nothing(toy_run: Path) -> None:
@@ -171,13 +171,13 @@ def broken(moment: dict[str, Any]) -> list[Any]:
         moment | {"rngs": [1, 2]},
         moment | {"made_of": {"vqvae": np.zeros(3)}},
         moment | {"memory": {"nothing": torch.zeros(2)}},
-        moment | {"lanes": replace(lanes, cache=None)},
+        moment | {"lanes": replace(lanes, kv_cache=None)},
         moment | {"lanes": replace(lanes, generators=[])},
         moment | {"lanes": replace(lanes, hidden=lanes.hidden[:, :1])},
         moment | {"lanes": replace(lanes, hidden=lanes.hidden * NAN)},
         moment | {"lanes": replace(lanes, variables=lanes.variables[:, :0])},
-        moment | {"lanes": replace(lanes, cache=replace(lanes.cache, pairs=lanes.cache.pairs[:1]))},
-        moment | {"lanes": replace(lanes, cache=replace(lanes.cache, codes=lanes.cache.codes.float()))},
+        moment | {"lanes": replace(lanes, kv_cache=replace(lanes.cache, kv=lanes.cache.pairs[:1]))},
+        moment | {"lanes": replace(lanes, kv_cache=replace(lanes.cache, codes=lanes.cache.codes.float()))},
     ]
 
 
@@ -228,7 +228,7 @@ def test_contexts_that_are_not_of_these_models_are_refused(toy_run: Path) -> Non
 
 def test_models_and_a_world_that_do_not_belong_together_are_refused(toy_run: Path) -> None:
     dream = Dream.load(toy_run)
-    for wrong in (replace(dream.world, frame_shape=(8, 8, 3)), replace(dream.world, variables=())):
+    for wrong in (replace(dream.env_spec, frame_shape=(8, 8, 3)), replace(dream.env_spec, variables=())):
         with pytest.raises(UserError, match="models and world do not belong together"):
             Dream(dream.vqvae, dream.prior, dream.outcome, wrong)
 

@@ -13,7 +13,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
 import envs  # noqa: F401 - registers
-from worldmodel.errors import UserError
+from worldmodel.utils.errors import UserError
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import contextlib
 
 import pytest
 
-from envs.keys import KEYS, keys
+from envs.keys import KEYS, keys_to_actions
 from envs.vizdoom import VizdoomFrames
-from worldmodel.world import ActionSpec, World
+from worldmodel.data.env_spec import ActionSpec, EnvSpec
 
 MEANING = {"w": "MOVE_FORWARD", "a": ("TURN_LEFT", "MOVE_LEFT"), "d": ("TURN_RIGHT", "MOVE_RIGHT")}
 
@@ -16,7 +16,7 @@ MEANING = {"w": "MOVE_FORWARD", "a": ("TURN_LEFT", "MOVE_LEFT"), "d": ("TURN_RIG
 @pytest.mark.parametrize("scenario", KEYS)
 def test_each_key_presses_the_button_that_people_expect(scenario: str) -> None:
     with contextlib.closing(VizdoomFrames(scenario)) as env:
-        for key, action in keys(env.world).items():
+        for key, action in keys_to_actions(env.env_spec).items():
             if key in MEANING:
                 pressed = [b for b, on in zip(env.buttons.names, env.buttons.press(action), strict=True) if on]
                 assert len(pressed) == 1
@@ -24,5 +24,5 @@ def test_each_key_presses_the_button_that_people_expect(scenario: str) -> None:
 
 
 def test_other_worlds_have_digits() -> None:
-    world = World(name="x", frame_shape=(16, 16, 3), action=ActionSpec(kind="Discrete", nvec=(3,)))
-    assert keys(world) == {"0": 0, "1": 1, "2": 2}
+    env_spec = EnvSpec(name="x", frame_shape=(16, 16, 3), action=ActionSpec(kind="Discrete", nvec=(3,)))
+    assert keys_to_actions(env_spec) == {"0": 0, "1": 1, "2": 2}

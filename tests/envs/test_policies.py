@@ -13,12 +13,12 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticCnnPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 
-from envs.policies import MEMORY, act, load_player, load_policy, save_policy, stacked
-from worldmodel.checkpoint import FILE, read_header
-from worldmodel.errors import UserError
-from worldmodel.world import ActionSpec, World
+from envs.policies import MAX_STACKED_FRAMES, load_player, load_policy, sample_actions, save_policy, stack_frames
+from worldmodel.data.env_spec import ActionSpec, EnvSpec
+from worldmodel.utils.checkpoint import CHECKPOINT_FILE, read_header
+from worldmodel.utils.errors import UserError
 
-WORLD = World(name="toy", frame_shape=(64, 64, 3), action=ActionSpec(kind="Discrete", nvec=(4,)))
+WORLD = EnvSpec(name="toy", frame_shape=(64, 64, 3), action=ActionSpec(kind="Discrete", nvec=(4,)))
 
 
 @pytest.fixture
@@ -49,8 +49,8 @@ def test_a_saved_policy_acts_as_before(tmp_path: Path, policy: ActorCriticCnnPol
 
 def test_no_pickle_is_written(tmp_path: Path, policy: ActorCriticCnnPolicy) -> None:
     save_policy(tmp_path, policy, {}, {})
-    assert sorted(p.name for p in tmp_path.iterdir()) == [FILE, "config.json"]
-    data = (tmp_path / FILE).read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [CHECKPOINT_FILE, "config.json"]
+    data = (tmp_path / CHECKPOINT_FILE).read_bytes()
     assert data[8:9] == b"{"  # safetensors: eight bytes of length, then JSON
     assert b"stable_baselines3" not in data
     assert b"cloudpickle" not in data
@@ -76,12 +76,12 @@ def test_act_samples_the_policy_and_explores(policy: ActorCriticCnnPolicy, frame
         chances = policy.get_distribution(policy.obs_to_tensor(frames[:1])[0]).distribution.probs[0].numpy()
     for epsilon in (0.0, 0.5, 1.0):
         expected = (1 - epsilon) * chances + epsilon / 4
-        actions = act(policy, one, epsilon, np.random.default_rng(0))
+        actions = sample_actions(policy, one, epsilon, np.random.default_rng(0))
         counts = np.bincount(actions, minlength=4)
         spread = np.sqrt(1500 * expected * (1 - expected))
         assert (abs(counts - 1500 * expected) <= 5 * spread + 1e-3).all()
-    again = act(policy, one[:100], 0.5, np.random.default_rng(0))
-    np.testing.assert_array_equal(again, act(policy, one[:100], 0.5, np.random.default_rng(0)))
+    again = sample_actions(policy, one[:100], 0.5, np.random.default_rng(0))
+    np.testing.assert_array_equal(again, sample_actions(policy, one[:100], 0.5, np.random.default_rng(0)))
     assert chances.max() > 0.4  # else the three would look alike
 
 
@@ -104,7 +104,7 @@ def test_stacked_frames_are_those_of_stable_baselines() -> None:
     expected = [env.reset()] + [env.step(np.zeros(1, int))[0] for _ in range(5)]
     for t, want in enumerate(expected):
         seen.append(np.full((1, 8, 8, 3), 10 + t, np.uint8))
-        np.testing.assert_array_equal(stacked(np.stack(seen[-MEMORY:]), 3), want)
+        np.testing.assert_array_equal(stack_frames(np.stack(seen[-MAX_STACKED_FRAMES:]), 3), want)
 
 
 def test_a_player_gives_its_policy_as_many_frames_as_it_was_trained_on(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_player_gives_its_policy_as_many_frames_as_it_was_trained_on(tmp_path:
     for given in (frames, frames[:1]):
         before = np.zeros_like(given[-1]) if len(given) == 1 else given[-2]
         pair = np.concatenate([before, given[-1]], -1)
-        expected = act(policy, pair, 0.0, np.random.default_rng(3))
+        expected = sample_actions(policy, pair, 0.0, np.random.default_rng(3))
         np.testing.assert_array_equal(player(given, np.random.default_rng(3)), expected)
 
 
@@ -125,8 +125,8 @@ def test_a_cycle_plays_its_actions_blindly_and_begins_anew_with_an_episode() -> 
     player, rng = load_player("cycle:1x2,3x1", WORLD), np.random.default_rng(0)
 
     def episode(steps: int) -> list[list[int]]:
-        seen = np.zeros((MEMORY, 2, 8, 8, 3), np.uint8)
-        return [player(seen[: min(t + 1, MEMORY)], rng).tolist() for t in range(steps)]
+        seen = np.zeros((MAX_STACKED_FRAMES, 2, 8, 8, 3), np.uint8)
+        return [player(seen[: min(t + 1, MAX_STACKED_FRAMES)], rng).tolist() for t in range(steps)]
 
     assert episode(5) == [[1, 1], [1, 1], [3, 3], [1, 1], [1, 1]]
     assert episode(5) == [[1, 1], [1, 1], [3, 3], [1, 1], [1, 1]]

@@ -9,12 +9,22 @@ import numpy as np
 import pytest
 from stable_baselines3.common.env_checker import check_env
 
-from envs.pusher import FAR, KIND, NEAR, SEEN, Pusher, PushTask, Task, load_pusher, make_policy
+from envs.pusher import (
+    GOAL_RADIUS,
+    KIND,
+    MIN_GOAL_DISTANCE,
+    OBSERVATION_DIM,
+    Pusher,
+    PushTask,
+    Task,
+    load_pusher,
+    make_policy,
+)
 from envs.pushing_robot import ACTION, Robot
 from envs.pushing_scene import HIGH, LOW, MARGIN
-from worldmodel.checkpoint import save_checkpoint
-from worldmodel.errors import UserError
-from worldmodel.models import PRETRAINED
+from worldmodel.models.loading import PRETRAINED
+from worldmodel.utils.checkpoint import save_checkpoint
+from worldmodel.utils.errors import UserError
 
 
 def task(seed: int = 0) -> Task:
@@ -25,24 +35,24 @@ def task(seed: int = 0) -> Task:
 def test_goals_are_far_from_their_objects_and_within_reach() -> None:
     for seed in range(20):
         one = task(seed)
-        assert np.linalg.norm(one.goal - one.robot.objects[one.object, :2]) > FAR
+        assert np.linalg.norm(one.goal - one.robot.objects[one.object, :2]) > MIN_GOAL_DISTANCE
         assert (one.goal >= LOW[:2]).all() and (one.goal <= HIGH[:2]).all()
 
 
 def test_ahead_is_towards_the_goal_and_left_is_to_its_left() -> None:
     one = task()
-    one.goal = one.place + np.array([0, 0.3])  # along y: left of it is against x
-    np.testing.assert_allclose(one.action(np.array([1, 0, 0])), [0, 0.1, 0, 0], atol=1e-6)
-    np.testing.assert_allclose(one.action(np.array([0, 0.5, 0])), [-0.05, 0, 0, 0], atol=1e-6)
-    np.testing.assert_allclose(one.action(np.array([0, 0, 0.6])), [0, 0, 0, 1], atol=1e-6)
-    one.goal = one.place + np.array([0.3, 0.3])  # a side of the box of actions is met first
-    np.testing.assert_allclose(one.action(np.array([1, -1, 0])), [0.1, 0, 0, 0], atol=1e-6)
+    one.goal = one.object_position + np.array([0, 0.3])  # along y: left of it is against x
+    np.testing.assert_allclose(one.env_action(np.array([1, 0, 0])), [0, 0.1, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(one.env_action(np.array([0, 0.5, 0])), [-0.05, 0, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(one.env_action(np.array([0, 0, 0.6])), [0, 0, 0, 1], atol=1e-6)
+    one.goal = one.object_position + np.array([0.3, 0.3])  # a side of the box of actions is met first
+    np.testing.assert_allclose(one.env_action(np.array([1, -1, 0])), [0.1, 0, 0, 0], atol=1e-6)
 
 
 def test_actions_are_bairs_and_within_their_bounds() -> None:
     one, rng = task(), np.random.default_rng(0)
     for done in rng.normal(size=(100, 3)) * 3:
-        ACTION.check(one.action(done))
+        ACTION.check(one.env_action(done))
 
 
 def test_what_is_seen_of_a_push_does_not_depend_on_its_direction() -> None:
@@ -50,19 +60,19 @@ def test_what_is_seen_of_a_push_does_not_depend_on_its_direction() -> None:
     one = task()
     for angle in np.linspace(0, 6, 7):
         ahead = np.array([np.cos(angle), np.sin(angle)])
-        one.goal = one.robot.hand[:2] + 5 * (one.place - one.robot.hand[:2])
-        gap = np.linalg.norm(one.place - one.robot.hand[:2])
-        np.testing.assert_allclose(one.seen()[:2], [gap / 0.15, 0], atol=1e-5)
-        one.goal = one.place + 0.3 * ahead
-        np.testing.assert_allclose(one.seen()[7:9], ahead, atol=1e-6)
-        assert one.seen()[6] == pytest.approx(2)
-    assert one.seen().shape == (SEEN,)
+        one.goal = one.robot.hand[:2] + 5 * (one.object_position - one.robot.hand[:2])
+        gap = np.linalg.norm(one.object_position - one.robot.hand[:2])
+        np.testing.assert_allclose(one.observation()[:2], [gap / 0.15, 0], atol=1e-5)
+        one.goal = one.object_position + 0.3 * ahead
+        np.testing.assert_allclose(one.observation()[7:9], ahead, atol=1e-6)
+        assert one.observation()[6] == pytest.approx(2)
+    assert one.observation().shape == (OBSERVATION_DIM,)
 
 
 def test_the_reward_is_ten_for_a_metre_of_progress_and_three_for_the_way_to_the_spot() -> None:
     one = task()
-    one.goal = one.place + np.array([0.2, 0])
-    spot = one.place - np.array([one.robot.radii[one.object] + 0.03, 0])
+    one.goal = one.object_position + np.array([0.2, 0])
+    spot = one.object_position - np.array([one.robot.radii[one.object] + 0.03, 0])
     way = np.linalg.norm(one.robot.hand[:2] - spot)
     assert one.potential() == pytest.approx(-10 * 0.2 - 3 * way)
 
@@ -71,10 +81,10 @@ def test_a_solved_task_gives_way_to_another() -> None:
     env = PushTask()
     check_env(env)
     env.reset(seed=0)
-    env.task.goal = env.task.place + NEAR / 2
+    env.task.goal = env.task.object_position + GOAL_RADIUS / 2
     goal = env.task.goal
     _, reward, terminated, truncated, _ = env.step(np.zeros(3, np.float32))
-    assert env.task.left > FAR and not np.array_equal(env.task.goal, goal)
+    assert env.task.goal_distance > MIN_GOAL_DISTANCE and not np.array_equal(env.task.goal, goal)
     assert abs(reward) < 0.5 and not terminated and not truncated  # the new goal's distance is no loss
 
 
@@ -92,7 +102,7 @@ def test_the_same_seed_gives_the_same_numbers() -> None:
 def test_a_policy_comes_back_as_it_was_written(tmp_path: Path) -> None:
     policy = make_policy(16)
     save_checkpoint(tmp_path, policy, {"kind": KIND, "training": {"width": 16}})
-    seen = np.random.default_rng(0).normal(size=(5, SEEN)).astype(np.float32)
+    seen = np.random.default_rng(0).normal(size=(5, OBSERVATION_DIM)).astype(np.float32)
     expected, _ = policy.predict(seen, deterministic=True)
     np.testing.assert_array_equal(load_pusher(str(tmp_path)).predict(seen, deterministic=True)[0], expected)
     with pytest.raises(UserError, match="not a pusher"):

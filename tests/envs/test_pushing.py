@@ -20,9 +20,9 @@ from stable_baselines3.common.env_checker import check_env as check_env_sb3
 import envs  # noqa: F401 - registers
 from envs import offscreen
 from envs.pushing import Pushing
-from envs.pushing_robot import ACTION, Robot, robot_actions
-from envs.pushing_scene import GAP, HIGH, LOW, MARGIN, SHOULDER, UPPER
-from worldmodel.errors import UserError
+from envs.pushing_robot import ACTION, Robot, bair_actions
+from envs.pushing_scene import GRIPPER_GAP, HIGH, LOW, MARGIN, SHOULDER, UPPER_ARM
+from worldmodel.utils.errors import UserError
 
 NOTHING = np.zeros(4, np.float32)
 
@@ -40,7 +40,7 @@ def robot(seed: int = 0) -> Robot:
 
 def play(env: Pushing, seed: int, steps: int = 12) -> tuple[np.ndarray, list[tuple[object, ...]]]:
     frames, told = [env.reset(seed=seed)[0]], []
-    for action in robot_actions(ACTION, steps, np.random.default_rng(seed)):
+    for action in bair_actions(ACTION, steps, np.random.default_rng(seed)):
         frame, *rest = env.step(action)
         frames.append(frame)
         told.append(tuple(rest))
@@ -116,7 +116,7 @@ def test_lifting_and_closing_last_as_many_steps_as_commanded() -> None:
     for t in range(8):
         one.act(np.array([0, 0, 3 if t == 1 else 0, 2 if t == 2 else 0]))
         heights.append(one.hand[2])
-        gaps.append(GAP - one.data.qpos[3])
+        gaps.append(GRIPPER_GAP - one.data.qpos[3])
     assert [h > 0.29 for h in heights] == [False, False, True, True, False, False, False, False]
     assert [gap < 0.01 for gap in gaps] == [False, True, True, True, False, False, False, False]
 
@@ -127,7 +127,7 @@ def test_an_object_in_the_way_is_pushed_and_the_others_stay() -> None:
     before = one.objects
     inside = (before[:, :2] > LOW[:2] + 0.12).all(1) & (before[:, 0] < HIGH[0] - 0.1)
     target = int(np.flatnonzero(inside)[0])
-    spot = before[target, :2] - np.array([one.radii[target] + 0.03, GAP])
+    spot = before[target, :2] - np.array([one.radii[target] + 0.03, GRIPPER_GAP])
     for _ in range(6):
         one.act(np.array([*np.clip(spot - one.hand[:2], -0.1, 0.1), 0, 1]))
     one.act(NOTHING)
@@ -141,7 +141,7 @@ def test_an_object_in_the_way_is_pushed_and_the_others_stay() -> None:
 def test_without_a_touch_nothing_moves() -> None:
     one = robot(1)
     before = one.objects
-    for action in robot_actions(ACTION, 20, np.random.default_rng(0)):
+    for action in bair_actions(ACTION, 20, np.random.default_rng(0)):
         one.act(np.array([*action[:2], action[2], 4]))
     assert np.abs(one.objects - before)[:, :2].max() < 0.01
 
@@ -161,17 +161,17 @@ def test_walls_hold_objects_in() -> None:
 
 def test_the_arm_ends_at_the_hand() -> None:
     one = robot(2)
-    for action in robot_actions(ACTION, 10, np.random.default_rng(2)):
+    for action in bair_actions(ACTION, 10, np.random.default_rng(2)):
         one.act(action)
         upper, fore = (one.data.mocap_pos[link] for link in one.links)
         np.testing.assert_allclose(upper, SHOULDER)
-        assert np.linalg.norm(fore - SHOULDER) == pytest.approx(UPPER, abs=1e-6)
+        assert np.linalg.norm(fore - SHOULDER) == pytest.approx(UPPER_ARM, abs=1e-6)
         end = one.data.body("fore").xmat.reshape(3, 3)[:, 0] * 0.46 + fore
         np.testing.assert_allclose(end, one.hand + np.array([0, 0, 0.05]), atol=0.01)
 
 
 def test_the_robots_own_actions_are_as_often_commands_as_bairs() -> None:
-    actions = robot_actions(ACTION, 20_000, np.random.default_rng(0))
+    actions = bair_actions(ACTION, 20_000, np.random.default_rng(0))
     ACTION.check(actions)
     np.testing.assert_allclose((actions[:, 2:] == 0).mean(0), [0.8, 0.9], atol=0.01)
     assert set(actions[:, 2]) == set(actions[:, 3]) == {0, 1, 2, 3, 4}
@@ -211,7 +211,7 @@ def test_a_backend_that_cannot_be_is_named_with_the_cure(name: str, says: str, t
     root, broken = Path(__file__).parents[2], os.environ | {"MUJOCO_GL": name}
     command = [
         sys.executable,
-        *["collect/pushing.py", "--episodes", "1", "--workers", "2", "--out"],
+        *["collect/pushing.py", "--episodes", "1", "--num-workers", "2", "--out"],
         str(tmp_path / "out"),
     ]
     done = subprocess.run(command, cwd=root, env=broken, capture_output=True, text=True)

@@ -16,28 +16,30 @@ from gymnasium import spaces
 from envs import scenarios
 from envs.buttons import Buttons
 from envs.vizdoom import VizdoomFrames
-from worldmodel.errors import UserError
-from worldmodel.world import random_actions
+from worldmodel.data.env_spec import random_actions
+from worldmodel.utils.errors import UserError
 
 
 def test_all_that_ships_is_known() -> None:
     shipped = {path.stem for path in Path(vzd.scenarios_path).glob("*.cfg")}
-    assert set(scenarios.names()) >= shipped - {"doom", "doom2"}, "only those whose maps are sold may be missing"
-    assert "battle2" in scenarios.names()
+    assert set(scenarios.scenario_names()) >= shipped - {"doom", "doom2"}, (
+        "only those whose maps are sold may be missing"
+    )
+    assert "battle2" in scenarios.scenario_names()
 
 
-@pytest.mark.parametrize("name", scenarios.names())
+@pytest.mark.parametrize("name", scenarios.scenario_names())
 def test_ten_steps_of_each_scenario_and_another_episode(name: str) -> None:
     with contextlib.closing(VizdoomFrames(name)) as env:
         frame, info = env.reset(seed=0)
-        for action in random_actions(env.world.action, 10, np.random.default_rng(0)):
+        for action in random_actions(env.env_spec.action, 10, np.random.default_rng(0)):
             after, reward, terminated, truncated, info = env.step(action)
             assert (after.shape, after.dtype) == ((64, 64, 3), np.uint8)
             assert after.std() > 5, "a picture, not a colour"
             assert np.isfinite(reward)
             assert set(info) == set(env.variables)
             assert not truncated
-            assert env.world.max_episode_steps or name == "defend_the_line", "which ends by death"
+            assert env.env_spec.max_episode_steps or name == "defend_the_line", "which ends by death"
             if terminated:
                 env.reset()
         assert not np.array_equal(after, frame)
@@ -47,9 +49,9 @@ def test_ten_steps_of_each_scenario_and_another_episode(name: str) -> None:
 def test_battle2_has_the_factors_of_table_9() -> None:
     with contextlib.closing(VizdoomFrames("battle2")) as env:
         assert env.action_space == spaces.MultiDiscrete([3, 3, 2, 2, 11])
-        assert env.world.action.width * 15 == 315
+        assert env.env_spec.action.encoded_dim * 15 == 315
         assert env.variables == ("AMMO2", "HEALTH", "USER2")
-        assert env.world.max_episode_steps == 525
+        assert env.env_spec.max_episode_steps == 525
         first = env.reset(seed=1)[1]
         told = [env.step(np.array([0, 0, 1, 0, 5]))[4] for _ in range(10)]  # the trigger, and no turn
         assert told[-1]["AMMO2"] < first["AMMO2"]
@@ -74,7 +76,7 @@ def test_buttons_one_at_a_time() -> None:
 
 def test_a_scenario_whose_map_is_sold_says_which() -> None:
     with pytest.raises(UserError, match=r"no scenario 'doom2' without doom2.wad in .*; choose one of .*freedoom2"):
-        scenarios.find("doom2")
+        scenarios.find_scenario("doom2")
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from gymnasium.utils.env_checker import check_env
 
 import envs  # noqa: F401 - registers
 from envs.policies import load_policy
-from worldmodel.checkpoint import read_header
-from worldmodel.dream import Context
-from worldmodel.models import PRETRAINED
+from worldmodel.generation.dream import Context
+from worldmodel.models.loading import PRETRAINED
+from worldmodel.utils.checkpoint import read_header
 
 WORLDS = sorted(folder.parent.name for folder in PRETRAINED.glob("*/prior"))
 
@@ -45,7 +45,7 @@ def test_a_world_is_whole(world: str) -> None:
     contexts = Context.load(PRETRAINED / world)
     assert len(contexts) >= 24
     assert len({c.tobytes() for c in contexts.codes.numpy()}) == len(contexts), "each begins elsewhere"
-    load_policy(world if (PRETRAINED / f"{world}_policy").is_dir() else f"{world}_dream", env.world)
+    load_policy(world if (PRETRAINED / f"{world}_policy").is_dir() else f"{world}_dream", env.env_spec)
     assert read_header(PRETRAINED / world / "vqvae")[0]["exported_from"]
     size = sum(path.stat().st_size for path in (PRETRAINED / world).rglob("*") if path.is_file())
     assert size < 25e6, "models and contexts together"

@@ -13,11 +13,11 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import envs  # noqa: F401 - registers
-from rollout import control
+from rollout import controllability
 from train import outcome, prior, tokens, vqvae
-from worldmodel.checkpoint import read_header
-from worldmodel.world import ActionSpec, World, random_actions
-from worldmodel.writer import StoreWriter
+from worldmodel.data.env_spec import ActionSpec, EnvSpec, random_actions
+from worldmodel.data.writer import StoreWriter
+from worldmodel.utils.checkpoint import read_header
 
 BATTLE2 = ActionSpec(kind="MultiDiscrete", nvec=(3, 3, 2, 2, 11))
 PUSHING = ActionSpec(kind="Box", low=(-0.1, -0.1, 0.0, 0.0), high=(0.1, 0.1, 4.0, 4.0))
@@ -31,14 +31,14 @@ SPACES = {
 def run(request: pytest.FixtureRequest, tmp_path: Path, toy_stages: Callable) -> Path:
     """A run folder named by its kind of space."""
     spec = SPACES[request.param][0]
-    world = World(name="x", frame_shape=(16, 16, 3), action=spec, variables=("x",), max_episode_steps=20)
-    return trained_on_noise(tmp_path / request.param, world, toy_stages)
+    env_spec = EnvSpec(name="x", frame_shape=(16, 16, 3), action=spec, variables=("x",), max_episode_steps=20)
+    return trained_on_noise(tmp_path / request.param, env_spec, toy_stages)
 
 
-def trained_on_noise(folder: Path, world: World, toy_stages: Callable) -> Path:
+def trained_on_noise(folder: Path, env_spec: EnvSpec, toy_stages: Callable) -> Path:
     """A run folder of a few steps on noise: what is dreamed does not matter."""
-    spec, rng = world.action, np.random.default_rng(0)
-    with StoreWriter(folder / "data.zarr", world, {}) as writer:
+    spec, rng = env_spec.action, np.random.default_rng(0)
+    with StoreWriter(folder / "data.zarr", env_spec, {}) as writer:
         for _ in range(20):
             zeros = np.zeros(21, bool)
             writer.append(
@@ -48,7 +48,7 @@ def trained_on_noise(folder: Path, world: World, toy_stages: Callable) -> Path:
                     "reward": zeros.astype(np.float32),
                     "terminated": zeros,
                     "truncated": np.arange(21) == 19,
-                    "variables": rng.random((21, len(world.variables)), np.float32),
+                    "variables": rng.random((21, len(env_spec.variables)), np.float32),
                 }
             )
     for stage, args in zip((vqvae, tokens, prior, outcome), toy_stages(folder, steps=4), strict=True):
@@ -69,7 +69,7 @@ def test_the_dream_has_the_spaces_that_were_recorded_and_its_actions_are_read_ba
     lanes = gym.make_vec("VideoGPTDream-v0", num_envs=3, model=run)
     lanes.reset(seed=0)
     assert lanes.step(lanes.action_space.sample())[0].shape == (3, 16, 16, 3)
-    control.main(control.Args(run=run, clips=4, context=4, steps=4, train_steps=4))
+    controllability.main(controllability.Args(run=run, n_clips=4, context_frames=4, steps=4, train_steps=4))
     told = json.loads((run / "evaluation" / "control.json").read_text())
     assert 0 <= told["inverse_dynamics"]["real frames"]["mean"] <= 1
     scale = read_header(run / "prior")[0]["model"]["condition_scale"]

@@ -15,7 +15,7 @@ from stable_baselines3 import PPO
 import envs  # noqa: F401 - registers
 from envs.sb3 import SB3VecEnv
 from envs.vector import DreamVectorEnv
-from worldmodel.errors import UserError
+from worldmodel.utils.errors import UserError
 
 LANES, STEPS = 5, 40
 
@@ -94,8 +94,8 @@ def test_a_fork_dreams_on_as_its_lane_would_and_with_a_seed_otherwise(toy_run: P
         env.step(a)
     exact, lucky = env.fork(4), env.fork(4, seed=1)
     column = np.array([1, 1, 2, 2])
-    futures = np.stack([exact.advance(column) and exact.frames for _ in range(6)])
-    others = np.stack([lucky.advance(column) and lucky.frames for _ in range(6)])
+    futures = np.stack([exact.step_lanes(column) and exact.frames for _ in range(6)])
+    others = np.stack([lucky.step_lanes(column) and lucky.frames for _ in range(6)])
     mine = np.stack([env.step(1)[0] for _ in range(6)])
     assert np.array_equal(futures[:, 0], mine)
     assert np.array_equal(futures[:, 1], mine), "a fork leaves its origin alone"
@@ -166,16 +166,16 @@ def test_stable_baselines_gets_what_it_expects(toy_run: Path) -> None:
     ended = 0
     for a in actions():
         frames, rewards, done, infos = env.step(a)
-        expected, r, terminated, truncated, told = reference.step(a)
+        expected, r, terminated, truncated, info = reference.step(a)
         assert np.array_equal(frames, expected)
         assert np.allclose(rewards, r)
         assert np.array_equal(done, terminated | truncated)
         for i in np.flatnonzero(done):
             ended += 1
             assert infos[i]["TimeLimit.truncated"] == truncated[i]
-            assert np.array_equal(infos[i]["terminal_observation"], told["final_obs"][i])
-            assert infos[i]["COLUMN"] == told["final_info"]["COLUMN"][i]
-            assert env.reset_infos[i]["COLUMN"] == told["COLUMN"][i]
+            assert np.array_equal(infos[i]["terminal_observation"], info["final_obs"][i])
+            assert infos[i]["COLUMN"] == info["final_info"]["COLUMN"][i]
+            assert env.reset_infos[i]["COLUMN"] == info["COLUMN"][i]
     assert ended > 20
     ppo = PPO("MlpPolicy", env, n_steps=20, batch_size=50, n_epochs=1, seed=0)
     ppo.learn(200)
@@ -201,7 +201,7 @@ def test_sb3_shows_all_lanes_and_forgets_options_that_it_refused(toy_run: Path) 
 def test_mistakes_are_told_in_a_sentence(toy_run: Path) -> None:
     env = make(toy_run)
     with pytest.raises(UserError, match="reset the dream before stepping it"):
-        env.advance(np.zeros(LANES, int))
+        env.step_lanes(np.zeros(LANES, int))
     with pytest.raises(UserError, match="the first reset must be of all lanes"):
         env.reset(options={"reset_mask": np.array([True, False, True, False, False])})
     env.reset(seed=0)

@@ -14,7 +14,7 @@ from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
 import envs  # noqa: F401 - registers
 from envs.vizdoom import VizdoomFrames
-from worldmodel.errors import UserError
+from worldmodel.utils.errors import UserError
 
 
 @pytest.fixture
@@ -56,9 +56,9 @@ def test_what_is_seen(env: VizdoomFrames) -> None:
     after = env.step(2)[0]
     np.testing.assert_array_equal(frame, before)  # a frame that was handed out stays as it was
     assert (after != frame).mean() > 0.2  # turning moves the picture
-    assert env.world.frame_shape == (64, 64, 3)
-    assert env.world.max_episode_steps == 2100 // 4
-    assert env.world.fps == 35 / 4
+    assert env.env_spec.frame_shape == (64, 64, 3)
+    assert env.env_spec.max_episode_steps == 2100 // 4
+    assert env.env_spec.fps == 35 / 4
 
 
 def test_the_same_seed_gives_the_same_episode_and_another_seed_another(env: VizdoomFrames) -> None:

@@ -43,10 +43,10 @@ class Browser:
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         """The result of a command; events on the way to it are passed over."""
         self.sent += 1
-        told = {"id": self.sent, "method": method, "params": params} | (
+        info = {"id": self.sent, "method": method, "params": params} | (
             {"sessionId": self.session} if self.session else {}
         )
-        self.output.write(json.dumps(told).encode() + b"\0")
+        self.output.write(json.dumps(info).encode() + b"\0")
         self.output.flush()
         while True:
             answer = self.read()

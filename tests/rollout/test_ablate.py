@@ -14,20 +14,28 @@ from PIL import Image
 from rollout import ablate
 from rollout.ablate import Args
 from tests.conftest import stages
-from worldmodel.ablations import Table
-from worldmodel.checkpoint import digest
-from worldmodel.errors import UserError
 from worldmodel.metrics.protocol import PAPER
+from worldmodel.training.ablations import Table
+from worldmodel.utils.checkpoint import weights_digest
+from worldmodel.utils.errors import UserError
 
 
 def toy(run: Path, table: Table, seeds: int = 1) -> Args:
     """Rows of a second; the base has 1,024 codes, so that it is a row of Table 6 too."""
     v, t, p, _ = stages(run, mode="paper", steps=4)
     return Args(
-        table=table, data=run / "data.zarr", out=run / "out", clips=6, trials=2, batch=4, seeds=seeds, device="cpu",
-        vqvae=replace(v, model=replace(v.model, codes=1024, stride=(1, 8, 8))), tokens=t,
-        prior=replace(p, held_out=4, fit=replace(p.fit, steps=4)),
-    )  # fmt: skip
+        table=table,
+        data=run / "data.zarr",
+        out=run / "out",
+        n_clips=6,
+        n_trials=2,
+        batch_size=4,
+        n_seeds=seeds,
+        device="cpu",
+        vqvae=replace(v, model=replace(v.model, n_codes=1024, stride=(1, 8, 8))),
+        tokens=t,
+        prior=replace(p, n_eval_clips=4, trainer=replace(p.trainer, steps=4)),
+    )
 
 
 @pytest.fixture
@@ -67,7 +75,7 @@ def test_a_table_is_interrupted_and_goes_on(
     assert half.count("not yet") == 2 * 10
     base = args.out / "base" / "seed_0"
     weights, result = (
-        digest(base / "vqvae"),
+        weights_digest(base / "vqvae"),
         args.out / "table_6" / "256_codes" / "seed_0" / "evaluation" / "prior.json",
     )
     first = result.read_bytes()
@@ -76,17 +84,17 @@ def test_a_table_is_interrupted_and_goes_on(
     called.clear()
     ablate.main(args)
     assert called == ["vqvae base", "prior base", "vqvae 4096_codes", "prior 4096_codes"]
-    assert digest(base / "vqvae") == weights
+    assert weights_digest(base / "vqvae") == weights
     assert result.read_bytes() == first
 
     called.clear()
     ablate.main(args)
     assert called == [], "finished rows are not done again"
-    work = ablate.job(args, ablate.rows(6, args.vqvae.model, args.prior.model)[1], 0)
-    assert ablate.finished(args, work) is not None
-    assert ablate.finished(replace(args, trials=1), work) is None, "measured anew under other settings"
-    with pytest.raises(UserError, match=r"holds a run with fit.steps = 4, but 5 was asked for"):
-        ablate.main(replace(args, vqvae=replace(args.vqvae, fit=replace(args.vqvae.fit, steps=5))))
+    work = ablate.make_job(args, ablate.table_rows(6, args.vqvae.model, args.prior.model)[1], 0)
+    assert ablate.read_result(args, work) is not None
+    assert ablate.read_result(replace(args, n_trials=1), work) is None, "measured anew under other settings"
+    with pytest.raises(UserError, match=r"holds a run with trainer.steps = 4, but 5 was asked for"):
+        ablate.main(replace(args, vqvae=replace(args.vqvae, trainer=replace(args.vqvae.trainer, steps=5))))
     capsys.readouterr()
 
 
@@ -123,7 +131,7 @@ def test_a_table_of_two_seeds_beside_the_papers(
 
 def test_rows_that_are_the_same_model_share_it(toy_store: Path, called: list[str]) -> None:
     args = toy(toy_store.parent, 4)
-    shallow = replace(args.prior, model=replace(args.prior.model, width=8))
+    shallow = replace(args.prior, model=replace(args.prior.model, d_model=8))
     ablate.main(replace(args, prior=shallow))
     base = args.out / "base" / "seed_0"
     assert {p.name for p in base.iterdir() if p.name.startswith("prior")} == {
@@ -138,7 +146,7 @@ def test_rows_that_are_the_same_model_share_it(toy_store: Path, called: list[str
         assert ours["bits/frame"]["mean"] == pytest.approx(4 * ours["bits/code"]["mean"]), "2 x 2 codes a frame"
         assert len(ours["samples_real"]["trials"]) == 2
         assert ours["NMSE"] == rows[0]["ours"]["NMSE"]
-    weights = digest(base / "vqvae")
+    weights = weights_digest(base / "vqvae")
     ablate.main(replace(args, table=3))
     same = json.loads((args.out / "table_3.json").read_text())["rows"][1]
     assert same["runs"][0]["made_of"] == {"vqvae": weights}
@@ -150,9 +158,9 @@ def test_a_row_that_has_collapsed_is_marked_and_does_not_count(tmp_path: Path) -
 
     def written(nmse: float, distance: float, still: float) -> list[dict[str, Any]]:
         figures = {"NMSE": nmse, "PSNR": 20, "perplexity": 3, "reconstructions_real": distance, "mean picture": still}
-        told = {"data": "toy", "features": {"network": "random features"}, "protocol": PAPER.to_json()}
-        told |= {"seed": 0, "latent": [8, 2, 2], "parameters": {"vqvae": 10**6}}
-        return [told | {"figures": {name: [value] for name, value in figures.items()}}]
+        info = {"data": "toy", "features": {"network": "random features"}, "protocol": PAPER.to_json()}
+        info |= {"seed": 0, "latent": [8, 2, 2], "parameters": {"vqvae": 10**6}}
+        return [info | {"figures": {name: [value] for name, value in figures.items()}}]
 
     for still, marked, counted in ((0.9, 0, "1 of 1 pairs"), (0.4, 1, "0 of 0 pairs")):
         rows = {"no attention": written(0.5, 3.0, still), "with attention": written(0.3, 2.0, still)}
@@ -170,4 +178,4 @@ def test_mistakes_are_told_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="set mode = paper"):
         Args(vqvae=replace(Args().vqvae, model=replace(Args().vqvae.model, mode="stream")))
     with pytest.raises(UserError, match="clips must be at least 2"):
-        Args(clips=1)
+        Args(n_clips=1)

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-import rollout.control as control
+import rollout.controllability as control
+import rollout.evaluate_policy as policy
 import rollout.plan as plan
-import rollout.policy as policy
 import rollout.rank as rank
-from rollout.cem import Cem
-from rollout.planner import Planner
+from rollout.planning.cem import CEMConfig
+from rollout.planning.planner import Planner
 from tests.conftest import TOY
-from worldmodel.errors import UserError
-from worldmodel.vqvae import VQVAE, VQVAEConfig, to_uint8
+from worldmodel.models.vqvae import VQVAE, VQVAEConfig, to_uint8
+from worldmodel.utils.errors import UserError
 
 WORLD = replace(TOY, env_kwargs={"frame_skip": 4})
 
@@ -56,7 +56,7 @@ class Counter(gym.Env):
 
 def test_random_actions_begin_where_a_policy_led_to(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of an episode that ends too soon nothing is taken."""
-    engine, lead = Counter(1, 12, 2, 12), control.Args(lead=6)
+    engine, lead = Counter(1, 12, 2, 12), control.Args(max_lead_steps=6)
     monkeypatch.setattr(control, "engine_of", lambda world: engine)
     seen: list[int] = []
 
@@ -65,7 +65,7 @@ def test_random_actions_begin_where_a_policy_led_to(monkeypatch: pytest.MonkeyPa
         seen.append(int(frames[-1, 0, 0, 0, 0]))
         return np.array([0])
 
-    films = control.strayed_for_real(lead, WORLD, leader, np.array([[1, 2, 1], [2, 2, 1]]))
+    films = control.random_actions_in_engine(lead, WORLD, leader, np.array([[1, 2, 1], [2, 2, 1]]))
     assert films.shape == (2, 4, 16, 16, 3)
     for film, episode, actions in zip(films[..., 0, 0, 0], (1, 3), ([1, 2, 1], [2, 2, 1]), strict=True):
         led = film[0] - 20 * episode
@@ -84,26 +84,35 @@ def test_a_plan_is_played_beside_a_random_policy(monkeypatch: pytest.MonkeyPatch
     class Dream:
         """Whatever is given to it."""
 
-        world = WORLD
+        env_spec = WORLD
 
         def reset(self, seed: int, options: dict[str, Any]) -> None:
             given.append((len(options["frames"]), len(options["actions"]), options["variables"]))
 
     dream: Any = Dream()
-    cem = Cem(candidates=300, elite=3, rounds=2, horizon=3, hold=1, momentum=0.0)
-    planner = Planner(dream, lambda dream, actions, seed: (actions == 2).sum(1), every=3, context=4, cem=cem)
-    told, scores = plan.in_the_engine(plan.Args(episodes=2), dream, planner)
+    cem = CEMConfig(n_candidates=300, n_elite=3, n_rounds=2, horizon=3, hold_steps=1, momentum=0.0)
+    planner = Planner(
+        dream, lambda dream, actions, seed: (actions == 2).sum(1), replan_every=3, context_frames=4, cem=cem
+    )
+    text, scores = plan.plan_in_engine(plan.Args(episodes=2), dream, planner)
     assert set(scores) == {"random", "planned"}
     assert scores["planned"] == [[7, 7], [7, 7]], "steps and return"
     assert engine.taken[2:] == [[2] * 7] * 2
     assert [steps for steps, _ in scores["random"]] == [7, 7]
     assert [points for _, points in scores["random"]] == [taken.count(2) for taken in engine.taken[:2]] != [7, 7]
-    assert "survives 28.000 [28.000, 28.000] tics, return 7.0" in told.split("planned")[1]
+    assert "survives 28.000 [28.000, 28.000] tics, return 7.0" in text.split("planned")[1]
     assert given == 2 * [(1, 0, [[0.0]]), (4, 3, [[0.0], [1.0], [2.0], [3.0]]), (4, 3, [[3.0], [4.0], [5.0], [6.0]])]
 
 
 def test_eyes_are_those_of_a_worlds_vqvae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = {"frames": 4, "size": (16, 16), "stride": (1, 4, 4), "hidden": 8, "residual": 8, "layers": 1}
+    small = {
+        "n_frames": 4,
+        "frame_size": (16, 16),
+        "stride": (1, 4, 4),
+        "hidden_channels": 8,
+        "residual_channels": 8,
+        "n_res_blocks": 1,
+    }
     torch.manual_seed(0)
     vqvae, seen = VQVAE(VQVAEConfig(mode="stream", **small)).eval(), list[np.ndarray]()  # type: ignore[arg-type]
     true = np.stack([np.full((16, 16, 3), t, np.uint8) for t in range(3)])
@@ -120,7 +129,7 @@ def test_eyes_are_those_of_a_worlds_vqvae(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(policy, "load_vqvae", {tmp_path / "vqvae": vqvae}.__getitem__)
     for eyes, expected in (("", true), (str(tmp_path), painted)):
         seen.clear()
-        policy.main(policy.Args(policy=("a",), episodes=2, eyes=eyes, out=tmp_path))
+        policy.main(policy.Args(policy=("a",), episodes=2, obs_vqvae=eyes, out=tmp_path))
         assert np.abs(np.stack(seen[:3]).astype(int) - expected).max() <= 1, "but for rounding"
     scores = json.loads((tmp_path / "scores.json").read_text())["scores"]
     assert scores["a"]["episodes"] == {"steps": [3, 3], "returns": [3.0, 3.0]}, "as the engine pays, not as it is seen"
@@ -153,8 +162,8 @@ def test_a_return_in_the_dream_is_that_of_the_first_episode_of_each_lane() -> No
         depths.append(len(frames))
         return np.zeros(3, int)
 
-    assert rank.in_dream(env, player, 0).tolist() == [1 + 2 + 3, 10, 100 + 200 + 300]
+    assert rank.returns_in_dream(env, player, 0).tolist() == [1 + 2 + 3, 10, 100 + 200 + 300]
     assert env.begun == [1, 3, 1], "contexts that begin an episode, in turn"
     assert depths == [1, 2, 3]
     with pytest.raises(UserError, match=r"no starting context of toy begins an episode; run train/tokens.py again"):
-        rank.in_dream(Lanes(False, False), player, 0)  # type: ignore[arg-type]
+        rank.returns_in_dream(Lanes(False, False), player, 0)  # type: ignore[arg-type]

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 from torch import nn
 
-from rollout import dream, evaluate
-from worldmodel.checkpoint import save_checkpoint
-from worldmodel.dream import Dream
-from worldmodel.errors import UserError
+from rollout import dream, evaluate, heldout
+from worldmodel.generation.dream import Dream
+from worldmodel.utils.checkpoint import save_checkpoint
+from worldmodel.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def run(toy_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_table_tells_true_actions_from_shuffled_ones(run: Path, capsys: pytest.CaptureFixture) -> None:
-    evaluate.main(evaluate.Args(run=run, clips=12, context=4, ahead=(1, 5, 10), dreams=2))
+    evaluate.main(evaluate.Args(run=run, n_clips=12, context_frames=4, steps_ahead=(1, 5, 10), n_dreams=2))
     printed = capsys.readouterr().out
     result = json.loads((run / "evaluation" / "results.json").read_text())
     bits = result["bits_per_dim"]
@@ -43,23 +43,23 @@ def test_the_table_tells_true_actions_from_shuffled_ones(run: Path, capsys: pyte
 
 def test_held_out_frames_are_those_of_the_codes(run: Path) -> None:
     model = Dream.load(run)
-    held = evaluate.held_out(model, run, None, "test", 4, 10)
-    decoded = evaluate.reconstructions(model, held.codes)
-    assert np.abs(decoded.astype(int) - held.frames).mean() < 10
-    encoded = model.world.action.encode(held.actions)[:, :-1]
-    assert np.array_equal(encoded, held.condition[:, 1:].numpy()), "the action at a frame leads into the next"
+    heldout_clips = heldout.load_heldout(model, run, None, "test", 4, 10)
+    decoded = heldout.reconstructions(model, heldout_clips.codes)
+    assert np.abs(decoded.astype(int) - heldout_clips.frames).mean() < 10
+    encoded = model.env_spec.action.encode(heldout_clips.actions)[:, :-1]
+    assert np.array_equal(encoded, heldout_clips.condition[:, 1:].numpy()), "the action at a frame leads into the next"
 
 
 def test_shuffling_gives_nobody_its_own_actions() -> None:
     episodes = np.repeat(np.arange(5), 4)
-    order = evaluate.shuffle(episodes, seed=0)
+    order = heldout.other_episode_order(episodes, seed=0)
     assert sorted(order) == list(range(20))
     assert (episodes[order] != episodes).all()
-    assert len({tuple(evaluate.shuffle(episodes, seed)) for seed in range(8)}) > 1
+    assert len({tuple(heldout.other_episode_order(episodes, seed)) for seed in range(8)}) > 1
 
 
 def test_pictures_are_written(run: Path) -> None:
-    dream.main(dream.Args(run=run, clips=2, context=4, steps=8))
+    dream.main(dream.Args(run=run, n_clips=2, context_frames=4, steps=8))
     gif = Image.open(run / "dreams" / "dream.gif")
     assert gif.n_frames == 12  # type: ignore[attr-defined]
     assert gif.size == (3 * 3 * 16, 2 * 3 * 16 + 14)

@@ -14,19 +14,19 @@ import pytest
 import torch
 
 import rollout.benchmark as benchmark
-import rollout.control as control
-import rollout.diverge as diverge
-import rollout.endless as endless
-import rollout.outcome as outcome
+import rollout.controllability as control
+import rollout.divergence as diverge
+import rollout.evaluate_outcome as outcome
+import rollout.long_horizon as endless
 import rollout.rank as rank
 from envs.dream import DreamEnv
 from envs.policies import load_policy, save_policy
-from rollout.cem import Cem, cem
-from rollout.survival import Beyond, survival
+from rollout.planning.cem import CEMConfig, cross_entropy_method
+from rollout.planning.terminal_value import TerminalValue, survival_value
 from train import export
-from worldmodel.checkpoint import digest, write_json
-from worldmodel.dream import Context, Dream
-from worldmodel.errors import UserError
+from worldmodel.generation.dream import Context, Dream
+from worldmodel.utils.checkpoint import weights_digest, write_json
+from worldmodel.utils.errors import UserError
 
 
 @pytest.fixture
@@ -36,24 +36,24 @@ def run(toy_run: Path, tmp_path: Path) -> Path:
 
 
 def test_controllability_of_an_obedient_and_of_a_deaf_dream(run: Path) -> None:
-    args = control.Args(run=run, clips=12, context=4, steps=4, train_steps=60)
+    args = control.Args(run=run, n_clips=12, context_frames=4, steps=4, train_steps=60)
     dream, store = Dream.load(run), control.Store(run / "data.zarr")
-    held = control.held_out(dream, run, None, "test", 12, 8)
-    reader = control.learn(store, args.train_steps, args.seed)
-    good = control.measure(args, dream, held, reader)
+    heldout_clips = control.load_heldout(dream, run, None, "test", 12, 8)
+    reader = control.train_classifier(store, args.train_steps, args.seed)
+    good = control.measure(args, dream, heldout_clips, reader)
     assert good["inverse_dynamics"]["real frames"].mean > 0.95
     assert good["ratio"]["dreams, random actions"].mean > 0.9
     assert good["delta_psnr"].low > 1
     for norm in dream.prior.modules():
         if hasattr(norm, "affine"):
             torch.nn.init.zeros_(norm.affine.weight)  # the actions no longer reach the prior
-    deaf = control.measure(args, dream, held, reader)
+    deaf = control.measure(args, dream, heldout_clips, reader)
     assert deaf["ratio"]["dreams, random actions"].high < 0.8
     assert deaf["delta_psnr"].mean < good["delta_psnr"].mean / 2
 
 
 def test_outcome_scores(run: Path) -> None:
-    args = outcome.Args(run=run, steps=4, clips=6, context=2, dreams=2)
+    args = outcome.Args(run=run, steps=4, n_clips=6, context_frames=2, n_dreams=2)
     result = outcome.measure(args, Dream.load(run), outcome.Store(run / "tokens.zarr"))
     for end in result["end"].values():
         assert end["expected"].mean == pytest.approx(end["happened"].mean, abs=0.02)
@@ -65,33 +65,35 @@ def test_outcome_scores(run: Path) -> None:
 
 def test_an_end_is_foretold_from_the_frames_before_it(run: Path) -> None:
     dream, store = Dream.load(run), outcome.Store(run / "tokens.zarr")
-    episode = {name: array.copy() for name, array in store.episode(0).items()}
-    episode["ended"][:] = False
-    episode["ended"][-1] = True
-    n = len(episode["ended"])
-    args = outcome.Args(run=run, context=2, dreams=3, others=5)
-    told = outcome.foretold(args, dream, [episode])
-    assert told["happened"].tolist() == [False] * 5 + [True], "every end, and as many others as were asked for"
-    assert told["weight"].tolist() == [(n - 3) / 5] * 5 + [1.0], "five stand for all that have a context before them"
+    episode = {name: array.copy() for name, array in store.read_episode(0).items()}
+    episode["done"][:] = False
+    episode["done"][-1] = True
+    n = len(episode["done"])
+    args = outcome.Args(run=run, context_frames=2, n_dreams=3, n_negatives=5)
+    info = outcome.predicted_ends(args, dream, [episode])
+    assert info["happened"].tolist() == [False] * 5 + [True], "every end, and as many others as were asked for"
+    assert info["weight"].tolist() == [(n - 3) / 5] * 5 + [1.0], "five stand for all that have a context before them"
     episode["codes"][-1] = 0
     np.testing.assert_array_equal(
-        outcome.foretold(args, dream, [episode])["probability"], told["probability"], "it is not looked at"
+        outcome.predicted_ends(args, dream, [episode])["probability"], info["probability"], "it is not looked at"
     )
     episode["codes"][-2] = 0
-    assert (outcome.foretold(args, dream, [episode])["probability"] != told["probability"])[-1], "but the one before is"
+    assert (outcome.predicted_ends(args, dream, [episode])["probability"] != info["probability"])[-1], (
+        "but the one before is"
+    )
 
 
 def test_the_mean_at_each_time() -> None:
     episodes = [{"variables": np.array([[1.0], [2.0], [6.0]])}, {"variables": np.array([[3.0], [4.0]])}]
-    assert outcome.by_time(episodes).tolist() == [[2.0], [3.0], [6.0]]
+    assert outcome.mean_by_time(episodes).tolist() == [[2.0], [3.0], [6.0]]
 
 
 def test_long_dreams_are_measured_and_drawn(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    endless.main(endless.Args(run=run, steps=40, window=10, lanes=4, temperature=(1.0, 0.5)))
-    told = capsys.readouterr().out
-    assert "temperature 0.5" in told
-    assert (run / "evaluation" / "endless.png").stat().st_size > 10_000
-    assert (run / "evaluation" / "endless_run_0.5.png").exists()
+    endless.main(endless.Args(run=run, steps=40, window=10, num_envs=4, temperature=(1.0, 0.5)))
+    text = capsys.readouterr().out
+    assert "temperature 0.5" in text
+    assert (run / "evaluation" / "long_horizon.png").stat().st_size > 10_000
+    assert (run / "evaluation" / "long_horizon_run_0.5.png").exists()
     with pytest.raises(UserError, match="at least two windows"):
         endless.Args(steps=10, window=10)
 
@@ -110,33 +112,35 @@ def test_planning_finds_the_actions_that_end_where_it_pays(toy_run: Path) -> Non
     frames[:, 4:12, 0:4] = (250, 200, 60)  # the square stands in column 0
     options = {"frames": frames, "actions": [0, 0, 0], "variables": [0.0]}
     dream.reset(seed=0, options=options)
-    dream.world = dream.vector.world = _renamed(dream)
-    how = Cem(candidates=24, elite=4, rounds=3, horizon=2, hold=1, momentum=0.1)
-    beyond = Beyond((("HEALTH", 10.0),))
-    worth = survival(dream, np.array([[0, 0], [2, 2], [1, 1]]), 0, beyond)
+    dream.env_spec = dream.vector_env.env_spec = _renamed(dream)
+    how = CEMConfig(n_candidates=24, n_elite=4, n_rounds=3, horizon=2, hold_steps=1, momentum=0.1)
+    terminal_value = TerminalValue((("HEALTH", 10.0),))
+    worth = survival_value(dream, np.array([[0, 0], [2, 2], [1, 1]]), 0, terminal_value)
     assert worth.argmax() in (1, 2)
-    plan = cem(dream.world.action, how, lambda a: survival(dream, a, 0, beyond), np.random.default_rng(0))
+    plan = cross_entropy_method(
+        dream.env_spec.action, how, lambda a: survival_value(dream, a, 0, terminal_value), np.random.default_rng(0)
+    )
     fork = dream.fork(1)
     for action in plan:
-        fork.advance(np.array([action]))
+        fork.step_lanes(np.array([action]))
     assert fork.variables[0, 0] > 1.5, "columns 2 and 3 are worth most"
     with pytest.raises(UserError, match="elite must be at most candidates, 3, not 9"):
-        Cem(elite=9, candidates=3)
+        CEMConfig(n_elite=9, n_candidates=3)
     with pytest.raises(UserError, match=r"momentum is a share, from 0 to 1, not 1\.5"):
-        Cem(momentum=1.5)
+        CEMConfig(momentum=1.5)
 
 
 def _renamed(dream: DreamEnv):  # type: ignore[no-untyped-def]
     """The toy world with its column as the health to keep."""
-    return replace(dream.world, variables=("HEALTH",))
+    return replace(dream.env_spec, variables=("HEALTH",))
 
 
 def test_futures_of_one_frame_diverge_under_different_actions_and_agree_under_the_same(run: Path) -> None:
-    diverge.main(diverge.Args(run=run, starts=8, steps=4, ahead=(1, 4), show=1))
-    told = json.loads((run / "evaluation" / "diverge.json").read_text())
+    diverge.main(diverge.Args(run=run, n_starts=8, steps=4, steps_ahead=(1, 4), n_shown=1))
+    told = json.loads((run / "evaluation" / "divergence.json").read_text())
     same, other = (told[name][1]["mean"] for name in ("same actions", "different actions"))
     assert same < 0.5 * other, "the toy world does what its actions say"
-    assert (run / "evaluation" / "diverge.png").stat().st_size > 500
+    assert (run / "evaluation" / "divergence.png").stat().st_size > 500
     black, white = np.zeros((1, 2, 4, 4, 3), np.uint8), np.full((1, 2, 4, 4, 3), 255, np.uint8)
     assert diverge.distance(black, white).tolist() == [[1.0, 1.0]]
     with pytest.raises(UserError, match="ahead must be at most steps, 4, not 15"):
@@ -146,10 +150,13 @@ def test_futures_of_one_frame_diverge_under_different_actions_and_agree_under_th
 def test_rank_correlation_and_its_interval() -> None:
     rng = np.random.default_rng(0)
     means = np.array([1.0, 2.0, 3.0, 4.0, 5.0])[:, None]
-    r, low, high = rank.correlation(means + rng.normal(size=(5, 50)) / 10, means * 7 + rng.normal(size=(5, 50)), 0)
+    r, low, high = rank.rank_correlation(means + rng.normal(size=(5, 50)) / 10, means * 7 + rng.normal(size=(5, 50)), 0)
     assert (r, high) == pytest.approx((1, 1))
     assert low > 0.85
-    assert rank.correlation(means + rng.normal(size=(5, 50)) / 10, -means + rng.normal(size=(5, 50)) / 10, 0)[0] < -0.9
+    assert (
+        rank.rank_correlation(means + rng.normal(size=(5, 50)) / 10, -means + rng.normal(size=(5, 50)) / 10, 0)[0]
+        < -0.9
+    )
     with pytest.raises(UserError, match="2 policies have no order"):
         rank.main(rank.Args(policy=("a", "b")))
 
@@ -174,11 +181,13 @@ def test_an_exported_run_dreams_at_half_the_size(run: Path, tmp_path: Path) -> N
 def test_speeds_stand_beside_what_the_run_is_worth(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worldmodel.rates.multiplied", lambda: False)
-    for name, prior in (("control", digest(run / "prior")), ("results", "another")):
+    monkeypatch.setattr("worldmodel.utils.hardware.multiplied", lambda: False)
+    for name, prior in (("control", weights_digest(run / "prior")), ("results", "another")):
         figures = {"delta_psnr": {"mean": 2.25}, "bits_per_dim": {"true actions": {"mean": 4.5}}}
         write_json(run / "evaluation" / f"{name}.json", {"protocol": {"prior": prior}} | figures)
-    args = benchmark.Args(run=(str(run),), precision=("auto",), batch=(1, 4), seconds=0.2, out=tmp_path / "speed.json")
+    args = benchmark.Args(
+        run=(str(run),), precision=("auto",), num_envs=(1, 4), seconds=0.2, out=tmp_path / "speed.json"
+    )
     benchmark.main(args)
     one, four = json.loads(args.out.read_text())["rows"]
     assert one["precision"] == "float32", "where bfloat16 is emulated"
@@ -190,41 +199,45 @@ def test_speeds_stand_beside_what_the_run_is_worth(
     assert "bits" not in one, "measured for another prior"
     assert "2.25" in capsys.readouterr().out
     with pytest.raises(UserError, match="batch must be at least 1, not 0"):
-        benchmark.Args(batch=(0,))
+        benchmark.Args(num_envs=(0,))
 
 
 def test_the_end_of_a_future_is_worth_what_the_critic_of_a_policy_says() -> None:
     dream, actions = DreamEnv(horizon=0), np.array([[0, 1], [2, 3]])
     dream.reset(seed=0)
-    beyond = Beyond.of("health_gathering_supreme_dream", dream.world)
-    assert (beyond.gamma, beyond.points, beyond.depth) == (0.99, (("HEALTH", 2.0),), 1), "rewards were scaled by 0.01"
+    terminal_value = TerminalValue.from_policy("health_gathering_supreme_dream", dream.env_spec)
+    assert (terminal_value.gamma, terminal_value.variable_weights, terminal_value.n_stack) == (
+        0.99,
+        (("HEALTH", 2.0),),
+        1,
+    ), "rewards were scaled by 0.01"
     fork, policy = dream.fork(2, 7), load_policy("health_gathering_supreme_dream")
-    first, second = (fork.advance(actions[:, t])[0] for t in (0, 1))
+    first, second = (fork.step_lanes(actions[:, t])[0] for t in (0, 1))
     values = policy.predict_values(torch.from_numpy(fork.frames).permute(0, 3, 1, 2))[:, 0].detach().numpy() / 0.01
     expected = first + 0.99 * second + 0.99**2 * (2.0 * fork.variables[:, 0] + values)
-    np.testing.assert_allclose(survival(dream, actions, 7, beyond), expected, rtol=1e-5)
+    np.testing.assert_allclose(survival_value(dream, actions, 7, terminal_value), expected, rtol=1e-5)
 
 
 def test_every_variable_that_shaped_a_critic_is_counted(tmp_path: Path) -> None:
-    world, policy = DreamEnv(horizon=0).world, load_policy("health_gathering_supreme_dream")
+    env_spec, policy = DreamEnv(horizon=0).env_spec, load_policy("health_gathering_supreme_dream")
     training = {"reward_scale": 0.5, "shaping": [["HEALTH", 1.0], ["AMMO2", 1.5]], "gamma": 0.9}
     save_policy(tmp_path, policy, training, {}, resumable=False)
-    armed = replace(world, variables=("AMMO2", "HEALTH"))
-    assert Beyond.of(str(tmp_path), armed).points == (("HEALTH", 2.0), ("AMMO2", 3.0))
+    armed = replace(env_spec, variables=("AMMO2", "HEALTH"))
+    assert TerminalValue.from_policy(str(tmp_path), armed).variable_weights == (("HEALTH", 2.0), ("AMMO2", 3.0))
     with pytest.raises(UserError, match="learned with AMMO2, of which this dream knows nothing; give another critic"):
-        Beyond.of(str(tmp_path), world)
+        TerminalValue.from_policy(str(tmp_path), env_spec)
     going_on = (np.ones(1), np.zeros(1, bool), np.zeros(1, bool), {})
     fork = SimpleNamespace(
         frames=np.zeros((1, 4, 4, 3)), variables=np.array([[7.0, 50.0]]), advance=lambda action: going_on
     )
     dream: Any = SimpleNamespace(world=armed, fork=lambda n, seed: fork)
-    beyond = Beyond((("HEALTH", 2.0), ("AMMO2", 3.0)))
-    assert survival(dream, np.zeros((1, 2), int), 0, beyond).tolist() == [2 + 2 * 50 + 3 * 7]
+    terminal_value = TerminalValue((("HEALTH", 2.0), ("AMMO2", 3.0)))
+    assert survival_value(dream, np.zeros((1, 2), int), 0, terminal_value).tolist() == [2 + 2 * 50 + 3 * 7]
 
 
 def test_a_policy_that_only_imitates_is_no_critic(tmp_path: Path) -> None:
-    world = DreamEnv(horizon=0).world
+    env_spec = DreamEnv(horizon=0).env_spec
     policy = load_policy("health_gathering_supreme_dream")
     save_policy(tmp_path, policy, {"rounds": 6}, {}, resumable=False)
     with pytest.raises(UserError, match="learned no values"):
-        Beyond.of(str(tmp_path), world)
+        TerminalValue.from_policy(str(tmp_path), env_spec)

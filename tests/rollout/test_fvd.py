@@ -15,18 +15,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rollout import fvd, sources
-from worldmodel.checkpoint import digest, save_checkpoint
-from worldmodel.errors import UserError
+from rollout import clip_sources, fvd
+from worldmodel.data.store import Store
 from worldmodel.metrics.features import C3D_LOGITS, I3D_LOGITS, Features, load_features
 from worldmodel.metrics.frechet import frechet_distance
 from worldmodel.metrics.inception import inception_score, probabilities
 from worldmodel.metrics.protocol import PAPER, TGAN2, Trials
-from worldmodel.models import load_vqvae
-from worldmodel.store import Store
-from worldmodel.vqvae import VQVAE, VQVAEConfig, to_uint8
+from worldmodel.models.loading import load_vqvae
+from worldmodel.models.vqvae import VQVAE, VQVAEConfig, to_uint8
+from worldmodel.utils.checkpoint import save_checkpoint, weights_digest
+from worldmodel.utils.errors import UserError
 
-SMALL: dict[str, Any] = {"clips": 6, "trials": 2, "size": 16, "device": "cpu"}
+SMALL: dict[str, Any] = {"n_clips": 6, "n_trials": 2, "frame_size": 16, "device": "cpu"}
 
 
 def films(n: int, seed: int = 0) -> np.ndarray:
@@ -64,14 +64,14 @@ def run(toy_store: Path) -> Path:
     """A run folder of the toy world with an untrained VQ-VAE."""
     config = VQVAEConfig(
         mode="stream",
-        frames=8,
-        size=(16, 16),
+        n_frames=8,
+        frame_size=(16, 16),
         stride=(1, 4, 4),
-        hidden=8,
-        residual=8,
-        layers=1,
-        codes=8,
-        dim=4,
+        hidden_channels=8,
+        residual_channels=8,
+        n_res_blocks=1,
+        n_codes=8,
+        embedding_dim=4,
         window=2,
     )
     torch.manual_seed(0)
@@ -94,7 +94,7 @@ def with_prior(run: Path, monkeypatch: pytest.MonkeyPatch, condition: str, wande
 
         return draw
 
-    monkeypatch.setattr(sources, "sampler", sampler)
+    monkeypatch.setattr(clip_sources, "sampler", sampler)
     return asked
 
 
@@ -152,17 +152,19 @@ def test_results_carry_what_they_depend_on(tmp_path: Path, network: tuple[Path, 
 
 def test_a_run_without_a_prior_is_judged_by_its_reconstructions(run: Path, network: tuple[Path, str]) -> None:
     weights, sha256 = network
-    fvd.main(fvd.Args(run=run, features="torchscript", weights=weights, sha256=sha256, batch=4, seed=3, **SMALL))
+    fvd.main(fvd.Args(run=run, features="torchscript", weights=weights, sha256=sha256, batch_size=4, seed=3, **SMALL))
     found = result(run / "evaluation", "frechet-paper-altered-torchscript")
     assert list(found["figures"]) == ["reconstructions_real"]
     assert found["figures"]["reconstructions_real"]["name"] == "R-FVD, reconstructions against real"
-    assert found["made_of"] == {"vqvae": digest(run / "vqvae")}
+    assert found["made_of"] == {"vqvae": weights_digest(run / "vqvae")}
     assert (found["data"], found["seeds"]) == ("toy", [3, 4])
     store, features = Store(run / "data.zarr"), load_features("torchscript", weights, sha256)
-    source = sources.from_run(run, PAPER.altered(clips=6, trials=2, size=16), "", 3, "cpu", 4)
+    source = clip_sources.source_from_run(
+        run, PAPER.with_changes(n_clips=6, n_trials=2, frame_size=16), "", 3, "cpu", 4
+    )
     _, real = source.draw(0)
     assert real is not None
-    held = np.concatenate([store.episode(i, ["frames"])["frames"] for i in store.episodes("test")])
+    held = np.concatenate([store.read_episode(i, ["frames"])["frames"] for i in store.episode_indices("test")])
     windows = np.lib.stride_tricks.sliding_window_view(held, 16, axis=0)
     assert all((np.moveaxis(windows, -1, 1) == clip).all((1, 2, 3, 4)).any() for clip in real), "of held-out episodes"
     expected = frechet_distance(features(reconstructed(run, real)), features(real))
@@ -175,7 +177,7 @@ def test_samples_of_a_run(run: Path, monkeypatch: pytest.MonkeyPatch, network: t
     fvd.main(fvd.Args(run=run, features="torchscript", weights=weights, sha256=sha256, seed=5, **SMALL))
     found = result(run / "evaluation", "frechet-paper-altered-torchscript")
     assert asked == found["seeds"] == [5, 6]
-    assert found["made_of"] == {"vqvae": digest(run / "vqvae"), "prior": digest(run / "prior")}
+    assert found["made_of"] == {"vqvae": weights_digest(run / "vqvae"), "prior": weights_digest(run / "prior")}
     assert found["protocol"]["steered"] is False
     features, real = load_features("torchscript", weights, sha256), films(6, seed=1000)
     sets = [np.concatenate([real[:, :1], films(6, seed)[:, 1:]], axis=1) for seed in (5, 6)]
@@ -191,8 +193,8 @@ def test_samples_of_a_run(run: Path, monkeypatch: pytest.MonkeyPatch, network: t
 
 def test_pooled_samples_are_one_set(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = with_prior(run, monkeypatch, "frame")
-    small = SMALL | {"trials": None}
-    fvd.main(fvd.Args(run=run, protocol="pooled", samples_each=3, features="random_conv", **small))
+    small = SMALL | {"n_trials": None}
+    fvd.main(fvd.Args(run=run, protocol="pooled", samples_per_clip=3, features="random_conv", **small))
     found = result(run / "evaluation", "frechet-pooled-altered-random_conv")
     assert asked == [0, 1, 2]
     assert found["protocol"]["steered"] is True, "the prior is told actions"
@@ -203,7 +205,7 @@ def test_pooled_samples_are_one_set(run: Path, monkeypatch: pytest.MonkeyPatch) 
     assert found["figures"]["samples_real"]["sd"] is None
     with_prior(run, monkeypatch, "frame", wander=True)
     with pytest.raises(UserError, match="several samples of the same clips, but the clips changed"):
-        fvd.main(fvd.Args(run=run, protocol="pooled", samples_each=3, features="random_conv", **small))
+        fvd.main(fvd.Args(run=run, protocol="pooled", samples_per_clip=3, features="random_conv", **small))
 
 
 def test_an_inception_score_of_samples(tmp_path: Path, network: tuple[Path, str]) -> None:
@@ -232,7 +234,7 @@ def features_of(network: str) -> Features:
         (PAPER, I3D_LOGITS, "bair", "reconstructions_real", "14.9 (paper, Table 3, with attention)"),
         (PAPER, I3D_LOGITS, "bair", "samples_reconstructions", "94.6 ± 1.5 (paper, Table 5, 8 x 32 x 32)"),
         (TGAN2, C3D_LOGITS, "ucf101", "samples", "24.69 ± 0.3 (paper, Table 2, VideoGPT)"),
-        (PAPER.altered(clips=255), I3D_LOGITS, "bair", "samples_real", None),
+        (PAPER.with_changes(n_clips=255), I3D_LOGITS, "bair", "samples_real", None),
         (PAPER, f"{I3D_LOGITS}, batch norm epsilon 0.001", "bair", "samples_real", None),
         (PAPER, I3D_LOGITS, "toy", "samples_real", None),
         (TGAN2, I3D_LOGITS, "ucf101", "samples", None),
@@ -241,7 +243,7 @@ def features_of(network: str) -> Features:
 def test_the_papers_figure_stands_beside_ours(
     protocol: Any, network: str, data: str, comparison: str, printed: str | None
 ) -> None:
-    source = sources.Source(draw=lambda k: (None, None), reconstruct=None, data=data, made_of={}, seeds=[])
+    source = clip_sources.ClipSource(draw=lambda k: (None, None), reconstruct=None, data=data, digests={}, seeds=[])
     found = fvd.report(protocol, features_of(network), source, {comparison: Trials((110.0, 112.0))})
     text = fvd.table(found)
     assert found["figures"][comparison]["paper"] == printed
@@ -255,23 +257,26 @@ def test_mistakes_are_told_in_a_sentence(tmp_path: Path, run: Path) -> None:
     samples, real = saved(tmp_path / "s.npy", films(11)), saved(tmp_path / "r.npy", films(6))
     (tmp_path / "bad.npy").write_bytes(b"nothing")
     files = {"samples": samples, "real": real, "features": "random_conv"}
-    for settings, told in (
-        ({"features": "random_conv"}, "nothing to compare"),
+    for settings, text in (
+        ({"network": "random_conv"}, "nothing to compare"),
         (files | SMALL, "takes 12 samples, but .*s.npy has 11"),
-        (files | {"samples": real, "real": samples} | SMALL | {"trials": 1}, "takes 6 real, but .*s.npy has 11"),
-        (files | {"samples": tmp_path / "bad.npy"} | SMALL, "bad.npy is no .npy of clips"),
-        (files | {"samples": real} | SMALL | {"trials": 1, "size": 64}, "64 x 64, but samples have 16 x 16"),
-        (files | {"samples": real} | SMALL | {"trials": 1, "frames": 9}, "9 frames, but samples have 16"),
-        ({"run": run, "features": "random_conv"} | SMALL | {"clips": 500}, "the test split .* has .* not 500"),
+        (files | {"samples": real, "real": samples} | SMALL | {"n_trials": 1}, "takes 6 real, but .*s.npy has 11"),
+        (files | {"samples_per_clip": tmp_path / "bad.npy"} | SMALL, "bad.npy is no .npy of clips"),
+        (
+            files | {"samples_per_clip": real} | SMALL | {"n_trials": 1, "frame_size": 64},
+            "64 x 64, but samples have 16 x 16",
+        ),
+        (files | {"samples_per_clip": real} | SMALL | {"n_trials": 1, "n_frames": 9}, "9 frames, but samples have 16"),
+        ({"run": run, "features": "random_conv"} | SMALL | {"n_clips": 500}, "the test split .* has .* not 500"),
         ({"run": run, "features": "torchscript"} | SMALL, "need weights"),
     ):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=text):
             fvd.main(fvd.Args(**settings))  # type: ignore[arg-type]
-    for settings, told in (
-        ({"samples": samples}, "give --real too"),
+    for settings, text in (
+        ({"samples_per_clip": samples}, "give --real too"),
         ({"real": real}, "go with --samples"),
         ({"run": run, "reconstructions": real}, "go with --samples and --real"),
-        ({"run": run, "batch": 0}, "batch must be at least 1, not 0"),
+        ({"run": run, "batch_size": 0}, "batch must be at least 1, not 0"),
     ):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=text):
             fvd.Args(**settings)  # type: ignore[arg-type]

@@ -25,13 +25,13 @@ import pytest
 from PIL import Image
 
 import envs  # noqa: F401 - registers
-from envs.sweep import engines
+from envs.engine_cleanup import engines
 from rollout.play import FORKS, PAGE, Args, serve
 from tests.rollout.browser import CHROMIUM, Browser
 from tests.rollout.toy_engine import ToyEngine
-from worldmodel.checkpoint import read_header, save_checkpoint
-from worldmodel.errors import UserError
-from worldmodel.models import load_prior
+from worldmodel.models.loading import load_prior
+from worldmodel.utils.checkpoint import read_header, save_checkpoint
+from worldmodel.utils.errors import UserError
 
 Ask = Callable[..., dict[str, Any]]
 
@@ -95,13 +95,13 @@ def test_rewind_fork_and_reset(ask: Ask) -> None:
 
 
 def test_mistakes_are_answered_not_fatal(ask: Ask, run: Path, toy_run: Path) -> None:
-    for path, told, sentence in (
+    for path, info, sentence in (
         ("goto", {"fork": 3}, "there are 0 forks, but number 3"),
         ("step", {"action": 9}, "action 9 is outside"),
         ("step", {}, "action"),
     ):
         with pytest.raises(urllib.error.HTTPError) as error:
-            ask(path, **told)
+            ask(path, **info)
         assert sentence in json.loads(error.value.read())["error"]
     assert ask("state")["figures"]["step"] == 0
     with urllib.request.urlopen(f"http://127.0.0.1:{ask.port}/") as page:  # type: ignore[attr-defined]
@@ -114,7 +114,7 @@ def test_mistakes_are_answered_not_fatal(ask: Ask, run: Path, toy_run: Path) -> 
 
 def test_what_a_request_may_not_ask_for_changes_nothing(ask: Ask) -> None:
     begin = ask("state")
-    for path, told, sentence in (
+    for path, info, sentence in (
         ("reset", {"seed": -1}, "seed must be from 0 to 2147483647, not -1"),
         ("reset", {"seed": 2**31}, "seed must be from 0"),
         ("step", {"action": 10**30}, "numbers of at most 64 bits"),
@@ -123,7 +123,7 @@ def test_what_a_request_may_not_ask_for_changes_nothing(ask: Ask) -> None:
         ("goto", {"fork": -1}, "there are 0 forks, but number -1"),
     ):
         with pytest.raises(urllib.error.HTTPError) as error:
-            ask(path, **told)
+            ask(path, **info)
         assert error.value.code == 400
         assert sentence in json.loads(error.value.read())["error"]
     assert ask("rewind", steps=10**30) == ask("state") == begin
@@ -151,9 +151,9 @@ def test_an_engine_that_fails_is_one_sentence_and_the_dream_goes_on(
     begin = ask("state")
     with monkeypatch.context() as patch:
         patch.setattr(ToyEngine, "step", dead)
-        for path, told in (("step", {"action": 2}), ("reset", {"seed": 3})):
+        for path, info in (("step", {"action": 2}), ("reset", {"seed": 3})):
             with pytest.raises(urllib.error.HTTPError) as error:
-                ask(path, **told)
+                ask(path, **info)
             told_ = json.loads(error.value.read())["error"]
             assert told_ == "the engine failed (RuntimeError: the engine is gone); reset begins it again"
         state = ask("step", action=2)
@@ -166,7 +166,7 @@ def test_an_engine_that_ends_in_the_lead_in_is_closed(run: Path, monkeypatch: py
     closed: list[ToyEngine] = []
     monkeypatch.setattr(ToyEngine, "close", lambda self: closed.append(self))
     monkeypatch.setattr(ToyEngine, "step", lambda self, action: (self.frame(), 1.0, True, False, {"COLUMN": 1.0}))
-    with pytest.raises(UserError, match="the engine's episode ended within 2 frames; lower --context"):
+    with pytest.raises(UserError, match="the engine's episode ended within 2 frames; lower --context-frames"):
         serve(Args(run=str(run), port=0, trust_env=True))
     assert len(closed) == 1
 

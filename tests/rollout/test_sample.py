@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from rollout import diverge, sample
-from rollout.sample import Truth, scores
+from rollout import divergence, heldout, sample
+from rollout.heldout import RealClips
+from rollout.sample import scores
 from tests.conftest import stages
 from train import prior, tokens, vqvae
-from worldmodel.errors import UserError
-from worldmodel.given import CodeClips, Given
-from worldmodel.models import load_prior
-from worldmodel.sampling import Sampling
-from worldmodel.store import Store
-from worldmodel.world import World
-from worldmodel.writer import StoreWriter
+from worldmodel.data.env_spec import EnvSpec
+from worldmodel.data.prior_dataset import PriorBatch, PriorDataset
+from worldmodel.data.store import Store
+from worldmodel.data.writer import StoreWriter
+from worldmodel.generation.sampling import SamplingConfig
+from worldmodel.models.loading import load_prior
+from worldmodel.utils.errors import UserError
 
 NAMES = ("still", "moving")
 
@@ -29,7 +30,7 @@ NAMES = ("still", "moving")
 def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on squares that stand still or move, of whose prior class and first frame are the condition."""
     run = tmp_path_factory.mktemp("classes")
-    with StoreWriter(run / "data.zarr", World(name="squares", frame_shape=(16, 16, 3), classes=NAMES), {}) as writer:
+    with StoreWriter(run / "data.zarr", EnvSpec(name="squares", frame_shape=(16, 16, 3), classes=NAMES), {}) as writer:
         for i in range(40):
             frames = np.full((8, 16, 16, 3), 40, np.uint8)
             for t in range(8):
@@ -39,14 +40,16 @@ def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     v, t, p, _ = stages(run, mode="paper", steps=120)
     vqvae.main(v)
     tokens.main(t)
-    model = replace(p.model, seen=1, resnet=18, units=16)
-    prior.main(replace(p, actions=False, classes=True, model=model, fit=replace(p.fit, steps=250, batch_size=8)))
+    model = replace(p.model, n_cond_frames=1, resnet_depth=18, cond_dim=16)
+    prior.main(
+        replace(p, actions=False, classes=True, model=model, trainer=replace(p.trainer, steps=250, batch_size=8))
+    )
     return run
 
 
 def test_a_prior_of_classes_and_frames_samples_both_classes(classes: Path, capsys: pytest.CaptureFixture) -> None:
     """The same luck under another class gives another video."""
-    args = sample.Args(run=classes, clips=4, each=2, split="train")
+    args = sample.Args(run=classes, n_clips=4, samples_per_clip=2, split="train")
     sample.main(args)
     assert "1 frames given" in capsys.readouterr().out
     told = json.loads((classes / "samples" / "samples.json").read_text())
@@ -55,7 +58,7 @@ def test_a_prior_of_classes_and_frames_samples_both_classes(classes: Path, capsy
     assert len(told["psnr"]["mean of samples"]) == 7
     drawn = {}
     for kind in NAMES:
-        sample.main(replace(args, name=kind))
+        sample.main(replace(args, class_name=kind))
         drawn[kind] = np.load(classes / "samples" / "samples.npy")
     assert not np.array_equal(drawn["still"], drawn["moving"])
     assert {f.name for f in (classes / "samples").iterdir()} == {
@@ -67,24 +70,27 @@ def test_the_class_tells_the_prior_how_squares_move(classes: Path) -> None:
     """Clips are much less likely under the other class."""
     model = load_prior(classes / "prior")
     tokens, data = Store(classes / "tokens.zarr"), Store(classes / "data.zarr")
-    given = CodeClips(model.config, tokens, "train", data).fixed(16)
-    assert given.condition is not None
-    assert given.frames is not None
+    batch = PriorDataset(model.config, tokens, "train", data).fixed_sample(16)
+    assert batch.condition is not None
+    assert batch.cond_frames is not None
     with torch.no_grad():
-        features = model.look(given.frames)
-        true, false = (model.loss(given.codes, c, features).mean() for c in (given.condition, 1 - given.condition))
+        features = model.encode_cond_frames(batch.cond_frames)
+        true, false = (model.loss(batch.codes, c, features).mean() for c in (batch.condition, 1 - batch.condition))
     assert false > 1.3 * true
-    truth = sample.real_clips(classes, model, 1, 16, "train")
+    truth = heldout.real_clips(classes, model, 1, 16, "train")
     moves = (truth.frames[:, 0] != truth.frames[:, 1]).any((1, 2, 3))
-    assert moves.tolist() == given.condition.argmax(1).bool().tolist(), "the label is that of the clip"
-    assert np.array_equal(truth.frames[:, :1], given.frames.numpy())
+    assert moves.tolist() == batch.condition.argmax(1).bool().tolist(), "the label is that of the clip"
+    assert np.array_equal(truth.frames[:, :1], batch.cond_frames.numpy())
 
 
 def test_conditioning_frames_are_copied_if_that_is_asked_for(classes: Path) -> None:
-    vqvae, prior = sample.load(classes, "prior", "cpu")
-    truth = sample.real_clips(classes, prior, 1, 4, "train")
+    vqvae, prior = heldout.load_models(classes, "prior", "cpu")
+    truth = heldout.real_clips(classes, prior, 1, 4, "train")
     real = truth.frames
-    copied, drawn = (sample.draw(vqvae, prior, truth.given, 0, copy=copy, batch=3) for copy in (True, False))
+    copied, drawn = (
+        heldout.sample_videos(vqvae, prior, truth.batch, 0, copy_cond_frames=copy, batch_size=3)
+        for copy in (True, False)
+    )
     assert np.array_equal(copied[:, 0], real[:, 0])
     assert not np.array_equal(drawn[:, 0], real[:, 0])
     assert np.array_equal(copied[:, 1:], drawn[:, 1:])
@@ -92,68 +98,68 @@ def test_conditioning_frames_are_copied_if_that_is_asked_for(classes: Path) -> N
 
 def test_clips_of_one_frame_diverge_under_different_conditions(classes: Path) -> None:
     """What the paper's samples of BAIR show; here the class says how a square moves."""
-    args = diverge.Args(run=classes, split="train", starts=12, steps=7, ahead=(1, 7), show=1)
-    args = replace(args, sampling=Sampling(temperature=0))  # so small a prior draws even the given frame loosely
-    diverge.main(args)
-    told = json.loads((classes / "evaluation" / "diverge.json").read_text())
+    args = divergence.Args(run=classes, split="train", n_starts=12, steps=7, steps_ahead=(1, 7), n_shown=1)
+    args = replace(args, sampling=SamplingConfig(temperature=0))  # so small a prior draws even the given frame loosely
+    divergence.main(args)
+    told = json.loads((classes / "evaluation" / "divergence.json").read_text())
     same, other = (told[name][1]["mean"] for name in ("same actions", "different actions"))
     assert same == 0
     assert other > 0.05
     with pytest.raises(UserError, match="clips have 7 frames after the given ones, not 15; lower --steps"):
-        diverge.main(replace(args, steps=15))
+        divergence.main(replace(args, steps=15))
 
 
 def test_samples_depend_on_the_seed_alone(classes: Path) -> None:
-    draw = sample.sampler(classes, 3, 1, "cpu", 2, "train")
+    draw = heldout.make_sampler(classes, 3, 1, "cpu", 2, "train")
     first, again, other = (draw(seed)[0] for seed in (0, 0, 1))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
 
 
 def test_mistakes_are_told_in_a_sentence(classes: Path, toy_run: Path) -> None:
-    args = sample.Args(run=classes, clips=4, each=1, split="train")
+    args = sample.Args(run=classes, n_clips=4, samples_per_clip=1, split="train")
     with pytest.raises(UserError, match="knows no class 'flying'; it knows still, moving"):
-        sample.main(replace(args, name="flying"))
+        sample.main(replace(args, class_name="flying"))
     with pytest.raises(UserError, match="have seen later frames"):
-        sample.main(replace(args, context=2))
+        sample.main(replace(args, context_frames=2))
     with pytest.raises(UserError, match="looks at no conditioning frames that could be copied"):
-        sample.main(sample.Args(run=toy_run, clips=2, each=1, copy=True))
+        sample.main(sample.Args(run=toy_run, n_clips=2, samples_per_clip=1, copy_cond_frames=True))
     with pytest.raises(UserError, match="looks at 1 conditioning frames, and the protocol gives 3"):
-        sample.sampler(classes, 2, 3, "cpu", 2)
+        heldout.make_sampler(classes, 2, 3, "cpu", 2)
     with pytest.raises(UserError, match="looks at 1 conditioning frames, and the protocol gives 0"):
-        sample.sampler(classes, 2, 0, "cpu", 2)
-    with pytest.raises(UserError, match="so 8 given ones leave nothing to draw; lower --context"):
-        sample.main(sample.Args(run=toy_run, clips=2, each=1, context=8))
+        heldout.make_sampler(classes, 2, 0, "cpu", 2)
+    with pytest.raises(UserError, match="so 8 given ones leave nothing to draw; lower --context-frames"):
+        sample.main(sample.Args(run=toy_run, n_clips=2, samples_per_clip=1, context_frames=8))
     config = load_prior(classes / "prior").config
     with pytest.raises(UserError, match="has no label; collect data with it"):
-        CodeClips(config, Store(toy_run / "tokens.zarr"), "train")
+        PriorDataset(config, Store(toy_run / "tokens.zarr"), "train")
 
 
 def test_a_stream_continues_true_codes_under_true_actions(toy_run: Path, tmp_path: Path) -> None:
     before = {p: p.stat().st_mtime for p in toy_run.rglob("*") if p.is_file()}
-    videos, real = sample.sampler(toy_run, 6, 2, "cpu", 4)(0)
+    videos, real = heldout.make_sampler(toy_run, 6, 2, "cpu", 4)(0)
     assert videos.shape == real.shape == (6, 8, 16, 16, 3)
     assert np.abs(videos[:, 2:].astype(int) - real[:, 2:]).mean() < 15, "the actions say where the square goes"
     assert before == {p: p.stat().st_mtime for p in toy_run.rglob("*") if p.is_file()}
 
 
 def test_frames_of_other_data_are_refused(toy_run: Path, tmp_path: Path) -> None:
-    prior = sample.load(toy_run, "prior", "cpu")[1]
-    with StoreWriter(tmp_path / "other.zarr", Store(toy_run / "data.zarr").world, {"seed": 99}) as writer:
-        writer.append(Store(toy_run / "data.zarr").episode(0))
+    prior = heldout.load_models(toy_run, "prior", "cpu")[1]
+    with StoreWriter(tmp_path / "other.zarr", Store(toy_run / "data.zarr").env_spec, {"seed": 99}) as writer:
+        writer.append(Store(toy_run / "data.zarr").read_episode(0))
     with pytest.raises(UserError, match=r"holds codes of other frames than those of .*; give --data the store"):
-        sample.real_clips(toy_run, prior, 1, 4, "test", tmp_path / "other.zarr")
+        heldout.real_clips(toy_run, prior, 1, 4, "test", tmp_path / "other.zarr")
 
 
 def test_given_frames_are_encoded_without_what_came_before(toy_run: Path) -> None:
     """The codes of the store go on from the episode's earlier frames, those of a sample from nothing."""
-    vqvae, prior = sample.load(toy_run, "prior", "cpu")
-    truth = sample.real_clips(toy_run, prior, 1, 12, "test")
-    codes = sample.encoded(vqvae, truth, 2).codes
+    vqvae, prior = heldout.load_models(toy_run, "prior", "cpu")
+    truth = heldout.real_clips(toy_run, prior, 1, 12, "test")
+    codes = heldout.encode_given(vqvae, truth, 2).codes
     with torch.no_grad():
         assert torch.equal(codes, vqvae.encode(torch.from_numpy(truth.frames[:, :2])))
-    assert not torch.equal(codes, truth.given.codes[:, :2])
-    assert sample.encoded(vqvae, truth, 0) is truth.given
+    assert not torch.equal(codes, truth.batch.codes[:, :2])
+    assert heldout.encode_given(vqvae, truth, 0) is truth.batch
 
 
 def test_scores_by_hand() -> None:
@@ -161,7 +167,7 @@ def test_scores_by_hand() -> None:
     frames = np.zeros((2, 3, 16, 16, 3), np.uint8)
     frames[:, 1:] = 10
     samples = np.stack([frames, np.full_like(frames, 30)])
-    result = scores(Truth(Given(None, None, None), frames, np.arange(2)), samples, 1, variance=(10 / 255) ** 2)  # type: ignore[arg-type]
+    result = scores(RealClips(PriorBatch(None, None, None), frames, np.arange(2)), samples, 1, variance=(10 / 255) ** 2)  # type: ignore[arg-type]
     nmse = {row: [m.mean for m in means] for row, means in result["nmse"].items()}
     assert nmse["best of samples"] == pytest.approx([0, 0])
     assert nmse["mean of samples"] == pytest.approx([2, 2])

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from rollout.server import BODY, CONNECTIONS, PageServer
-from worldmodel.errors import UserError
+from rollout.server import MAX_BODY_BYTES, MAX_CONNECTIONS, PageServer
+from worldmodel.utils.errors import UserError
 
 Say = Callable[[bytes], tuple[int, Any]]
 JSON = b"Content-Type: application/json\r\n"
@@ -129,13 +129,13 @@ def test_only_this_page_on_this_machine_is_answered(page: PageServer, host: byte
         (post(b'{"action": 1}', length=b"Content-Length: 13\r\nContent-Length: 13\r\n"), 400),
         (post(b'{"action": 1}', length=b"Content-Length: 99999999999999999999\r\n"), 413),
         (post(b'{"action": 1}', length=b"Content-Length: " + b"9" * 5000 + b"\r\n"), 413),
-        (post(b" " * (BODY + 1)), 413),
-        (post(b" " * (BODY - 13) + b'{"action": 1}'), 200),
+        (post(b" " * (MAX_BODY_BYTES + 1)), 413),
+        (post(b" " * (MAX_BODY_BYTES - 13) + b'{"action": 1}'), 200),
         (post(b'{"action": 1}', length=b"Content-Length: 200\r\n"), 400),
         (post(b'{"action": 1}', length=b"Content-Length: 5\r\n"), 400),
-        (post(b"[" * BODY), 400),
-        (post(b"[" * (BODY // 2) + b"]" * (BODY // 2)), 400),
-        (post(b'{"action":' * (BODY // 10)), 400),
+        (post(b"[" * MAX_BODY_BYTES), 400),
+        (post(b"[" * (MAX_BODY_BYTES // 2) + b"]" * (MAX_BODY_BYTES // 2)), 400),
+        (post(b'{"action":' * (MAX_BODY_BYTES // 10)), 400),
         (post(b"[1]"), 400),
         (post(b"null"), 400),
         (post(b"3"), 400),
@@ -223,7 +223,7 @@ def test_who_sends_a_byte_now_and_then_is_let_go(hasty: PageServer) -> None:
 
 
 def test_connections_beyond_the_limit_are_told_and_those_within_it_go_on(page: PageServer) -> None:
-    open_ = [socket.create_connection(("127.0.0.1", page.server_port), timeout=20) for _ in range(CONNECTIONS)]
+    open_ = [socket.create_connection(("127.0.0.1", page.server_port), timeout=20) for _ in range(MAX_CONNECTIONS)]
     assert status(talk(page, b"GET / HTTP/1.1\r\nHost: HOST\r\n\r\n", end=False)) == 503
     first, *others = open_
     for line in others:
@@ -242,6 +242,6 @@ def test_a_machine_without_threads_loses_no_place(page: PageServer, monkeypatch:
 
     with monkeypatch.context() as patch:
         patch.setattr("rollout.server.ThreadingHTTPServer.process_request", none)
-        for _ in range(CONNECTIONS + 1):
+        for _ in range(MAX_CONNECTIONS + 1):
             assert talk(page, b"GET / HTTP/1.1\r\nHost: HOST\r\n\r\n", end=False) == b""
     assert works(page)

@@ -10,16 +10,26 @@ from pathlib import Path
 import pytest
 import torch
 
-from train import benchmark, official, work
-from train.masks import memory
-from train.work import Task
-from worldmodel.checkpoint import save_checkpoint
-from worldmodel.errors import UserError
-from worldmodel.prior import Prior, PriorConfig
-from worldmodel.vqvae import VQVAEConfig
+from train import benchmark, workloads, workloads_official
+from train.mask_memory import mask_memory
+from train.workloads import Task
+from worldmodel.models.prior import Prior, PriorConfig
+from worldmodel.models.vqvae import VQVAEConfig
+from worldmodel.utils.checkpoint import save_checkpoint
+from worldmodel.utils.errors import UserError
 
-VQVAE = VQVAEConfig(frames=4, size=(8, 8), stride=(2, 2, 2), hidden=8, residual=8, layers=1, heads=2, codes=8, dim=4)
-PRIOR = PriorConfig(latent=(2, 4, 4), codes=8, code_dim=4, width=8, heads=2, layers=2, feedforward=16)
+VQVAE = VQVAEConfig(
+    n_frames=4,
+    frame_size=(8, 8),
+    stride=(2, 2, 2),
+    hidden_channels=8,
+    residual_channels=8,
+    n_res_blocks=1,
+    n_heads=2,
+    n_codes=8,
+    embedding_dim=4,
+)
+PRIOR = PriorConfig(latent_shape=(2, 4, 4), n_codes=8, embedding_dim=4, d_model=8, n_heads=2, n_layers=2, d_ff=16)
 CHECKOUT = {
     "attention": """
         from torch import nn
@@ -50,7 +60,7 @@ CHECKOUT = {
 
 
 def task(what: str, **changes: object) -> Task:
-    return replace(Task(what=what, precision="float32", batch=2, vqvae=VQVAE, prior=PRIOR), **changes)
+    return replace(Task(workload=what, precision="float32", batch_size=2, vqvae=VQVAE, prior=PRIOR), **changes)
 
 
 @pytest.fixture
@@ -64,7 +74,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         indent = min(len(line) - len(line.lstrip()) for line in lines if line.strip())
         (tmp_path / "videogpt" / f"{name}.py").write_text("\n".join(line[indent:] for line in lines))
     yield tmp_path
-    for name in [n for n in sys.modules if n.split(".")[0] == "videogpt" or n in official.STANDINS]:
+    for name in [n for n in sys.modules if n.split(".")[0] == "videogpt" or n in workloads_official.STUB_MODULES]:
         if getattr(sys.modules[name], "__spec__", None) is None or name.startswith("videogpt"):
             sys.modules.pop(name)
 
@@ -73,41 +83,41 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_work_is_done_and_counted(what: str, precision: str) -> None:
     """Of two latent frames, of which PyTorch's own gradient of a weight in bfloat16 has stale memory in it."""
-    made = work.build(task(what, precision=precision))
+    made = workloads.build_workload(task(what, precision=precision))
     made.call()
-    assert made.units == (2 if what == "vqvae" else 2 * 32)
+    assert made.n_units == (2 if what == "vqvae" else 2 * 32)
     assert made.flops > 1000 and made.bytes > 1000
 
 
 def test_what_a_pass_asks_for() -> None:
     """By hand: two layers of 4 * 8 * 8 + 2 * 8 * 16 weights, 4 * 8 of the input and 8 * 8 of the head."""
     weights = 2 * 512 + 32 + 64
-    flops, moved = work.passes(task("sample"), 4)
+    flops, moved = workloads.sampling_cost(task("sample"), 4)
     assert flops == 32 * 2 * (2 * weights + 2 * 2 * 32 * 8)
     assert moved == 32 * 4 * (weights + 2 * (2 * 16 * 2 * 8))
 
 
 def test_clips_of_a_store(tmp_path: Path) -> None:
-    frames = work.fill(tmp_path / "noise.zarr", VQVAE, episodes=10)
+    frames = workloads.fill_store(tmp_path / "noise.zarr", VQVAE, episodes=10)
     assert frames.shape == (10, 30, 8, 8, 3)
-    made = work.build(task("store", store=tmp_path / "noise.zarr"))
+    made = workloads.build_workload(task("store", store=tmp_path / "noise.zarr"))
     clips = made.call()
     assert isinstance(clips, torch.Tensor) and clips.shape == (2, 4, 8, 8, 3) and clips.dtype == torch.uint8
 
 
 def test_the_official_side(checkout: Path) -> None:
-    made = official.build(task("vqvae"), checkout)
+    made = workloads_official.build_workload(task("vqvae"), checkout)
     made.call()
-    assert made.units == 2 and made.flops > 1000, "its last convolution was repaired"
+    assert made.n_units == 2 and made.flops > 1000, "its last convolution was repaired"
     positions = sys.modules["videogpt.attention"].AddBroadcastPosEmbed((2, 3, 4), 8)
     assert [tuple(p.shape) for p in positions.parameters()] == [(2, 3), (3, 3), (4, 2)]
     with pytest.raises(UserError, match=r"holds no videogpt/gpt\.py"):
-        official.load(checkout / "videogpt")
+        workloads_official.load_official(checkout / "videogpt")
 
 
 def test_table_and_figures(tmp_path: Path, checkout: Path, capsys: pytest.CaptureFixture) -> None:
     args = benchmark.Args(
-        what=("vqvae",), official=checkout, vqvae=VQVAE, precision=("float32",), rounds=1, seconds=0.2,
+        workloads=("vqvae",), official=checkout, vqvae=VQVAE, precision=("float32",), rounds=1, seconds=0.2,
         out=tmp_path / "speed.json",
     )  # fmt: skip
     benchmark.main(args)
@@ -123,31 +133,35 @@ def test_table_and_figures(tmp_path: Path, checkout: Path, capsys: pytest.Captur
 
 def test_a_trained_prior_is_sampled_ahead(tmp_path: Path) -> None:
     for name, config in (
-        ("free", replace(PRIOR, width=16)),
-        ("told", replace(PRIOR, condition="clip", condition_dim=3)),
+        ("free", replace(PRIOR, d_model=16)),
+        ("told", replace(PRIOR, conditioning="clip", condition_dim=3)),
     ):
         save_checkpoint(tmp_path / name, Prior(config), {"kind": "prior", "model": asdict(config)})
     args = benchmark.Args(
-        what=("sample",), precision=("float32",), sample_batch=(2,), trained=tmp_path / "free", prior=PRIOR
+        workloads=("sample",),
+        precision=("float32",),
+        sample_batch_sizes=(2,),
+        trained_prior=tmp_path / "free",
+        prior=PRIOR,
     )
-    code_by_code, ahead = benchmark.tasks(args, tmp_path)
+    code_by_code, ahead = benchmark.list_tasks(args, tmp_path)
     assert (code_by_code.name(), ahead.name()) == ("sample", "sample, ahead")
-    assert (code_by_code.prior.width, ahead.prior.width) == (8, 16)
-    codes = work.build(ahead).call()
+    assert (code_by_code.prior.d_model, ahead.prior.d_model) == (8, 16)
+    codes = workloads.build_workload(ahead).call()
     assert isinstance(codes, torch.Tensor) and codes.shape == (2, 2, 4, 4, 1)
     with pytest.raises(UserError, match="give an unconditional prior in raster order"):
-        list(benchmark.tasks(replace(args, trained=tmp_path / "told"), tmp_path))
+        list(benchmark.list_tasks(replace(args, trained_prior=tmp_path / "told"), tmp_path))
 
 
 def test_masks_by_hand() -> None:
-    sizes = memory("cpu", (2, 4, 4), 4)
+    sizes = mask_memory("cpu", (2, 4, 4), 4)
     assert [size for what, size in sizes.items() if "block" not in what] == [32 * 32, 4 * 32 * 32, 16 * 4 * 32 * 32]
     assert all(size > 0 for size in sizes.values())
 
 
 def test_models_of_a_preset_and_bad_settings() -> None:
-    vqvae, prior = benchmark.sized(benchmark.Args(models="ucf101"))
-    assert prior.latent == vqvae.latent and prior.layers == 20 and prior.width == 1024
+    vqvae, prior = benchmark.model_configs(benchmark.Args(preset_models="ucf101"))
+    assert prior.latent_shape == vqvae.latent_shape and prior.n_layers == 20 and prior.d_model == 1024
     with pytest.raises(UserError, match="rounds"):
         benchmark.Args(rounds=0)
     with pytest.raises(UserError, match="seconds must be a finite number above 0, not 0"):

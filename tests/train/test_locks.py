@@ -11,12 +11,12 @@ import pytest
 
 from tests.campaign.runs import make_run
 from tests.conftest import fill, stages
-from train import export, imitate, outcome, policy, prior, pusher, steady, tokens, vqvae
-from worldmodel.checkpoint import FILE, codes_of
-from worldmodel.dream import CONTEXTS
-from worldmodel.errors import UserError
-from worldmodel.lock import locked
-from worldmodel.store import Store
+from train import export, imitate, outcome, policy, prior, pusher, tokens, tune_hysteresis, vqvae
+from worldmodel.data.store import Store
+from worldmodel.generation.dream import CONTEXTS_FILE
+from worldmodel.utils.checkpoint import CHECKPOINT_FILE, codes_digest
+from worldmodel.utils.errors import UserError
+from worldmodel.utils.lock import folder_lock
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("run")
     make_run(run, 0)
     fill(run / "data.zarr", 10)
-    tokens.main(tokens.Args(run=run, contexts=4, context=4))
+    tokens.main(tokens.Args(run=run, n_contexts=4, context_frames=4))
     return run
 
 
@@ -38,7 +38,10 @@ def scripts(run: Path) -> dict[str, tuple[Callable[[], Any], Path]]:
         "vqvae": (lambda: vqvae.main(v), run / "vqvae"),
         "prior": (lambda: prior.main(p), run / "prior"),
         "outcome": (lambda: outcome.main(o), run / "outcome"),
-        "steady": (lambda: steady.main(steady.Args(run=run, hysteresis=(), choose=0.1)), run / "vqvae"),
+        "steady": (
+            lambda: tune_hysteresis.main(tune_hysteresis.Args(run=run, hysteresis=(), set_hysteresis=0.1)),
+            run / "vqvae",
+        ),
         "export": (lambda: export.main(export.Args(run=run, out=run / "small")), run / "small/prior"),
         "policy": (lambda: policy.main(policy.Args(out=run / "policy", **small, **engine)), run / "policy"),
         "pusher": (lambda: pusher.main(pusher.Args(out=run / "pusher", **small)), run / "pusher"),
@@ -49,7 +52,7 @@ def scripts(run: Path) -> dict[str, tuple[Callable[[], Any], Path]]:
 @pytest.mark.parametrize("script", scripts(Path()))
 def test_a_second_trainer_is_told_and_changes_nothing(script: str, run: Path) -> None:
     second, folder = scripts(run)[script]
-    with locked(folder):
+    with folder_lock(folder):
         before = {path: path.read_bytes() for path in folder.iterdir()}
         with pytest.raises(UserError, match=rf"{folder} is being written by another process; wait for it, stop it"):
             second()
@@ -57,21 +60,21 @@ def test_a_second_trainer_is_told_and_changes_nothing(script: str, run: Path) ->
 
 
 def test_codes_that_another_process_writes_are_not_deleted_by_a_restart(run: Path) -> None:
-    before, contexts = len(Store(run / "tokens.zarr").ends), (run / CONTEXTS).read_bytes()
-    (run / f"{CONTEXTS}.123.part").touch()
-    again = tokens.Args(run=run, contexts=2, context=4, restart=True)
-    with locked(run, "tokens.lock"), pytest.raises(UserError, match=f"{run} is being written by another process"):
+    before, contexts = len(Store(run / "tokens.zarr").episode_ends), (run / CONTEXTS_FILE).read_bytes()
+    (run / f"{CONTEXTS_FILE}.123.part").touch()
+    again = tokens.Args(run=run, n_contexts=2, context_frames=4, restart=True)
+    with folder_lock(run, "tokens.lock"), pytest.raises(UserError, match=f"{run} is being written by another process"):
         tokens.main(again)
-    assert len(Store(run / "tokens.zarr").ends) == before and (run / CONTEXTS).read_bytes() == contexts
-    (run / f"{CONTEXTS}.123.part").touch()
+    assert len(Store(run / "tokens.zarr").episode_ends) == before and (run / CONTEXTS_FILE).read_bytes() == contexts
+    (run / f"{CONTEXTS_FILE}.123.part").touch()
     tokens.main(again)
-    assert (run / CONTEXTS).read_bytes() != contexts
+    assert (run / CONTEXTS_FILE).read_bytes() != contexts
     assert not list(run.glob("*.part")), "what a killed process left"
 
 
 def test_choosing_and_exporting_work_where_nobody_else_writes(run: Path) -> None:
-    before = codes_of(run / "vqvae")
+    before = codes_digest(run / "vqvae")
     export.main(export.Args(run=run, out=run / "small", contexts=2))
-    assert sorted(p.name for p in (run / "small/prior").iterdir()) == [FILE, "config.json", "train.lock"]
-    steady.main(steady.Args(run=run, hysteresis=(), choose=0.1, episodes=1))
-    assert codes_of(run / "vqvae") == f"{before}+0.1"
+    assert sorted(p.name for p in (run / "small/prior").iterdir()) == [CHECKPOINT_FILE, "config.json", "train.lock"]
+    tune_hysteresis.main(tune_hysteresis.Args(run=run, hysteresis=(), set_hysteresis=0.1, episodes=1))
+    assert codes_digest(run / "vqvae") == f"{before}+0.1"

@@ -13,20 +13,26 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from envs.policies import load_policy, policy_folder
-from rollout import policy as rollout_policy
+from rollout import evaluate_policy as rollout_policy
 from train import policy
-from worldmodel.checkpoint import FILE, read_header
-from worldmodel.errors import UserError
+from worldmodel.utils.checkpoint import CHECKPOINT_FILE, read_header
+from worldmodel.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_in_the_warmup_only_the_value_learns(tmp_path: Path) -> None:
-    how = {"scenario": "basic", "shaping": (), "n_envs": 2, "n_steps": 16, "epochs": 1, "features": 16}
-    policy.main(policy.Args(out=tmp_path / "begin", steps=32, **how))  # type: ignore[arg-type]
+    how = {"scenario": "basic", "reward_shaping": (), "num_envs": 2, "n_steps": 16, "n_epochs": 1, "features_dim": 16}
+    policy.main(policy.Args(out=tmp_path / "begin", total_timesteps=32, **how))  # type: ignore[arg-type]
     before = load_policy(tmp_path / "begin").state_dict()
     for warmup, learned in ((64, {"value_net"}), (0, {"value_net", "action_net", "features_extractor"})):
-        args = policy.Args(out=tmp_path / str(warmup), begin=tmp_path / "begin", warmup=warmup, steps=64, **how)  # type: ignore[arg-type]
+        args = policy.Args(
+            out=tmp_path / str(warmup),
+            init_from=tmp_path / "begin",
+            value_warmup_steps=warmup,
+            total_timesteps=64,
+            **how,
+        )  # type: ignore[arg-type]
         policy.main(args)
         after = load_policy(args.out).state_dict()
         parts = {name.partition(".")[0] for name in after if (after[name] != before[name]).any()}
@@ -49,8 +55,8 @@ class Scripted(gym.Env):
 
 
 def test_shaping_is_a_difference_of_potentials() -> None:
-    args = policy.Args(reward_scale=0.01, shaping=(("HEALTH", 0.02),), gamma=0.9)
-    env = policy.Shaped(policy.DummyVecEnv([Scripted]), args)
+    args = policy.Args(reward_scale=0.01, reward_shaping=(("HEALTH", 0.02),), gamma=0.9)
+    env = policy.ShapedReward(policy.DummyVecEnv([Scripted]), args)
     env.reset()
     rewards = [env.step(np.zeros(1, int))[1][0] for _ in range(4)]
     assert rewards.pop() == pytest.approx(0.04 + 0.9 * 0.8 - 1.0), "the next episode starts from its own health"
@@ -61,14 +67,14 @@ def test_shaping_is_a_difference_of_potentials() -> None:
 
 
 def test_what_is_foretold_is_learned_by_its_expectation() -> None:
-    args = policy.Args(reward_scale=0.01, shaping=(("HEALTH", 0.02),), danger=5.0)
+    args = policy.Args(reward_scale=0.01, reward_shaping=(("HEALTH", 0.02),), termination_penalty=5.0)
 
     class Foretelling(Scripted):
         def step(self, action: object) -> tuple:
             *rest, over, _, info = super().step(action)
-            return *rest, False, over, info | {"expected_HEALTH": info["HEALTH"] - 1.0, "end": 0.125}
+            return *rest, False, over, info | {"expected_HEALTH": info["HEALTH"] - 1.0, "done_prob": 0.125}
 
-    env = policy.Foretold(policy.DummyVecEnv([Foretelling]), args)
+    env = policy.ExpectedReward(policy.DummyVecEnv([Foretelling]), args)
     env.reset()
     rewards = [env.step(np.zeros(1, int))[1][0] for _ in range(4)]
     assert rewards.pop() == pytest.approx(rewards[0]), "the next episode starts from its own health"
@@ -77,23 +83,31 @@ def test_what_is_foretold_is_learned_by_its_expectation() -> None:
 
 
 def test_a_run_goes_on_exports_and_refuses_other_settings(tmp_path: Path) -> None:
-    args = policy.Args(out=tmp_path / "run", steps=32, n_envs=2, n_steps=16, epochs=1, scenario="basic", shaping=())
+    args = policy.Args(
+        out=tmp_path / "run",
+        total_timesteps=32,
+        num_envs=2,
+        n_steps=16,
+        n_epochs=1,
+        scenario="basic",
+        reward_shaping=(),
+    )
     policy.main(args)
-    assert read_header(tmp_path / "run")[1] == {"steps": 32}
-    before = (tmp_path / "run" / FILE).read_bytes()
+    assert read_header(tmp_path / "run")[1] == {"total_timesteps": 32}
+    before = (tmp_path / "run" / CHECKPOINT_FILE).read_bytes()
     events = EventAccumulator(str(tmp_path / "run" / "log_1"))
     events.Reload()
     assert events.Scalars("time/fps")[-1].step == 32
     assert b"n_steps: 16" in events.Tensors("config/text_summary")[0].tensor_proto.string_val[0]
     assert "_hparams_/session_start_info" in events.summary_metadata
-    with pytest.raises(UserError, match=r"training.steps = 32, but 64 was asked for"):
-        policy.main(replace(args, steps=64))
-    assert (tmp_path / "run" / FILE).read_bytes() == before
-    policy.main(replace(args, until=16, export=tmp_path / "small"))
-    assert (tmp_path / "small" / FILE).stat().st_size < len(before) / 5, "half precision, and no optimizer"
+    with pytest.raises(UserError, match=r"training.total_timesteps = 32, but 64 was asked for"):
+        policy.main(replace(args, total_timesteps=64))
+    assert (tmp_path / "run" / CHECKPOINT_FILE).read_bytes() == before
+    policy.main(replace(args, stop_at_step=16, export=tmp_path / "small"))
+    assert (tmp_path / "small" / CHECKPOINT_FILE).stat().st_size < len(before) / 5, "half precision, and no optimizer"
     a, b = load_policy(tmp_path / "run").state_dict(), load_policy(tmp_path / "small").state_dict()
     assert all((a[k].half() == b[k]).all() for k in a) and all(b[k].dtype == a[k].dtype for k in a)
-    policy.main(replace(args, out=tmp_path / "more", begin=tmp_path / "run", learning_rate=0.0))
+    policy.main(replace(args, out=tmp_path / "more", init_from=tmp_path / "run", learning_rate=0.0))
     c = load_policy(tmp_path / "more").state_dict()
     assert all((a[k] == c[k]).all() for k in a), "it begins with the other's weights, and learns nothing at a rate of 0"
     with pytest.raises(UserError, match="begin"):
@@ -105,32 +119,35 @@ def test_a_policy_learns_in_a_dream(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     made: list[policy.VecEnv] = []
     make = policy.make_envs
     monkeypatch.setattr(policy, "make_envs", lambda args: made.append(make(args)) or made[-1])
-    few = {"n_envs": 2, "n_steps": 8, "steps": 32, "epochs": 1, "stack": 2, "features": 8}
-    args = policy.Args(env="VideoGPTDream-v0", out=tmp_path, temperature=1.25, horizon=5, **few)  # type: ignore[arg-type]
+    few = {"num_envs": 2, "n_steps": 8, "total_timesteps": 32, "n_epochs": 1, "n_stack": 2, "features_dim": 8}
+    args = policy.Args(env_id="VideoGPTDream-v0", out=tmp_path, temperature=1.25, horizon=5, **few)  # type: ignore[arg-type]
     policy.main(args)
     assert (made[0].num_envs, made[0].observation_space.shape) == (2, (64, 64, 6))
     assert isinstance(made[0].unwrapped, policy.SB3VecEnv)
     assert made[0].get_attr("dream")[0].sampling.temperature == 1.25
     assert made[0].get_attr("limit")[0] == 5
-    assert read_header(tmp_path)[1] == {"steps": 32}
+    assert read_header(tmp_path)[1] == {"total_timesteps": 32}
     assert load_policy(tmp_path).observation_space.shape == (6, 64, 64)
-    policy.main(replace(args, out=tmp_path / "foretold", danger=1.0))
-    assert not made[-1].get_attr("dream")[0].ends
-    assert read_header(tmp_path / "foretold")[1] == {"steps": 32}
-    with pytest.raises(UserError, match="this world has no AMMO2 to shape the reward by; set --shaping"):
-        policy.main(replace(args, out=tmp_path / "armed", shaping=(("AMMO2", 0.1),)))
+    policy.main(replace(args, out=tmp_path / "foretold", termination_penalty=1.0))
+    assert not made[-1].get_attr("dream")[0].sample_done
+    assert read_header(tmp_path / "foretold")[1] == {"total_timesteps": 32}
+    with pytest.raises(UserError, match="this world has no AMMO2 to shape the reward by; set --reward-shaping"):
+        policy.main(replace(args, out=tmp_path / "armed", reward_shaping=(("AMMO2", 0.1),)))
 
 
 def test_mistakes_are_told_in_a_sentence(tmp_path: Path) -> None:
     for change, sentence in (
-        ({"env": "VizdoomFrame-v0"}, "VizdoomFrame"),
-        ({"env": "VideoGPTDream-v0", "scenario": "nowhere"}, "no model ships for the world"),
+        ({"env_id": "VizdoomFrame-v0"}, "VizdoomFrame"),
+        ({"env_id": "VideoGPTDream-v0", "scenario": "nowhere"}, "no model ships for the world"),
         ({"scenario": "basik"}, "there is no scenario 'basik'"),
-        ({"stack": 5}, "stack must be from 1 to 4, not 5"),
-        ({"n_envs": 0}, "n_envs must be at least 1, not 0"),
-        ({"n_envs": 1, "n_steps": 7}, r"n_envs \* n_steps must be at least 8, not 7: an update has 4 parts"),
-        ({"danger": 1.0}, "VizdoomFrames-v0 is no dream, and foretells nothing; leave --danger out"),
-        ({"warmup": -1}, "warmup must be at least 0, not -1"),
+        ({"n_stack": 5}, "stack must be from 1 to 4, not 5"),
+        ({"num_envs": 0}, "num_envs must be at least 1, not 0"),
+        ({"num_envs": 1, "n_steps": 7}, r"num_envs \* n_steps must be at least 8, not 7: an update has 4 parts"),
+        (
+            {"termination_penalty": 1.0},
+            "VizdoomFrames-v0 is no dream, and foretells nothing; leave --termination-penalty out",
+        ),
+        ({"value_warmup_steps": -1}, "value_warmup_steps must be at least 0, not -1"),
     ):
         with pytest.raises(UserError, match=sentence):
             policy.main(policy.Args(out=tmp_path / "run", **change))

@@ -11,14 +11,16 @@ import torch
 from stable_baselines3 import PPO
 
 from train import policy, pusher
-from train.ppo import Saver, falling
-from worldmodel.checkpoint import FILE, read_header, read_tensors
+from train.ppo import CheckpointCallback, linear_schedule
+from worldmodel.utils.checkpoint import CHECKPOINT_FILE, read_header, read_tensors
 
-SMALL: dict[str, Any] = {"steps": 170, "n_envs": 2, "n_steps": 20}
+SMALL: dict[str, Any] = {"total_timesteps": 170, "num_envs": 2, "n_steps": 20}
 """Five rollouts of 40 steps, of which the last passes the end."""
 SCRIPTS = {
-    "pusher": lambda **how: pusher.main(pusher.Args(**SMALL, width=8, **how)),
-    "policy": lambda **how: policy.main(policy.Args(**SMALL, scenario="basic", shaping=(), features=8, **how)),
+    "pusher": lambda **how: pusher.main(pusher.Args(**SMALL, hidden_dim=8, **how)),
+    "policy": lambda **how: policy.main(
+        policy.Args(**SMALL, scenario="basic", reward_shaping=(), features_dim=8, **how)
+    ),
 }
 Trail = dict[int, tuple[float, dict, dict]]
 
@@ -51,7 +53,7 @@ def holds(folder: Path, weights: dict, optimizer: dict) -> bool:
 
 
 def test_the_rate_falls_over_all_steps_wherever_a_run_ends_and_never_below_zero() -> None:
-    whole, cut = falling(0.1, 100, 100), falling(0.1, 100, 50)
+    whole, cut = linear_schedule(0.1, 100, 100), linear_schedule(0.1, 100, 50)
     assert [whole(1.0), whole(0.8), whole(0.0), whole(-0.2)] == pytest.approx([0.1, 0.08, 0.0, 0.0])
     assert [cut(1.0), cut(0.6), cut(-0.2)] == pytest.approx([0.1, 0.08, 0.04]), "after 0, 20 and 60 steps"
 
@@ -69,7 +71,7 @@ def test_a_run_that_is_cut_makes_the_updates_of_a_single_go(script: str, tmp_pat
     trail.clear()
     run(out=tmp_path / "cut", until=70)
     assert list(trail) == [40, 80], "the rollout in which it ends is learned from"
-    assert read_header(tmp_path / "cut")[1] == {"steps": 80}
+    assert read_header(tmp_path / "cut")[1] == {"total_timesteps": 80}
     assert holds(tmp_path / "cut", *whole[80][1:])
     trail.clear()
     run(out=tmp_path / "cut")
@@ -87,7 +89,9 @@ def test_an_interrupted_run_keeps_whole_updates(
     moment: str, every: int, tmp_path: Path, trail: Trail, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C amid the second round: 20 plays of two bins and 40 steps of Adam are one."""
-    owner, name, last = {"playing": (Saver, "_on_step", 30), "updating": (torch.optim.Adam, "step", 60)}[moment]
+    owner, name, last = {"playing": (CheckpointCallback, "_on_step", 30), "updating": (torch.optim.Adam, "step", 60)}[
+        moment
+    ]
     usual, calls = getattr(owner, name), iter(range(1, 100))
 
     def stopping(*args: Any, **kwargs: Any) -> Any:
@@ -100,7 +104,7 @@ def test_an_interrupted_run_keeps_whole_updates(
     with pytest.raises(KeyboardInterrupt):
         SCRIPTS["pusher"](out=tmp_path, save_every=every)
     assert list(trail) == [40]
-    assert read_header(tmp_path)[1] == {"steps": 40}
+    assert read_header(tmp_path)[1] == {"total_timesteps": 40}
     assert holds(tmp_path, *trail[40][1:])
 
 
@@ -111,12 +115,12 @@ def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(
     SCRIPTS["pusher"](out=tmp_path / "cut", until=40, save_every=1)
     SCRIPTS["pusher"](out=tmp_path / "cut", save_every=1)
     SCRIPTS["pusher"](out=tmp_path / "run", until=80, save_every=1)
-    data = (tmp_path / "run" / FILE).read_bytes()
-    (tmp_path / "run" / FILE).write_bytes(data[:-1])
+    data = (tmp_path / "run" / CHECKPOINT_FILE).read_bytes()
+    (tmp_path / "run" / CHECKPOINT_FILE).write_bytes(data[:-1])
     trail.clear()
     capsys.readouterr()
     SCRIPTS["pusher"](out=tmp_path / "run", save_every=1)
     assert "previous-1.safetensors, which came before it, is used" in capsys.readouterr().err
     assert list(trail) == [80, 120, 160, 200]
-    for name in (FILE, "previous-1.safetensors"):
+    for name in (CHECKPOINT_FILE, "previous-1.safetensors"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()

@@ -10,20 +10,20 @@ import pytest
 from envs.pusher import Pusher, load_pusher
 from envs.pushing_robot import ACTION, Robot
 from train import pusher
-from worldmodel.checkpoint import digest, read_header
-from worldmodel.errors import UserError
+from worldmodel.utils.checkpoint import read_header, weights_digest
+from worldmodel.utils.errors import UserError
 
 
 def test_it_trains_goes_on_and_exports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    few = {"out": tmp_path / "run", "export": tmp_path / "small", "n_envs": 2, "n_steps": 20, "width": 16}
-    pusher.main(pusher.Args(steps=120, until=40, **few))  # type: ignore[arg-type]
+    few = {"out": tmp_path / "run", "export": tmp_path / "small", "num_envs": 2, "n_steps": 20, "hidden_dim": 16}
+    pusher.main(pusher.Args(total_timesteps=120, stop_at_step=40, **few))  # type: ignore[arg-type]
     assert read_header(tmp_path / "run")[1]["steps"] == 40
-    before = digest(tmp_path / "run")
-    pusher.main(pusher.Args(steps=120, **few))  # type: ignore[arg-type]
-    assert read_header(tmp_path / "small")[1] == {"steps": 120}
-    assert digest(tmp_path / "run") != before
+    before = weights_digest(tmp_path / "run")
+    pusher.main(pusher.Args(total_timesteps=120, **few))  # type: ignore[arg-type]
+    assert read_header(tmp_path / "small")[1] == {"total_timesteps": 120}
+    assert weights_digest(tmp_path / "run") != before
     assert "after 120 steps" in capsys.readouterr().out
     rng = np.random.default_rng(0)
     ACTION.check(Pusher(load_pusher(str(tmp_path / "small"))).act(Robot(rng), rng))
     with pytest.raises(UserError, match="gamma"):
-        pusher.main(pusher.Args(steps=120, gamma=0.5, **few))  # type: ignore[arg-type]
+        pusher.main(pusher.Args(total_timesteps=120, gamma=0.5, **few))  # type: ignore[arg-type]

@@ -16,15 +16,15 @@ import torch
 import envs  # noqa: F401 - registers
 from tests.conftest import TOY, toy_episode
 from train import outcome, prior, tokens, vqvae
-from worldmodel.checkpoint import FILE, read_header, read_tensors
-from worldmodel.dream import Context
-from worldmodel.errors import UserError
-from worldmodel.given import CodeClips
-from worldmodel.models import load_prior, load_vqvae
-from worldmodel.prior import PriorConfig
-from worldmodel.store import Store
-from worldmodel.vqvae import VQVAE, VQVAEConfig
-from worldmodel.writer import StoreWriter
+from worldmodel.data.prior_dataset import PriorDataset
+from worldmodel.data.store import Store
+from worldmodel.data.writer import StoreWriter
+from worldmodel.generation.dream import Context
+from worldmodel.models.loading import load_prior, load_vqvae
+from worldmodel.models.prior import PriorConfig
+from worldmodel.models.vqvae import VQVAE, VQVAEConfig
+from worldmodel.utils.checkpoint import CHECKPOINT_FILE, read_header, read_tensors
+from worldmodel.utils.errors import UserError
 
 Stages = Callable[..., tuple]
 
@@ -36,28 +36,33 @@ def test_paper_mode_conditions_on_the_actions_of_the_clip(toy_store: Path, toy_s
     tokens.main(t)
     prior.main(p)
     model, store = load_prior(run / "prior"), Store(run / "tokens.zarr")
-    assert (model.config.condition, model.config.condition_dim) == ("clip", 7 * 3)
-    assert store.rows == 20 * 3 * 8, "clips of 8 that begin at 0, 8 and 16 of 31 frames"
-    clips = CodeClips(model.config, store, "train")
-    first = clips.fixed(len(clips))
-    episode = Store(run / "data.zarr").episode(int(store.episodes("train")[0]))
+    assert (model.config.conditioning, model.config.condition_dim) == ("clip", 7 * 3)
+    assert store.n_rows == 20 * 3 * 8, "clips of 8 that begin at 0, 8 and 16 of 31 frames"
+    clips = PriorDataset(model.config, store, "train")
+    first = clips.fixed_sample(len(clips))
+    episode = Store(run / "data.zarr").read_episode(int(store.episode_indices("train")[0]))
     assert first.condition is not None
     assert first.condition[0].view(7, 3).argmax(1).tolist() == episode["action"][:7].tolist()
-    frames = torch.from_numpy(Store(run / "data.zarr").episode(0)["frames"][8:16])[None]
+    frames = torch.from_numpy(Store(run / "data.zarr").read_episode(0)["frames"][8:16])[None]
     codes = load_vqvae(run / "vqvae").encode(frames)[0].numpy()
-    assert np.array_equal(codes, store.episode(0)["codes"][8:16])
+    assert np.array_equal(codes, store.read_episode(0)["codes"][8:16])
 
 
 def test_a_prior_may_leave_the_frames_of_ends_out(toy_run: Path) -> None:
     store, config = Store(toy_run / "tokens.zarr"), load_prior(toy_run / "prior").config
-    rows = [e["ended"] for e in (store.episode(i) for i in store.episodes("train"))]
-    every = CodeClips(config, store, "train")
+    rows = [e["done"] for e in (store.read_episode(i) for i in store.episode_indices("train"))]
+    every = PriorDataset(config, store, "train")
     assert len(every) == sum(len(ended) - 7 for ended in rows)
-    without = CodeClips(config, store, "train", ends=False)
+    without = PriorDataset(config, store, "train", terminal_frames=False)
     assert len(without) == len(every) - sum(ended.any() for ended in rows)
-    last = {tuple(place) for place in np.stack([every.clips.fixed(len(every))[n] for n in ("episode", "start")], 1)}
-    kept = {tuple(place) for place in np.stack([without.clips.fixed(len(without))[n] for n in ("episode", "start")], 1)}
-    assert all(store.episode(episode)["ended"][start + 7] for episode, start in last - kept)
+    last = {
+        tuple(place) for place in np.stack([every.clips.fixed_sample(len(every))[n] for n in ("episode", "start")], 1)
+    }
+    kept = {
+        tuple(place)
+        for place in np.stack([without.clips.fixed_sample(len(without))[n] for n in ("episode", "start")], 1)
+    }
+    assert all(store.read_episode(episode)["done"][start + 7] for episode, start in last - kept)
 
 
 def test_without_actions_the_prior_is_unconditional(toy_store: Path, toy_stages: Stages) -> None:
@@ -71,7 +76,7 @@ def test_without_actions_the_prior_is_unconditional(toy_store: Path, toy_stages:
 
 def test_condition_sizes_of_table_9() -> None:
     """15 transitions of 4 actions for HGS, of 21 for Battle2, and for BAIR 16 of 4 numbers."""
-    paper = VQVAE(VQVAEConfig(hidden=4, residual=4, layers=0, dim=4))
+    paper = VQVAE(VQVAEConfig(hidden_channels=4, residual_channels=4, n_res_blocks=0, embedding_dim=4))
     args = prior.Args(actions=True, model=PriorConfig())
     assert prior.configure(args, paper, 4).condition_dim == 60
     assert prior.configure(args, paper, 21).condition_dim == 315
@@ -86,30 +91,30 @@ def test_mistakes_are_told_in_a_sentence_and_nothing_is_lost(
     run = toy_store.parent
     v, t, p, _ = toy_stages(run, steps=2)
     with pytest.raises(UserError, match=r"has frames of \(16, 16, 3\), but the VQ-VAE is set to \(32, 32, 3\)"):
-        vqvae.main(replace(v, model=replace(v.model, size=(32, 32))))
+        vqvae.main(replace(v, model=replace(v.model, frame_size=(32, 32))))
     toy_fill(run / "few.zarr", 1)
     with pytest.raises(UserError, match="has no episodes in split 'valid'; collect at least"):
         vqvae.main(replace(v, data=run / "few.zarr"))
     with pytest.raises(UserError, match=r"tokens.zarr holds no store"):
         prior.main(p)
     vqvae.main(v)
-    before = (run / "vqvae" / FILE).read_bytes()
-    with pytest.raises(UserError, match=r"holds a run with model.hidden = 16, but 32 was asked for"):
-        vqvae.main(replace(v, model=replace(v.model, hidden=32)))
-    assert (run / "vqvae" / FILE).read_bytes() == before
+    before = (run / "vqvae" / CHECKPOINT_FILE).read_bytes()
+    with pytest.raises(UserError, match=r"holds a run with model.hidden_channels = 16, but 32 was asked for"):
+        vqvae.main(replace(v, model=replace(v.model, hidden_channels=32)))
+    assert (run / "vqvae" / CHECKPOINT_FILE).read_bytes() == before
     tokens.main(t)
     with pytest.raises(UserError, match="ask for shorter clips"):
-        prior.main(replace(p, frames=40))
+        prior.main(replace(p, n_latent_frames=40))
     with pytest.raises(
         UserError, match=r"no valid episode of .*tokens.zarr has more than 31 latent frames; lower --con"
     ):
-        tokens.main(replace(t, context=32))
+        tokens.main(replace(t, context_frames=32))
     shutil.rmtree(run / "data.zarr")
     toy_fill(run / "data.zarr", 10)
     with pytest.raises(UserError, match=r"has 20 episodes, .*data.zarr only 10; --restart encodes anew"):
         tokens.main(t)
     with pytest.raises(UserError, match="contexts must be at least 1, not 0"):
-        replace(t, contexts=0)
+        replace(t, n_contexts=0)
 
 
 @pytest.mark.parametrize("variables", ["none", "no array"])
@@ -137,15 +142,15 @@ def test_a_store_without_variables(
 
 def test_sequences_meet_ends_wherever_they_come(toy_run: Path) -> None:
     store = Store(toy_run / "tokens.zarr")
-    sequences = outcome.Sequences(store, "train", 16)
+    sequences = outcome.EpisodeWindows(store, "train", 16)
     drawn = sequences.sample(np.random.default_rng(0), 4000)
-    ended = drawn["ended"] & drawn["known"]
-    true_rate = sequences.rows["ended"].mean()
-    assert ended.sum() / drawn["known"].sum() == pytest.approx(true_rate, rel=0.3)
+    ended = drawn["done"] & drawn["mask"]
+    true_rate = sequences.rows["done"].mean()
+    assert ended.sum() / drawn["mask"].sum() == pytest.approx(true_rate, rel=0.3)
     assert (ended.sum(0) > 0).all(), "at every step of a sequence"
-    assert drawn["known"][:, 0].all()
+    assert drawn["mask"][:, 0].all()
     rows = np.flatnonzero(ended.any(1))
-    after = [drawn["known"][i, ended[i].argmax() + 1 :].any() for i in rows]
+    after = [drawn["mask"][i, ended[i].argmax() + 1 :].any() for i in rows]
     assert not any(after), "nothing is known after an end"
 
 
@@ -158,10 +163,10 @@ def test_stages_resume_on_a_store_as_if_nothing_had_happened(toy_store: Path, to
     prior.main(p)
     for part, stage, args in (("vqvae", vqvae, v), ("prior", prior, p)):
         whole = read_tensors(run / part)
-        one_step = replace(args, fit=replace(args.fit, minutes=1e-9))
+        one_step = replace(args, trainer=replace(args.trainer, max_minutes=1e-9))
         with pytest.raises(UserError, match="time is up after step 1 of"):
             stage.main(replace(one_step, restart=True))
-        for step in range(2, args.fit.steps):
+        for step in range(2, args.trainer.steps):
             with pytest.raises(UserError, match=f"time is up after step {step} of"):
                 stage.main(one_step)
         stage.main(one_step)
@@ -178,16 +183,16 @@ def test_a_time_stride_holds_the_action(toy_store: Path, toy_stages: Stages) -> 
     vqvae.main(replace(v, model=replace(v.model, stride=(2, 4, 4))))
     tokens.main(t)
     store = Store(run / "tokens.zarr")
-    assert store.rows == 20 * 16, "31 frames make 16 latent frames, the last frame held"
-    assert store.episode(0)["ended"].sum() == Store(run / "data.zarr").episode(0)["terminated"].sum()
-    prior.main(replace(p, frames=6))
-    outcome.main(replace(o, frames=8))
+    assert store.n_rows == 20 * 16, "31 frames make 16 latent frames, the last frame held"
+    assert store.read_episode(0)["done"].sum() == Store(run / "data.zarr").read_episode(0)["terminated"].sum()
+    prior.main(replace(p, n_latent_frames=6))
+    outcome.main(replace(o, n_latent_frames=8))
     env = gym.make("VideoGPTDream-v0", model=run).unwrapped
-    assert (env.vector.limit, env.metadata["render_fps"]) == (20, 2.5)
+    assert (env.vector_env.max_steps, env.metadata["render_fps"]) == (20, 2.5)
     env.reset(seed=0)
     given = []
-    dreaming = env.vector.dream.prior
-    dreaming.begin = spy(dreaming.begin, given)
+    dreaming = env.vector_env.dream.prior
+    dreaming.begin_frame = spy(dreaming.begin_frame, given)
     frame, _, _, _, info = env.step(2)
     assert info["frames"].shape == (2, 16, 16, 3)
     assert np.array_equal(info["frames"][-1], frame)
@@ -207,7 +212,7 @@ def spy(function: Callable, given: list) -> Callable:
 def test_bits_are_logarithms_to_two(toy_run: Path) -> None:
     """A prior that has learned the toy world needs far less than the 4 bits of a code."""
     store, model = Store(toy_run / "tokens.zarr"), load_prior(toy_run / "prior")
-    episode = store.episode(int(store.episodes("test")[0]))
+    episode = store.read_episode(int(store.episode_indices("test")[0]))
     codes = torch.from_numpy(episode["codes"].astype(np.int64))[None, :8]
     condition = torch.from_numpy(episode["condition"])[None, :8]
     with torch.no_grad():
@@ -219,14 +224,16 @@ def test_a_vqvae_begins_with_another_and_a_codebook_of_its_own(
     toy_run: Path, toy_stages: Stages, toy_store: Path
 ) -> None:
     args = toy_stages(toy_store.parent)[0]
-    still = replace(args.fit, steps=1, learning_rate=0.0, evaluate_every=1)
-    args = replace(args, model=replace(args.model, books=2, dim=4), fit=still, begin=toy_run / "vqvae")
+    still = replace(args.trainer, steps=1, learning_rate=0.0, eval_every=1)
+    args = replace(
+        args, model=replace(args.model, n_codebooks=2, embedding_dim=4), trainer=still, init_from=toy_run / "vqvae"
+    )
     vqvae.main(args)
     old, new = load_vqvae(toy_run / "vqvae"), load_vqvae(args.run / "vqvae")
-    assert torch.equal(old.from_code.weight, new.from_code.weight), "at a rate of 0 it is the other one still"
-    assert new.codebook.embedding.shape == (2, 16, 4)
-    assert new.codebook.initialised
-    with pytest.raises(UserError, match="begin"):  # going on without it would be another run
-        vqvae.main(replace(args, begin=None))
-    with pytest.raises(UserError, match="only codes, dim and books"):
-        vqvae.main(replace(args, model=replace(args.model, hidden=32), restart=True))
+    assert torch.equal(old.post_vq_conv.weight, new.post_vq_conv.weight), "at a rate of 0 it is the other one still"
+    assert new.quantizer.embedding.shape == (2, 16, 4)
+    assert new.quantizer.initialized
+    with pytest.raises(UserError, match="init_from"):  # going on without it would be another run
+        vqvae.main(replace(args, init_from=None))
+    with pytest.raises(UserError, match="only n_codes, embedding_dim and n_codebooks"):
+        vqvae.main(replace(args, model=replace(args.model, hidden_channels=32), restart=True))

@@ -12,16 +12,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from train import outcome, prior, tokens, vqvae
 
-EVERY = {"loss", "learning_rate", "gradient_norm", "clips_per_second", "share_of_peak"}
+EVERY = {"loss", "learning_rate", "grad_norm", "clips_per_second", "share_of_peak"}
 TRAIN = {
     "vqvae": EVERY | {"nmse", "commitment", "codes_used", "perplexity"},
     "prior": EVERY | {"bits_per_dim"},
-    "outcome": EVERY | {"reward", "end", "variables"},
+    "outcome": EVERY | {"reward", "done", "variables"},
 }
 HELD_OUT = {
     "vqvae": {"nmse", "psnr", "codes_used", "perplexity", "codes_kept"},
     "prior": {"bits_per_dim", "bits_per_dim_shuffled_conditions"},
-    "outcome": {"loss", "reward", "end", "variables"},
+    "outcome": {"loss", "reward", "done", "variables"},
 }
 FILMS = {"vqvae": ["held_out/truth_and_reconstruction"], "prior": ["held_out/truth_and_sample"], "outcome": []}
 

@@ -14,20 +14,20 @@ import torch
 import envs  # noqa: F401 - registers
 from tests.conftest import TOY, toy_episode
 from train import outcome, prior, tokens, vqvae
-from worldmodel.checkpoint import change_config, read_header
-from worldmodel.dream import Context, Dream
-from worldmodel.errors import UserError
-from worldmodel.models import load_vqvae
-from worldmodel.store import Store
-from worldmodel.world import ActionSpec, World
-from worldmodel.writer import StoreWriter
+from worldmodel.data.env_spec import ActionSpec, EnvSpec
+from worldmodel.data.store import Store
+from worldmodel.data.writer import StoreWriter
+from worldmodel.generation.dream import Context, Dream
+from worldmodel.models.loading import load_vqvae
+from worldmodel.utils.checkpoint import read_header, replace_config
+from worldmodel.utils.errors import UserError
 
 Stages = Callable[..., tuple]
 
 
 def test_rows_of_codes_say_what_led_into_them() -> None:
     """Six frames, two to a latent frame: action a_t leads from frame t into frame t + 1."""
-    world = World(name="x", action=ActionSpec(kind="Discrete", nvec=(3,)), variables=("V",))
+    env_spec = EnvSpec(name="x", action=ActionSpec(kind="Discrete", nvec=(3,)), variables=("V",))
     episode = {
         "frames": np.zeros((6, 4, 4, 3), np.uint8),
         "action": np.array([0, 1, 2, 1, 2, 0]),
@@ -35,29 +35,29 @@ def test_rows_of_codes_say_what_led_into_them() -> None:
         "terminated": np.array([0, 0, 0, 0, 1, 0], bool),
         "variables": np.arange(6, dtype=np.float32)[:, None],
     }
-    episode["led"] = tokens.led(world, episode["action"])
-    rows = tokens.rows_of(episode, 0, 6, stride=2)
+    episode["led"] = tokens.actions_into(env_spec, episode["action"])
+    rows = tokens.latent_rows(episode, 0, 6, stride=2)
     assert rows["condition"].tolist() == [[0, 0, 0, 1, 0, 0], [0, 1, 0, 0, 0, 1], [0, 1, 0, 0, 0, 1]]
     assert rows["reward"].tolist() == [1, 6, 24]
-    assert rows["ended"].tolist() == [False, False, True]
+    assert rows["done"].tolist() == [False, False, True]
     assert rows["variables"].tolist() == [[1], [3], [5]]
-    assert tokens.rows_of(episode, 2, 4, stride=2)["condition"].tolist() == [[0, 1, 0, 0, 0, 1]]
+    assert tokens.latent_rows(episode, 2, 4, stride=2)["condition"].tolist() == [[0, 1, 0, 0, 0, 1]]
 
 
 def test_an_action_space_without_0_has_nothing_at_the_ends() -> None:
-    world = World(name="x", action=ActionSpec(kind="Box", low=(0.5,), high=(1.0,)))
-    assert tokens.led(world, np.array([[0.5], [1.0], [0.0]], np.float32)).tolist() == [[0], [0.5], [1]]
+    env_spec = EnvSpec(name="x", action=ActionSpec(kind="Box", low=(0.5,), high=(1.0,)))
+    assert tokens.actions_into(env_spec, np.array([[0.5], [1.0], [0.0]], np.float32)).tolist() == [[0], [0.5], [1]]
 
 
 def test_codes_are_those_of_whole_episodes_and_contexts_begin_in_them(toy_run: Path) -> None:
     data, codes, model = Store(toy_run / "data.zarr"), Store(toy_run / "tokens.zarr"), load_vqvae(toy_run / "vqvae")
-    assert codes.rows == data.rows
-    assert np.array_equal(codes.episodes("test"), data.episodes("test"))
-    whole = model.encode(torch.from_numpy(data.episode(7)["frames"])[None])[0]
-    assert (whole.numpy() == codes.episode(7)["codes"]).mean() > 0.999  # rounding may differ from batch to batch
+    assert codes.n_rows == data.n_rows
+    assert np.array_equal(codes.episode_indices("test"), data.episode_indices("test"))
+    whole = model.encode(torch.from_numpy(data.read_episode(7)["frames"])[None])[0]
+    assert (whole.numpy() == codes.read_episode(7)["codes"]).mean() > 0.999  # rounding may differ from batch to batch
     contexts = Context.load(toy_run)
     assert contexts.codes.shape == (4, 4, 4, 4, 1)
-    valid = np.concatenate([codes.episode(i)["codes"] for i in codes.episodes("valid")])
+    valid = np.concatenate([codes.read_episode(i)["codes"] for i in codes.episode_indices("valid")])
     for context in contexts.codes.numpy():
         assert any(np.array_equal(valid[t : t + 4], context) for t in range(len(valid)))
 
@@ -69,34 +69,38 @@ def test_encoding_goes_on_where_it_stopped(
     args = toy_stages(tmp_path)[1]
     toy_fill(tmp_path / "data.zarr", 20)
     tokens.main(args)
-    before = Store(tmp_path / "tokens.zarr").episode(3)
+    before = Store(tmp_path / "tokens.zarr").read_episode(3)
     shutil.rmtree(tmp_path / "data.zarr")
     toy_fill(tmp_path / "data.zarr", 30)  # the same twenty and ten more
     tokens.main(args)
     after = Store(tmp_path / "tokens.zarr")
-    assert len(after.ends) == 30
-    assert all(np.array_equal(before[name], after.episode(3)[name]) for name in before)
+    assert len(after.episode_ends) == 30
+    assert all(np.array_equal(before[name], after.read_episode(3)[name]) for name in before)
 
 
 def test_contexts_may_come_before_ends(toy_run: Path) -> None:
-    over, cut, short = ({"codes": np.zeros(n), "ended": np.arange(n) == end} for n, end in ((30, 29), (30, 99), (9, 8)))
-    places = tokens.before_ends([over, cut, short], 8)
+    over, cut, short = ({"codes": np.zeros(n), "done": np.arange(n) == end} for n, end in ((30, 29), (30, 99), (9, 8)))
+    places = tokens.rows_before_ends([over, cut, short], 8)
     assert sorted(t for e, t in places if e is over) == list(range(16, 30)), "the end itself is never in a context"
     assert [t for e, t in places if e is short] == [8]
     assert len(places) == 15, "an episode that was cut off has no end"
     store = Store(toy_run / "tokens.zarr")
-    near = tokens.before_ends([store.episode(i) for i in store.episodes("valid")], 4)
+    near = tokens.rows_before_ends([store.read_episode(i) for i in store.episode_indices("valid")], 4)
     known = {e["codes"][t - 4 : t].astype(np.int32).tobytes() for e, t in near}
     for share, least in ((0.0, 0), (0.5, 3), (1.0, 6)):
-        chosen = tokens.contexts(store, tokens.Args(contexts=6, context=4, before_ends=share)).codes
+        chosen = tokens.make_contexts(
+            store, tokens.Args(n_contexts=6, context_frames=4, before_end_fraction=share)
+        ).codes
         assert len(chosen) == 6
         assert sum(codes.numpy().astype(np.int32).tobytes() in known for codes in chosen) >= least
     for split in ("train", "valid"):
-        chosen = tokens.contexts(store, tokens.Args(contexts=6, context=4, split=split)).codes
-        played = b"".join(store.episode(i)["codes"].astype(np.int32).tobytes() for i in store.episodes(split))
+        chosen = tokens.make_contexts(store, tokens.Args(n_contexts=6, context_frames=4, split=split)).codes
+        played = b"".join(
+            store.read_episode(i)["codes"].astype(np.int32).tobytes() for i in store.episode_indices(split)
+        )
         assert all(codes.numpy().astype(np.int32).tobytes() in played for codes in chosen)
     with pytest.raises(UserError, match=r"before_ends is a share, from 0 to 1, not 1\.5"):
-        tokens.Args(before_ends=1.5)
+        tokens.Args(before_end_fraction=1.5)
 
 
 def test_several_stores_are_encoded_one_after_the_other(
@@ -109,15 +113,15 @@ def test_several_stores_are_encoded_one_after_the_other(
     toy_fill(tmp_path / "second", 6)  # more of the second
     tokens.main(args)
     codes = Store(tmp_path / "tokens.zarr")
-    assert len(codes.ends) == 30 and "row" not in codes.names
+    assert len(codes.episode_ends) == 30 and "frame_row" not in codes.array_names
     for i, (store, k) in {0: (0, 0), 19: (0, 19), 20: (1, 0), 29: (1, 9)}.items():
-        column = Store(stores[store]).episode(k)["variables"]
-        assert np.array_equal(codes.episode(i)["variables"], column)
+        column = Store(stores[store]).read_episode(k)["variables"]
+        assert np.array_equal(codes.read_episode(i)["variables"], column)
     with StoreWriter(tmp_path / "other", replace(TOY, name="other"), {}) as writer:
         writer.append(toy_episode(np.random.default_rng(0)))
     with pytest.raises(UserError, match=r"other is of another world than .*first"):
         tokens.main(replace(args, data=(stores[0], tmp_path / "other"), restart=True))
-    assert len(Store(tmp_path / "tokens.zarr").ends) == 30
+    assert len(Store(tmp_path / "tokens.zarr").episode_ends) == 30
 
 
 def test_codes_of_another_vqvae_are_not_mixed(
@@ -127,7 +131,7 @@ def test_codes_of_another_vqvae_are_not_mixed(
     v, t, p, o = toy_stages(tmp_path)
     toy_fill(tmp_path / "data.zarr", 20)
     tokens.main(t)
-    vqvae.main(replace(v, fit=replace(v.fit, steps=1), restart=True))
+    vqvae.main(replace(v, trainer=replace(v.trainer, steps=1), restart=True))
     sentence = r"was recorded with settings.vqvae.weights = \w+, but \w+ was asked for; --restart encodes anew"
     with pytest.raises(UserError, match=sentence):
         tokens.main(t)
@@ -154,13 +158,13 @@ def test_codes_of_another_hysteresis_are_not_mixed(
     tokens.main(t)
     config = read_header(tmp_path / "vqvae")[0]
     config["model"]["hysteresis"] = 0.1
-    change_config(tmp_path / "vqvae", config)
+    replace_config(tmp_path / "vqvae", config)
     for stale in (lambda: prior.main(p), lambda: outcome.main(o), lambda: Context.load(tmp_path)):
         with pytest.raises(UserError, match="was made with another VQ-VAE than"):
             stale()
     tokens.main(replace(t, restart=True))
     Context.load(tmp_path)
-    prior.main(replace(p, begin=toy_run / "prior"))
+    prior.main(replace(p, init_from=toy_run / "prior"))
     shutil.copytree(toy_run / "outcome", tmp_path / "outcome")
     with pytest.raises(UserError, match=r"outcome was made with another VQ-VAE"):
         Dream.load(tmp_path)

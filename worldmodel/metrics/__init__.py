@@ -1,1 +1,1 @@
-"""Figures of merit: `frames` compares pictures, `interval` says how sure a mean is."""
+"""Figures of merit: `frames` compares pictures, `percentile_interval` says how sure a mean is."""

@@ -30,5 +30,5 @@ def expected_calibration_error(
     """
     weight = np.ones(len(probability)) if weight is None else weight
     index = np.minimum((probability * bins).astype(int), bins - 1)
-    said, came = (np.bincount(index, weight * what, bins) for what in (probability, happened))
-    return float(np.abs(said - came).sum() / weight.sum())
+    predicted, observed = (np.bincount(index, weight * what, bins) for what in (probability, happened))
+    return float(np.abs(predicted - observed).sum() / weight.sum())

@@ -33,10 +33,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
-from worldmodel.convolution import conv3d
-from worldmodel.errors import UserError
 from worldmodel.metrics.c3d import C3D, FRAMES, SIZE, cut_mean
 from worldmodel.metrics.i3d import I3D
+from worldmodel.models.convolution import conv3d
+from worldmodel.utils.errors import UserError
 
 Kind = Literal["i3d", "torchscript", "c3d", "random_conv"]
 I3D_LOGITS, C3D_LOGITS, RANDOM = "I3D Kinetics-400 logits", "C3D UCF-101 logits", "random features"
@@ -104,11 +104,11 @@ def load_features(
         return _random(device)
     if weights is None:
         raise UserError(f"{kind} features need weights: give their file and its sha256, or use random_conv")
-    data, found = checked(weights, sha256)
+    data, found = read_checked(weights, sha256)
     if kind == "torchscript":
         return _torchscript(weights, data, found, device)
     if kind == "i3d":
-        model = filled(I3D(epsilon=epsilon), read_state(weights, data), weights).to(device)
+        model = load_state(I3D(epsilon=epsilon), read_state(weights, data), weights).to(device)
         other = "" if epsilon == 1e-5 else f", batch norm epsilon {epsilon:g}"  # than that of the paper's code
         return Features(
             kind=kind, network=I3D_LOGITS + other, sha256=found, input_size=224, preprocessing=TO_224,
@@ -120,11 +120,11 @@ def load_features(
     return Features(
         kind=kind, network=C3D_LOGITS, sha256=found, input_size=SIZE,
         preprocessing=f"blue green red; bilinear to {SIZE} x {SIZE}, corners aligned; 0 to 255 minus the mean",
-        prepare=channels_first, model=filled(C3D(), state, weights).to(device), device=device,
+        prepare=channels_first, model=load_state(C3D(), state, weights).to(device), device=device,
     )  # fmt: skip
 
 
-def checked(path: Path, sha256: str) -> tuple[bytes, str]:
+def read_checked(path: Path, sha256: str) -> tuple[bytes, str]:
     """A file's bytes and their sha256, which must be the one that is given."""
     if not path.is_file():
         raise UserError(f"{path} does not exist; give the file of a feature network's weights")
@@ -148,12 +148,12 @@ def read_state(path: Path, data: bytes) -> dict[str, Tensor]:
             raise TypeError("it holds more than tensors")
         return dict(state)
     except Exception as error:  # each format has errors of its own, and torch.load those of pickle and of zip
-        told = " ".join(str(error).split())[:80] or type(error).__name__
+        message = " ".join(str(error).split())[:80] or type(error).__name__
         cure = "" if isinstance(error, SafetensorError) else ", or its kind is torchscript"
-        raise UserError(f"{path} is no state dict of tensors ({told}); convert it to safetensors{cure}") from None
+        raise UserError(f"{path} is no state dict of tensors ({message}); convert it to safetensors{cure}") from None
 
 
-def filled(model: nn.Module, state: dict[str, Tensor], path: Path) -> nn.Module:
+def load_state(model: nn.Module, state: dict[str, Tensor], path: Path) -> nn.Module:
     """A model with a state dict; `UserError` naming the first tensor that does not fit."""
     counters = {k for k in state.keys() | model.state_dict().keys() if k.endswith("num_batches_tracked")}
     expected = model.state_dict()
@@ -198,8 +198,8 @@ def _torchscript(path: Path, data: bytes, sha256: str, device: str) -> Features:
     try:
         probe = features(np.zeros((1, 16, 64, 64, 3), np.uint8))
     except RuntimeError as error:
-        told = " ".join(str(error).split())[-80:]
-        raise UserError(f"{path} does not take clips (1, 3, 16, 224, 224) ({told}); export it for such") from None
+        message = " ".join(str(error).split())[-80:]
+        raise UserError(f"{path} does not take clips (1, 3, 16, 224, 224) ({message}); export it for such") from None
     if probe.ndim != 2 or len(probe) != 1:
         raise UserError(f"{path} gives {probe.shape} for one clip instead of (1, features); export it to give those")
     network = I3D_LOGITS if probe.shape[1] == 400 else f"{probe.shape[1]} TorchScript features"

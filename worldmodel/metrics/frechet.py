@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from worldmodel.errors import UserError
+from worldmodel.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Gaussian:
             raise UserError("some features are not finite; the weights, or how clips are prepared for them, are wrong")
 
     @staticmethod
-    def of(features: np.ndarray) -> Gaussian:
+    def fit(features: np.ndarray) -> Gaussian:
         """Of features (n, d), at least two of them."""
         if features.ndim != 2 or len(features) < 2:
             raise UserError(f"a distance needs features (clips, features) of two clips or more, not {features.shape}")
@@ -59,15 +59,15 @@ class Gaussian:
         return Gaussian(mean, np.sqrt(np.where(values > rounding, values, 0))[:, None] * vectors.T)
 
 
-def distance(a: Gaussian, b: Gaussian) -> float:
+def frechet_distance_of_gaussians(a: Gaussian, b: Gaussian) -> float:
     """The squared 2-Wasserstein distance of two normal distributions; 0 or more."""
     if a.mean.shape != b.mean.shape:
         raise UserError(f"{len(a.mean)} and {len(b.mean)} features do not compare; take both from one network")
     overlap = np.linalg.svd(a.factor @ b.factor.T, compute_uv=False).sum()
-    spread = np.square(a.factor).sum() + np.square(b.factor).sum() - 2 * overlap
-    return float(max(0.0, np.square(a.mean - b.mean).sum() + spread))
+    covariance_term = np.square(a.factor).sum() + np.square(b.factor).sum() - 2 * overlap
+    return float(max(0.0, np.square(a.mean - b.mean).sum() + covariance_term))
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     """Of features (n, d) and (m, d)."""
-    return distance(Gaussian.of(a), Gaussian.of(b))
+    return frechet_distance_of_gaussians(Gaussian.fit(a), Gaussian.fit(b))

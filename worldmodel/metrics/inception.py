@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import log_softmax, rel_entr
 
-from worldmodel.errors import UserError
+from worldmodel.utils.errors import UserError
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:

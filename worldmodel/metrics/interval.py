@@ -7,12 +7,13 @@ replacement and the mean of all their items is taken, 2,000 times with a fixed s
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
 
 @dataclass(frozen=True)
-class Mean:
+class MeanInterval:
     """A mean and its 95% interval."""
 
     mean: float
@@ -28,34 +29,43 @@ class Mean:
         return asdict(self)
 
 
-def interval(mean: float, resampled: np.ndarray, n: int) -> Mean:
+def percentile_interval(mean: float, resampled: np.ndarray, n: int) -> MeanInterval:
     """A statistic of n items with the interval in which 95% of its values in resamples (draws,) lie."""
     low, high = np.quantile(resampled, [0.025, 0.975])
-    return Mean(float(mean), float(low), float(high), n)
+    return MeanInterval(float(mean), float(low), float(high), n)
 
 
-def multiplicities(groups: np.ndarray, draws: int = 2000, seed: int = 0) -> np.ndarray:
+def bootstrap_counts(groups: np.ndarray, n_resamples: int = 2000, seed: int = 0) -> np.ndarray:
     """(draws, n) how often each item is in each resample of whole groups (n,).
 
     For a statistic that is no mean of items, and has to be taken anew of each resample.
     """
     _, index = np.unique(groups, return_inverse=True)
-    drawn = np.random.default_rng(seed).integers(index.max() + 1, size=(draws, index.max() + 1))
+    drawn = np.random.default_rng(seed).integers(index.max() + 1, size=(n_resamples, index.max() + 1))
     return np.stack([np.bincount(row, minlength=len(row)) for row in drawn])[:, index]
 
 
-def bootstrap(values: np.ndarray, groups: np.ndarray | None = None, draws: int = 2000) -> Mean:
+def bootstrap(values: np.ndarray, groups: np.ndarray | None = None, n_resamples: int = 2000) -> MeanInterval:
     """The mean of values (n,) and its interval over groups (n,), by default over the items themselves."""
     values = np.asarray(values, np.float64)
     _, index = np.unique(np.arange(len(values)) if groups is None else groups, return_inverse=True)
     sums, sizes = np.bincount(index, values), np.bincount(index)
-    drawn = np.random.default_rng(0).integers(len(sums), size=(draws, len(sums)))
-    return interval(values.mean(), sums[drawn].sum(1) / sizes[drawn].sum(1), len(values))
+    drawn = np.random.default_rng(0).integers(len(sums), size=(n_resamples, len(sums)))
+    return percentile_interval(values.mean(), sums[drawn].sum(1) / sizes[drawn].sum(1), len(values))
 
 
-def ratio(a: np.ndarray, b: np.ndarray, groups: np.ndarray, draws: int = 2000) -> Mean:
+def bootstrap_ratio(a: np.ndarray, b: np.ndarray, groups: np.ndarray, n_resamples: int = 2000) -> MeanInterval:
     """The mean of a (n,) over the mean of b (n,), and its interval over groups, the same groups drawn for both."""
     _, index = np.unique(groups, return_inverse=True)
-    drawn = np.random.default_rng(0).integers(index.max() + 1, size=(draws, index.max() + 1))
+    drawn = np.random.default_rng(0).integers(index.max() + 1, size=(n_resamples, index.max() + 1))
     resampled = np.bincount(index, a)[drawn].sum(1) / np.bincount(index, b)[drawn].sum(1)
-    return interval(a.mean() / b.mean(), resampled, len(a))
+    return percentile_interval(a.mean() / b.mean(), resampled, len(a))
+
+
+def means_to_json(value: Any) -> Any:
+    """Means as JSON."""
+    if isinstance(value, MeanInterval):
+        return value.to_json()
+    if isinstance(value, dict):
+        return {k: means_to_json(v) for k, v in value.items()}
+    return [means_to_json(v) for v in value] if isinstance(value, list) else value

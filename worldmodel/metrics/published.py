@@ -26,18 +26,18 @@ class Figure:
     """The method, or what an ablation varies."""
     metric: Metric
     value: float
-    spread: float | None = None
+    std: float | None = None
     protocol: Protocol | None = None
-    main: bool = False
+    is_main: bool = False
     """Is it the model of the main results?"""
 
     def __str__(self) -> str:
-        spread = "" if self.spread is None else f" ± {self.spread:g}"
-        return f"{self.value:g}{spread} (paper, Table {self.table}, {self.setting})"
+        std = "" if self.std is None else f" ± {self.std:g}"
+        return f"{self.value:g}{std} (paper, Table {self.table}, {self.setting})"
 
 
-def _fvd(table: int, setting: str, metric: Metric, value: float, spread: float | None, main: bool = False) -> Figure:
-    return Figure(table, "bair", setting, metric, value, spread, PAPER, main)
+def _fvd(table: int, setting: str, metric: Metric, value: float, std: float | None, is_main: bool = False) -> Figure:
+    return Figure(table, "bair", setting, metric, value, std, PAPER, is_main)
 
 
 _TABLE_1 = (("SV2P", 262.5, None), ("LVT", 125.8, None), ("SAVP", 116.4, None), ("DVD-GAN-FP", 109.8, None),
@@ -74,16 +74,16 @@ _TABLES_6_7 = (
 
 FIGURES: tuple[Figure, ...] = (
     *(Figure(1, "bair", method, "FVD", value, spread) for method, value, spread in _TABLE_1),
-    _fvd(1, OURS, "FVD", 103.3, None, main=True),
+    _fvd(1, OURS, "FVD", 103.3, None, is_main=True),
     *(Figure(2, "ucf101", method, "IS", value, spread) for method, value, spread in _TABLE_2),
-    Figure(2, "ucf101", OURS, "IS", 24.69, 0.30, TGAN2, main=True),
-    *(Figure(3, "bair", setting, "NMSE", nmse, main=main) for setting, nmse, _, main in _TABLE_3),
+    Figure(2, "ucf101", OURS, "IS", 24.69, 0.30, TGAN2, is_main=True),
+    *(Figure(3, "bair", setting, "NMSE", nmse, is_main=main) for setting, nmse, _, main in _TABLE_3),
     *(_fvd(3, setting, "R-FVD", value, None, main) for setting, _, value, main in _TABLE_3),
     *(Figure(4, "bair", f"{layers} layers", "bits/dim", bits) for layers, bits, *_ in _TABLE_4),
     *(_fvd(4, f"{layers} layers", "FVD", value, spread) for layers, _, value, spread in _TABLE_4),
     *(_fvd(5, size, "R-FVD", value, None) for size, value, *_ in _TABLE_5),
     *(_fvd(5, size, "FVD", *fvd) for size, _, fvd, _ in _TABLE_5),
-    *(_fvd(5, size, "FVD*", *star, main=size == "8 x 32 x 32") for size, _, _, star in _TABLE_5),
+    *(_fvd(5, size, "FVD*", *star, is_main=size == "8 x 32 x 32") for size, _, _, star in _TABLE_5),
     *(_fvd(table, setting, "R-FVD", value, None) for table, setting, value, *_ in _TABLES_6_7),
     *(_fvd(table, setting, "FVD", *fvd) for table, setting, _, fvd, _ in _TABLES_6_7),
     *(Figure(table, "bair", setting, "bits/dim", bits) for table, setting, _, _, bits in _TABLES_6_7),
@@ -93,11 +93,11 @@ NAMES = {"bair": "bair", "bairpushing": "bair", "bairrobotpushing": "bair", "ucf
 """What data sets are called, without what is no letter or digit, and what they are called here."""
 
 
-def beside(metric: str, protocol: Protocol, network: str, data: str) -> Figure | None:
+def matching_figure(metric: str, protocol: Protocol, network: str, data: str) -> Figure | None:
     """The main model's figure that one of ours may stand beside: same data, protocol and feature network."""
     known = NAMES.get("".join(c for c in data.lower() if c.isalnum()))
     for figure in FIGURES:
         same = (figure.metric, figure.data, figure.protocol) == (metric, known, protocol)
-        if figure.main and same and network == protocol.features:
+        if figure.is_main and same and network == protocol.network:
             return figure
     return None

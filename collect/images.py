@@ -1,0 +1,41 @@
+"""Pictures and how they become frames: observations whole, pictures of videos by their central square."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from PIL import Image
+
+
+def is_image(space: spaces.Space[Any]) -> bool:
+    """(h, w), (h, w, 1) or (h, w, 3) of bytes."""
+    shape = space.shape or ()
+    bytes_ = isinstance(space, spaces.Box) and space.dtype == np.uint8
+    return bytes_ and min(shape, default=0) > 0 and (len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3)))
+
+
+def resize_image(picture: np.ndarray, size: int) -> np.ndarray:
+    """Such a picture -> (size, size, 3), all of it; 0 leaves its height and width."""
+    image = Image.fromarray(picture.squeeze(-1) if picture.shape[2:] == (1,) else picture).convert("RGB")
+    smaller = size <= min(image.size)
+    to = (size, size) if size else image.size
+    return np.array(image.resize(to, Image.Resampling.BOX if smaller else Image.Resampling.BILINEAR))
+
+
+def center_square(image: Image.Image, size: int, aspect: float = 1.0) -> np.ndarray:
+    """The central square, (size, size, 3); `aspect` is the width of a pixel over its height.
+
+    The filter sees what lies beside the square, so this is what scaling the whole picture and then cutting gives.
+    """
+    side = min(image.width * aspect, image.height)
+    left, top = (image.width - side / aspect) / 2, (image.height - side) / 2
+    box = (max(left, 0), max(top, 0), min(left + side / aspect, image.width), min(top + side, image.height))
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box))
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """An RGBA picture as a white page shows it."""
+    page = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(page, image).convert("RGB")

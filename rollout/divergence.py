@@ -1,0 +1,152 @@
+"""One starting frame, several futures: samples diverge under different actions and agree under the same.
+
+    python rollout/divergence.py --run runs/pushing --context-frames 1
+
+From each held-out start two samples are dreamed under the actions that were taken, and two under those of another
+episode, if there are enough. A prior in paper mode is given its conditioning frame and a clip's actions, so its clips
+begin with that frame drawn anew (`--preset bair`). The picture has four rows a start, in that order, each beginning
+with the frame that was given. The numbers are the distance between two samples, as the root mean square of pixels over
+their range: under the same actions, under different ones, and between real frames of different episodes, which is the
+most there is to diverge.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+from tqdm import tqdm
+
+from configs import Address, command
+from rollout.heldout import dream_frames, load_heldout, load_models, other_episode_order, real_clips, sample_videos
+from worldmodel.data.prior_dataset import PriorBatch
+from worldmodel.generation.dream import Dream
+from worldmodel.generation.sampling import SamplingConfig
+from worldmodel.metrics.interval import bootstrap, means_to_json
+from worldmodel.models.loading import load_prior
+from worldmodel.utils.checkpoint import weights_digest, write_json
+from worldmodel.utils.errors import UserError
+from worldmodel.utils.hardware import Precision
+from worldmodel.utils.settings import AtLeast2, NonEmpty, Positive, Seed, Settings
+from worldmodel.utils.video_io import save_png, upscale, video_grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(Settings):
+    """Show how futures of one frame diverge."""
+
+    run: Path = Path("runs/pushing")
+    """Run folder."""
+    data: Address | None = None
+    """Store of frames; <run>/data.zarr if not given."""
+    split: str = "test"
+    n_starts: AtLeast2 = 32
+    """Held-out starts, each of another episode where there are enough."""
+    context_frames: Positive = 1
+    """Latent frames that a stream is given: one, as in the paper's samples of BAIR."""
+    steps: Positive = 15
+    """Steps that are dreamed."""
+    n_shown: Positive = 2
+    """Starts in the picture."""
+    steps_ahead: NonEmpty[Positive] = (1, 5, 10, 15)
+    """Steps on at which samples are compared."""
+    batch_size: Positive = 64
+    precision: Precision = "float32"
+    """Of the dream."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if max(self.steps_ahead) > self.steps:
+            raise UserError(f"ahead must be at most steps, {self.steps}, not {max(self.steps_ahead)}")
+
+
+@dataclass(frozen=True)
+class Futures:
+    """What followed, and what was sampled."""
+
+    real: np.ndarray
+    """(n, 1 + steps, h, w, 3), beginning with the last frame that is given."""
+    episode: np.ndarray
+    other_start: np.ndarray
+    """(n,) the start whose actions are the different ones."""
+    samples: np.ndarray
+    """(n, 2 plans, 2 samples, steps, h, w, 3): each start under its own actions and under those of another."""
+
+
+def stream_futures(args: Args) -> Futures:
+    """Dreams that go on from codes of the truth."""
+    dream, c = Dream.load(args.run, args.sampling, precision=args.precision), args.context_frames
+    heldout_clips = load_heldout(dream, args.run, args.data, args.split, args.n_starts, c + args.steps)
+    others, videos = other_episode_order(heldout_clips.episode, args.seed), []
+    own = heldout_clips.actions[:, c - 1 : c - 1 + args.steps]
+    with tqdm(total=4 * len(own) * args.steps, unit=" steps", desc="dreams") as bar:
+        for plan in (own, own[others]):
+            videos.append(
+                [dream_frames(dream, heldout_clips, plan, c, args.seed + k, args.batch_size, bar) for k in range(2)]
+            )
+    return Futures(heldout_clips.frames[:, c - 1 :], heldout_clips.episode, others, np.moveaxis(np.array(videos), 2, 0))
+
+
+def clip_futures(args: Args) -> Futures:
+    """Samples of a prior in paper mode, given the same frames and the actions of clips."""
+    vqvae, prior = load_models(args.run, "prior", "cpu")
+    if not prior.config.n_cond_frames or prior.config.conditioning == "none":
+        raise UserError(
+            f"{args.run}/prior is not given frames and actions; train one with --model.n-cond-frames 1 --actions"
+        )
+    truth = real_clips(args.run, prior, vqvae.config.stride[0], args.n_starts, args.split, args.data)
+    c, batch, videos = prior.config.n_cond_frames, truth.batch, []
+    if args.steps > (most := truth.frames.shape[1] - c):
+        raise UserError(f"this prior's clips have {most} frames after the given ones, not {args.steps}; lower --steps")
+    others = other_episode_order(truth.episode, args.seed)
+    assert batch.condition is not None
+    with tqdm(total=4 * args.n_starts, unit=" videos", desc="samples") as bar:
+        sample = partial(
+            sample_videos, vqvae, prior, sampling=args.sampling, batch_size=args.batch_size, on_progress=bar.update
+        )
+        for condition in (batch.condition, batch.condition[others]):
+            plan = PriorBatch(batch.codes, condition, batch.cond_frames)
+            videos.append([sample(plan, args.seed + k) for k in range(2)])
+    found = np.moveaxis(np.array(videos), 2, 0)[:, :, :, c : c + args.steps]
+    return Futures(truth.frames[:, c - 1 : c + args.steps], truth.episode, others, found)
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(n, t) root mean square difference of films (n, t, h, w, 3), over the range of a pixel."""
+    return np.sqrt(((a.astype(np.float32) - b) ** 2).mean((2, 3, 4))) / 255
+
+
+def main(args: Args) -> None:
+    found = (stream_futures if load_prior(args.run / "prior").config.mode == "stream" else clip_futures)(args)
+    video, real = found.samples, found.real[:, 1:]
+    apart = {
+        "same actions": distance(video[:, 0, 0], video[:, 0, 1]),
+        "different actions": distance(video[:, 0, 0], video[:, 1, 1]),
+        "other real episodes": distance(real, real[found.other_start]),
+    }
+    distances = {name: [bootstrap(d[:, t - 1], found.episode) for t in args.steps_ahead] for name, d in apart.items()}
+    print(f"{'distance between samples, steps on':36}" + "".join(f"{t:>24}" for t in args.steps_ahead))
+    for name, means in distances.items():
+        print(f"{name:36}" + "".join(f"{mean!s:>24}" for mean in means))
+    folder = args.run / "evaluation"
+    rows = [np.concatenate([found.real[i, :1], one]) for i in range(args.n_shown) for plan in video[i] for one in plan]
+    save_png(folder / "divergence.png", upscale(video_grid(np.stack(rows)[:, :: -(-args.steps // 8)]), 2))
+    protocol = asdict(args) | {
+        "run": str(args.run),
+        "data": str(args.data),
+        "prior": weights_digest(args.run / "prior"),
+    }
+    write_json(folder / "divergence.json", {"protocol": protocol} | means_to_json(distances))
+    print(f"picture: {folder / 'divergence.png'}")
+
+
+if __name__ == "__main__":
+    command(main, "divergence")

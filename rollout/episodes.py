@@ -1,0 +1,25 @@
+"""One seeded episode of a player in an engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from envs.policies import MAX_STACKED_FRAMES, Player
+
+
+def play_episode(env: gym.Env[np.ndarray, Any], player: Player, seed: int, i: int) -> tuple[int, float]:
+    """Steps survived in episode i, and its return."""
+    engine_seed, action_seed = np.random.SeedSequence([seed, i]).generate_state(2)
+    rng = np.random.default_rng(action_seed)
+    frames = [env.reset(seed=int(engine_seed))[0]]
+    steps, total, done = 0, 0.0, False
+    while not done:
+        frame, reward, terminated, truncated, _ = env.step(
+            player(np.stack(frames[-MAX_STACKED_FRAMES:])[:, None], rng)[0]
+        )
+        frames.append(frame)
+        steps, total, done = steps + 1, total + float(reward), terminated or truncated
+    return steps, total

@@ -1,0 +1,139 @@
+"""Score policies in the real engine, next to a random one: survival, and return, which in Battle2 counts kills.
+
+    python rollout/evaluate_policy.py                                   # the policy that ships
+    python rollout/evaluate_policy.py --policy runs/policy runs/dreamed_policy
+    python rollout/evaluate_policy.py --obs-vqvae runs/demo                  # frames reach the policies through that
+    world's VQ-VAE
+
+Every policy plays the same seeded episodes. Survival is cut off at the time limit, so its distribution is far from
+a normal one: the 95% intervals are percentiles of 10,000 bootstrap resamples.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as a file: `import vizdoom` must not find a script beside this one
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from configs import command
+from envs.policies import load_player, shipped_policies
+from envs.vizdoom import VizdoomFrames
+from envs.vqvae_wrapper import VQVAEObservation
+from rollout.episodes import play_episode
+from worldmodel.metrics.interval import bootstrap, bootstrap_ratio
+from worldmodel.models.loading import load_vqvae, resolve_folder
+from worldmodel.utils.checkpoint import write_json
+from worldmodel.utils.errors import UserError
+from worldmodel.utils.settings import Positive, Seed, Settings
+
+N_RESAMPLES = 10_000
+"""Bootstrap resamples of the episodes."""
+PUBLISHED = {
+    "take_cover": "World Models (Ha and Schmidhuber, 2018), tics: random 210 +- 108, trained in its dream 1092 +- 556; "
+    "solved from 750 on; an episode ends at 2,100",
+}
+"""Scores from the literature; theirs act at every tic, ours hold an action for `frame_skip` tics."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(Settings):
+    """Score policies in the real engine."""
+
+    policy: tuple[str, ...] = ()
+    """Folders of policies, `folder@0.3` with a share of random actions; by default those that ship."""
+    scenario: str = "health_gathering_supreme"
+    """A scenario that ships with ViZDoom, or battle2."""
+    episodes: Positive = 50
+    """Episodes of each policy."""
+    obs_vqvae: str = ""
+    """Run folder, or world that ships, through whose VQ-VAE the policies see the engine, as in "World Models"."""
+    deterministic: bool = False
+    """Take the likeliest action instead of a sampled one."""
+    frame_skip: Positive = 4
+    """Tics of the engine that a step lasts."""
+    seed: Seed = 0
+    """Of the episodes and the actions."""
+    out: Path = Path("runs/policy_scores")
+    """Folder for scores.json."""
+
+
+def mean_and_std(values: np.ndarray, scale: float = 1) -> dict[str, Any]:
+    """Mean, standard deviation and interval of a score of each episode."""
+    mean = bootstrap(values * scale, n_resamples=N_RESAMPLES)
+    return {"mean": mean.mean, "sd": values.std(ddof=1) * scale, "interval95": [mean.low, mean.high]}
+
+
+def ratio_to_random(values: np.ndarray, random: np.ndarray) -> dict[str, Any]:
+    """The mean of values over that of the random policy's in the same episodes."""
+    with np.errstate(divide="ignore", invalid="ignore"):  # a random policy may have no return at all
+        mean = bootstrap_ratio(values, random, np.arange(len(values)), N_RESAMPLES)
+    return {"mean": mean.mean, "interval95": [mean.low, mean.high]}
+
+
+def score_policy(steps: np.ndarray, returns: np.ndarray, random: np.ndarray, frame_skip: int) -> dict[str, Any]:
+    """The numbers of one policy; `random` are steps and returns of the random one in the same episodes."""
+    return {
+        "steps": mean_and_std(steps),
+        "tics": mean_and_std(steps, frame_skip),
+        "return": mean_and_std(returns),
+        "times_random": ratio_to_random(steps, random[0]),
+        "return_times_random": ratio_to_random(returns, random[1]),
+        "episodes": {"steps": steps.tolist(), "returns": returns.tolist()},
+    }
+
+
+def table(scores: dict[str, dict[str, Any]]) -> str:
+    lines = [
+        f"{'policy':<30}{'tics':>8}{'sd':>8}{'95% interval':>18}{'x random':>10}"
+        f"{'return':>9}{'sd':>8}{'95% interval':>18}{'x random':>10}"
+    ]
+    for name, s in scores.items():
+        (low, high), (least, most) = s["tics"]["interval95"], s["return"]["interval95"]
+        lines.append(
+            f"{name[-29:]:<30}{s['tics']['mean']:>8.0f}{s['tics']['sd']:>8.0f}{f'{low:.0f} to {high:.0f}':>18}"
+            f"{s['times_random']['mean']:>10.2f}{s['return']['mean']:>9.1f}{s['return']['sd']:>8.1f}"
+            f"{f'{least:.1f} to {most:.1f}':>18}{s['return_times_random']['mean']:>10.2f}"
+        )
+    return "\n".join(lines)
+
+
+def main(args: Args) -> None:
+    if args.episodes < 2:
+        raise UserError(f"{args.episodes} episodes have no spread; ask for at least 2")
+    torch.set_num_threads(1)  # of a single frame: more threads cost more than they do
+    names = ("random", *(args.policy or shipped_policies(args.scenario)))
+    if len(names) == 1:
+        raise UserError(f"no policy ships for {args.scenario}; give --policy, a folder that train/policy.py wrote")
+    results = {}
+    with contextlib.closing(VizdoomFrames(args.scenario, args.frame_skip)) as engine:
+        players = {name: load_player(name, engine.env_spec, args.deterministic) for name in names}
+        env = (
+            VQVAEObservation(engine, load_vqvae(resolve_folder(args.obs_vqvae) / "vqvae")) if args.obs_vqvae else engine
+        )
+        with tqdm(total=len(players) * args.episodes, unit=" episodes", desc="score") as bar:
+            for name, player in players.items():
+                played = []
+                for i in range(args.episodes):
+                    played.append(play_episode(env, player, args.seed, i))
+                    bar.update()
+                results[name] = np.array(played).T
+    random = results["random"]
+    scores = {name: score_policy(steps, returns, random, args.frame_skip) for name, (steps, returns) in results.items()}
+    write_json(args.out / "scores.json", {"settings": asdict(args) | {"out": str(args.out)}, "scores": scores})
+    print(table(scores))
+    if args.scenario in PUBLISHED:
+        print(PUBLISHED[args.scenario])
+    print(f"scores: {args.out / 'scores.json'}")
+
+
+if __name__ == "__main__":
+    command(main, "evaluate_policy")

@@ -1,0 +1,151 @@
+"""Score the pusher in the simulated bin, next to random actions: how far do objects move?
+
+    python rollout/evaluate_pusher.py                                # the pusher that ships
+    python rollout/evaluate_pusher.py --policy runs/pushing/policy
+    python rollout/evaluate_pusher.py --gif docs/pushing.gif         # and show it beside them
+
+Everybody plays the same seeded episodes of 29 steps. An episode's figure is the metres that objects moved in the
+plane, step by step, summed over all of them; beside it stands how far from where they began they came to lie.
+
+There are three kinds of random actions. Evenly drawn over the action space, anew at each step or held for four steps
+on average, the hand is nearly always in the air, since three of four commands lift it: they hardly touch anything. As
+BAIR's robot drew its own, the hand is mostly down. That is the hardest to beat, so ratios are to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from configs import command
+from envs.pusher import Pusher, load_pusher
+from envs.pushing import Pushing
+from envs.pushing_robot import ACTION, Robot, bair_actions
+from worldmodel.data.env_spec import random_actions
+from worldmodel.metrics.interval import bootstrap, bootstrap_ratio
+from worldmodel.utils.checkpoint import write_json
+from worldmodel.utils.settings import AtLeast2, NotNegative, Seed, Settings
+from worldmodel.utils.video_io import save_gif, upscale
+
+STEPS = 29
+HOLD_STEPS = 4
+"""Steps for which a held action lasts, on average."""
+BAIR_ROBOT = "random, as BAIR's robot"
+Act = Callable[[Robot, np.random.Generator], np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(Settings):
+    """Score the pusher."""
+
+    policy: str = "pushing"
+    """The pusher that ships, or the folder of another."""
+    noise: NotNegative = 0.2
+    """Exploration noise of its second row, as in collect/pushing.py."""
+    episodes: AtLeast2 = 300
+    """Episodes of each."""
+    seed: Seed = 0
+    """Of the episodes and the actions."""
+    gif: Path | None = None
+    """Also write a moving picture of some episodes with that noise here."""
+    out: Path = Path("runs/pusher_scores")
+    """Folder for scores.json."""
+
+
+class HeldRandomActions:
+    """Random actions over the whole space, each held for a while."""
+
+    def __init__(self) -> None:
+        self.action = np.zeros(0)
+
+    def __call__(self, robot: Robot, rng: np.random.Generator) -> np.ndarray:
+        if robot.steps == 0 or rng.random() < 1 / HOLD_STEPS:
+            self.action = random_actions(ACTION, 1, rng)[0]
+        return self.action
+
+
+def make_players(args: Args) -> dict[str, Act]:
+    policy = load_pusher(args.policy)
+    return {
+        "random, over the space": lambda robot, rng: random_actions(ACTION, 1, rng)[0],
+        f"random, held for {HOLD_STEPS}": HeldRandomActions(),
+        BAIR_ROBOT: lambda robot, rng: bair_actions(ACTION, 1, rng)[0],
+        "pusher": Pusher(policy).act,
+        f"pusher, noise {args.noise:g}": Pusher(policy, args.noise).act,
+    }
+
+
+def push_episode(act: Act, seed: int, i: int) -> tuple[float, float]:
+    """Metres that objects moved in episode i, and how far they came."""
+    scene, actions = (np.random.default_rng([seed, i, k]) for k in range(2))
+    robot = Robot(scene)
+    places = [robot.objects[:, :2]]
+    for _ in range(STEPS):
+        robot.act(act(robot, actions))
+        places.append(robot.objects[:, :2])
+    moved = np.linalg.norm(np.diff(places, axis=0), axis=-1).sum()
+    return float(moved), float(np.linalg.norm(places[-1] - places[0], axis=-1).sum())
+
+
+def render_episodes(act: Act, seed: int, count: int = 4) -> np.ndarray:
+    """(t, h, count * w, 3): episodes side by side, as a model sees them but twice as big."""
+    videos = []
+    with contextlib.closing(Pushing(horizon=STEPS)) as env:
+        for i in range(count):
+            rng = np.random.default_rng([seed, i])
+            frames = [env.reset(seed=seed + i)[0]]
+            frames += [env.step(act(env.robot, rng))[0] for _ in range(STEPS)]
+            videos.append(np.stack(frames))
+    return upscale(np.concatenate(videos, axis=2), 2)
+
+
+def table(scores: dict[str, dict[str, Any]]) -> str:
+    lines = [f"{'metres, all objects of an episode':<34}{'moved':>24}{'came':>24}{'moved, x robot':>24}"]
+    for name, s in scores.items():
+        cells = [f"{s[k]['mean']:.2f} [{s[k]['low']:.2f}, {s[k]['high']:.2f}]" for k in ("moved", "came", "ratio")]
+        lines.append(f"{name:<34}" + "".join(f"{cell:>24}" for cell in cells))
+    return "\n".join(lines)
+
+
+def main(args: Args) -> None:
+    torch.set_num_threads(1)
+    played = {}
+    everybody = make_players(args)
+    with tqdm(total=len(everybody) * args.episodes, unit=" episodes", desc="score") as bar:
+        for name, act in everybody.items():
+            metres = []
+            for i in range(args.episodes):
+                metres.append(push_episode(act, args.seed, i))
+                bar.update()
+            played[name] = np.array(metres).T
+    episodes, robot = np.arange(args.episodes), played[BAIR_ROBOT][0]
+    scores = {
+        name: {
+            "moved": bootstrap(moved).to_json(),
+            "came": bootstrap(came).to_json(),
+            "ratio": bootstrap_ratio(moved, robot, episodes).to_json(),
+            "episodes": moved.tolist(),
+        }
+        for name, (moved, came) in played.items()
+    }
+    write_json(args.out / "scores.json", {"settings": {k: str(v) for k, v in asdict(args).items()}, "scores": scores})
+    print(table(scores))
+    if args.gif is not None:
+        save_gif(args.gif, render_episodes(everybody[f"pusher, noise {args.noise:g}"], args.seed), fps=8)
+        print(f"moving picture: {args.gif}")
+    print(f"scores: {args.out / 'scores.json'}")
+
+
+if __name__ == "__main__":
+    command(main, "evaluate_pusher")

@@ -1,0 +1,199 @@
+"""Held-out clips, and what a run's models make of them: dreams, reconstructions, samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from worldmodel.data.clips import Clips, read_windows_clamped
+from worldmodel.data.prior_dataset import PriorBatch, PriorDataset, encode_cond_frames
+from worldmodel.data.store import Store, open_frame_store
+from worldmodel.generation.dream import Context, Dream
+from worldmodel.generation.generate import generate
+from worldmodel.generation.sampling import SamplingConfig
+from worldmodel.models.loading import load_prior, load_vqvae
+from worldmodel.models.prior import Prior
+from worldmodel.models.vqvae import VQVAE, to_uint8
+from worldmodel.utils.checkpoint import check_vqvae
+from worldmodel.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class HeldOutClips:
+    """Held-out clips, in codes and in frames."""
+
+    codes: torch.Tensor
+    condition: torch.Tensor
+    actions: np.ndarray
+    """(n, steps, ...) of the recorded environment, one for each latent frame after the context."""
+    frames: np.ndarray
+    """(n, t, H, W, 3): the last frame of each latent frame."""
+    variables: torch.Tensor
+    episode: np.ndarray
+
+
+def load_heldout(dream: Dream, run: Path, data: str | Path | None, split: str, n: int, length: int) -> HeldOutClips:
+    """Clips of `length` latent frames with the frames they are codes of."""
+    tokens = Store(run / "tokens.zarr")
+    recorded = open_frame_store(tokens, data or run / "data.zarr")
+    check_vqvae(tokens.path, tokens.settings["vqvae"]["weights"], run / "vqvae")
+    source = Clips(tokens, split, length, ["codes", "condition", "variables"])
+    clips, s = source.fixed_sample(min(n, len(source))), dream.stride
+    starts, stops = np.array([recorded.episode_bounds(episode) for episode in clips["episode"].tolist()]).T
+    starts = starts + clips["start"] * s
+    frames, actions = (read_windows_clamped(recorded, name, starts, length * s, stops) for name in ("frames", "action"))
+    return HeldOutClips(
+        codes=torch.from_numpy(clips["codes"].astype(np.int64)),
+        condition=torch.from_numpy(clips["condition"]),
+        actions=actions[:, s - 1 :: s],
+        frames=frames[:, s - 1 :: s],
+        variables=torch.from_numpy(clips["variables"]),
+        episode=clips["episode"],
+    )
+
+
+def other_episode_order(episode: np.ndarray, seed: int) -> np.ndarray:
+    """A permutation of clips that gives none its own actions, nor, where it can, those of its own episode."""
+    rng, n = np.random.default_rng(seed), len(episode)
+    if n < 2:
+        raise UserError("actions are shuffled between clips, and the split has only one; record more episodes")
+    candidates = [np.roll(np.arange(n), k) for k in rng.permutation(np.arange(1, n))[:64]]
+    return min(candidates, key=lambda order: int((episode[order] == episode).sum()))
+
+
+def dream_frames(
+    dream: Dream, heldout_clips: HeldOutClips, actions: np.ndarray, context: int, seed: int, batch: int, bar: tqdm
+) -> np.ndarray:
+    """Frames (n, steps, H, W, 3) dreamed after the context under actions (n, steps, ...)."""
+    out = []
+    for at in range(0, len(actions), batch):
+        part = slice(at, at + batch)
+        start = Context(
+            heldout_clips.codes[part, :context],
+            heldout_clips.condition[part, :context],
+            heldout_clips.variables[part, :context],
+        )
+        seeds = [int(s) for s in np.random.SeedSequence([seed, at]).generate_state(len(start))]
+        lanes, *_ = dream.reset(start, seeds)
+        frames = []
+        for t in range(actions.shape[1]):
+            frames.append(dream.step(lanes, actions[part, t]).frames[:, -1].cpu().numpy())
+            bar.update(len(start))
+        out.append(np.stack(frames, axis=1))
+    return np.concatenate(out)
+
+
+@torch.no_grad()
+def bits_per_code(dream: Dream, codes: torch.Tensor, condition: torch.Tensor, context: int) -> np.ndarray:
+    """(n,) bits per code of the frames after the context."""
+    pairs = zip(codes.to(dream.device).split(16), condition.to(dream.prior.start_token).split(16), strict=True)
+    nats = torch.cat([dream.prior.loss(c, a) for c, a in pairs])
+    return nats[:, context:].mean(1).cpu().numpy() / math.log(2)
+
+
+@torch.no_grad()
+def reconstructions(dream: Dream, codes: torch.Tensor) -> np.ndarray:
+    """The last frame of each latent frame (n, t, H, W, 3), decoded from the true codes."""
+    decoded = [to_uint8(dream.vqvae.decode(part)).cpu() for part in codes.to(dream.device).split(8)]
+    return torch.cat(decoded)[:, dream.stride - 1 :: dream.stride].numpy()
+
+
+@dataclass(frozen=True)
+class RealClips:
+    """Real clips and what a prior is given of them."""
+
+    batch: PriorBatch
+    frames: np.ndarray
+    """(n, t, H, W, channels) uint8."""
+    episode: np.ndarray
+
+
+def real_clips(run: Path, prior: Prior, stride: int, n: int, split: str, data: str | Path | None = None) -> RealClips:
+    """n clips of a split, the same every time."""
+    tokens, t = Store(run / "tokens.zarr"), prior.config.latent_shape[0]
+    store = open_frame_store(tokens, data or run / "data.zarr")
+    check_vqvae(tokens.path, tokens.settings["vqvae"]["weights"], run / "vqvae")
+    align = t if prior.config.mode == "paper" else 1
+    clips = Clips(tokens, split, t, ["frame_row"], align=align).fixed_sample(n)
+    stops = np.array([store.episode_bounds(episode)[1] for episode in clips["episode"].tolist()])
+    frames = read_windows_clamped(store, "frames", clips["frame_row"][:, 0], t * stride, stops)
+    return RealClips(PriorDataset(prior.config, tokens, split, store).fixed_sample(n), frames, clips["episode"])
+
+
+@torch.no_grad()
+def encode_given(vqvae: VQVAE, truth: RealClips, context: int) -> PriorBatch:
+    """What is given, with the codes of the first `context` latent frames alone, which know of no other frames."""
+    if not context or not vqvae.config.causal:
+        return truth.batch
+    frames = torch.from_numpy(truth.frames[:, : context * vqvae.config.stride[0]])
+    codes = [vqvae.encode(part.to(vqvae.pre_vq_conv.weight.device)).cpu() for part in frames.split(16)]
+    return replace(truth.batch, codes=torch.cat(codes))
+
+
+@torch.no_grad()
+def sample_videos(
+    vqvae: VQVAE,
+    prior: Prior,
+    given: PriorBatch,
+    seed: int,
+    context_frames: int = 0,
+    copy_cond_frames: bool = False,
+    sampling: SamplingConfig | None = None,
+    batch_size: int = 16,
+    on_progress: Callable[[int], object] = lambda videos: None,
+) -> np.ndarray:
+    """Videos (n, t, H, W, channels) uint8, one for each condition that is given; what is wrong is a `UserError`."""
+    if context_frames and prior.config.mode == "paper":
+        raise UserError("codes of a paper-mode VQ-VAE have seen later frames; condition the prior on frames instead")
+    if context_frames >= (longest := prior.config.latent_shape[0]):
+        raise UserError(
+            f"clips have {longest} latent frames, so {context_frames} given ones leave nothing to draw; lower "
+            "--context-frames"
+        )
+    if copy_cond_frames and given.cond_frames is None:
+        raise UserError("this prior looks at no conditioning frames that could be copied; leave --copy-cond-frames out")
+    device, videos = prior.start_token.device, []
+    for k, part in enumerate(torch.arange(len(given.codes)).split(batch_size)):
+        one = given[part].to(device)
+        generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, k]).generate_state(1)[0]))
+        frames, known = prior.config.latent_shape[0], one.codes[:, :context_frames]
+        codes = generate(prior, known, frames, generator, one.condition, encode_cond_frames(prior, one), sampling)
+        videos.append(to_uint8(vqvae.decode(codes)).cpu().numpy())
+        if copy_cond_frames and one.cond_frames is not None:
+            videos[-1][:, : one.cond_frames.shape[1]] = one.cond_frames.cpu().numpy()
+        on_progress(len(part))
+    return np.concatenate(videos)
+
+
+def load_models(run: Path, prior: str, device: str) -> tuple[VQVAE, Prior]:
+    return load_vqvae(run / "vqvae").to(device), load_prior(run / prior).to(device)
+
+
+def make_sampler(
+    run: Path, n: int, n_given: int, device: str, batch_size: int, split: str = "test"
+) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
+    """For a seed, n samples and the n real clips whose conditions, and first `given` frames, they are drawn under.
+
+    The given frames are as the model draws or decodes them, not copied, as the paper's protocol has it.
+    """
+    vqvae, prior = load_models(run, "prior", device)
+    stride = vqvae.config.stride[0]
+    stream = prior.config.mode == "stream"
+    if not stream and prior.config.n_cond_frames != n_given:
+        raise UserError(
+            f"{run} looks at {prior.config.n_cond_frames} conditioning frames, and the protocol gives {n_given}"
+        )
+    if stream and n_given % stride:
+        raise UserError(
+            f"a code of {run} is of {stride} frames, and the protocol gives {n_given}; alter it with --n-cond-frames"
+        )
+    truth = real_clips(run, prior, stride, n, split)
+    context = n_given // stride if stream else 0
+    given = encode_given(vqvae, truth, context)
+    return lambda seed: (sample_videos(vqvae, prior, given, seed, context, batch_size=batch_size), truth.frames)

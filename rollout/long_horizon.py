@@ -1,0 +1,205 @@
+"""Do dreams keep their looks? A thousand steps and more, beside real episodes.
+
+    python rollout/long_horizon.py --run runs/take_cover
+    python rollout/long_horizon.py --run runs/take_cover --compare-runs runs/without_noise --temperature 0.8 1 1.2
+
+Ends are ignored: the dream goes on past them. Over windows of the horizon, for dreams under random actions, held for a
+few steps each as in collection, or played by a policy, which is fairer to a world that was recorded from one:
+
+    sharpness   mean absolute difference of neighbouring pixels, grey levels
+    codes       perplexity of the codes' use
+    bits        the model's surprise at each code that it drew, bits
+
+Real episodes of the held-out split, decoded from their true codes, give the band in which a dream should stay. The
+drift of a figure is its mean over the last window minus that over the first, in standard deviations of real windows.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections import deque
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from configs import command
+from envs.policies import MAX_STACKED_FRAMES, load_player
+from rollout.heldout import reconstructions
+from worldmodel.data.store import Store
+from worldmodel.generation.dream import Context, Dream
+from worldmodel.generation.sampling import SamplingConfig
+from worldmodel.models.quantizer import codebook_usage
+from worldmodel.utils.checkpoint import weights_digest, write_json
+from worldmodel.utils.errors import UserError
+from worldmodel.utils.settings import NonEmpty, NotNegative, Positive, Seed, Settings
+from worldmodel.utils.video_io import save_png, upscale, video_grid
+
+FIGURES = ("sharpness", "codes", "bits")
+WARMUP_FRAMES = 8
+"""First frames of a real window, whose likelihood does not count: the model knows too little yet."""
+Curves = dict[str, np.ndarray]
+"""Each figure over the windows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(Settings):
+    """Watch long dreams."""
+
+    run: Path = Path("runs/health_gathering_supreme")
+    """Run folder."""
+    compare_runs: tuple[Path, ...] = ()
+    """Run folders on the same data to compare with it."""
+    temperature: NonEmpty[NotNegative] = (1.0,)
+    """Temperatures to compare."""
+    steps: Positive = 1000
+    """Length of a dream."""
+    window: Positive = 50
+    """Steps over which figures are taken."""
+    num_envs: Positive = 16
+    """Dreams at a time."""
+    policy: str = "random"
+    """Who plays: a policy's folder or shipped name, which may end in @share of random actions."""
+    hold: Positive = 4
+    """Steps for which an action is held if all are random."""
+    split: str = "test"
+    seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps < 2 * self.window:
+            raise UserError(f"steps must be at least two windows, {2 * self.window}, not {self.steps}")
+        if self.window <= WARMUP_FRAMES:
+            raise UserError(f"a window must be longer than {WARMUP_FRAMES} steps: so many of a real one are given")
+
+
+def sharpness(frames: np.ndarray) -> np.ndarray:
+    """Mean absolute difference of neighbouring pixels (..., h, w, 3) -> (...), in grey levels."""
+    grey = frames.astype(np.float32).mean(-1)
+    across, down = np.abs(np.diff(grey, axis=-1)), np.abs(np.diff(grey, axis=-2))
+    return (across.mean((-2, -1)) + down.mean((-2, -1))) / 2
+
+
+def perplexity(codes: np.ndarray, size: int) -> float:
+    """2 to the entropy of how often each code occurs, whatever the shape of the codes."""
+    return float(codebook_usage(torch.from_numpy(codes).reshape(-1, 1), size)["perplexity"])
+
+
+def long_dream(args: Args, run: Path, temperature: float) -> tuple[Curves, np.ndarray]:
+    """The figures of dreams, and some frames (6, n, h, w, 3) of the first ones."""
+    dream, contexts = Dream.load(run, SamplingConfig(temperature=temperature)), Context.load(run)
+    rng = np.random.default_rng(args.seed)
+    chosen = torch.from_numpy(rng.integers(len(contexts), size=args.num_envs))
+    lanes, frame, _ = dream.reset(contexts[chosen], [int(s) for s in rng.integers(2**32, size=args.num_envs)])
+    sharp, bits, codes, shown = [], [], [], []
+    player, seen = load_player(args.policy, dream.env_spec), deque([frame.numpy()], maxlen=MAX_STACKED_FRAMES)
+    for t in tqdm(range(args.steps), unit=" steps", desc=f"{run.name} at {temperature}"):
+        if args.policy != "random" or t % args.hold == 0:
+            actions = player(np.stack(seen), rng)
+        step = dream.step(lanes, actions)
+        frames = step.frames[:, -1].numpy()
+        seen.append(frames)
+        sharp.append(sharpness(frames))
+        bits.append(-step.log_likelihood.numpy() / math.log(2) / dream.prior.config.codes_per_frame)
+        codes.append(step.codes.numpy())
+        if t in np.linspace(0, args.steps - 1, 12).astype(int):
+            shown.append(frames[:6])
+    size, n = dream.prior.config.n_codes, args.steps // args.window
+    windows = [slice(k * args.window, (k + 1) * args.window) for k in range(n)]
+    return {
+        "sharpness": np.array([np.mean(sharp[w]) for w in windows]),
+        "codes": np.array([perplexity(np.stack(codes[w]), size) for w in windows]),
+        "bits": np.array([np.mean(bits[w]) for w in windows]),
+    }, np.stack(shown, axis=1)
+
+
+@torch.no_grad()
+def real_curves(args: Args) -> Curves:
+    """The figures of as many real frames as a window of dreams has, window by window."""
+    dream, store = Dream.load(args.run), Store(args.run / "tokens.zarr")
+    clips: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for i in store.episode_indices(args.split):
+        episode = store.read_episode(i)
+        codes, condition = episode["codes"].astype(np.int64), episode["condition"]
+        for start in range(0, len(codes) - args.window + 1, args.window):
+            cut = slice(start, start + args.window)
+            clips.append((torch.from_numpy(codes[cut]), torch.from_numpy(condition[cut])))
+    if len(clips) < 2:
+        raise UserError(
+            f"the {args.split} split has no episodes of two windows of {args.window}; ask for a shorter window"
+        )
+    order = np.random.default_rng(args.seed).permutation(len(clips))
+    curves: dict[str, list[float]] = {name: [] for name in FIGURES}
+    size = min(args.num_envs, max(1, len(clips) // 4))
+    for k in tqdm(range(0, len(order) - size + 1, size)[:8], unit=" windows", desc="real"):
+        picked = [clips[i] for i in order[k : k + size]]
+        c, a = torch.stack([p[0] for p in picked]), torch.stack([p[1] for p in picked])
+        curves["sharpness"].append(float(sharpness(reconstructions(dream, c)).mean()))
+        curves["codes"].append(perplexity(c.numpy(), dream.prior.config.n_codes))
+        nats = torch.cat(
+            [dream.prior.loss(x, y)[:, WARMUP_FRAMES:] for x, y in zip(c.split(2), a.split(2), strict=True)]
+        )
+        curves["bits"].append(float(nats.mean()) / math.log(2))
+    return {name: np.array(values) for name, values in curves.items()}
+
+
+def drift(curve: np.ndarray, truth: np.ndarray) -> float:
+    """Last window minus first, in standard deviations of the real windows."""
+    return float((curve[-1] - curve[0]) / max(truth.std(ddof=1), 1e-9))
+
+
+def cell(curve: np.ndarray, truth: np.ndarray, real: bool) -> str:
+    """A figure as text: its range over real windows, or how it begins and ends in dreams."""
+    if real:
+        return f"{curve.min():.2f} to {curve.max():.2f}"
+    return f"{curve[0]:.2f} {curve[-1]:.2f} {drift(curve, truth):+.1f} sd"
+
+
+def plot(args: Args, curves: dict[str, Curves], truth: Curves, path: Path) -> None:
+    figure, axes = plt.subplots(1, len(FIGURES), figsize=(13, 3.8), layout="constrained")
+    for axis, name in zip(axes, FIGURES, strict=True):
+        axis.axhspan(truth[name].min(), truth[name].max(), color="0.85", label="real windows")
+        for label, curve in curves.items():
+            axis.plot((np.arange(len(curve[name])) + 0.5) * args.window, curve[name], label=label)
+        axis.set(title=name, xlabel="dreamed steps")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main(args: Args) -> None:
+    truth, curves, result = real_curves(args), {}, {}  # type: ignore[var-annotated]
+    folder = args.run / "evaluation"
+    for run in (args.run, *args.compare_runs):
+        for temperature in args.temperature:
+            label = f"{run}, temperature {temperature:g}"
+            curves[label], shown = long_dream(args, run, temperature)
+            save_png(folder / f"long_horizon_{run.name}_{temperature:g}.png", upscale(video_grid(shown), 2))
+    print(f"{'':34}" + "".join(f"{f'{name}: first, last, drift':>34}" for name in FIGURES))
+    for label, curve in {"real": truth, **curves}.items():
+        cells = [cell(curve[name], truth[name], label == "real") for name in FIGURES]
+        print(f"{label:34}" + "".join(f"{cell:>34}" for cell in cells))
+        result[label] = {name: curve[name].tolist() for name in FIGURES}
+    plot(args, curves, truth, folder / "long_horizon.png")
+    protocol: dict[str, Any] = asdict(args) | {"run": str(args.run), "others": [str(p) for p in args.compare_runs]}
+    write_json(
+        folder / "long_horizon.json",
+        {"protocol": protocol | {"prior": weights_digest(args.run / "prior")}, "windows": result},
+    )
+    print(f"plot: {folder / 'long_horizon.png'}, frames: {folder}/long_horizon_*.png")
+
+
+if __name__ == "__main__":
+    command(main, "long_horizon")

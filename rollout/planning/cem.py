@@ -1,0 +1,97 @@
+"""The cross-entropy method (Rubinstein, 1999): draw sequences of actions, keep the best, move towards them, repeat.
+
+Integers are drawn from a table of odds for each step, numbers from a normal distribution around doing nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from worldmodel.data.env_spec import ActionSpec
+from worldmodel.utils.errors import UserError
+from worldmodel.utils.settings import Count, Fraction, Positive, Settings
+
+ScoreFn = Callable[[np.ndarray], np.ndarray]
+"""(n,) how good sequences of actions (n, horizon, *shape) are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CEMConfig(Settings):
+    """The cross-entropy method."""
+
+    n_candidates: Positive = 32
+    """Futures of a round."""
+    n_elite: Positive = 6
+    """Of them, those that the distribution moves towards."""
+    n_rounds: Positive = 2
+    horizon: Positive = 8
+    """Steps of a future."""
+    hold_steps: Positive = 2
+    """Steps for which an action of a future is held."""
+    n_dims: Count = 0
+    """Of a Box, only so many of an action's first numbers are planned, the others do nothing; 0 for all."""
+    momentum: Fraction = 0.2
+    """Share of the old distribution in the new one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.n_elite > self.n_candidates:
+            raise UserError(f"elite must be at most candidates, {self.n_candidates}, not {self.n_elite}")
+
+
+class CategoricalPlan:
+    """Of a Discrete space: the chance of each action in each slot."""
+
+    def __init__(self, spec: ActionSpec, slots: int) -> None:
+        self.probs = np.full((slots, spec.nvec[0]), 1 / spec.nvec[0])
+
+    def sample(self, n: int, rng: np.random.Generator) -> np.ndarray:
+        return np.stack([rng.choice(len(p), size=n, p=p) for p in self.probs], axis=1)
+
+    def update(self, best: np.ndarray, momentum: float) -> None:
+        share = np.stack([np.bincount(slot, minlength=self.probs.shape[1]) for slot in best.T]) / len(best)
+        self.probs = momentum * self.probs + (1 - momentum) * share
+
+    def mode(self) -> np.ndarray:
+        return self.probs.argmax(1)
+
+
+class GaussianPlan:
+    """Of a Box: mean and standard deviation of each number in each slot, cut at the bounds."""
+
+    def __init__(self, spec: ActionSpec, slots: int, numbers: int) -> None:
+        self.low, self.high = np.array(spec.low), np.array(spec.high)
+        self.mean = np.tile(np.clip(0.0, self.low, self.high), (slots, 1))
+        self.std = np.tile((self.high - self.low) / 4, (slots, 1))
+        self.std[:, numbers or self.std.shape[1] :] = 0
+
+    def sample(self, n: int, rng: np.random.Generator) -> np.ndarray:
+        return np.clip(rng.normal(self.mean, self.std, (n, *self.mean.shape)), self.low, self.high)
+
+    def update(self, best: np.ndarray, momentum: float) -> None:
+        self.mean = momentum * self.mean + (1 - momentum) * best.mean(0)
+        self.std = momentum * self.std + (1 - momentum) * best.std(0)
+
+    def mode(self) -> np.ndarray:
+        return self.mean
+
+
+def check_action_spec(spec: ActionSpec) -> None:
+    """`UserError` for a space that is not planned in."""
+    if spec.kind == "MultiDiscrete":
+        raise UserError(f"plans are of one choice or of numbers a step, not of {spec}")
+
+
+def cross_entropy_method(spec: ActionSpec, config: CEMConfig, score: ScoreFn, rng: np.random.Generator) -> np.ndarray:
+    """The likeliest actions (horizon, *shape) after all rounds; `UserError` for a space that is not planned in."""
+    check_action_spec(spec)
+    slots = -(-config.horizon // config.hold_steps)
+    distribution = GaussianPlan(spec, slots, config.n_dims) if spec.kind == "Box" else CategoricalPlan(spec, slots)
+    for _ in range(config.n_rounds):
+        picks = distribution.sample(config.n_candidates, rng)
+        best = np.argsort(-score(picks.repeat(config.hold_steps, 1)[:, : config.horizon]))[: config.n_elite]
+        distribution.update(picks[best], config.momentum)
+    return distribution.mode().repeat(config.hold_steps, 0)[: config.horizon].astype(spec.dtype)

@@ -1,0 +1,140 @@
+"""Make the codes of a trained VQ-VAE steady: what hysteresis would cost, and what a prior would be spared.
+
+    python train/tune_hysteresis.py --run runs/pushing                 # measure
+    python train/tune_hysteresis.py --run runs/pushing --set-hysteresis 0.05   # and make it so
+
+Many codes of a codebook look nearly the same, and which of them is nearest is noise, from frame to frame, that no prior
+can foresee. With hysteresis a place keeps its code until another is nearer by a share of the codes' spread
+(`VQVAEConfig.hysteresis`); weights stay as they are. For each share, over held-out episodes:
+
+    still    share of the places whose pixels stay within `--still-threshold` grey levels that keep their code, frame to
+    frame all      share of all places that do bits     entropy of a code given the one before it at its place: what a
+    prior that saw no more would need PSNR     of reconstructions, dB
+
+Writes <run>/hysteresis.json. `--set-hysteresis` writes <run>/vqvae; codes and priors have to be made again then.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+import torch
+from einops import rearrange, reduce
+from tqdm import tqdm
+
+from configs import Address, command
+from worldmodel.data.store import Store
+from worldmodel.metrics.frames import psnr
+from worldmodel.models.loading import load_vqvae
+from worldmodel.models.vqvae import VQVAE, to_uint8
+from worldmodel.utils.checkpoint import read_header, replace_config, weights_digest, write_json
+from worldmodel.utils.errors import UserError
+from worldmodel.utils.lock import folder_lock
+from worldmodel.utils.settings import NotNegative, Positive, Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(Settings):
+    """Measure, and choose, the hysteresis of a VQ-VAE."""
+
+    run: Path = Path("runs/health_gathering_supreme")
+    """Run folder."""
+    data: Address | None = None
+    """Store of frames; <run>/data.zarr if not given."""
+    hysteresis: tuple[NotNegative, ...] = (0, 0.02, 0.05, 0.1, 0.2)
+    """Shares of the codes' spread to try; none to choose without measuring."""
+    set_hysteresis: NotNegative | None = None
+    """Write this one into the VQ-VAE."""
+    episodes: Positive = 20
+    """Episodes of the validation split."""
+    n_frames: Positive = 120
+    """First frames of each episode to take."""
+    still_threshold: Positive = 12
+    """Grey levels within which a place's pixels stay if nothing happens there."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def max_change(frames: np.ndarray, stride: tuple[int, int, int]) -> np.ndarray:
+    """(T - 1, H, W) grey levels by which some pixel of a place changed; frames (t, h, w, c) make T latent ones."""
+    s, p, q = stride
+    latent = rearrange(frames.astype(np.int16), "(t s) h w c -> t s h w c", s=s)
+    return reduce(np.abs(np.diff(latent, axis=0)), "t s (h p) (w q) c -> t h w", "max", p=p, q=q)
+
+
+def conditional_entropy(before: np.ndarray, after: np.ndarray) -> float:
+    """Bits of a code given the one before it, from how often the pairs of codes (n,) occur."""
+
+    def entropy(values: np.ndarray) -> float:
+        share = np.unique(values, return_counts=True)[1] / len(values)
+        return float(-(share * np.log2(share)).sum())
+
+    return entropy(before.astype(np.int64) * (int(after.max()) + 1) + after) - entropy(before)
+
+
+@torch.no_grad()
+def measure(model: VQVAE, episodes: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """Codes `before` and `after` (n, H, W, g), of each latent frame and the next in its episode, and `psnr` (m,)."""
+    device, parts = model.pre_vq_conv.weight.device, []
+    for frames in episodes:
+        codes = model.encode(torch.from_numpy(frames[None]).to(device))
+        found, seen = codes[0].cpu().numpy(), to_uint8(model.decode(codes))[0].cpu().numpy()
+        parts.append({"before": found[:-1], "after": found[1:], "psnr": psnr(seen, frames)})
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def stability(previous: np.ndarray, current: np.ndarray, psnr: np.ndarray, still: np.ndarray) -> dict[str, float]:
+    """The row of one share from what `measure` found, and from which places (n, H, W) stood still."""
+    kept = previous == current
+    books = [(previous[..., g].ravel(), current[..., g].ravel()) for g in range(kept.shape[-1])]
+    return {
+        "still": kept[still].mean() if still.any() else np.nan,
+        "all": kept.mean(),
+        "bits": float(np.mean([conditional_entropy(*book) for book in books])),
+        "psnr": psnr.mean(),
+    }
+
+
+def main(args: Args) -> None:
+    store, model = Store(args.data or args.run / "data.zarr"), load_vqvae(args.run / "vqvae").to(args.device)
+    if not model.config.causal:
+        raise UserError("hysteresis is for a stream-mode VQ-VAE, which encodes frame after frame")
+    s = model.config.stride[0]
+    whole = [store.read_episode(i)["frames"][: args.n_frames] for i in store.episode_indices("valid")[: args.episodes]]
+    episodes = [frames[: len(frames) // s * s] for frames in whole if len(frames) >= 2 * s]
+    if not episodes:
+        raise UserError(f"{store.path} has no validation episode of {2 * s} frames or more; record more episodes")
+    still = np.concatenate([max_change(frames, model.config.stride) for frames in episodes]) < args.still_threshold
+    rows = {}
+    for share in tqdm(args.hysteresis, unit=" shares"):
+        model.config = replace(model.config, hysteresis=share)
+        rows[share] = stability(**measure(model, episodes), still=still)
+    print(f"{'hysteresis':>10}{'still':>8}{'all':>8}{'bits':>8}{'PSNR':>8}   {still.mean():.0%} of places are still")
+    for share, row in rows.items():
+        print(f"{share:>10}{row['still']:>8.3f}{row['all']:>8.3f}{row['bits']:>8.2f}{row['psnr']:>8.2f}")
+    settings = asdict(args) | {
+        "run": str(args.run),
+        "data": str(store.path),
+        "vqvae": weights_digest(args.run / "vqvae"),
+    }
+    write_json(
+        args.run / "hysteresis.json", {"settings": settings, "rows": {f"{share:g}": row for share, row in rows.items()}}
+    )
+    if args.set_hysteresis is not None:
+        with folder_lock(args.run / "vqvae"):
+            config = read_header(args.run / "vqvae")[0]
+            config["model"]["hysteresis"] = args.set_hysteresis
+            replace_config(args.run / "vqvae", config)
+        print(
+            f"{args.run / 'vqvae'} has a hysteresis of {args.set_hysteresis}; run train/tokens.py --restart, then "
+            "train anew"
+        )
+
+
+if __name__ == "__main__":
+    command(main, "tune_hysteresis")

@@ -1,0 +1,176 @@
+"""The pieces of work that train/benchmark.py times, on made-up data: what a step of ours asks of the machine.
+
+A work is a call without arguments, what it gets done (clips or codes), the operations that it counts
+(worldmodel.utils.hardware) and the bytes that it must move at the least: in a step of training each weight's value,
+gradient and two moments, read and written, and its value once more each way; in sampling all weights once a pass and
+the keys and values cached so far; in reading, a clip read and written. Activations are not counted, so a share of the
+copy rate is a lower bound. Drawing ahead has fewer passes, one cannot say how many: its operations are those of code by
+code, its bytes are none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from worldmodel.data.clips import Clips
+from worldmodel.data.env_spec import EnvSpec
+from worldmodel.data.store import Store
+from worldmodel.data.writer import StoreWriter
+from worldmodel.generation.generate import generate
+from worldmodel.models.loading import load_prior
+from worldmodel.models.prior import Prior, PriorConfig
+from worldmodel.models.vqvae import VQVAE, VQVAEConfig
+from worldmodel.training.trainer import TrainerConfig, train_step
+from worldmodel.utils.hardware import flop_counter
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Something to be timed."""
+
+    call: Callable[[], object]
+    n_units: int
+    """Clips or codes of a call."""
+    flops: float = 0
+    bytes: float = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is timed, of what size."""
+
+    workload: str
+    """vqvae, prior, sample or store."""
+    precision: str
+    batch_size: int
+    vqvae: VQVAEConfig
+    prior: PriorConfig
+    device: str = "cpu"
+    store: Path = Path()
+    trained_prior: Path | None = None
+    """Sampling: the prior whose codes are drawn ahead, in runs; none for random weights, code by code."""
+
+    @property
+    def codes_per_clip(self) -> int:
+        """Codes of a clip."""
+        return self.prior.latent_shape[0] * self.prior.codes_per_frame
+
+    def name(self) -> str:
+        """As the table has it."""
+        if self.workload == "prior":
+            return f"prior, attention dropout {self.prior.attention_dropout}"
+        return "sample, ahead" if self.trained_prior else self.workload
+
+
+def build_workload(task: Task) -> Workload:
+    """Our side of a task."""
+    torch.manual_seed(0)
+    return {"vqvae": _vqvae, "prior": _prior, "sample": _sample, "store": _store}[task.workload](task)
+
+
+def count_flops(call: Callable[[], object]) -> float:
+    """The operations of a call, which is made twice: the first time it may compile."""
+    call()
+    with flop_counter() as count:
+        call()
+    return float(count.get_total_flops())
+
+
+def bytes_moved(model: nn.Module) -> float:
+    """Bytes of a model's step of training: values, gradients and two moments."""
+    return 10.0 * sum(p.nbytes for p in model.parameters() if p.requires_grad)
+
+
+def _vqvae(task: Task) -> Workload:
+    c = task.vqvae
+    model = VQVAE(c).to(task.device)
+    frames = torch.randint(
+        0, 256, (task.batch_size, c.n_frames, *c.frame_size, c.channels), dtype=torch.uint8, device=task.device
+    )
+    call = _training(model, lambda batch: model(batch["x"]), frames, task)
+    return Workload(call, task.batch_size, count_flops(call), bytes_moved(model))
+
+
+def _prior(task: Task) -> Workload:
+    model = Prior(task.prior, _codebook(task)).to(task.device)
+    codes, frames = _codes(task, task.batch_size), None
+    if task.prior.n_cond_frames:
+        frames = torch.zeros(
+            task.batch_size,
+            task.prior.n_cond_frames,
+            *task.prior.cond_frame_shape,
+            dtype=torch.uint8,
+            device=task.device,
+        )
+
+    def loss(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        features = None if frames is None else model.encode_cond_frames(frames)
+        return {"loss": model.loss(batch["x"], features=features).mean()}
+
+    call = _training(model, loss, codes, task)
+    return Workload(call, task.batch_size * task.codes_per_clip, count_flops(call), bytes_moved(model))
+
+
+def _training(
+    model: nn.Module, loss: Callable[[dict[str, Tensor]], dict[str, Tensor]], x: Tensor, task: Task
+) -> Callable[[], object]:
+    optimizer = torch.optim.Adam(model.parameters(), 1e-4)
+    config = TrainerConfig(precision=task.precision)  # type: ignore[arg-type]
+    return lambda: train_step(model, loss, {"x": x}, optimizer, config, 0)
+
+
+def _sample(task: Task) -> Workload:
+    if task.trained_prior is None:
+        model = Prior(replace(task.prior, n_cond_frames=0), _codebook(task)).to(task.device).eval()
+    else:
+        model = load_prior(task.trained_prior).to(task.device)
+    if task.precision == "bfloat16":
+        model.bfloat16()  # as a dream does
+    begin, generator = _codes(task, task.batch_size)[:, :0], torch.Generator().manual_seed(0)
+    run = 1 if task.trained_prior is None else None
+    call = lambda: generate(model, begin, task.prior.latent_shape[0], generator, chunk_size=run)  # noqa: E731
+    flops, moved = sampling_cost(task, next(model.parameters()).element_size())
+    return Workload(call, task.batch_size * task.codes_per_clip, flops, 0 if task.trained_prior else moved)
+
+
+def sampling_cost(task: Task, size: int) -> tuple[float, float]:
+    """Operations and bytes of drawing clips code by code, each after half a clip on average; `size` of a number."""
+    c = task.prior
+    weights = c.n_layers * c.d_model * (c.d_model * (2 + 2 * (c.n_kv_heads or c.n_heads) / c.n_heads) + 2 * c.d_ff)
+    weights += c.d_model * (c.embedding_dim + c.n_codes)
+    cached = c.n_layers * task.codes_per_clip / 2 * 2 * c.d_model * (c.n_kv_heads or c.n_heads) / c.n_heads
+    each = 2 * weights + 2 * c.n_layers * task.codes_per_clip * c.d_model
+    return task.codes_per_clip * task.batch_size * each, task.codes_per_clip * size * (
+        weights + task.batch_size * cached
+    )
+
+
+def _store(task: Task) -> Workload:
+    clips, rng = Clips(Store(task.store), "train", task.vqvae.n_frames, ["frames"]), np.random.default_rng(0)
+    call = lambda: torch.from_numpy(clips.sample(rng, task.batch_size)["frames"])  # noqa: E731
+    return Workload(call, task.batch_size, 0, 2 * call().nbytes)
+
+
+def fill_store(path: Path, config: VQVAEConfig, episodes: int = 40) -> np.ndarray:
+    """A store of noise; returns its frames, (episodes, 30, h, w, c)."""
+    shape = (*config.frame_size, config.channels)
+    frames = np.random.default_rng(0).integers(0, 256, (episodes, max(30, 2 * config.n_frames), *shape), dtype=np.uint8)
+    with StoreWriter(path, EnvSpec(name="noise", frame_shape=shape), {}) as writer:
+        for episode in frames:
+            writer.append({"frames": episode})
+    return frames
+
+
+def _codebook(task: Task) -> Tensor:
+    return torch.randn(task.prior.n_codebooks, task.prior.n_codes, task.prior.embedding_dim)
+
+
+def _codes(task: Task, batch: int) -> Tensor:
+    size = (batch, *task.prior.latent_shape, task.prior.n_codebooks)
+    return torch.randint(0, task.prior.n_codes, size, device=task.device)

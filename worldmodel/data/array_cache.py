@@ -1,0 +1,134 @@
+"""Arrays of a store decoded, in memory or in a file beside it that all processes of the machine map.
+
+A file is believed only if its size, its header and the CRC-32C of all its rows are what the store's mark says. So a
+cache that is damaged, half-written, or of other recordings under the same name is found, and filled again.
+
+Each process looks once, as it maps the file: reading it from end to end takes a second for 10 GB in the page cache, and
+from a disk what the disk takes; it is the pass that the first epoch would make, in a better order. Sizes and times of
+files would be cheaper to compare, and are what a bad disk leaves as they were. Looking at each shard as it is first
+touched would put a test into every draw of a clip, and damage into the middle of a run.
+
+A file is written, never mapped, while it is filled, and its space is reserved first: on a full disk a write is an
+error, but a mapped page ends the process.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+from filelock import FileLock
+from tqdm import tqdm
+
+from worldmodel.data.commit_mark import extend_crc32c
+from worldmodel.data.store import Store
+from worldmodel.data.zarr_format import OTHER_VALUES, SHARD, damaged_array
+from worldmodel.utils.errors import UserError, one_line
+
+BLOCK = 1 << 20
+"""Bytes that are read and summed at a time: they stay in the processor's cache."""
+
+
+def decode_array(store: Store, name: str) -> np.ndarray:
+    """A whole array in memory."""
+    out = np.empty(*store.array_layout(name))
+    for start, rows in _shards(store, name):
+        out[start : start + len(rows)] = rows
+    return out
+
+
+def memory_map(store: Store, name: str) -> np.ndarray:
+    """A whole array, mapped from the store's cache, which is filled first if need be."""
+    path = Path(store.path) / "cache" / f"{name}-{store.n_rows}.npy"
+    array = _map_if_intact(store, name, path)
+    if array is not None:
+        return array
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with FileLock(path.parent / "lock"):  # of the ranks that start together, one decodes
+            array = _map_if_intact(store, name, path)
+            if array is None:
+                _fill_cache(store, name, path)
+                array = _map_if_intact(store, name, path)
+    except OSError as error:
+        raise UserError(
+            f"{path} could not be filled ({one_line(error)}); make room, delete that folder, or decode into "
+            "memory or not "
+            "at all by cache='memory' or 'off'"
+        ) from None
+    if array is None:
+        raise UserError(f"{path} does not hold what was just written to it; look at the disk, or use cache='memory'")
+    return array
+
+
+def _shards(store: Store, name: str) -> Iterator[tuple[int, np.ndarray]]:
+    """The rows of an array, shard by shard, each with the number of its first."""
+    crc32c = 0
+    for start in tqdm(range(0, store.n_rows, SHARD), desc=f"decoding {name}", unit="shard", delay=2, leave=False):
+        rows = store.read(name, start, start + SHARD)
+        crc32c = extend_crc32c(crc32c, rows)
+        yield start, rows
+    if crc32c != store.crc32c(name):
+        raise damaged_array(store.path, f"data/{name}", OTHER_VALUES)
+
+
+def _header(store: Store, name: str) -> bytes:
+    """What the .npy of an array begins with."""
+    (shape, dtype), file = store.array_layout(name), io.BytesIO()
+    description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, description)
+    return file.getvalue()
+
+
+def _size(store: Store, name: str) -> int:
+    """The bytes of the .npy of an array."""
+    shape, dtype = store.array_layout(name)
+    return len(_header(store, name)) + math.prod(shape) * dtype.itemsize
+
+
+def _map_if_intact(store: Store, name: str, path: Path) -> np.ndarray | None:
+    """The array of a file, or None if it does not hold just what the mark says."""
+    header, (shape, dtype) = _header(store, name), store.array_layout(name)
+    try:
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size != _size(store, name) or file.read(len(header)) != header:
+                return None
+            crc32c, block = 0, np.empty(BLOCK, np.uint8)
+            while n := file.readinto(block.data):
+                crc32c = google_crc32c.extend(crc32c, block[:n])
+            if crc32c != store.crc32c(name):
+                return None
+            return np.memmap(file, dtype, "r", len(header), shape).view(np.ndarray)
+    except OSError:  # it is not there, or cannot be read
+        return None
+
+
+def _fill_cache(store: Store, name: str, path: Path) -> None:
+    """Decode an array into its file; an older one of fewer rows goes."""
+    if path.exists():
+        tqdm.write(f"{path} does not hold what the store says; decoding it again")
+    for leftover in path.parent.glob("*.part"):
+        leftover.unlink()
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with open(part, "wb") as file:
+            if hasattr(os, "posix_fallocate"):  # elsewhere a full disk is found by the write that it stops
+                os.posix_fallocate(file.fileno(), 0, _size(store, name))
+            file.write(_header(store, name))
+            for _, rows in _shards(store, name):
+                file.write(rows.data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    for old in path.parent.iterdir():
+        if old != path and re.fullmatch(rf"{re.escape(name)}-\d+\.npy", old.name):
+            old.unlink()

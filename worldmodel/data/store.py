@@ -1,0 +1,134 @@
+"""Trajectories to read and, by `StoreWriter`, to append to; `array_layout` says how they lie on disk.
+
+The clock: row t holds frame f_t, the action a_t taken at it, and the reward r_t and flags of that step. An episode
+of n steps has n + 1 rows; its last row has a frame, but a zero action, a zero reward and flags False. Nothing here
+depends on it, nor on there being frames: a store of tokens has other arrays and the same code.
+
+Two arrays have the same value in all rows of an episode. `label` is the number of its class. `split` is for data that
+was published with one: 0, 1 or 2 for train, valid or test. Without it the split is 8:1:1, drawn by `split_seed`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from worldmodel.data.commit_mark import EPISODE_ENDS, extend_crc32c
+from worldmodel.data.writer import StoreWriter
+from worldmodel.data.zarr_format import (
+    OTHER_VALUES,
+    SPLITS,
+    damaged_array,
+    draw_splits,
+    open_array,
+    open_root,
+    read_rows,
+)
+from worldmodel.utils.errors import UserError
+
+__all__ = ["Store", "StoreWriter", "draw_splits"]
+
+
+class Store:
+    """A store to read, from a path or any URL that fsspec knows; what is appended later, a new one sees."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = str(path)
+        self._root, mark = open_root(self.path)
+        commit = mark.commit
+        if not commit.episodes:
+            raise UserError(f"{self.path} holds no episodes yet; go on collecting")
+        self.env_spec, self.settings, self.split_seed = mark.env_spec, mark.settings, mark.split_seed
+        self.n_rows, self._contents = commit.rows, commit.arrays
+        self.array_names = tuple(sorted(name.removeprefix("data/") for name in commit.arrays if name != EPISODE_ENDS))
+        self._arrays: dict[str, zarr.Array[Any]] = {}
+        self._split: np.ndarray | None = None
+        self.decoded: dict[str, np.ndarray] = {}  # arrays as `Clips` keeps them, for all clips of this store
+        self.episode_ends = self._read(EPISODE_ENDS, 0, commit.episodes)
+        if extend_crc32c(0, self.episode_ends) != commit.arrays[EPISODE_ENDS].crc32c:
+            raise damaged_array(self.path, EPISODE_ENDS, OTHER_VALUES)
+        if self.episode_ends[-1] != self.n_rows:
+            raise damaged_array(
+                self.path, EPISODE_ENDS, f"it ends at row {self.episode_ends[-1]} instead of {self.n_rows}"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"decoded": {}}  # another process maps the cache itself
+
+    def episode_indices(self, split: str = "all") -> np.ndarray:
+        """The indices of the episodes of "train", "valid", "test" or "all"."""
+        n = len(self.episode_ends)
+        if split == "all":
+            return np.arange(n)
+        if split not in SPLITS:
+            raise UserError(f"there is no split {split!r}; known are {', '.join(SPLITS)}, all")
+        if "split" in self.array_names:
+            return self._published_split(split)
+        (indices,) = np.nonzero(draw_splits(n, self.split_seed) == split)
+        if not len(indices):
+            more = next(k for k in itertools.count(1) if split in draw_splits(n + k, self.split_seed))
+            raise UserError(f"{self.path} has no episodes in split {split!r}; collect at least {more} more")
+        return indices
+
+    def _published_split(self, split: str) -> np.ndarray:
+        """The episodes of a split that came with the data."""
+        if self._split is None:
+            self._split = self.read("split", 0, self.n_rows)[self.episode_ends - 1]
+        (indices,) = np.nonzero(self._split == SPLITS.index(split))
+        if not len(indices):
+            raise UserError(f"{self.path} was recorded without a {split} split; record one")
+        return indices
+
+    def episode_bounds(self, i: int) -> tuple[int, int]:
+        """The first row of episode i, and the row after its last."""
+        if not 0 <= i < len(self.episode_ends):
+            raise UserError(f"{self.path} has no episode {i}; its episodes are 0 to {len(self.episode_ends) - 1}")
+        return int(self.episode_ends[i - 1]) if i else 0, int(self.episode_ends[i])
+
+    def read_episode(self, i: int, array_names: Sequence[str] = ()) -> dict[str, np.ndarray]:
+        """The arrays of an episode, by default all of them."""
+        start, stop = self.episode_bounds(i)
+        return {name: self.read(name, start, stop) for name in array_names or self.array_names}
+
+    def read(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows start .. stop of an array, at most to the last committed one."""
+        return self._read(self._array_path(name), start, min(stop, self.n_rows))
+
+    def array_layout(self, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        """The shape of a whole array, and its type."""
+        array = self._open(self._array_path(name), self.n_rows)
+        return (self.n_rows, *array.shape[1:]), array.dtype
+
+    def crc32c(self, name: str) -> int:
+        """The CRC of all rows of an array, one after another, as the mark has it."""
+        return self._contents[self._array_path(name)].crc32c
+
+    def _array_path(self, name: str) -> str:
+        """An array's name in the store."""
+        if name not in self.array_names:
+            raise UserError(f"{self.path} has no array {name!r}; it has {', '.join(self.array_names)}")
+        return f"data/{name}"
+
+    def _open(self, name: str, rows: int) -> zarr.Array[Any]:
+        if name not in self._arrays:
+            self._arrays[name] = open_array(self._root, self.path, name, rows, self._contents[name])
+        return self._arrays[name]
+
+    def _read(self, name: str, start: int, stop: int) -> np.ndarray:
+        return read_rows(self._open(name, stop), self.path, name, start, stop)
+
+
+def open_frame_store(tokens: Store, path: str | Path) -> Store:
+    """The store at a path, if it is the one that a store of codes was made of; `UserError` if not."""
+    store = Store(path)
+    if tokens.settings["data"] != store.settings:
+        raise UserError(
+            f"{tokens.path} holds codes of other frames than those of {path}; give --data the store that they were made"
+            " of, or encode this one by train/tokens.py --restart"
+        )
+    return store

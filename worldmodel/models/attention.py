@@ -1,0 +1,253 @@
+"""Self-attention over the codes of a video, whole under a mask or one pass at a time from a cache.
+
+Time is relative in a stream: queries and keys are rotated by their frame's index (rotary embeddings along time
+only), so a score depends on how many frames lie between and a cached key stays right for ever. Space is
+absolute and enters with the input.
+
+The cache is a ring of latent frames, allocated once: window slots, of which window - 1 are for past frames. Codes of a
+frame are written as they are predicted, behind the past frames that there are, so what a pass may attend to is always
+one contiguous slice from the start: all past frames, then what the frame has so far. A frame that is finished stays
+where it is while there is room, and from then on takes the oldest slot. Which slot is which does not matter to
+attention, since the time is in the keys. Early passes thus read little: half as much over a clip as the whole ring.
+
+Dimensions: b batch (lane), t frames, n positions of a frame with m codes each, a heads, d channels of a head, w window
+in frames.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.utils._python_dispatch import _disable_current_modes
+
+from worldmodel.models.cpu_attention import MAX_KEYS, block_attention
+
+Mask = Tensor | BlockMask | Literal["causal"] | None
+"""Of attention: bits (true is seen), blocks for FlexAttention, everything up to oneself, or everything."""
+
+
+@dataclass
+class KVCache:
+    """What lanes remember of their past. Tensors have the lanes first."""
+
+    kv: list[Tensor]
+    """Per layer keys and values (b, a, 2, w*n, d): past frames, then the current one."""
+    valid: Tensor
+    """(b, w-1) bool: does the slot hold a frame of this lane?"""
+    last_vectors: Tensor
+    """(b, f, m*code_dim) vectors of the codes at the last positions of the last frame."""
+    codes: Tensor
+    """(b, n, m) codes of the current frame so far."""
+    time: int = 0
+    """Index of the frame in the making, the same for all lanes."""
+    n_cached: int = 0
+    """Positions of the current frame that are already cached."""
+
+    @property
+    def positions_per_frame(self) -> int:
+        """n, the positions of a frame."""
+        return self.codes.shape[1]
+
+    @property
+    def n_used_slots(self) -> int:
+        """How many of the w - 1 slots for past frames have been in use: those behind are empty in every lane."""
+        return min(self.time, self.valid.shape[1])
+
+    def write(self, layer: int, kv: Tensor) -> Tensor:
+        """Put the keys and values (b, a, 2, m, d) of a pass after what is there; returns all that the pass may see."""
+        start, m = self.n_used_slots * self.positions_per_frame + self.n_cached, kv.shape[3]
+        self.kv[layer].narrow(3, start, m).copy_(kv)
+        return self.kv[layer].narrow(3, 0, start + m)
+
+    def is_full(self) -> bool:
+        """Is every slot for past frames in use, in every lane? Then all passes of all frames have the same sizes."""
+        return self.time >= self.valid.shape[1] and bool(self.valid.all())
+
+    def past_mask(self) -> Tensor | None:
+        """(b, keys) of past frames that are there, or None if all are in every lane: the fast way."""
+        valid = self.valid[:, : self.n_used_slots]
+        return None if bool(valid.all()) else valid.repeat_interleave(self.positions_per_frame, 1)
+
+    def finish_frame(self, last_vectors: Tensor) -> None:
+        """The current frame is complete: it stays, or takes the oldest slot, and the next one begins."""
+        slots, n = self.valid.shape[1], self.positions_per_frame
+        if slots:
+            at = self.time % slots
+            if self.time >= slots:
+                for pair in self.kv:
+                    pair[:, :, :, at * n : (at + 1) * n] = pair[:, :, :, slots * n :]
+            self.valid[:, at] = True
+        self.last_vectors, self.time, self.n_cached = last_vectors, self.time + 1, 0
+
+    def set_lanes(self, lanes: Tensor, other: KVCache) -> None:
+        """Overwrite some lanes by those of another cache at the same time."""
+        for mine, theirs in zip(self.tensors(), other.tensors(), strict=True):
+            mine[lanes] = theirs
+
+    def select_lanes(self, lanes: Tensor) -> KVCache:
+        """A cache of some of the lanes, which may repeat."""
+        pairs = [pair[lanes] for pair in self.kv]
+        return replace(
+            self, kv=pairs, valid=self.valid[lanes], last_vectors=self.last_vectors[lanes], codes=self.codes[lanes]
+        )
+
+    def tensors(self) -> list[Tensor]:
+        return [*self.kv, self.valid, self.last_vectors, self.codes]
+
+    def clone(self) -> KVCache:
+        """A copy that shares nothing with this one."""
+        copies: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, value in copies.items():
+            if isinstance(value, list):
+                copies[name] = [t.clone() for t in value]
+            elif isinstance(value, Tensor):
+                copies[name] = value.clone()
+        return replace(self, **copies)
+
+
+def rotary_embedding(times: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
+    """(2, t, dim) what `apply_rotary` multiplies by: cosine and sine of each frame's angles, 1 to 1/100 radians a
+    frame.
+
+    The angles are taken in float64, so that frame 1,000,000 is as exact as frame 1.
+    """
+    frequencies = 100.0 ** -torch.linspace(0, 1, dim // 2, dtype=torch.float64, device=times.device)
+    angles = times.double()[:, None] * frequencies
+    cos, sin = angles.cos(), angles.sin()
+    return torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)]).to(dtype)
+
+
+def apply_rotary(x: Tensor, rotary: Tensor) -> Tensor:
+    """Rotate (..., t*n, d) by its frame's angles; `rotary` is (2, t*n or 1, d)."""
+    even, odd = x.chunk(2, dim=-1)
+    return torch.addcmul(x * rotary[0], torch.cat([odd, even], dim=-1), rotary[1])
+
+
+@cache
+def compiled_flex_attention() -> Any:
+    """FlexAttention as one kernel; without `torch.compile` it would store all the scores."""
+    return torch.compile(flex_attention)
+
+
+def flex_attention_cuda(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
+    """FlexAttention on CUDA. PyTorch compiles nothing under a counter of operations, so none sees this."""
+    with _disable_current_modes():
+        return compiled_flex_attention()(q, k, v, block_mask=mask)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, dropout: float = 0.0) -> Tensor:
+    """Softmax attention of (b, ..., queries, d) over (b, ..., keys, d), with dropout of the shares in training.
+
+    On a CPU the fused kernel is slow for many small problems, as in a step of many dreams or along the axes of a
+    video, and for single queries, as in sampling code by code. They are done by two plain products in up to a fifth of
+    its time. It is slow under the masks of a clip too (worldmodel/models/cpu_attention.py).
+    """
+    if isinstance(mask, BlockMask):
+        if q.device.type == "cuda":
+            return flex_attention_cuda(q, k, v, mask)
+        return flex_attention(q, k, v, block_mask=mask)  # type: ignore[return-value]
+    dense_mask, length = mask if isinstance(mask, Tensor) else None, k.shape[-2]
+    if q.device.type == "cpu" and _is_masked_clip(q, k, mask) and length <= MAX_KEYS:
+        return block_attention(q, k, v, dense_mask, dropout)
+    if q.device.type != "cpu" or dropout or isinstance(mask, str) or not _is_small(q, length):
+        return F.scaled_dot_product_attention(q, k, v, dense_mask, dropout, is_causal=isinstance(mask, str))
+    scores = _scores(q * q.shape[-1] ** -0.5, k)
+    if dense_mask is not None:
+        scores = (
+            scores.masked_fill_(~dense_mask, float("-inf"))
+            if dense_mask.dtype == torch.bool
+            else scores.add_(dense_mask)
+        )
+    return torch.matmul(scores.softmax(-1), v)
+
+
+def _is_small(q: Tensor, length: int) -> bool:
+    """Are these many small problems, or single queries? The bounds are measured."""
+    rows, many = q.shape[-2], len(q) >= 16
+    if q.requires_grad:
+        return length <= 256 and (many or rows == 1)
+    if q.dtype == torch.bfloat16:
+        return rows == 1 or (rows <= 32 and q[..., 0].numel() * length >= 2**16)
+    return rows == 1 or (rows <= 16 and many)
+
+
+def _scores(q: Tensor, k: Tensor) -> Tensor:
+    """Products of queries and keys. In bfloat16 those in a cache, with gaps, would be copied if they came second."""
+    if q.dtype == torch.bfloat16 and not k.is_contiguous():
+        return torch.matmul(k, q.transpose(-1, -2)).transpose(-1, -2)
+    return torch.matmul(q, k.transpose(-1, -2))
+
+
+def _is_masked_clip(q: Tensor, k: Tensor, mask: Mask) -> bool:
+    """Is this the attention of whole clips (b, a, n, d) under a mask (n, n) of bits, to be learned?"""
+    whole = isinstance(mask, Tensor) and mask.shape == (q.shape[-2], k.shape[-2]) and q.shape[-2] == k.shape[-2]
+    return q.requires_grad and (isinstance(mask, str) or whole)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over (b, t, n, width)."""
+
+    def __init__(self, d_model: int, n_heads: int, n_layers: int, n_kv_heads: int) -> None:
+        super().__init__()
+        self.n_heads, self.n_kv_heads = n_heads, n_kv_heads
+        self.qkv = nn.Linear(d_model, d_model // n_heads * (n_heads + 2 * n_kv_heads), bias=False)
+        self.out = nn.Linear(d_model, d_model)
+        nn.init.normal_(self.qkv.weight, std=d_model**-0.5)
+        nn.init.normal_(self.out.weight, std=(d_model * n_layers) ** -0.5)
+        nn.init.zeros_(self.out.bias)
+
+    def project_qkv(self, x: Tensor, rotary: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Queries (b, a, t*n, d), keys and values (b, a, 2, t*n, d), with the time turned into queries and keys."""
+        b, t, n, width = x.shape
+        heads = self.qkv(x).view(b, t * n, -1, width // self.n_heads)
+        q = heads[:, :, : self.n_heads].transpose(1, 2)
+        kv = heads[:, :, self.n_heads :].unflatten(2, (2, self.n_kv_heads)).permute(0, 3, 2, 1, 4)
+        if rotary is None:
+            return q, kv
+        return apply_rotary(q, rotary), torch.stack([apply_rotary(kv[:, :, 0], rotary), kv[:, :, 1]], 2)
+
+    def attend(self, q: Tensor, kv: Tensor, mask: Mask, like: Tensor, dropout: float = 0.0) -> Tensor:
+        """The attended values, back in the shape of `like` (b, t, n, width). Without a mask everything is seen."""
+        group_size, (k, v) = self.n_heads // self.n_kv_heads, kv.unbind(2)
+        rows = mask.shape[-2] if isinstance(mask, Tensor) else 0
+        if group_size > 1 and (mask is None or rows == 1 or (isinstance(mask, Tensor) and mask.dim() == 4)):
+            b, _, m, d = q.shape  # a pass: the queries of a key head side by side
+            if isinstance(mask, Tensor) and rows > 1:
+                mask = mask.repeat(1, 1, group_size, 1)
+            y = attend(q.reshape(b, self.n_kv_heads, group_size * m, d).to(k.dtype), k, v, mask).reshape(
+                b, self.n_heads, m, d
+            )
+        elif group_size > 1:
+            y = attend(q, k.repeat_interleave(group_size, 1), v.repeat_interleave(group_size, 1), mask, dropout)
+        else:
+            y = attend(q.to(k.dtype), k, v, mask, dropout)
+        return self.out(y.to(q.dtype).transpose(1, 2).reshape(like.shape))
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of (b, t, n, width) to all of the features (b, m, units) of conditioning frames."""
+
+    def __init__(self, d_model: int, n_heads: int, n_layers: int, cond_dim: int) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.q, self.kv = nn.Linear(d_model, d_model, bias=False), nn.Linear(cond_dim, 2 * d_model, bias=False)
+        self.out = nn.Linear(d_model, d_model)
+        nn.init.normal_(self.q.weight, std=d_model**-0.5)
+        nn.init.normal_(self.kv.weight, std=cond_dim**-0.5)
+        nn.init.normal_(self.out.weight, std=(d_model * n_layers) ** -0.5)
+        nn.init.zeros_(self.out.bias)
+
+    def project_kv(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (b, a, m, d), the same for all codes of a video."""
+        k, v = self.kv(features).unflatten(-1, (2, self.n_heads, -1)).permute(2, 0, 3, 1, 4)
+        return k, v
+
+    def forward(self, x: Tensor, kv: tuple[Tensor, Tensor]) -> Tensor:
+        q = self.q(x).flatten(1, 2).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+        return self.out(attend(q, *kv).transpose(1, 2).reshape(x.shape))

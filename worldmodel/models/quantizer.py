@@ -1,0 +1,152 @@
+"""Vector quantisation: a feature vector becomes the nearest of K codes.
+
+Codes follow the features by exponential moving averages instead of a codebook loss (section 2.1). They start as
+copies of encoder outputs, and a code that has fallen out of use restarts as a copy
+of some output of the current batch (section 4.1, after Jukebox). Three things differ from the official code:
+
+* Whether the codebook has been initialised is a buffer, so a resumed run does not start its codes anew.
+* A code is out of use when its average count per batch is below `code_reset_threshold`. The official code says 1, with
+  256 vectors a code in a batch (Table 8); with two a code, as on a small machine, that would restart half of them at
+  every step.
+* Several codebooks (Table 7) are one module with a leading axis, not a list of modules.
+
+Dimensions: n vectors, g codebooks, k codes each, d channels each; features are (..., g*d), codes (..., g).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class QuantizerOutput(NamedTuple):
+    """What quantising gives."""
+
+    quantized: Tensor
+    """(..., g*d), the codes' vectors; gradients pass straight through to the input."""
+    codes: Tensor
+    """(..., g), int64."""
+    commitment_loss: Tensor
+    """Scalar: mean squared distance of the input to its codes."""
+
+
+class Quantizer(nn.Module):
+    """g codebooks of k codes of d channels."""
+
+    embedding: Tensor
+    ema_count: Tensor
+    ema_sum: Tensor
+    initialized: Tensor
+
+    def __init__(
+        self,
+        n_codes: int,
+        embedding_dim: int,
+        n_codebooks: int = 1,
+        decay: float = 0.99,
+        code_reset_threshold: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.n_codes, self.embedding_dim, self.n_codebooks = n_codes, embedding_dim, n_codebooks
+        self.decay, self.code_reset_threshold = decay, code_reset_threshold
+        self.register_buffer("embedding", torch.randn(n_codebooks, n_codes, embedding_dim))
+        self.register_buffer("ema_count", torch.zeros(n_codebooks, n_codes))
+        self.register_buffer("ema_sum", torch.zeros(n_codebooks, n_codes, embedding_dim))
+        self.register_buffer("initialized", torch.tensor(False))
+
+    def forward(self, features: Tensor) -> QuantizerOutput:
+        """Quantise (..., g*d); in training also move the codes."""
+        # (g, n, d)
+        flat = features.to(self.embedding.dtype).reshape(-1, self.n_codebooks, self.embedding_dim).transpose(0, 1)
+        if self.training and not self.initialized:
+            self._initialize(flat.detach())
+        codes = self._nearest(flat.detach())
+        if self.training:
+            self._update_ema(flat.detach(), codes)
+        vectors = self.embed(codes.T.reshape(*features.shape[:-1], self.n_codebooks)).to(features.dtype)
+        commitment = F.mse_loss(features, vectors)
+        return QuantizerOutput(
+            features + (vectors - features).detach(), codes.T.reshape(*features.shape[:-1], -1), commitment
+        )
+
+    def embed(self, codes: Tensor) -> Tensor:
+        """(..., g) -> (..., g*d)."""
+        codebook = torch.arange(self.n_codebooks, device=codes.device)
+        return self.embedding[codebook, codes].flatten(-2)
+
+    def _nearest(self, flat: Tensor) -> Tensor:
+        """(g, n, d) -> (g, n)."""
+        return self._distances(flat).argmin(-1)
+
+    def _distances(self, flat: Tensor) -> Tensor:
+        """(g, n, d) -> (g, n, k): |x - e|^2, without the term that is the same for all codes.
+
+        Never in bfloat16, which would choose a quarter of the codes otherwise than encoding does.
+        """
+        with torch.autocast(flat.device.type, enabled=False):
+            return torch.baddbmm(self.embedding.square().sum(-1)[:, None], flat, self.embedding.mT, alpha=-2)
+
+    def quantize_with_hysteresis(self, features: Tensor, hysteresis: float, previous: Tensor | None = None) -> Tensor:
+        """Codes (b, t, ..., g) of features (b, t, ..., g*d) in time, where a place is slow to leave its code.
+
+        It keeps the code that it had a frame ago (`previous`, (b, ..., g), for the first) unless another is nearer, in
+        squared distance, by more than `hysteresis` times the spread of the codes.
+        """
+        b, t = features.shape[:2]
+        flat = features.to(self.embedding.dtype).reshape(-1, self.n_codebooks, self.embedding_dim).transpose(0, 1)
+        distances = self._distances(flat).unflatten(1, (b, t, -1))  # (g, b, t, n, k)
+        threshold, nearest = distances.min(-1)
+        threshold, frames = threshold + hysteresis * self.code_variance()[:, None, None, None], []
+        current = None if previous is None else previous.reshape(b, -1, self.n_codebooks).movedim(-1, 0)
+        for i in range(t):
+            if current is None:
+                current = nearest[:, :, i]
+            else:
+                kept = distances[:, :, i].gather(-1, current[..., None])[..., 0] <= threshold[:, :, i]
+                current = torch.where(kept, current, nearest[:, :, i])
+            frames.append(current)
+        return torch.stack(frames, dim=2).movedim(0, -1).reshape(*features.shape[:-1], self.n_codebooks)
+
+    def code_variance(self) -> Tensor:
+        """(g,) the mean squared distance of the codes, as often as they are used, from their mean."""
+        share = (self.ema_count / self.ema_count.sum(-1, keepdim=True))[..., None]
+        mean = (share * self.embedding).sum(1, keepdim=True)
+        return (share * (self.embedding - mean).square()).sum((1, 2))
+
+    def _initialize(self, flat: Tensor) -> None:
+        self.embedding.copy_(self._random_features(flat))
+        self.ema_sum.copy_(self.embedding * self.code_reset_threshold)
+        self.ema_count.fill_(self.code_reset_threshold)  # a code that nobody wants goes at the next step
+        self.initialized.fill_(True)
+
+    def _update_ema(self, flat: Tensor, codes: Tensor) -> None:
+        """Move the averages towards this batch; restart the codes that hardly any feature chose."""
+        count = torch.zeros_like(self.ema_count).scatter_add_(1, codes, torch.ones_like(codes, dtype=flat.dtype))
+        total = torch.zeros_like(self.ema_sum).scatter_add_(1, codes[..., None].expand_as(flat), flat)
+        self.ema_count.lerp_(count, 1 - self.decay)
+        self.ema_sum.lerp_(total, 1 - self.decay)
+        smooth = (self.ema_count + 1e-7) / (1 + self.n_codes * 1e-7 / self.ema_count.sum(1, keepdim=True))  # Laplace
+        used = (self.ema_count >= self.code_reset_threshold)[..., None]
+        self.embedding.copy_(torch.where(used, self.ema_sum / smooth[..., None], self._random_features(flat)))
+
+    def _random_features(self, flat: Tensor) -> Tensor:
+        """k random features for each book, (g, k, d); repeated with a little noise where there are too few."""
+        n = flat.shape[1]
+        if n < self.n_codes:
+            repeats = -(-self.n_codes // n)
+            noise = torch.randn(self.n_codebooks, repeats * n, self.embedding_dim, device=flat.device) * (
+                0.01 / self.embedding_dim**0.5
+            )
+            flat = flat.repeat(1, repeats, 1) + noise
+        return flat[:, torch.randperm(flat.shape[1], device=flat.device)[: self.n_codes]]
+
+
+def codebook_usage(codes: Tensor, n_codes: int) -> dict[str, Tensor]:
+    """Share of the codes that occur, and perplexity 2^entropy of their use; codes (..., g), mean over books."""
+    counts = torch.stack([torch.bincount(book, minlength=n_codes) for book in codes.reshape(-1, codes.shape[-1]).T])
+    share = counts / counts.sum(1, keepdim=True)
+    entropy = torch.special.entr(share).sum(1)
+    return {"codes_used": (counts > 0).float().mean(), "perplexity": entropy.exp().mean()}

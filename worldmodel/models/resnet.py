@@ -1,0 +1,75 @@
+"""A 3D ResNet for conditioning frames (section 3, Table 9): what the prior's cross-attention looks at.
+
+Residual blocks as in He et al. (2015), with 3x3x3 convolutions and, as in the official code, LayerNorm: depth 18 or 34,
+widths that double from an eighth of `dim` (64 of the paper's 512) to all of them. The paper says no more; the
+official code has a stem at full resolution and a spatial stride of 4 in all, so a frame of 64 x 64 becomes 16 x 16
+features, and time is not strided.
+
+Two departures, without which the features of a small prior soon said nothing of the frame: the last norm of each block
+begins at zero, so that a block begins as its shortcut (Goyal et al., 2017); and the stem has a bias, since a LayerNorm
+right after a convolution without one takes the brightness of a picture away.
+
+Dimensions: b batch, f conditioning frames, c channels, h w space.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from worldmodel.models.convolution import Conv3d
+from worldmodel.models.layers import AxialPositionEmbedding, ChannelNorm
+
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+"""Blocks of each of the four groups."""
+MIN_CHANNELS = 16
+"""Channels: a LayerNorm over fewer lets little of a picture through."""
+STRIDES = (1, 2, 2, 1)
+"""In height and width, of each group's first block."""
+
+
+def conv3d(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, bias: bool = False) -> Conv3d:
+    side = (kernel_size // 2, kernel_size // 2)
+    return Conv3d(in_channels, out_channels, (kernel_size,) * 3, (1, stride, stride), (side, side, side), bias)
+
+
+class ResNetBlock(nn.Module):
+    """Two convolutions with norms beside a shortcut, which is projected where the shape changes."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = conv3d(in_channels, out_channels, 3, stride), ChannelNorm(out_channels)
+        self.conv2, self.norm2 = conv3d(out_channels, out_channels, 3), ChannelNorm(out_channels)
+        nn.init.zeros_(self.norm2.weight)
+        self.shortcut: nn.Module = nn.Identity()
+        if (in_channels, stride) != (out_channels, 1):
+            self.shortcut = nn.Sequential(conv3d(in_channels, out_channels, 1, stride), ChannelNorm(out_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.shortcut(x) + self.norm2(self.conv2(y)))
+
+
+class ResNet(nn.Module):
+    """Frames (b, f, H, W, c) -> features (b, f * H/4 * W/4, units), each with the embedding of its position."""
+
+    def __init__(
+        self, depth: int, n_frames: int, frame_shape: tuple[int, int, int], dim: int, init_std: float = 0.01
+    ) -> None:
+        super().__init__()
+        widths = [max(MIN_CHANNELS, dim // part) for part in (8, 4, 2)] + [dim]
+        inputs, blocks = widths[0], []
+        self.stem = nn.Sequential(conv3d(frame_shape[2], inputs, 3, bias=True), ChannelNorm(inputs), nn.ReLU())
+        for width, count, stride in zip(widths, BLOCKS[depth], STRIDES, strict=True):
+            for i in range(count):
+                blocks.append(ResNetBlock(inputs, width, stride if i == 0 else 1))
+                inputs = width
+        self.blocks = nn.Sequential(*blocks)
+        self.position_embedding = AxialPositionEmbedding(
+            (n_frames, -(-frame_shape[0] // 4), -(-frame_shape[1] // 4)), dim, init_std
+        )
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Frames are floats in [-0.5, 0.5]."""
+        features = self.blocks(self.stem(frames.movedim(-1, 1))).movedim(1, -1)
+        return (features + self.position_embedding().to(features.dtype)).flatten(1, 3)

@@ -1,0 +1,297 @@
+"""VQ-VAE: video to discrete codes and back (section 3, Table 8).
+
+Encoder: strided 3D convolutions, one more at the latent size, attention residual blocks, a projection to the
+codes. Decoder: the reverse, with transposed convolutions. Where the sources differ:
+
+* Norm. The paper says LayerNorm, the official code has BatchNorm: `norm="layer"` or `"batch"`.
+* Encoder kernel. Table 8 prints 3, the official code has 4: `kernel_size`.
+* Reconstruction loss. The mean squared error is divided by the variance of the data (section 4.1); the official code
+  divides by 0.06 whatever the data. Here `data_variance` is measured on the training split.
+* Strides. The official code fails where axes need unequal numbers of convolutions, such as (1, 2, 2); here each axis is
+  factored on its own, and any whole stride will do.
+
+`mode="paper"` sees a whole clip. `mode="stream"` is causal with finite memory: frame t of the output needs
+codes up to its own, codes at t need frames up to theirs, so that an endless video can be encoded and decoded as
+it comes.
+
+Dimensions: b batch, t h w time and space (T H W for codes), c channels, g codebooks.
+Frames are uint8 (b, t, h, w, c); codes are int64 (b, T, H, W, g).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from worldmodel.models.layers import AxialAttention, AxialPositionEmbedding, ChannelNorm, Conv, ConvTranspose, Memory
+from worldmodel.models.quantizer import Quantizer, codebook_usage
+from worldmodel.utils.errors import UserError
+from worldmodel.utils.settings import AboveZero, Channels, Layers, NotNegative, Pixels, Positive, Range, Settings
+
+Kernel = Annotated[int, Range(1, 64)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQVAEConfig(Settings):
+    """Table 8; the defaults are its BAIR / RoboNet / ViZDoom column."""
+
+    n_frames: Positive = 16
+    """Frames of a training clip."""
+    frame_size: tuple[Pixels, Pixels] = (64, 64)
+    """Height and width of a frame."""
+    channels: Channels = 3
+    stride: tuple[Pixels, Pixels, Pixels] = (2, 2, 2)
+    """Downsampling of time, height and width."""
+    mode: Literal["paper", "stream"] = "paper"
+    """paper: sees the whole clip; stream: causal in time, finite memory."""
+    window: Positive = 4
+    """stream: latent frames that temporal attention reaches, the current one included."""
+    hidden_channels: Channels = 240
+    """Channels of the convolutions."""
+    downsample_channels: tuple[Channels, ...] = ()
+    """Channels after each strided convolution but the last, finest first, if not `hidden`: most of the work of a small
+    model is done there."""
+    residual_channels: Channels = 128
+    """Channels inside a residual block."""
+    n_res_blocks: Layers = 4
+    """Residual blocks, in the encoder and again in the decoder."""
+    attention: bool = True
+    """Axial attention at the end of each residual block."""
+    n_heads: Channels = 2
+    norm: Literal["layer", "batch"] = "layer"
+    kernel_size: Kernel = 3
+    """Encoder filter size."""
+    time_kernel_size: Kernel = 3
+    """Filter size in time of those strided and transposed convolutions that do not stride in time. With 1 they treat
+    each frame alone, at a third of the work, and time is left to the residual blocks."""
+    n_codes: Channels = 1024
+    """Codes of a codebook."""
+    embedding_dim: Channels = 256
+    """Channels of a code."""
+    n_codebooks: Channels = 1
+    """Codebooks (Table 7)."""
+    hysteresis: NotNegative = 0.0
+    """How slow `encode` is to leave the code of the frame before, in shares of the codes' spread; training of the
+    VQ-VAE does not depend on it. Many codes look nearly the same, and noise, which no prior can learn, would choose.
+    """
+    code_reset_threshold: NotNegative = 1.0
+    """Codes that a batch uses less often than this, on average, restart; lower it with the batch."""
+    commitment_weight: NotNegative = 0.25
+    motion_loss_weight: NotNegative = 0.0
+    """Weight in the loss of what moves, over that of everything: a fireball of Doom is a few of 4,096 pixels."""
+    data_variance: AboveZero = 0.06
+    """Variance of the data at [-0.5, 0.5]; train/vqvae.py measures it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, n, s in zip(
+            ("frames", "height", "width"), (self.n_frames, *self.frame_size), self.stride, strict=True
+        ):
+            if n % s:
+                raise UserError(f"{n} {name} cannot be divided by a stride of {s}; choose a stride that divides it")
+        depth = len(layer_strides(self.stride))
+        if self.downsample_channels and len(self.downsample_channels) != depth - 1:
+            raise UserError(
+                f"downsample_channels = {self.downsample_channels} must have an entry for each of the first "
+                f"{depth - 1} convolutions"
+            )
+        if self.attention and self.hidden_channels % self.n_heads:
+            raise UserError(
+                f"hidden_channels = {self.hidden_channels} cannot be divided among {self.n_heads} heads; choose a "
+                "multiple"
+            )
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """T, H, W of a clip's codes."""
+        t, h, w = (n // s for n, s in zip((self.n_frames, *self.frame_size), self.stride, strict=True))
+        return t, h, w
+
+    @property
+    def causal(self) -> bool:
+        return self.mode == "stream"
+
+
+class ResidualBlock(nn.Module):
+    """x + attention(conv1(conv3(x))), each after norm and ReLU (Figure 3)."""
+
+    def __init__(self, config: VQVAEConfig) -> None:
+        super().__init__()
+        norm = ChannelNorm if config.norm == "layer" else nn.BatchNorm3d
+        hidden, residual = config.hidden_channels, config.residual_channels
+        self.norm1, self.conv1 = norm(hidden), Conv(hidden, residual, (3, 3, 3), causal=config.causal)
+        self.norm2, self.conv2 = norm(residual), Conv(residual, hidden, (1, 1, 1))
+        if config.attention:
+            self.norm3 = norm(hidden)
+            self.attention = AxialAttention(hidden, config.n_heads, config.window if config.causal else 0)
+
+    def forward(self, x: Tensor, positions: Tensor | None, memory: Memory | None) -> Tensor:
+        y = self.conv1(F.relu(self.norm1(x)), memory)
+        y = self.conv2(F.relu(self.norm2(y)))
+        if positions is not None:
+            y = self.attention(F.relu(self.norm3(y)), positions, memory)
+        return x + y
+
+
+class ResidualStack(nn.Module):
+    """Residual blocks, then norm and ReLU."""
+
+    def __init__(self, config: VQVAEConfig) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(ResidualBlock(config) for _ in range(config.n_res_blocks))
+        self.norm = (
+            ChannelNorm(config.hidden_channels) if config.norm == "layer" else nn.BatchNorm3d(config.hidden_channels)
+        )
+
+    def forward(self, x: Tensor, positions: Tensor | None, memory: Memory | None) -> Tensor:
+        for block in self.blocks:
+            x = block(x, positions, memory)
+        return F.relu(self.norm(x))
+
+
+class VQVAE(nn.Module):
+    """Video <-> codes."""
+
+    def __init__(self, config: VQVAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        hidden, features, causal = config.hidden_channels, config.embedding_dim * config.n_codebooks, config.causal
+        strides = layer_strides(config.stride)
+        widths = [config.channels, *(config.downsample_channels or [hidden] * (len(strides) - 1)), hidden]
+        self.downsample = nn.ModuleList(
+            Conv(
+                a,
+                b,
+                (config.kernel_size if s[0] > 1 else config.time_kernel_size, config.kernel_size, config.kernel_size),
+                s,
+                causal,
+            )
+            for a, b, s in zip(widths, widths[1:], strides, strict=False)
+        )
+        self.conv_last = Conv(hidden, hidden, (3, 3, 3), causal=causal)
+        self.encoder = ResidualStack(config)
+        self.pre_vq_conv = nn.Conv3d(hidden, features, 1)
+        self.quantizer = Quantizer(
+            config.n_codes, config.embedding_dim, config.n_codebooks, code_reset_threshold=config.code_reset_threshold
+        )
+        self.post_vq_conv = nn.Conv3d(features, hidden, 1)
+        self.decoder = ResidualStack(config)
+        self.upsample = nn.ModuleList(
+            ConvTranspose(b, a, s, causal, (config.time_kernel_size, 3, 3))
+            for a, b, s in reversed(list(zip(widths, widths[1:], strides, strict=False)))
+        )
+        with torch.no_grad():  # the first guess has the spread of the data, not of the weights
+            for parameter in self.upsample[-1].parameters():
+                parameter.mul_(config.data_variance**0.5)
+        if config.attention:  # shared by every axial attention of both halves; in a stream time is relative
+            self.position_embedding = AxialPositionEmbedding(
+                config.latent_shape[1:] if causal else config.latent_shape, hidden
+            )
+
+    def encode(self, frames: Tensor, memory: Memory | None = None) -> Tensor:
+        """Frames (b, t, h, w, c) -> codes (b, T, H, W, g). With a memory, the frames that follow its last ones."""
+        features = self._encode_features(frames, memory)
+        if not self.config.hysteresis:
+            return self.quantizer(features).codes
+        previous = None if memory is None else memory.get(self.quantizer)
+        codes = self.quantizer.quantize_with_hysteresis(features, self.config.hysteresis, previous)
+        if memory is not None:
+            memory[self.quantizer] = codes[:, -1]
+        return codes
+
+    def decode(self, codes: Tensor, memory: Memory | None = None) -> Tensor:
+        """Codes (b, T, H, W, g) -> frames (b, t, h, w, c), float in [-0.5, 0.5] but for overshoot."""
+        return self._decode_features(self.quantizer.embed(codes), memory)
+
+    def forward(self, frames: Tensor) -> dict[str, Tensor]:
+        """The training loss of a batch of clips, and what it is made of."""
+        quantized = self.quantizer(self._encode_features(frames))
+        truth = to_float(frames)
+        error = (self._decode_features(quantized.quantized).float() - truth).square()
+        weighted = (
+            (error * motion_weights(truth, self.config.motion_loss_weight)).mean()
+            if self.config.motion_loss_weight
+            else error.mean()
+        )
+        loss = weighted / self.config.data_variance + self.config.commitment_weight * quantized.commitment_loss
+        return {
+            "loss": loss,
+            "nmse": error.detach().mean() / self.config.data_variance,
+            "commitment": quantized.commitment_loss.detach(),
+            **codebook_usage(quantized.codes, self.config.n_codes),
+        }
+
+    def _encode_features(self, frames: Tensor, memory: Memory | None = None) -> Tensor:
+        self._check_frames(frames)
+        x = to_float(frames, self.pre_vq_conv.weight.dtype).movedim(-1, 1)
+        for conv in self.downsample:
+            x = F.relu(conv(x, memory))
+        x = self.encoder(self.conv_last(x, memory), self._position_embeddings(), memory)
+        return self.pre_vq_conv(x).movedim(1, -1)
+
+    def _decode_features(self, features: Tensor, memory: Memory | None = None) -> Tensor:
+        x = features.to(self.post_vq_conv.weight.dtype).movedim(-1, 1)
+        x = self.decoder(self.post_vq_conv(x), self._position_embeddings(), memory)
+        for i, conv in enumerate(self.upsample):
+            x = conv(F.relu(x) if i else x, memory)
+        return x.movedim(1, -1)
+
+    def _position_embeddings(self) -> Tensor | None:
+        return self.position_embedding() if self.config.attention else None
+
+    def _check_frames(self, frames: Tensor) -> None:
+        """Sizes are checked here, in one sentence, and not by a convolution in the depths."""
+        wanted = (*self.config.frame_size, self.config.channels)
+        lengths = (
+            frames.shape[1] % self.config.stride[0] == 0
+            if self.config.causal
+            else frames.shape[1] == self.config.n_frames
+        )
+        if frames.dim() != 5 or tuple(frames.shape[2:]) != wanted or not lengths:
+            time = f"a multiple of {self.config.stride[0]}" if self.config.causal else self.config.n_frames
+            raise UserError(
+                f"this VQ-VAE takes clips of (batch, {time}, {', '.join(map(str, wanted))}), not {tuple(frames.shape)};"
+                " record or resize the data to that, or train one for it"
+            )
+
+
+def layer_strides(stride: tuple[int, int, int]) -> list[tuple[int, int, int]]:
+    """One stride for each convolution: (2, 4, 4) -> [(2, 2, 2), (1, 2, 2)]; primes, the spare axes at 1."""
+    factors = [_primes(s) for s in stride]
+    depth = max(1, *map(len, factors))
+    return [tuple(f[i] if i < len(f) else 1 for f in factors) for i in range(depth)]  # type: ignore[misc]
+
+
+def _primes(n: int) -> list[int]:
+    for p in range(2, n + 1):
+        if n % p == 0:
+            return [p, *_primes(n // p)]
+    return []
+
+
+def motion_weights(frames: Tensor, motion_loss_weight: float) -> Tensor:
+    """Weights (b, t, h, w, 1) of mean 1 for clips (b, t, h, w, c): more where they change.
+
+    1 plus `motion_loss_weight` times the change since the last frame, over the batch's mean change; a clip's first
+    frame has the change of its second.
+    """
+    if frames.shape[1] == 1:
+        return torch.ones_like(frames[..., :1])
+    change = frames.diff(dim=1).abs().mean(-1, keepdim=True)
+    change = torch.cat([change[:, :1], change], dim=1)
+    mean = change.mean()
+    return (1 + motion_loss_weight * torch.where(mean > 0, change / mean, 1.0)) / (1 + motion_loss_weight)
+
+
+def to_float(frames: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """uint8 -> [-0.5, 0.5] (section 4.1)."""
+    return frames.to(dtype) / 255 - 0.5
+
+
+def to_uint8(frames: Tensor) -> Tensor:
+    """[-0.5, 0.5] -> uint8, rounded; what overshoots is cut."""
+    return ((frames.float() + 0.5) * 255).round().clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,1 @@
+"""The training loop, its TensorBoard log, and the rows of the paper's ablations."""

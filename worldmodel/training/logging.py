@@ -1,0 +1,127 @@
+"""What goes on around training: what TensorBoard shows of it, and a way to stop between two steps.
+
+The HPARAMS tab compares runs by their settings and the last value of every scalar, held-out ones included.
+SummaryWriter's `add_hparams` is not used: it writes a run of its own beside each run, and an experiment summary with
+the settings of one run, which the tab then takes for those of all. Without one it gathers them from every run.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from worldmodel.utils.checkpoint import flatten
+from worldmodel.utils.errors import UserError
+from worldmodel.utils.hardware import flop_counter
+
+
+def log_settings(writer: SummaryWriter, settings: dict[str, Any]) -> None:
+    """The settings, as text and for the HPARAMS tab: there without long ones, such as tables of statistics."""
+    texts = {k: v if isinstance(v, int | float) else str(v) for k, v in flatten(settings).items()}
+    writer.add_text("config", "```\n" + "\n".join(f"{k}: {v}" for k, v in texts.items()) + "\n```")
+    _, start, _ = hparams({k: v for k, v in texts.items() if len(str(v)) <= 40}, {})
+    writer._get_file_writer().add_summary(start, 0)
+
+
+@contextmanager
+def log_on_disk(folder: Path) -> Iterator[None]:
+    """Round what writes a TensorBoard log in a folder: `UserError` if it cannot be written, as on a full disk.
+
+    A thread of TensorBoard's finds that out, and would print a traceback before it hands the error on.
+    """
+    usual, found = threading.excepthook, []
+
+    def note(args: threading.ExceptHookArgs) -> None:
+        if isinstance(args.exc_value, OSError) and type(args.thread).__name__ == "_AsyncWriterThread":
+            found.append(args.exc_value)
+        else:
+            usual(args)
+
+    threading.excepthook = note
+    try:
+        yield
+    except OSError as error:
+        if not any(error is one for one in found):
+            raise
+        raise UserError(
+            f"the log in {folder} could not be written ({error.strerror}); the last checkpoint is whole: make room, "
+            "and run the same command again"
+        ) from error
+    finally:
+        threading.excepthook = usual
+
+
+class Meter:
+    """Means of the scalars since the last log, clips a second, and the share of the machine's peak."""
+
+    def __init__(self, peak_flops: float) -> None:
+        self.peak_flops, self.flops, self.is_warm = peak_flops, 0, False
+        """FLOP/s of the machine, FLOPs of a step once one is counted, and whether there was one before."""
+        self.reset()
+
+    @contextmanager
+    def count_flops(self) -> Iterator[None]:
+        """Round every step; the second one is counted, and a little slower for it: the first one may compile."""
+        with flop_counter() if self.is_warm and not self.flops else nullcontext() as count:
+            yield
+        self.is_warm = True
+        if count is not None:
+            self.flops = count.get_total_flops()
+
+    def reset(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.steps, self.clips, self.since = 0, 0, time.monotonic()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time that does not count."""
+        start = time.monotonic()
+        yield
+        self.since += time.monotonic() - start
+
+    def add(self, values: dict[str, Tensor], clips: int) -> None:
+        self.sums = {k: v + self.sums.get(k, 0) for k, v in values.items()}
+        self.steps, self.clips = self.steps + 1, self.clips + clips
+
+    def log(self, writer: SummaryWriter, step: int, rate: float) -> float:
+        """Write the means; returns the mean loss."""
+        means = {k: float(v) / self.steps for k, v in self.sums.items()}
+        for name, value in means.items():
+            writer.add_scalar(f"train/{name}", value, step)
+        writer.add_scalar("train/learning_rate", rate, step)
+        seconds = time.monotonic() - self.since
+        writer.add_scalar("train/clips_per_second", self.clips / seconds, step)
+        writer.add_scalar("train/share_of_peak", self.flops * self.steps / seconds / self.peak_flops, step)
+        self.reset()
+        return means["loss"]
+
+
+class StopSignal:
+    """Turns SIGINT and SIGTERM into a flag, so that a step is never cut in two; the second one raises."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __enter__(self) -> StopSignal:
+        self.previous_handlers = {}
+        if threading.current_thread() is threading.main_thread():
+            self.previous_handlers = {s: signal.signal(s, self._request) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _request(self, *_: Any) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self.previous_handlers.items():
+            signal.signal(number, handler)
