@@ -1,9 +1,10 @@
 """Presets and the command line.
 
-A preset is a YAML file in this folder (or anywhere), with one section per stage: `collect`, `vqvae`, `tokens`,
-`prior`, `outcome`, `evaluate`, and so on. Every script takes `--preset NAME`; its section is laid under the
-command line, and flags override it. A key that no setting has is an error that names the nearest one, and so is a
-preset without a section for the script: the defaults are those of another world.
+A preset is a YAML file in this folder (or anywhere). `run: folder` names the run folder. Below it stands one section per
+stage: `collect`, `vqvae`, `tokens`, `prior`, `outcome`, `evaluate`, and so on; one without settings, `tokens:`, takes the
+defaults. Every script takes `--preset NAME`: its section gives the defaults, and flags override them. A key that is no
+setting is an error that names the nearest one. So is a preset without a section for the script, because the defaults are
+those of another world.
 """
 
 from __future__ import annotations
@@ -92,22 +93,30 @@ def read_preset(name: str) -> dict[str, Any]:
     if not isinstance(sections, dict) or not sections:
         raise UserError(f"{path} has no sections; it should begin with one, such as `vqvae:`")
     for section, values in sections.items():
-        if section not in SECTIONS:
+        if section not in ("run", *SECTIONS):
             raise UserError(f"{path} has a section {short_repr(section)}; {suggestion(str(section), SECTIONS)}")
-        if not isinstance(values, dict):
-            raise UserError(f"{path}: section {section} has no settings; remove it or add some")
-    return sections
+        if section == "run":
+            check_value(str, values, f"{path}: run")
+        elif not isinstance(values, dict | None):
+            raise UserError(f"{path}: section {section} should be a group of settings, not {short_repr(values)}")
+    return {section: {} if values is None else values for section, values in sections.items()}
 
 
-def read_section(name: str, section: str) -> dict[str, Any]:
-    """The settings of a stage in a preset."""
+def read_section(name: str, section: str, kind: type) -> dict[str, Any]:
+    """The settings of a stage in a preset, of which `kind` declares the types: its run folder, then its own section."""
     sections = read_preset(name)
+    run = sections.pop("run", None)
     if section not in sections:
         raise UserError(
             f"preset {name!r} has no section {section!r}, only {', '.join(sections) or 'none'}; "
             "add it, or give flags instead of --preset"
         )
-    return sections[section]
+    if run is None:
+        return sections[section]
+    if section == "collect":
+        return {"out": f"{run}/data.zarr"} | sections[section]
+    of_a_run = declared_types(kind).get("run") in (Path, Path | None)
+    return ({"run": run} if of_a_run else {}) | sections[section]
 
 
 def overlay(default: T, values: dict[str, Any], where: str) -> T:
@@ -143,7 +152,7 @@ def parse(kind: type[T], section: str, argv: Sequence[str]) -> T:
         at = rest.index(flag)
         name = flag.partition("=")[2] or (rest[at + 1] if at + 1 < len(rest) else "")
         del rest[at : at + (1 if "=" in flag else 2)]
-        default = overlay(default, read_section(name, section), f"{name.removesuffix('.yaml')}.yaml: {section}")
+        default = overlay(default, read_section(name, section, kind), f"{name.removesuffix('.yaml')}.yaml: {section}")
     args = from_flags(kind, default, rest)
     check_places(args)
     return args

@@ -125,6 +125,27 @@ def test_every_store_that_a_script_reads_may_be_a_url() -> None:
     assert all("Address" in kind for kind in declared)
 
 
+@dataclass
+class InRun:
+    run: Path = Path("runs/default")
+    model: str = ""
+
+
+@dataclass
+class OfModel:
+    run: str = ""
+    out: str = "runs/scores"
+
+
+def test_the_run_of_a_preset_is_that_of_its_sections(tmp_path: Path) -> None:
+    preset = ["--preset", write(tmp_path / "x.yaml", "run: runs/x\ncollect:\ntokens:\nprior: {model: a}\nplan:\n")]
+    assert parse(InRun, "tokens", preset) == InRun(run=Path("runs/x"))
+    assert parse(InRun, "prior", preset) == InRun(run=Path("runs/x"), model="a")
+    assert parse(InRun, "prior", [*preset, "--run", "elsewhere"]).run == Path("elsewhere")
+    assert parse(OfModel, "collect", preset).out == "runs/x/data.zarr"
+    assert parse(OfModel, "plan", preset) == OfModel(), "its run may also be empty: the model that ships"
+
+
 def test_mistakes_are_told_in_a_sentence(tmp_path: Path) -> None:
     for text, sentence in (
         ("vqvae: {stesp: 1}", "has no setting 'stesp'; did you mean 'steps'"),
@@ -134,7 +155,8 @@ def test_mistakes_are_told_in_a_sentence(tmp_path: Path) -> None:
         ("vqvae: {steps: many}", "vqvae.steps should be of type int, not 'many'"),
         ("- vqvae", "has no sections"),
         ("vqave: {steps: 1}", "has a section 'vqave'; did you mean 'vqvae'"),
-        ("vqvae:", "section vqvae has no settings"),
+        ("vqvae: 3", "section vqvae should be a group of settings, not 3"),
+        ("run: 3", "run should be of type str, not 3"),
         ("vqvae: {out: 5}", "vqvae.out should be of type str, not 5"),
         ("vqvae: {inner: {size: 4}}", "vqvae.inner.size should be a list of 2, not 4"),
         ("vqvae: {inner: {size: [1, a]}}", "vqvae.inner.size should be of type int, not 'a'"),
@@ -275,6 +297,7 @@ def test_every_preset_fits_the_scripts(path: Path) -> None:
     }
     preset = read_preset(path.stem)
     assert sections.keys() == set(SECTIONS)
+    preset.pop("run", None)
     for section, values in preset.items():
         overlay(sections[section].Args(), values, section)
 
