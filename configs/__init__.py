@@ -1,10 +1,10 @@
 """Presets and the command line.
 
-A preset is a YAML file in this folder (or anywhere). `run: folder` names the run folder. Below it stands one section per
-stage: `collect`, `vqvae`, `tokens`, `prior`, `outcome`, `evaluate`, and so on; one without settings, `tokens:`, takes the
-defaults. Every script takes `--preset NAME`: its section gives the defaults, and flags override them. A key that is no
-setting is an error that names the nearest one. So is a preset without a section for the script, because the defaults are
-those of another world.
+A preset is a YAML file in this folder (or anywhere). `run: folder` names the run folder. Then it has a section for each
+stage: `collect`, `vqvae`, `tokens`, `prior`, `outcome`, `evaluate`, and so on; one without settings takes the defaults.
+Every script takes `--preset NAME`: its section gives the defaults, and flags override them. A key that is no setting is
+an error that names the nearest one. So is a preset without a section for the script, because the defaults are those of
+another world.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any, NewType, TypeVar, get_args, get_type_hints
 import tyro
 import yaml
 
+from configs.help import short_help
 from worldmodel.utils import memory
 from worldmodel.utils.errors import UserError, is_url
 from worldmodel.utils.settings import check_value, declared_types, short_repr, suggestion
@@ -163,7 +164,11 @@ def from_flags(kind: type[T], default: T, flags: Sequence[str]) -> T:
 
     tyro draws a box around what is wrong; what a setting may not be is a `UserError` instead, as it is everywhere.
     """
-    description = f"{kind.__doc__}\n\n--preset NAME lays configs/NAME.yaml under the flags."
+    if any(flag in ("-h", "--help") for flag in flags):
+        print(short_help(Path(sys.argv[0]).name, default))
+        sys.exit()
+    flags = ["--help" if flag == "--help-all" else flag for flag in flags]
+    description = f"{kind.__doc__}\n\n--preset NAME takes the defaults from configs/NAME.yaml."
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):

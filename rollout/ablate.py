@@ -39,8 +39,8 @@ from train import vqvae as train_vqvae
 from worldmodel.data.store import Store
 from worldmodel.metrics.features import Kind, load_features
 from worldmodel.metrics.protocol import PAPER
-from worldmodel.models.prior import PriorConfig
-from worldmodel.models.vqvae import VQVAEConfig
+from worldmodel.models.prior_config import PriorSettings
+from worldmodel.models.vqvae import VQVAESettings
 from worldmodel.training.ablations import Row, Table, count_parameters, table_rows
 from worldmodel.training.trainer import TrainerConfig
 from worldmodel.utils.checkpoint import checkpoints, weights_digest, write_json
@@ -60,7 +60,7 @@ class Args(Settings):
     """Folder of all tables."""
     vqvae: train_vqvae.Args = field(
         default_factory=lambda: train_vqvae.Args(
-            model=VQVAEConfig(), trainer=TrainerConfig(steps=100_000, learning_rate=7e-4)
+            model=VQVAESettings(), trainer=TrainerConfig(steps=100_000, learning_rate=7e-4)
         )
     )
     """The base's first stage; run, data and model's ablated settings are the row's."""
@@ -70,7 +70,7 @@ class Args(Settings):
         default_factory=lambda: train_prior.Args(
             actions=True,
             every_action=True,
-            model=PriorConfig(local_window=128, n_cond_frames=1),
+            model=PriorSettings(local_window=128, n_cond_frames=1),
             trainer=TrainerConfig(steps=150_000, lr_schedule="cosine"),
         )
     )

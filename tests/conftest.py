@@ -11,8 +11,8 @@ import torch
 from train import outcome, prior, tokens, vqvae
 from worldmodel.data.env_spec import ActionSpec, EnvSpec
 from worldmodel.data.writer import StoreWriter
-from worldmodel.models.prior import PriorConfig
-from worldmodel.models.vqvae import VQVAEConfig
+from worldmodel.models.prior_config import PriorSettings
+from worldmodel.models.vqvae import VQVAESettings
 from worldmodel.training.trainer import TrainerConfig
 
 TOY = EnvSpec(
@@ -55,7 +55,7 @@ def stages(
     run: Path, mode: str = "stream", steps: int = 150
 ) -> tuple[vqvae.Args, tokens.Args, prior.Args, outcome.Args]:
     """The arguments of every training stage for a small run on the toy world."""
-    small = VQVAEConfig(
+    small = VQVAESettings(
         mode=mode,
         n_frames=8,
         frame_size=(16, 16),
@@ -67,7 +67,7 @@ def stages(
         embedding_dim=8,
         window=2,
     )
-    gpt = PriorConfig(
+    gpt = PriorSettings(
         mode=mode, decoding_order="raster" if mode == "paper" else "diagonal", window=4,
         d_model=32, n_heads=2, n_layers=2, d_ff=64, dropout=0.0,
     )  # fmt: skip

@@ -30,7 +30,8 @@ from worldmodel.data.prior_dataset import PriorBatch, PriorDataset, condition_sc
 from worldmodel.data.store import Store, open_frame_store
 from worldmodel.generation.generate import generate
 from worldmodel.models.loading import load_vqvae
-from worldmodel.models.prior import Conditioning, Prior, PriorConfig
+from worldmodel.models.prior import Prior
+from worldmodel.models.prior_config import Conditioning, PriorConfig, PriorSettings
 from worldmodel.models.vqvae import VQVAE, to_uint8
 from worldmodel.training.trainer import Batch, TrainerConfig, eval_mode, fit
 from worldmodel.utils.checkpoint import check_vqvae, load_weights, read_header, weights_digest
@@ -56,8 +57,7 @@ class Args(Settings):
     """Store of the conditioning frames; <run>/data.zarr if not given."""
     n_latent_frames: Positive = 16
     """stream mode: latent frames of a training clip (paper mode takes the VQ-VAE's clip)."""
-    model: PriorConfig = field(default_factory=lambda: PriorConfig(mode="stream", decoding_order="diagonal"))
-    """latent, books, codes, code_dim, seen_shape and the condition follow from the VQ-VAE, --actions and --classes."""
+    model: PriorSettings = field(default_factory=lambda: PriorSettings(mode="stream", decoding_order="diagonal"))
     trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(lr_schedule="cosine"))
     terminal_frames: bool = True
     """Learn also the frames that episodes ended with. ViZDoom's are no pictures of an end, but stand still: leave them
@@ -87,8 +87,8 @@ def configure(args: Args, vqvae: VQVAE, action_dim: int, n_classes: int = 0) -> 
     actions = (v.n_frames - (not args.every_action) if clip else v.stride[0]) * action_dim * args.actions
     n_classes *= args.classes
     condition: Conditioning = ("clip" if clip else "frame") if actions + n_classes else "none"
-    return replace(
-        args.model,
+    return PriorConfig(
+        **vars(args.model),
         latent_shape=(frames, *v.latent_shape[1:]),
         n_codebooks=v.n_codebooks,
         n_codes=v.n_codes,

@@ -9,7 +9,7 @@ and of held-out clips NMSE, PSNR and moving reconstructions beside the truth.
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 if not __package__:
@@ -25,7 +25,7 @@ from worldmodel.data.store import Store
 from worldmodel.metrics.frames import nmse, psnr
 from worldmodel.models.loading import load_vqvae
 from worldmodel.models.quantizer import codebook_usage
-from worldmodel.models.vqvae import VQVAE, VQVAEConfig, to_uint8
+from worldmodel.models.vqvae import VQVAE, VQVAEConfig, VQVAESettings, to_uint8
 from worldmodel.training.trainer import TrainerConfig, eval_mode, fit
 from worldmodel.utils.checkpoint import weights_digest
 from worldmodel.utils.errors import UserError
@@ -41,7 +41,7 @@ class Args(Settings):
     """Run folder."""
     data: Address | None = None
     """Store of frames; <run>/data.zarr if not given."""
-    model: VQVAEConfig = field(default_factory=lambda: VQVAEConfig(mode="stream"))
+    model: VQVAESettings = field(default_factory=lambda: VQVAESettings(mode="stream"))
     trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(learning_rate=7e-4))
     n_eval_clips: Positive = 32
     """Clips of the validation split to evaluate on."""
@@ -97,7 +97,7 @@ def main(args: Args) -> None:
         )
     train, valid = (Clips(store, split, args.model.n_frames, ["frames"]) for split in ("train", "valid"))
     torch.manual_seed(args.trainer.seed)
-    model = VQVAE(replace(args.model, data_variance=pixel_variance(train))).to(args.device)
+    model = VQVAE(VQVAEConfig(**vars(args.model), data_variance=pixel_variance(train))).to(args.device)
     init_settings = {} if args.init_from is None else init_model_from(args.init_from, model)
     frames = torch.from_numpy(valid.fixed_sample(min(args.n_eval_clips, len(valid)))["frames"]).to(args.device)
     fit(

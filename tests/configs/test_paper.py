@@ -53,7 +53,7 @@ def build(name: str) -> tuple[VQVAE, Prior]:
     """Both models without their weights."""
     v, p = settings(name)
     with torch.device("meta"):
-        vqvae = VQVAE(v.model)
+        vqvae = VQVAE(VQVAEConfig(**vars(v.model)))
         return vqvae, Prior(train_prior.configure(p, vqvae, ACTIONS.get(name, 0)))
 
 
@@ -177,17 +177,8 @@ def test_one_shrunken_step(name: str) -> None:
     v, p = settings(name)
     size = (32, 32) if name == "ucf101_128" else (16, 16)
     torch.manual_seed(0)
-    vqvae = VQVAE(
-        replace(
-            v.model,
-            frame_size=size,
-            hidden_channels=12,
-            residual_channels=8,
-            n_res_blocks=1,
-            n_codes=16,
-            embedding_dim=6,
-        )
-    )
+    few = {"hidden_channels": 12, "residual_channels": 8, "n_res_blocks": 1, "n_codes": 16, "embedding_dim": 6}
+    vqvae = VQVAE(VQVAEConfig(**vars(v.model) | few | {"frame_size": size}))
     frames = torch.randint(256, (2, 16, *size, 3), dtype=torch.uint8)
     loss = vqvae(frames)["loss"]
     loss.backward()

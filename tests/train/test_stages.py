@@ -21,7 +21,7 @@ from worldmodel.data.store import Store
 from worldmodel.data.writer import StoreWriter
 from worldmodel.generation.dream import Context
 from worldmodel.models.loading import load_prior, load_vqvae
-from worldmodel.models.prior import PriorConfig
+from worldmodel.models.prior_config import PriorSettings
 from worldmodel.models.vqvae import VQVAE, VQVAEConfig
 from worldmodel.utils.checkpoint import CHECKPOINT_FILE, read_header, read_tensors
 from worldmodel.utils.errors import UserError
@@ -77,7 +77,7 @@ def test_without_actions_the_prior_is_unconditional(toy_store: Path, toy_stages:
 def test_condition_sizes_of_table_9() -> None:
     """15 transitions of 4 actions for HGS, of 21 for Battle2, and for BAIR 16 of 4 numbers."""
     paper = VQVAE(VQVAEConfig(hidden_channels=4, residual_channels=4, n_res_blocks=0, embedding_dim=4))
-    args = prior.Args(actions=True, model=PriorConfig())
+    args = prior.Args(actions=True, model=PriorSettings())
     assert prior.configure(args, paper, 4).condition_dim == 60
     assert prior.configure(args, paper, 21).condition_dim == 315
     assert prior.configure(replace(args, every_action=True), paper, 4).condition_dim == 64

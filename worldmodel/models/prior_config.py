@@ -1,4 +1,8 @@
-"""Settings of the prior (Table 9), which the prior, its blocks and its head all read."""
+"""Settings of the prior (Table 9), which the prior, its blocks and its head all read.
+
+`PriorSettings` is what a person chooses. `PriorConfig` adds what follows from the VQ-VAE and from what the prior is
+conditioned on, so it is no flag. `train/prior.py` works it out.
+"""
 
 from __future__ import annotations
 
@@ -24,16 +28,9 @@ Conditioning = Literal["none", "frame", "clip"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PriorConfig(Settings):
-    """Table 9; the defaults are its ViZDoom column."""
+class PriorSettings(Settings):
+    """What is chosen; the defaults are Table 9's ViZDoom column."""
 
-    latent_shape: tuple[Positive, Pixels, Pixels] = (8, 32, 32)
-    """Latent frames of a training clip, rows, columns."""
-    n_codebooks: Channels = 1
-    n_codes: Channels = 1024
-    """Vocabulary."""
-    embedding_dim: Channels = 256
-    """Channels of a code's vector."""
     mode: Literal["paper", "stream"] = "paper"
     decoding_order: OrderName = "raster"
     """Order of the positions of a frame."""
@@ -41,16 +38,8 @@ class PriorConfig(Settings):
     """Rows and columns of codes that make one position of the transformer; all books are inside it if above 1."""
     window: Positive = 8
     """stream: latent frames that attention reaches, the current one included."""
-    conditioning: Conditioning = "none"
-    condition_dim: Count = 0
-    condition_scale: tuple[AboveZero, ...] = ()
-    """What the numbers of the condition are divided by; none for one-hot ones."""
-    n_classes: Count = 0
-    """The last so many numbers of the condition are a class, one-hot."""
     n_cond_frames: Count = 0
     """Conditioning frames, which a 3D ResNet reads and every layer looks at; 0 for none."""
-    cond_frame_shape: tuple[Pixels, Pixels, Channels] = (64, 64, 3)
-    """Height, width and channels of a conditioning frame."""
     resnet_depth: Literal[18, 34] = 34
     """Depth of the ResNet."""
     cond_dim: Channels = 512
@@ -78,23 +67,12 @@ class PriorConfig(Settings):
         super().__post_init__()
         if self.attention_dropout and self.local_window:
             raise UserError("sparse attention (local_window > 0) has no attention_dropout; set one of them to 0")
-        if self.latent_shape[1] % self.patch_size or self.latent_shape[2] % self.patch_size:
-            raise UserError(
-                f"{self.latent_shape[1]} x {self.latent_shape[2]} codes have no patches of {self.patch_size}; set "
-                "--model.patch-size"
-            )
         if self.d_model % (2 * self.n_heads):
             raise UserError(
                 f"d_model = {self.d_model} cannot be divided into {self.n_heads} heads of even size; choose another"
             )
         if self.n_heads % (self.n_kv_heads or 1):
             raise UserError(f"{self.n_heads} heads cannot share {self.n_kv_heads} of keys and values; choose a divisor")
-        if (self.conditioning == "none") != (self.condition_dim == 0):
-            raise UserError(f"conditioning = {self.conditioning} does not go with condition_dim = {self.condition_dim}")
-        if self.condition_scale and len(self.condition_scale) != self.condition_dim:
-            raise UserError(f"a condition of {self.condition_dim} numbers has not {len(self.condition_scale)} scales")
-        if self.n_classes > self.condition_dim:
-            raise UserError(f"{self.n_classes} classes do not fit into a condition of {self.condition_dim} numbers")
         if self.cond_dim < 8 or self.cond_dim % 8:
             raise UserError(
                 f"cond_dim = {self.cond_dim} must be a multiple of 8: the ResNet begins with an eighth of them"
@@ -103,6 +81,41 @@ class PriorConfig(Settings):
             raise UserError(
                 "a stream begins with a context, not with conditioning frames; use mode = paper for n_cond_frames > 0"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorConfig(PriorSettings):
+    """All that a prior is built from."""
+
+    latent_shape: tuple[Positive, Pixels, Pixels] = (8, 32, 32)
+    """Latent frames of a training clip, rows, columns."""
+    n_codebooks: Channels = 1
+    n_codes: Channels = 1024
+    """Vocabulary."""
+    embedding_dim: Channels = 256
+    """Channels of a code's vector."""
+    conditioning: Conditioning = "none"
+    condition_dim: Count = 0
+    condition_scale: tuple[AboveZero, ...] = ()
+    """What the numbers of the condition are divided by; none for one-hot ones."""
+    n_classes: Count = 0
+    """The last so many numbers of the condition are a class, one-hot."""
+    cond_frame_shape: tuple[Pixels, Pixels, Channels] = (64, 64, 3)
+    """Height, width and channels of a conditioning frame."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.latent_shape[1] % self.patch_size or self.latent_shape[2] % self.patch_size:
+            raise UserError(
+                f"{self.latent_shape[1]} x {self.latent_shape[2]} codes have no patches of {self.patch_size}; set "
+                "--model.patch-size"
+            )
+        if (self.conditioning == "none") != (self.condition_dim == 0):
+            raise UserError(f"conditioning = {self.conditioning} does not go with condition_dim = {self.condition_dim}")
+        if self.condition_scale and len(self.condition_scale) != self.condition_dim:
+            raise UserError(f"a condition of {self.condition_dim} numbers has not {len(self.condition_scale)} scales")
+        if self.n_classes > self.condition_dim:
+            raise UserError(f"{self.n_classes} classes do not fit into a condition of {self.condition_dim} numbers")
         if self.mode == "stream" and self.conditioning == "clip":
             raise UserError("a stream is conditioned frame by frame; choose conditioning = frame, or mode = paper")
 

@@ -36,8 +36,8 @@ Kernel = Annotated[int, Range(1, 64)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class VQVAEConfig(Settings):
-    """Table 8; the defaults are its BAIR / RoboNet / ViZDoom column."""
+class VQVAESettings(Settings):
+    """What is chosen of Table 8; the defaults are its BAIR / RoboNet / ViZDoom column."""
 
     n_frames: Positive = 16
     """Frames of a training clip."""
@@ -83,8 +83,6 @@ class VQVAEConfig(Settings):
     commitment_weight: NotNegative = 0.25
     motion_loss_weight: NotNegative = 0.0
     """Weight in the loss of what moves, over that of everything: a fireball of Doom is a few of 4,096 pixels."""
-    data_variance: AboveZero = 0.06
-    """Variance of the data at [-0.5, 0.5]; train/vqvae.py measures it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -114,6 +112,14 @@ class VQVAEConfig(Settings):
     @property
     def causal(self) -> bool:
         return self.mode == "stream"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQVAEConfig(VQVAESettings):
+    """All that a VQ-VAE is built from."""
+
+    data_variance: AboveZero = 0.06
+    """Variance of the data at [-0.5, 0.5]; train/vqvae.py measures it."""
 
 
 class ResidualBlock(nn.Module):

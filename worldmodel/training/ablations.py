@@ -27,8 +27,8 @@ import torch
 
 from worldmodel.metrics.protocol import Trials
 from worldmodel.metrics.published import FIGURES, Figure, Metric
-from worldmodel.models.prior_config import PriorConfig
-from worldmodel.models.vqvae import VQVAE, VQVAEConfig, layer_strides
+from worldmodel.models.prior_config import PriorSettings
+from worldmodel.models.vqvae import VQVAE, VQVAEConfig, VQVAESettings, layer_strides
 from worldmodel.utils.errors import UserError
 
 Table = Literal[3, 4, 5, 6, 7]
@@ -43,8 +43,8 @@ class Row:
 
     setting: str
     """As in `published.FIGURES`."""
-    vqvae: VQVAEConfig
-    prior: PriorConfig | None
+    vqvae: VQVAESettings
+    prior: PriorSettings | None
     """None where the table needs none."""
 
     @property
@@ -62,7 +62,7 @@ def published_table(table: Table) -> dict[str, dict[Metric, Figure]]:
     return columns
 
 
-def table_rows(table: Table, vqvae: VQVAEConfig, prior: PriorConfig) -> list[Row]:
+def table_rows(table: Table, vqvae: VQVAESettings, prior: PriorSettings) -> list[Row]:
     """The rows of a table, in the paper's order, for a base VQ-VAE and prior."""
     made = []
     for setting in published_table(table):
@@ -84,13 +84,13 @@ def table_rows(table: Table, vqvae: VQVAEConfig, prior: PriorConfig) -> list[Row
     return made
 
 
-def count_parameters(config: VQVAEConfig) -> int:
+def count_parameters(config: VQVAESettings) -> int:
     """How many parameters a VQ-VAE has; nothing is allocated."""
     with torch.device("meta"):
-        return sum(p.numel() for p in VQVAE(config).parameters())
+        return sum(p.numel() for p in VQVAE(VQVAEConfig(**vars(config))).parameters())
 
 
-def without_attention(config: VQVAEConfig) -> VQVAEConfig:
+def without_attention(config: VQVAESettings) -> VQVAESettings:
     """No attention, and so many residual blocks that the number of parameters is nearest to what it was."""
     plain = replace(config, attention=False)
     fewest, one_more = count_parameters(plain), count_parameters(replace(plain, n_res_blocks=config.n_res_blocks + 1))
@@ -98,7 +98,7 @@ def without_attention(config: VQVAEConfig) -> VQVAEConfig:
     return replace(plain, n_res_blocks=config.n_res_blocks + more)
 
 
-def with_latent_shape(config: VQVAEConfig, latent_shape: tuple[int, int, int]) -> VQVAEConfig:
+def with_latent_shape(config: VQVAESettings, latent_shape: tuple[int, int, int]) -> VQVAESettings:
     """With the stride that gives the paper's latent size, times what the base's stride is of the paper's.
 
     `widths` are cut, or go on with `hidden`, so that as many channels are at each resolution as in the base.

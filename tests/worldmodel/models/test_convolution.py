@@ -26,7 +26,7 @@ from worldmodel.models.convolution import NO_PADDING, Conv3d, Pads, conv3d
 from worldmodel.models.layers import Conv, ConvTranspose, Memory
 from worldmodel.models.resnet import ResNet
 from worldmodel.models.reward_done import OutcomeConfig, OutcomeModel
-from worldmodel.models.vqvae import VQVAE
+from worldmodel.models.vqvae import VQVAE, VQVAEConfig
 from worldmodel.utils.hardware import flop_counter
 
 ROOT = Path(__file__).parents[2]
@@ -143,7 +143,8 @@ def shapes() -> list[Shape]:
             sections = read_preset(preset.stem)
             sections |= sections.get("ablate", {})
             if "vqvae" in sections:
-                found |= shapes_of(VQVAE(overlay(train_vqvae.Args(), sections["vqvae"], "vqvae").model))
+                chosen = overlay(train_vqvae.Args(), sections["vqvae"], "vqvae").model
+                found |= shapes_of(VQVAE(VQVAEConfig(**vars(chosen))))
             if "prior" in sections:
                 prior = overlay(train_prior.Args(), sections["prior"], "prior").model
                 if prior.n_cond_frames:

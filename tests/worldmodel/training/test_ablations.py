@@ -13,8 +13,9 @@ from rollout.ablate import Args
 from train.prior import configure
 from worldmodel.metrics.protocol import Trials
 from worldmodel.metrics.published import FIGURES, Figure
-from worldmodel.models.prior import Prior, PriorConfig
-from worldmodel.models.vqvae import VQVAE, VQVAEConfig
+from worldmodel.models.prior import Prior
+from worldmodel.models.prior_config import PriorSettings
+from worldmodel.models.vqvae import VQVAE, VQVAEConfig, VQVAESettings
 from worldmodel.training.ablations import (
     TABLES,
     count_parameters,
@@ -34,7 +35,7 @@ def count(model: torch.nn.Module) -> int:
 
 
 def settings(table: int) -> list[str]:
-    return [row.setting for row in table_rows(table, VQVAEConfig(), PriorConfig())]  # type: ignore[arg-type]
+    return [row.setting for row in table_rows(table, VQVAESettings(), PriorSettings())]  # type: ignore[arg-type]
 
 
 def test_rows_are_the_papers() -> None:
@@ -80,10 +81,10 @@ def test_parameters_match_without_attention(size: str) -> None:
 
 
 def test_parameters_are_those_of_a_model_with_weights() -> None:
-    small = VQVAEConfig(
+    small = VQVAESettings(
         frame_size=(8, 8), hidden_channels=12, residual_channels=8, n_res_blocks=1, n_codes=8, embedding_dim=4
     )
-    assert count_parameters(small) == count(VQVAE(small))
+    assert count_parameters(small) == count(VQVAE(VQVAEConfig(**vars(small))))
 
 
 def test_latent_sizes() -> None:
@@ -102,9 +103,9 @@ def test_latent_sizes() -> None:
                 parts = [totals["4 x 16 x 16"], totals["16 x 8 x 8"]], [totals["2 x 64 x 64"], totals["8 x 32 x 32"]]
                 assert all(a == b for a, b in parts)
     with pytest.raises(UserError, match="choose even strides"):
-        with_latent_shape(VQVAEConfig(stride=(1, 2, 2)), (16, 16, 16))
+        with_latent_shape(VQVAESettings(stride=(1, 2, 2)), (16, 16, 16))
     with pytest.raises(UserError, match="has axial attention"):
-        table_rows(3, VQVAEConfig(attention=False), PriorConfig())
+        table_rows(3, VQVAESettings(attention=False), PriorSettings())
 
 
 @pytest.mark.parametrize("size", BASES)
@@ -118,7 +119,7 @@ def test_every_row_builds(size: str, table: int) -> None:
     dense = replace(args.prior.model, local_window=0)
     for row in table_rows(table, args.vqvae.model, dense):  # type: ignore[arg-type]
         with torch.device("meta"):
-            vqvae = VQVAE(row.vqvae)
+            vqvae = VQVAE(VQVAEConfig(**vars(row.vqvae)))
             assert count(vqvae) == count_parameters(row.vqvae)
             if row.prior is not None:
                 prior = Prior(configure(replace(args.prior, model=row.prior), vqvae, 4))
