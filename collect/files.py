@@ -123,10 +123,16 @@ def fill_store(
             raise UserError(
                 f"none of the {len(items)} files of {args.source} could be read; see {args.out / SKIPPED_FILE}"
             )
-        text = f"{writer.n_episodes:,} episodes, {writer.n_rows:,} frames"
+        text = store_size(writer)
     bad = len(filled.skipped)
     print(printable(f"data: {args.out}: {text}") + (f"; {bad} of {len(items):,} files were skipped" if bad else ""))
     return filled
+
+
+def store_size(writer: StoreWriter) -> str:
+    """How much is in a store, in words."""
+    mean = writer.n_rows / writer.n_episodes
+    return f"{writer.n_episodes:,} episodes, {writer.n_rows:,} frames, {mean:.1f} on average"
 
 
 def _run(writer: StoreWriter, args: ReaderArgs, items: Sequence[Item], read: Read[Item], noted: bool) -> Filled[Item]:

@@ -21,7 +21,6 @@ import hashlib
 import importlib
 import inspect
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -36,26 +35,24 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
-from tqdm import tqdm
 
-from collect.episodes import Exploration, play_group
+from collect.episodes import play_group
 from collect.images import is_image, resize_image
-from collect.pool import WorkerPool
-from collect.record import record_episodes
+from collect.record import RecordArgs, record_store
 from configs import command
 from envs.policies import Player, load_player, policy_digest
 from envs.spaces import to_action_spec
 from worldmodel.data.env_spec import EnvSpec
-from worldmodel.data.writer import Episode, StoreWriter
+from worldmodel.data.writer import Episode
 from worldmodel.utils.errors import UserError, one_line
-from worldmodel.utils.settings import Count, Pixels, Positive, Seed, Workers
+from worldmodel.utils.settings import Count, Pixels, Positive
 
 LANES = 4
 """Environments that a process plays side by side for a policy of frames; a function is asked about one at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(Exploration):
+class Args(RecordArgs):
     """Record a Gymnasium environment."""
 
     env_id: str = "CartPole-v1"
@@ -74,10 +71,6 @@ class Args(Exploration):
     """The longest episode, in steps; 0 leaves it to the environment."""
     size: Pixels = 64
     """Height and width of a frame."""
-    num_workers: Workers = min(os.cpu_count() or 1, 16)
-    """Processes that play."""
-    seed: Seed = 0
-    """Of the episodes, the actions and the split."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -251,14 +244,8 @@ def main(args: Args) -> None:
         if args.length > env_spec.max_episode_steps + 1:
             raise UserError(f"an episode has at most {env_spec.max_episode_steps + 1} frames; ask for a shorter length")
         check_reset(args, env)  # it, and `settings` of the policy, say what is wrong before any process starts
-    with StoreWriter(args.out, env_spec, settings(args, env_spec), args.seed) as writer:
-        if writer.n_episodes < args.episodes:
-            with WorkerPool(partial(playing, args), args.num_workers, tqdm.write) as pool:
-                rate = record_episodes(pool, writer, group_size(args), args.episodes, args.length)
-            print(f"{rate:,.0f} frames/s by {args.num_workers} processes")
-        text = f"{writer.n_episodes:,} episodes, {writer.n_rows:,} frames"
-        mean = f"{writer.n_rows / writer.n_episodes:.1f} on average"
-        print(f"data: {args.out} is complete: {text}, {mean}")
+    how = settings(args, env_spec)
+    record_store(args.out, env_spec, how, args, partial(playing, args), group_size(args), args.episodes, args.length)
 
 
 if __name__ == "__main__":

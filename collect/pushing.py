@@ -15,7 +15,6 @@ lines compare with the bare renderer: as many processes that do nothing but draw
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -28,25 +27,23 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
-from tqdm import tqdm
 
-from collect.episodes import Exploration, Hold, play_group
+from collect.episodes import Hold, play_group
 from collect.files import with_labels
-from collect.pool import WorkerPool
-from collect.record import record_episodes
+from collect.record import RecordArgs, record_store
 from configs import command
 from envs.policies import Player, policy_folder
 from envs.pusher import Pusher, load_pusher
 from envs.pushing import Pushing
 from envs.pushing_robot import bair_actions
-from worldmodel.data.writer import Episode, StoreWriter
+from worldmodel.data.writer import Episode
 from worldmodel.data.zarr_format import SPLITS, draw_splits
 from worldmodel.utils.checkpoint import weights_digest
-from worldmodel.utils.settings import Fraction, NonEmpty, NotNegative, Positive, Seed, Workers
+from worldmodel.utils.settings import Fraction, NonEmpty, NotNegative, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(Exploration):
+class Args(RecordArgs):
     """Record the simulated robot that pushes objects."""
 
     out: Path = Path("runs/pushing/data.zarr")
@@ -61,10 +58,6 @@ class Args(Exploration):
     """Steps for which a random action is held, on average; of several, each episode draws one."""
     random_share: Fraction = 0.3
     """Share of the episodes that are random throughout."""
-    num_workers: Workers = min(os.cpu_count() or 1, 16)
-    """Processes that play."""
-    seed: Seed = 0
-    """Of the episodes, the actions and the split."""
 
 
 def make_player(args: Args, env: Pushing) -> Player:
@@ -113,16 +106,8 @@ def settings(args: Args) -> dict[str, Any]:
 def main(args: Args) -> None:
     if args.policy == "random":  # exploration is for what is not random already
         args = replace(args, epsilon=0.0, random_share=0.0)
-    with StoreWriter(args.out, Pushing().env_spec, settings(args), args.seed) as writer:
-        complete = writer.n_episodes >= args.episodes
-        if not complete:
-            with WorkerPool(partial(worker, args), args.num_workers, tqdm.write) as pool:
-                rate = record_episodes(pool, writer, 1, args.episodes, 0)
-                bare = sum(pool.run_everywhere(partial(renderer_rate, args)))
-            share = f"{rate / bare:.0%} of the bare renderer's {bare:,.0f} frames/s"
-            print(f"{rate:,.0f} frames/s by {args.num_workers} processes: {share}")
-        text = f"{writer.n_episodes:,} episodes, {writer.n_rows:,} frames"
-        print(f"data: {args.out} {'was complete already' if complete else 'is complete'}: {text}")
+    env_spec, bare_rate = Pushing().env_spec, partial(renderer_rate, args)
+    record_store(args.out, env_spec, settings(args), args, partial(worker, args), 1, args.episodes, bare_rate=bare_rate)
 
 
 if __name__ == "__main__":

@@ -10,18 +10,61 @@ would spoil what is trained on it. It is skipped whole, named in `<store>/skippe
 from __future__ import annotations
 
 import itertools
+import os
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
-from collect.episodes import cut_episode
-from collect.files import SKIPPED_FILE, not_finite, write_skipped
-from collect.pool import WorkerPool
+from collect.episodes import Exploration, cut_episode
+from collect.files import SKIPPED_FILE, not_finite, store_size, write_skipped
+from collect.pool import WorkerContext, WorkerPool
+from worldmodel.data.env_spec import EnvSpec
 from worldmodel.data.writer import StoreWriter
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.settings import Seed, Workers
 
 MAX_SHORT_EPISODES = 100
 """Episodes in a row of which none may be of use."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordArgs(Exploration):
+    """What all recorders are asked."""
+
+    num_workers: Workers = min(os.cpu_count() or 1, 16)
+    """Processes that play."""
+    seed: Seed = 0
+    """Of the episodes, the actions and the split."""
+
+
+def record_store(
+    out: Path,
+    env_spec: EnvSpec,
+    settings: dict[str, Any],
+    args: RecordArgs,
+    worker: WorkerContext,
+    group_size: int,
+    total: int,
+    length: int = 0,
+    bare_rate: Callable[[], float] | None = None,
+) -> None:
+    """Fill a store with `total` pieces of episodes, or go on filling it, and print what is in it.
+
+    `bare_rate` measures the frames a second of the engine alone in one process, to compare with.
+    """
+    with StoreWriter(out, env_spec, settings, args.seed) as writer:
+        complete = writer.n_episodes >= total
+        if not complete:
+            with WorkerPool(worker, args.num_workers, tqdm.write) as pool:
+                rate = record_episodes(pool, writer, group_size, total, length)
+                bare = sum(pool.run_everywhere(bare_rate)) if bare_rate else 0
+            share = f": {rate / bare:.0%} of the bare engine's {bare:,.0f} frames/s" if bare else ""
+            print(f"{rate:,.0f} frames/s by {args.num_workers} processes{share}")
+        print(f"data: {out} {'was complete already' if complete else 'is complete'}: {store_size(writer)}")
 
 
 def record_episodes(pool: WorkerPool, writer: StoreWriter, group_size: int, total: int, length: int) -> float:

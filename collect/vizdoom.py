@@ -12,7 +12,6 @@ do nothing but `DoomGame.make_action`, timed on the same machine right after.
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -26,28 +25,26 @@ if not __package__:  # run as a file: `import vizdoom` must not find this script
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from collect.episodes import Env, Exploration, play_group
-from collect.pool import WorkerPool
-from collect.record import record_episodes
+from collect.episodes import Env, play_group
+from collect.record import RecordArgs, record_store
 from configs import command
 from envs.policies import is_blind, load_player, policy_digest, shipped_policies
 from envs.vizdoom import VizdoomFrames
 from envs.vqvae_wrapper import VQVAEObservation
 from worldmodel.data.env_spec import EnvSpec, random_actions
-from worldmodel.data.writer import Episode, StoreWriter
+from worldmodel.data.writer import Episode
 from worldmodel.models.loading import load_vqvae, resolve_folder
 from worldmodel.utils.checkpoint import codes_digest
 from worldmodel.utils.errors import UserError
-from worldmodel.utils.settings import Count, Pixels, Positive, Seed, Workers
+from worldmodel.utils.settings import Count, Pixels, Positive
 
 GROUP_SIZE = 4
 """Engines of a process. Part of what is recorded, since it decides the size of the policy's batches."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(Exploration):
+class Args(RecordArgs):
     """Record a ViZDoom scenario."""
 
     out: Path | None = None
@@ -69,10 +66,6 @@ class Args(Exploration):
     """Tics of the engine that a step lasts."""
     size: Pixels = 64
     """Height and width of a frame."""
-    num_workers: Workers = min(os.cpu_count() or 1, 16)
-    """Processes, each with four engines."""
-    seed: Seed = 0
-    """Of the episodes, the actions and the split."""
 
 
 def make_env(args: Args) -> VizdoomFrames:
@@ -135,20 +128,9 @@ def main(args: Args) -> None:
         env_spec = env.env_spec
     if length == 1 or length > env_spec.max_episode_steps + 1 > 1:
         raise UserError(f"a length of {length} is impossible: it is 0, or from 2 to {env_spec.max_episode_steps + 1}")
-    if total < 1 or args.num_workers < 1:
-        raise UserError(f"{total} episodes by {args.num_workers} workers are none; ask for at least one of each")
     out = args.out or Path("runs") / args.scenario / "data.zarr"
-    with StoreWriter(out, env_spec, settings(args, env_spec, length), args.seed) as writer:
-        complete = writer.n_episodes >= total
-        if not complete:
-            with WorkerPool(partial(worker, args), args.num_workers, tqdm.write) as pool:
-                rate = record_episodes(pool, writer, GROUP_SIZE, total, length)
-                bare = sum(pool.run_everywhere(partial(engine_rate, args)))
-            share = f"{rate / bare:.0%} of the bare engine's {bare:,.0f} steps/s"
-            print(f"{rate:,.0f} frames/s by {args.num_workers} processes: {share}")
-        text = f"{writer.n_episodes:,} episodes, {writer.n_rows:,} frames"
-        mean = f"{writer.n_rows / writer.n_episodes:.1f} on average"
-        print(f"data: {out} {'was complete already' if complete else 'is complete'}: {text}, {mean}")
+    how, bare_rate = settings(args, env_spec, length), partial(engine_rate, args)
+    record_store(out, env_spec, how, args, partial(worker, args), GROUP_SIZE, total, length, bare_rate)
 
 
 if __name__ == "__main__":

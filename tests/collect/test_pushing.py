@@ -34,7 +34,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     script = [sys.executable, str(ROOT / "collect/pushing.py"), "--out", str(out), "--policy", "random"]
     done = subprocess.run([*script, "--num-workers", "2", "--episodes", "10"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "of the bare renderer's" in done.stdout
+    assert "of the bare engine's" in done.stdout
     assert "10 episodes, 300 frames" in done.stdout
     return out
 
