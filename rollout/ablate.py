@@ -173,12 +173,12 @@ def evaluate(args: Args, work: Job) -> dict[str, Any]:
     """The figures of a trained row, written beside its models."""
     size = args.vqvae.model.frame_size[0]
     protocol = PAPER.with_changes(
-        frames=args.vqvae.model.n_frames,
-        given=args.prior.model.n_cond_frames,
-        clips=args.n_clips,
-        trials=args.n_trials,
-        size=size if size == args.vqvae.model.frame_size[1] else 0,
-        steered=args.prior.actions or args.prior.classes,
+        n_frames=args.vqvae.model.n_frames,
+        n_cond_frames=args.prior.model.n_cond_frames,
+        n_clips=args.n_clips,
+        n_trials=args.n_trials,
+        frame_size=size if size == args.vqvae.model.frame_size[1] else 0,
+        action_conditioned=args.prior.actions or args.prior.classes,
     )
     features = load_features(args.features, args.weights, args.sha256, args.device)
     ruler = Measurement(args.data, args.tokens.clip_stride, protocol, features, args.batch_size, args.device)

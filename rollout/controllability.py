@@ -77,7 +77,7 @@ class Args(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.steps_ahead > self.steps:
-            raise UserError(f"steps must be at least ahead, {self.steps_ahead}, not {self.steps}")
+            raise UserError(f"steps must be at least steps_ahead, {self.steps_ahead}, not {self.steps}")
 
 
 def random_actions_in_engine(args: Args, env_spec: EnvSpec, player: Player, actions: np.ndarray) -> np.ndarray:

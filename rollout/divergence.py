@@ -65,7 +65,7 @@ class Args(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if max(self.steps_ahead) > self.steps:
-            raise UserError(f"ahead must be at most steps, {self.steps}, not {max(self.steps_ahead)}")
+            raise UserError(f"steps_ahead must be at most steps, {self.steps}, not {max(self.steps_ahead)}")
 
 
 @dataclass(frozen=True)

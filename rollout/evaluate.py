@@ -140,13 +140,13 @@ def main(args: Args) -> None:
         dream, args.run, args.data, args.split, args.n_clips, args.context_frames + max(args.steps_ahead)
     )
     result = measure(args, dream, heldout_clips)
-    protocol = {k: v for k, v in asdict(args).items() if k not in ("run", "data", "device", "batch")}
+    protocol = {k: v for k, v in asdict(args).items() if k not in ("run", "data", "device", "batch_size")}
     protocol |= {
-        "clips": len(heldout_clips.codes),
+        "n_clips": len(heldout_clips.codes),
         "episodes": len(np.unique(heldout_clips.episode)),
     }
     folder = args.run / "evaluation"
-    counts = f"{protocol['clips']} clips of {protocol['episodes']} held-out episodes"
+    counts = f"{protocol['n_clips']} clips of {protocol['episodes']} held-out episodes"
     head = f"{dream.env_spec.name}: {counts}, means [95% intervals]"
     text = head + "\n" + table(result, args.steps_ahead)
     write_json(folder / "results.json", {"protocol": protocol} | provenance(args.run) | means_to_json(result))

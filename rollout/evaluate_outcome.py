@@ -206,7 +206,7 @@ def measure(args: Args, dream: Dream, store: Store) -> dict[str, Any]:
     seen = [
         filter_episode(dream.outcome, e, args.n_particles, args.seed) for e in tqdm(held, unit=" episodes", desc="read")
     ]
-    end, happened = (np.concatenate([e[k][1:] for e in group]) for group, k in ((seen, "end"), (held, "done")))
+    end, happened = (np.concatenate([e[k][1:] for e in group]) for group, k in ((seen, "done_prob"), (held, "done")))
     guess, groups = mean_by_time(train), np.repeat(np.arange(len(held)), [len(e["codes"]) for e in held])
     last = len(guess) - 1
     errors = {

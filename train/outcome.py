@@ -60,7 +60,7 @@ class Args(Settings):
 
 
 class EpisodeWindows:
-    """Sequences of codes that begin anywhere in an episode, padded after its end; `known` tells rows from padding.
+    """Sequences of codes that begin anywhere in an episode, padded after its end; `mask` tells rows from padding.
 
     Clips that lie wholly inside episodes would not do: there an end could only come in the last row, and far too
     seldom, so the model would learn to expect it then and never before.

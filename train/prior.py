@@ -57,7 +57,8 @@ class Args(Settings):
     n_latent_frames: Positive = 16
     """stream mode: latent frames of a training clip (paper mode takes the VQ-VAE's clip)."""
     model: PriorConfig = field(default_factory=lambda: PriorConfig(mode="stream", decoding_order="diagonal"))
-    """latent, books, codes, code_dim, seen_shape and the condition follow from the VQ-VAE, --actions and --classes."""
+    """latent_shape, n_codebooks, n_codes, embedding_dim, cond_frame_shape and the conditioning follow from the VQ-VAE,
+    --actions and --classes."""
     trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(lr_schedule="cosine"))
     terminal_frames: bool = True
     """Learn also the frames that episodes ended with. ViZDoom's are no pictures of an end, but stand still: leave them

@@ -9,15 +9,15 @@ other. Row t holds what led into latent frame t and what was found there:
     codes         (h, w, g) uint16
     condition     (s * action width) float32: the s actions that led into its s frames; zeros before an episode's first
     reward        the sum of their rewards
-    ended         did the episode end with its last frame?
+    done          did the episode end with its last frame?
     variables     (v) float32, at its last frame
     label, split  of the episode
-    row           of its first frame in the store of frames, where a prior finds its conditioning frames; of one store
+    frame_row     of its first frame in the store of frames, where a prior finds its conditioning frames; of one store
 
 Only what was recorded is there: a store of videos may have nothing but frames.
 
 A stream-mode VQ-VAE encodes an episode from end to end. A paper-mode one sees whole clips, so an episode
-becomes a row of clips, one beginning every `every` frames, and clips of codes are only ever taken from where
+becomes a row of clips, one beginning every `clip_stride` frames, and clips of codes are only ever taken from where
 one begins.
 """
 

@@ -123,7 +123,7 @@ def test_the_pusher_takes_another_object_in_another_bin() -> None:
 def test_what_ships_is_small_and_says_how_it_was_made() -> None:
     folder = PRETRAINED / "pushing_policy"
     assert sum(p.stat().st_size for p in folder.iterdir()) < 200_000
-    assert json.loads((folder / "config.json").read_text())["training"]["steps"] > 0
+    assert json.loads((folder / "config.json").read_text())["training"]["total_timesteps"] > 0
 
 
 def test_no_object_is_shot_out_of_the_bin() -> None:

@@ -71,7 +71,7 @@ def test_without_actions_the_prior_is_unconditional(toy_store: Path, toy_stages:
     vqvae.main(v)
     tokens.main(t)
     prior.main(replace(p, actions=False))
-    assert read_header(run / "prior")[0]["model"]["condition"] == "none"
+    assert read_header(run / "prior")[0]["model"]["conditioning"] == "none"
 
 
 def test_condition_sizes_of_table_9() -> None:
@@ -133,7 +133,7 @@ def test_a_store_without_variables(
     if variables == "none":
         outcome.main(o)
         assert Context.load(tmp_path).variables.shape == (4, 4, 0)
-        assert read_header(tmp_path / "outcome")[0]["model"]["variables"] == 0
+        assert read_header(tmp_path / "outcome")[0]["model"]["n_variables"] == 0
     else:
         assert "no contexts for a dream to start from: " in capsys.readouterr().out
         with pytest.raises(UserError, match=r"tokens.zarr has no variables, which an outcome model learns; record an"):

@@ -54,7 +54,7 @@ class StoreWriter:
         self._layout: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
         self._lock = _acquire_lock(self.path)
         try:
-            self._open(CommitMark(env_spec=env_spec, settings=settings, split_seed=split_seed, commit=Commit()))
+            self._open(CommitMark(world=env_spec, settings=settings, split_seed=split_seed, commit=Commit()))
         except BaseException as error:
             self._lock.close()
             if isinstance(error, OSError):

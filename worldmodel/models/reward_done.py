@@ -74,7 +74,7 @@ class OutcomeConfig(Settings):
         if self.condition_scale and len(self.condition_scale) != self.condition_dim:
             raise UserError(f"a condition of {self.condition_dim} numbers has not {len(self.condition_scale)} scales")
         if len(set(map(len, self.variable_changes))) > 1 or () in self.variable_changes:
-            raise UserError("changes must be equally many for each variable, and at least one")
+            raise UserError("variable_changes must be equally many for each variable, and at least one")
 
 
 class OutcomePrediction(NamedTuple):
