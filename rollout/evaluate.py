@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from configs import Address, command
+from configs import command
 from rollout.heldout import (
     HeldOutClips,
     bits_per_code,
@@ -50,7 +50,7 @@ from worldmodel.metrics.interval import bootstrap, means_to_json
 from worldmodel.utils.checkpoint import read_header, write_atomic, write_json
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import Precision
-from worldmodel.utils.settings import AtLeast2, NonEmpty, Positive, Seed, Settings
+from worldmodel.utils.settings import Address, AtLeast2, NonEmpty, Positive, Seed, Settings
 
 
 @dataclass(frozen=True, kw_only=True)

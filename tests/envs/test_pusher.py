@@ -101,7 +101,7 @@ def test_the_same_seed_gives_the_same_numbers() -> None:
 
 def test_a_policy_comes_back_as_it_was_written(tmp_path: Path) -> None:
     policy = make_policy(16)
-    save_checkpoint(tmp_path, policy, {"kind": KIND, "training": {"width": 16}})
+    save_checkpoint(tmp_path, policy, {"kind": KIND, "training": {"hidden_dim": 16}})
     seen = np.random.default_rng(0).normal(size=(5, OBSERVATION_DIM)).astype(np.float32)
     expected, _ = policy.predict(seen, deterministic=True)
     np.testing.assert_array_equal(load_pusher(str(tmp_path)).predict(seen, deterministic=True)[0], expected)

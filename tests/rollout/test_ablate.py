@@ -43,17 +43,17 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The stages that do run, in order: names of their model and row."""
     calls: list[str] = []
 
-    def watch(module: Any, name: str) -> None:
-        inner: Callable = module.main
+    def watch(function: str, name: str) -> None:
+        inner: Callable = getattr(ablate, function)
 
-        def main(args: Any) -> None:
+        def watched(args: Any) -> None:
             calls.append(f"{name} {args.run.parent.name}")
             inner(args)
 
-        monkeypatch.setattr(module, "main", main)
+        monkeypatch.setattr(ablate, function, watched)
 
-    watch(ablate.train_vqvae, "vqvae")
-    watch(ablate.train_prior, "prior")
+    watch("train_vqvae", "vqvae")
+    watch("train_prior", "prior")
     return calls
 
 
@@ -61,14 +61,14 @@ def test_a_table_is_interrupted_and_goes_on(
     toy_store: Path, called: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     args = toy(toy_store.parent, 6)
-    goes_on = ablate.train_tokens.main
+    goes_on = ablate.encode_tokens
 
     def stop(args: Any) -> None:
         if args.run.parent.name == "base":
             raise KeyboardInterrupt
         goes_on(args)
 
-    monkeypatch.setattr(ablate.train_tokens, "main", stop)
+    monkeypatch.setattr(ablate, "encode_tokens", stop)
     with pytest.raises(KeyboardInterrupt):
         ablate.main(args)
     half = (args.out / "table_6.md").read_text()
@@ -80,7 +80,7 @@ def test_a_table_is_interrupted_and_goes_on(
     )
     first = result.read_bytes()
 
-    monkeypatch.setattr(ablate.train_tokens, "main", goes_on)
+    monkeypatch.setattr(ablate, "encode_tokens", goes_on)
     called.clear()
     ablate.main(args)
     assert called == ["vqvae base", "prior base", "vqvae 4096_codes", "prior 4096_codes"]

@@ -198,7 +198,7 @@ def test_speeds_stand_beside_what_the_run_is_worth(
     assert one["delta_psnr"] == 2.25
     assert "bits" not in one, "measured for another prior"
     assert "2.25" in capsys.readouterr().out
-    with pytest.raises(UserError, match="batch must be at least 1, not 0"):
+    with pytest.raises(UserError, match="num_envs must be at least 1, not 0"):
         benchmark.Args(num_envs=(0,))
 
 

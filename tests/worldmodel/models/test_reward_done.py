@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch.nn.functional import one_hot
 
 from rollout.evaluate_outcome import filter_episode
-from train.outcome import EpisodeWindows
 from worldmodel.models.layers import Memory
 from worldmodel.models.reward_done import OutcomeConfig, OutcomeModel, previous_variables
+from worldmodel.training.outcome_stage import EpisodeWindows
 
 ONE = {"n_variables": 1, "variable_mean": (50.0,), "variable_std": (20.0,), "variable_changes": ((-20.0, 0.0, 5.0),)}
 
