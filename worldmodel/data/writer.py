@@ -1,4 +1,4 @@
-"""Appending episodes to a store so that each is on disk wholly or not at all; see `layout` for the commit mark.
+"""Appending episodes to a store so that each is on disk wholly or not at all; see `commit_mark` for the commit mark.
 
 An append rewrites the last shard of each array, so episodes wait in memory until they fill about two. One process
 writes a store at a time; many stores make one data set.

@@ -44,7 +44,7 @@ from worldmodel.utils.lock import folder_lock
 from worldmodel.utils.settings import Address, Fraction, Positive, Settings
 
 MAX_BEFORE_END = 14
-"""Latent frames between the end of a context and that of its episode, at most, for `before_ends`."""
+"""Latent frames between the end of a context and that of its episode, at most, for `before_end_fraction`."""
 
 
 @dataclass(frozen=True, kw_only=True)
