@@ -34,13 +34,13 @@ from tqdm import tqdm
 
 from collect.files import BrokenFile, ReaderArgs, fill_store, not_finite
 from collect.images import is_image, resize_image
-from configs import Address, command
+from configs import command
 from envs.spaces import to_action_spec, to_gym_space
 from worldmodel.data.env_spec import EnvSpec
 from worldmodel.data.store import Store
 from worldmodel.data.writer import Episode
 from worldmodel.utils.errors import UserError, one_line
-from worldmodel.utils.settings import PixelsOr0, Seed, Settings, Workers
+from worldmodel.utils.settings import Address, PixelsOr0, Seed, Settings, Workers
 
 if TYPE_CHECKING:
     from minari import MinariDataset

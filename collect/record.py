@@ -70,7 +70,7 @@ def record_store(
 def record_episodes(pool: WorkerPool, writer: StoreWriter, group_size: int, total: int, length: int) -> float:
     """Write pieces of episodes until there are `total`; returns frames a second.
 
-    The pool's processes make of the index of a group its `group_size` episodes, as `collect.episodes.play` does.
+    The pool's processes make of the index of a group its `group_size` episodes, as `collect.episodes.play_group` does.
     """
     bad: list[str]  # what was skipped
     first, written, *bad = writer.progress or (0, 0)  # the next episode, and how many of its pieces there are already

@@ -11,8 +11,8 @@ can be read: right for a folder of one rate. With `fps` each video is resampled:
 middle of the k-th period of 1 / fps seconds, so that a video of that rate stays as it is, and neither rounded time
 stamps nor the frames of a GIF, each of which lasts as long as it says, move the clock.
 
-Decoding. Videos are read by `film`, GIFs by `gif`; what is transparent becomes white, as on a page. A torn file is
-skipped. A video is held in memory whole, at its small size; `max_frames` bounds it.
+Decoding. Videos are read by `video_decoding`, GIFs by `gif_decoding`; what is transparent becomes white, as on a page.
+A torn file is skipped. A video is held in memory whole, at its small size; `max_frames` bounds it.
 
 Split. Whole videos are split 8:1:1 by the store. Pieces of one video stay in one split, unless there are so few
 videos that a split would be empty: then the pieces are drawn one by one, and near pieces are in different splits.

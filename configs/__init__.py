@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Hashable, Sequence
 from functools import reduce
 from pathlib import Path
-from typing import Any, NewType, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import tyro
 import yaml
@@ -26,7 +26,7 @@ import yaml
 from configs.help import short_help
 from worldmodel.utils import memory
 from worldmodel.utils.errors import UserError, is_url
-from worldmodel.utils.settings import check_value, declared_types, short_repr, suggestion
+from worldmodel.utils.settings import Address, check_value, declared_types, short_repr, suggestion
 
 FOLDER = Path(__file__).parent
 SECTIONS = (
@@ -51,8 +51,6 @@ SECTIONS = (
 MAX_PRESET_BYTES = 10**5
 """Bytes of a preset."""
 T = TypeVar("T")
-Address = NewType("Address", str)
-"""Where a store is read: a folder or any URL that fsspec knows, of which `Path` would lose a slash."""
 
 
 class PresetLoader(yaml.SafeLoader):

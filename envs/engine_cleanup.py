@@ -30,7 +30,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-PREFIX, MARK = "vizdoom-", "worldmodel.utils.lock"
+PREFIX, MARK = "vizdoom-", "worldmodel.lock"
 SHARED = ("ViZDoomSM", "ViZDoomMQCtr", "ViZDoomMQDoom")
 """Names in shared memory, to which each engine adds its own."""
 

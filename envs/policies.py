@@ -64,7 +64,7 @@ def save_policy(
 def load_policy(folder: str | Path, env_spec: EnvSpec | None = None) -> ActorCriticCnnPolicy:
     """A policy ready to `predict` on frames (h, w, 3k) or batches of them, k frames side by side in the channels.
 
-    `world`, if given, must have the frames and actions the policy was trained on; `UserError` if not.
+    `env_spec`, if given, must have the frames and actions the policy was trained on; `UserError` if not.
     """
     folder = policy_folder(str(folder))
     found = read_checkpoint(folder)

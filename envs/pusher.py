@@ -144,7 +144,7 @@ def load_pusher(name: str) -> ActorCriticPolicy:
     if (kind := found.config.get("kind")) != KIND:
         raise UserError(f"{folder} holds a {kind}, not a pusher; give a folder of train/pusher.py")
     with refuse_other_versions(folder):
-        policy = make_policy(found.config["training"]["width"])
+        policy = make_policy(found.config["training"]["hidden_dim"])
     found.fill(policy)
     policy.set_training_mode(False)
     return policy

@@ -57,9 +57,10 @@ StepResult = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any
 class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """`num_envs` lanes of the dream of a run folder `model`, or of the model that ships for `world`.
 
-    `horizon` (or `max_episode_steps`): steps until `truncated`, the recorded limit if None, 0 for none. `ends=False`:
-    nothing is `terminated`, and `info["done_prob"]` says how likely it was. `temperature`, `top_k`, `top_p`: how codes
-    are drawn. `precision="bfloat16"` is faster for many lanes on hardware that has it, and "auto" takes it there only.
+    `horizon` (or `max_episode_steps`): steps until `truncated`, the recorded limit if None, 0 for none.
+    `sample_done=False`: nothing is `terminated`, and `info["done_prob"]` says how likely it was.
+    `temperature`, `top_k`, `top_p`: how codes are drawn. `precision="bfloat16"` is faster for many lanes on hardware
+    that has it, and "auto" takes it there only.
 
     `reset(options=...)` takes `{"context": i}`, or one number a lane: starting contexts beside the model;
     or `{"frames": (t, h, w, 3), "actions": (t - 1, ...), "variables": (t, v) or (v,)}` of your own for all lanes, uint8
@@ -94,7 +95,7 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.render_mode = check_render_mode(render_mode, ["rgb_array"])
         check_device(device)
         sampling = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
-        sample_done = check_value(bool, sample_done, "ends")
+        sample_done = check_value(bool, sample_done, "sample_done")
         self.folder = resolve_folder(str(model)) if str(model) else pretrained_run(world)
         self.dream = Dream.load(self.folder, sampling, device, precision)
         self.dream.sample_done = sample_done

@@ -29,23 +29,23 @@ if not __package__:
 
 import torch
 
-from configs import Address, command
+from configs import command
 from rollout.ablation_scores import Measurement, score_prior, score_vqvae
 from rollout.ablation_table import render
 from rollout.provenance import commit
-from train import prior as train_prior
-from train import tokens as train_tokens
-from train import vqvae as train_vqvae
 from worldmodel.data.store import Store
 from worldmodel.metrics.features import Kind, load_features
 from worldmodel.metrics.protocol import PAPER
 from worldmodel.models.prior_config import PriorSettings
 from worldmodel.models.vqvae import VQVAESettings
 from worldmodel.training.ablations import Row, Table, count_parameters, table_rows
+from worldmodel.training.prior_stage import PriorStage, train_prior
+from worldmodel.training.tokens_stage import TokensStage, encode_tokens
 from worldmodel.training.trainer import TrainerConfig
+from worldmodel.training.vqvae_stage import VQVAEStage, train_vqvae
 from worldmodel.utils.checkpoint import checkpoints, weights_digest, write_json
 from worldmodel.utils.errors import UserError, is_url
-from worldmodel.utils.settings import AtLeast2, Positive, Settings
+from worldmodel.utils.settings import Address, AtLeast2, Positive, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,16 +58,16 @@ class Args(Settings):
     """Store of frames."""
     out: Path = Path("runs/ablations")
     """Folder of all tables."""
-    vqvae: train_vqvae.Args = field(
-        default_factory=lambda: train_vqvae.Args(
+    vqvae: VQVAEStage = field(
+        default_factory=lambda: VQVAEStage(
             model=VQVAESettings(), trainer=TrainerConfig(steps=100_000, learning_rate=7e-4)
         )
     )
     """The base's first stage; run, data and model's ablated settings are the row's."""
-    tokens: train_tokens.Args = field(default_factory=train_tokens.Args)
+    tokens: TokensStage = field(default_factory=TokensStage)
     """Its second stage."""
-    prior: train_prior.Args = field(
-        default_factory=lambda: train_prior.Args(
+    prior: PriorStage = field(
+        default_factory=lambda: PriorStage(
             actions=True,
             every_action=True,
             model=PriorSettings(local_window=128, n_cond_frames=1),
@@ -121,7 +121,7 @@ def make_job(args: Args, row: Row, seed: int) -> Job:
     return Job(row, seed, run, "prior" if usual else f"prior_{row.folder_name}")
 
 
-def stage_args(args: Args, work: Job) -> tuple[train_vqvae.Args, train_tokens.Args, train_prior.Args | None]:
+def stage_args(args: Args, work: Job) -> tuple[VQVAEStage, TokensStage, PriorStage | None]:
     """The arguments of each stage."""
     where: dict[str, Any] = {"run": work.run, "data": args.data, "device": args.device}
     v, p, row = args.vqvae, args.prior, work.row
@@ -136,10 +136,10 @@ def stage_args(args: Args, work: Job) -> tuple[train_vqvae.Args, train_tokens.Ar
 def train_stages(args: Args, work: Job) -> None:
     """All stages, each from where it stopped."""
     first, second, third = stage_args(args, work)
-    train_vqvae.main(first)
+    train_vqvae(first)
     if third is not None:
-        train_tokens.main(second)
-        train_prior.main(third)
+        encode_tokens(second)
+        train_prior(third)
 
 
 def settings(args: Args, work: Job) -> dict[str, Any]:
@@ -173,12 +173,12 @@ def evaluate(args: Args, work: Job) -> dict[str, Any]:
     """The figures of a trained row, written beside its models."""
     size = args.vqvae.model.frame_size[0]
     protocol = PAPER.with_changes(
-        frames=args.vqvae.model.n_frames,
-        given=args.prior.model.n_cond_frames,
-        clips=args.n_clips,
-        trials=args.n_trials,
-        size=size if size == args.vqvae.model.frame_size[1] else 0,
-        steered=args.prior.actions or args.prior.classes,
+        n_frames=args.vqvae.model.n_frames,
+        n_cond_frames=args.prior.model.n_cond_frames,
+        n_clips=args.n_clips,
+        n_trials=args.n_trials,
+        frame_size=size if size == args.vqvae.model.frame_size[1] else 0,
+        action_conditioned=args.prior.actions or args.prior.classes,
     )
     features = load_features(args.features, args.weights, args.sha256, args.device)
     ruler = Measurement(args.data, args.tokens.clip_stride, protocol, features, args.batch_size, args.device)

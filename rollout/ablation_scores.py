@@ -112,7 +112,7 @@ def _score_clips(
         digests=model_digests(run),
         seeds=list(range(ruler.protocol.n_trials)),
     )
-    trials = ruler.protocol if samples else ruler.protocol.with_changes(trials=1)
+    trials = ruler.protocol if samples else ruler.protocol.with_changes(n_trials=1)
     found = distances(FEATURE_BATCH_SIZE, trials, ruler.features, source)
     mean = np.broadcast_to(real.mean((0, 1)).round().astype(np.uint8), real.shape)
     errors = {"NMSE": nmse(decoded, real, vqvae.config.data_variance).mean(1), "PSNR": psnr(decoded, real).mean(1)}

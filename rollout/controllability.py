@@ -29,7 +29,7 @@ if not __package__:
 import numpy as np
 from tqdm import tqdm
 
-from configs import Address, command
+from configs import command
 from envs.policies import MAX_STACKED_FRAMES, Player, load_player, shipped_policies
 from envs.vizdoom import make_engine
 from rollout.heldout import HeldOutClips, dream_frames, load_heldout, reconstructions
@@ -43,7 +43,7 @@ from worldmodel.metrics.interval import bootstrap, means_to_json
 from worldmodel.utils.checkpoint import weights_digest, write_json
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import Precision
-from worldmodel.utils.settings import Positive, Seed, Settings
+from worldmodel.utils.settings import Address, Positive, Seed, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class Args(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.steps_ahead > self.steps:
-            raise UserError(f"steps must be at least ahead, {self.steps_ahead}, not {self.steps}")
+            raise UserError(f"steps must be at least steps_ahead, {self.steps_ahead}, not {self.steps}")
 
 
 def random_actions_in_engine(args: Args, env_spec: EnvSpec, player: Player, actions: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ if not __package__:
 import numpy as np
 from tqdm import tqdm
 
-from configs import Address, command
+from configs import command
 from rollout.heldout import dream_frames, load_heldout, load_models, other_episode_order, real_clips, sample_videos
 from worldmodel.data.prior_dataset import PriorBatch
 from worldmodel.generation.dream import Dream
@@ -33,7 +33,7 @@ from worldmodel.models.loading import load_prior
 from worldmodel.utils.checkpoint import weights_digest, write_json
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import Precision
-from worldmodel.utils.settings import AtLeast2, NonEmpty, Positive, Seed, Settings
+from worldmodel.utils.settings import Address, AtLeast2, NonEmpty, Positive, Seed, Settings
 from worldmodel.utils.video_io import save_png, upscale, video_grid
 
 
@@ -65,7 +65,7 @@ class Args(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if max(self.steps_ahead) > self.steps:
-            raise UserError(f"ahead must be at most steps, {self.steps}, not {max(self.steps_ahead)}")
+            raise UserError(f"steps_ahead must be at most steps, {self.steps}, not {max(self.steps_ahead)}")
 
 
 @dataclass(frozen=True)

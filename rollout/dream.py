@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from configs import Address, command
+from configs import command
 from rollout.heldout import dream_frames, load_heldout, reconstructions
 from worldmodel.generation.dream import Dream
 from worldmodel.generation.sampling import SamplingConfig
-from worldmodel.utils.settings import Positive, Seed, Settings
+from worldmodel.utils.settings import Address, Positive, Seed, Settings
 from worldmodel.utils.video_io import abs_difference, add_labels, save_gif, save_png, side_by_side, upscale, video_grid
 
 

@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from configs import Address, command
+from configs import command
 from rollout.heldout import (
     HeldOutClips,
     bits_per_code,
@@ -50,7 +50,7 @@ from worldmodel.metrics.interval import bootstrap, means_to_json
 from worldmodel.utils.checkpoint import read_header, write_atomic, write_json
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import Precision
-from worldmodel.utils.settings import AtLeast2, NonEmpty, Positive, Seed, Settings
+from worldmodel.utils.settings import Address, AtLeast2, NonEmpty, Positive, Seed, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,13 +140,13 @@ def main(args: Args) -> None:
         dream, args.run, args.data, args.split, args.n_clips, args.context_frames + max(args.steps_ahead)
     )
     result = measure(args, dream, heldout_clips)
-    protocol = {k: v for k, v in asdict(args).items() if k not in ("run", "data", "device", "batch")}
+    protocol = {k: v for k, v in asdict(args).items() if k not in ("run", "data", "device", "batch_size")}
     protocol |= {
-        "clips": len(heldout_clips.codes),
+        "n_clips": len(heldout_clips.codes),
         "episodes": len(np.unique(heldout_clips.episode)),
     }
     folder = args.run / "evaluation"
-    counts = f"{protocol['clips']} clips of {protocol['episodes']} held-out episodes"
+    counts = f"{protocol['n_clips']} clips of {protocol['episodes']} held-out episodes"
     head = f"{dream.env_spec.name}: {counts}, means [95% intervals]"
     text = head + "\n" + table(result, args.steps_ahead)
     write_json(folder / "results.json", {"protocol": protocol} | provenance(args.run) | means_to_json(result))

@@ -5,14 +5,14 @@
 Whole episodes are read from their beginning, the game variables known at the first frame only: a particle filter,
 whose particles draw the variables as dreams do, and live on in proportion to their chance of having gone on.
 
-* Ends: the probability that the episode ends with this step. "Foretold" knows the frames and game variables of
-  the `context` before the step, and its action, and dreams the step itself, `dreams` times. "Seen" knows no variables
-  but the first frame's, and every frame up to the step's own, which may give the end away: where an engine has no
-  picture of it, as ViZDoom, the one before stands still. AUROC says whether ends are told from other steps, the
+* Ends: the probability that the episode ends with this step. "Foretold" knows the frames and game variables of the
+  `context_frames` before the step, and its action, and dreams the step itself, `n_dreams` times. "Seen" knows no
+  variables but the first frame's, and every frame up to the step's own, which may give the end away: where an engine
+  has no picture of it, as ViZDoom, the one before stands still. AUROC says whether ends are told from other steps, the
   expected calibration error (15 bins) whether they come as often as said; both rates have their interval.
 * Return: the reward of the next `steps` steps. "Seen" sums the rewards predicted from the true codes, which stop where
   the episode did: so it says how well rewards are read, and nothing of when they end. "Dreamed" is what a dream under
-  the true actions gives, the mean of `dreams` of them. Both as Pearson's r with the truth.
+  the true actions gives, the mean of `n_dreams` of them. Both as Pearson's r with the truth.
 * Variables: the mean absolute error, beside what is known of them without looking: their mean at that time of an
   episode over the training split.
 """
@@ -129,7 +129,7 @@ def compare_returns(args: Args, dream: Dream, episodes: list[Episode], seen: lis
 
 
 def dream_steps(args: Args, dream: Dream, places: list[Place], steps: int) -> Iterator[DreamStep]:
-    """Dreams under the true actions, `args.dreams` of each place; after a true end the last action goes on."""
+    """Dreams under the true actions, `args.n_dreams` of each place; after a true end the last action goes on."""
     c = args.context_frames
 
     def cut(name: str, first: int, stop: int) -> torch.Tensor:
@@ -206,7 +206,7 @@ def measure(args: Args, dream: Dream, store: Store) -> dict[str, Any]:
     seen = [
         filter_episode(dream.outcome, e, args.n_particles, args.seed) for e in tqdm(held, unit=" episodes", desc="read")
     ]
-    end, happened = (np.concatenate([e[k][1:] for e in group]) for group, k in ((seen, "end"), (held, "done")))
+    end, happened = (np.concatenate([e[k][1:] for e in group]) for group, k in ((seen, "done_prob"), (held, "done")))
     guess, groups = mean_by_time(train), np.repeat(np.arange(len(held)), [len(e["codes"]) for e in held])
     last = len(guess) - 1
     errors = {

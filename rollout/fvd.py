@@ -102,7 +102,7 @@ def make_protocol(args: Args) -> Protocol:
     """The protocol as the flags alter it."""
     changes = {name: getattr(args, name) for name in ("n_frames", "n_cond_frames", "n_clips", "n_trials", "frame_size")}
     return PROTOCOLS[args.protocol].with_changes(
-        **changes, samples=args.samples_per_clip, steered=is_action_conditioned(args)
+        **changes, samples_per_clip=args.samples_per_clip, action_conditioned=is_action_conditioned(args)
     )
 
 

@@ -178,7 +178,7 @@ def load_models(run: Path, prior: str, device: str) -> tuple[VQVAE, Prior]:
 def make_sampler(
     run: Path, n: int, n_given: int, device: str, batch_size: int, split: str = "test"
 ) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
-    """For a seed, n samples and the n real clips whose conditions, and first `given` frames, they are drawn under.
+    """For a seed, n samples and the n real clips whose conditions, and first `n_given` frames, they are drawn under.
 
     The given frames are as the model draws or decodes them, not copied, as the paper's protocol has it.
     """

@@ -193,7 +193,10 @@ def main(args: Args) -> None:
         print(f"{label:34}" + "".join(f"{cell:>34}" for cell in cells))
         result[label] = {name: curve[name].tolist() for name in FIGURES}
     plot(args, curves, truth, folder / "long_horizon.png")
-    protocol: dict[str, Any] = asdict(args) | {"run": str(args.run), "others": [str(p) for p in args.compare_runs]}
+    protocol: dict[str, Any] = asdict(args) | {
+        "run": str(args.run),
+        "compare_runs": [str(p) for p in args.compare_runs],
+    }
     write_json(
         folder / "long_horizon.json",
         {"protocol": protocol | {"prior": weights_digest(args.run / "prior")}, "windows": result},

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from configs import Address, command
+from configs import command
 from rollout.heldout import RealClips, encode_given, load_models, real_clips, sample_videos
 from rollout.provenance import provenance
 from worldmodel.data.prior_dataset import PriorBatch
@@ -40,7 +40,7 @@ from worldmodel.metrics.ssim import ssim
 from worldmodel.models.prior import Prior
 from worldmodel.utils.checkpoint import write_atomic, write_json
 from worldmodel.utils.errors import UserError
-from worldmodel.utils.settings import AtLeast2, Count, Positive, Seed, Settings
+from worldmodel.utils.settings import Address, AtLeast2, Count, Positive, Seed, Settings
 from worldmodel.utils.video_io import add_labels, save_gif, save_png, side_by_side, upscale, video_grid
 
 

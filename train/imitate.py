@@ -64,7 +64,7 @@ class Args(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.steps_per_round < self.num_envs:
-            raise UserError(f"steps must be at least n_envs, {self.num_envs}, not {self.steps_per_round}")
+            raise UserError(f"steps_per_round must be at least num_envs, {self.num_envs}, not {self.steps_per_round}")
 
 
 class Lane:

@@ -148,7 +148,7 @@ class ShapedReward(VecEnvWrapper):
 
 
 class ExpectedReward(ShapedReward):
-    """reward -> scale * reward + the change of phi that was to be expected - danger * the probability of an end."""
+    """reward -> scale * reward + the expected change of phi - termination_penalty * the probability of an end."""
 
     def step_wait(self) -> Any:
         frames, rewards, done, infos = self.venv.step_wait()
@@ -200,7 +200,7 @@ def make_envs(args: Args) -> VecEnv:
         else:
             dream: dict[str, Any] = {"model": args.run, "world": args.scenario}
             dream |= {"temperature": args.temperature, "precision": args.precision, "device": args.device}
-            dream |= {"horizon": args.horizon, "ends": not args.termination_penalty}
+            dream |= {"horizon": args.horizon, "sample_done": not args.termination_penalty}
             envs = SB3VecEnv(gym.make_vec(args.env_id, num_envs=args.num_envs, autoreset_mode="SameStep", **dream))
     except gym.error.Error as error:
         raise UserError(str(error)) from None

@@ -1,10 +1,10 @@
 """What the PPO runs here share: how their learning rate falls, what their checkpoints hold, and how they go on.
 
 PPO plays for a while, then updates. A checkpoint holds every update from the steps that it counts, and none from
-others: one that is written between playing and updating would skip that update for good, and one that is written
-amid an update would make it again. So a run that stops, at `until` or by Ctrl-C, and goes on makes the updates of
-one in a single go, with its optimizer's state and its learning rates. What is played after the cut is other: the
-episodes in play are lost, and the environments begin again with other seeds.
+others: one that is written between playing and updating would skip that update for good, and one that is written amid
+an update would make it again. So a run that stops, at `stop_at_step` or by Ctrl-C, and goes on makes the updates of one
+in a single go, with its optimizer's state and its learning rates. What is played after the cut is other: the episodes
+in play are lost, and the environments begin again with other seeds.
 """
 
 from __future__ import annotations

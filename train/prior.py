@@ -12,159 +12,22 @@ anew.
 
 from __future__ import annotations
 
-import math
 import sys
-from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
-
-from configs import Address, command
-from worldmodel.data.prior_dataset import PriorBatch, PriorDataset, condition_scale, encode_cond_frames, to_batch
-from worldmodel.data.store import Store, open_frame_store
-from worldmodel.generation.generate import generate
-from worldmodel.models.loading import load_vqvae
-from worldmodel.models.prior import Prior
-from worldmodel.models.prior_config import Conditioning, PriorConfig, PriorSettings
-from worldmodel.models.vqvae import VQVAE, to_uint8
-from worldmodel.training.trainer import Batch, TrainerConfig, eval_mode, fit
-from worldmodel.utils.checkpoint import check_vqvae, load_weights, read_header, weights_digest
-from worldmodel.utils.errors import UserError
-from worldmodel.utils.settings import Positive, Settings
-from worldmodel.utils.video_io import add_video, side_by_side, upscale
+from configs import command
+from worldmodel.training.prior_stage import PriorStage, train_prior
 
 
-@dataclass(frozen=True, kw_only=True)
-class Args(Settings):
+class Args(PriorStage):
     """Train a prior over the codes of a store."""
-
-    run: Path = Path("runs/health_gathering_supreme")
-    """Run folder."""
-    actions: bool = False
-    """Condition on actions."""
-    every_action: bool = False
-    """paper mode: also on the action that led into the clip: Table 9's 64 numbers for BAIR are 16 actions, its 60 for
-    Health Gathering Supreme 15."""
-    classes: bool = False
-    """Condition on the class of the episode."""
-    data: Address | None = None
-    """Store of the conditioning frames; <run>/data.zarr if not given."""
-    n_latent_frames: Positive = 16
-    """stream mode: latent frames of a training clip (paper mode takes the VQ-VAE's clip)."""
-    model: PriorSettings = field(default_factory=lambda: PriorSettings(mode="stream", decoding_order="diagonal"))
-    trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(lr_schedule="cosine"))
-    terminal_frames: bool = True
-    """Learn also the frames that episodes ended with. ViZDoom's are no pictures of an end, but stand still: leave them
-    out (--no-terminal-frames) where the outcome model foretells ends (train/outcome.py --predict-from-past)."""
-    n_eval_clips: Positive = 64
-    """Clips of the validation split to evaluate on."""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    out: str = "prior"
-    """Folder of the prior inside the run."""
-    init_from: Path | None = None
-    """Begin with the weights of another prior of the same sizes, to train it further under other settings."""
-    restart: bool = False
-    """Overwrite a run of other settings."""
-
-
-def configure(args: Args, vqvae: VQVAE, action_dim: int, n_classes: int = 0) -> PriorConfig:
-    """The prior that goes with a VQ-VAE, for actions of `action_dim` numbers and so many classes."""
-    v, clip = vqvae.config, args.model.mode == "paper"
-    if v.causal == clip:
-        raise UserError(
-            f"the VQ-VAE is in {v.mode} mode, but the prior in {args.model.mode} mode; set --model.mode {v.mode}"
-        )
-    for name, asked, there in (("actions", args.actions, action_dim), ("classes", args.classes, n_classes)):
-        if asked and not there:
-            raise UserError(f"{args.run} was recorded without {name}; train without --{name}")
-    frames = v.latent_shape[0] if clip else args.n_latent_frames
-    actions = (v.n_frames - (not args.every_action) if clip else v.stride[0]) * action_dim * args.actions
-    n_classes *= args.classes
-    condition: Conditioning = ("clip" if clip else "frame") if actions + n_classes else "none"
-    return PriorConfig(
-        **vars(args.model),
-        latent_shape=(frames, *v.latent_shape[1:]),
-        n_codebooks=v.n_codebooks,
-        n_codes=v.n_codes,
-        embedding_dim=v.embedding_dim,
-        conditioning=condition,
-        condition_dim=actions + n_classes,
-        n_classes=n_classes,
-        cond_frame_shape=(*v.frame_size, v.channels),
-    )
-
-
-def evaluate(
-    prior: Prior, vqvae: VQVAE, heldout_batch: PriorBatch, fps: float, writer: SummaryWriter, step: int
-) -> None:
-    """Bits per code of held-out clips, and clips sampled under their conditions."""
-
-    def bits(shuffled: bool = False) -> float:
-        losses = []
-        for part in torch.arange(len(heldout_batch.codes), device=heldout_batch.codes.device).split(8):
-            batch, other = heldout_batch[part], heldout_batch[(part + shuffled) % len(heldout_batch.codes)]
-            losses.append(prior.loss(batch.codes, other.condition, encode_cond_frames(prior, batch)))
-        return torch.cat(losses).mean().item() / math.log(2)
-
-    with eval_mode(prior):
-        writer.add_scalar("held_out/bits_per_dim", bits(), step)
-        if heldout_batch.condition is not None:
-            writer.add_scalar("held_out/bits_per_dim_shuffled_conditions", bits(shuffled=True), step)
-        few, frames = heldout_batch[:4], heldout_batch.codes.shape[1]
-        known = 0 if prior.config.mode == "paper" else frames // 4
-        generator = torch.Generator().manual_seed(0)
-        drawn = generate(prior, few.codes[:, :known], frames, generator, few.condition, encode_cond_frames(prior, few))
-        videos = [to_uint8(vqvae.decode(c)).cpu().numpy() for c in (few.codes, drawn)]
-        add_video(writer, "held_out/truth_and_sample", upscale(side_by_side(videos), 2), step, fps)
 
 
 def main(args: Args) -> None:
-    store = Store(args.run / "tokens.zarr")
-    vqvae, env_spec = load_vqvae(args.run / "vqvae").to(args.device), store.env_spec
-    check_vqvae(store.path, store.settings["vqvae"]["weights"], args.run / "vqvae")
-    torch.manual_seed(args.trainer.seed)
-    config = configure(args, vqvae, env_spec.action.encoded_dim, len(env_spec.classes))
-    data = open_frame_store(store, args.data or args.run / "data.zarr") if config.n_cond_frames else None
-    train, valid = (PriorDataset(config, store, split, data, args.terminal_frames) for split in ("train", "valid"))
-    if args.actions and env_spec.action.kind == "Box":  # else there is nothing to divide, nor to read for it
-        some = train.sample(np.random.default_rng(0), 256)["condition"]
-        config = replace(config, condition_scale=condition_scale(env_spec, some, config.n_classes))
-    prior = Prior(config, vqvae.quantizer.embedding).to(args.device)
-    if args.init_from is not None:
-        check_vqvae(
-            str(args.init_from), read_header(args.init_from)[0].get("vqvae"), args.run / "vqvae", codebook_only=True
-        )
-        load_weights(args.init_from, prior)
-
-    def loss(arrays: Batch) -> dict[str, Tensor]:
-        given = to_batch(arrays)
-        value = prior.loss(given.codes, given.condition, encode_cond_frames(prior, given)).mean()
-        return {"loss": value, "bits_per_dim": value.detach() / math.log(2)}
-
-    held = valid.fixed_sample(min(args.n_eval_clips, len(valid))).to(args.device)
-    fit(
-        prior,
-        loss=loss,
-        sample=lambda rng: train.sample(rng, args.trainer.batch_size),
-        config=args.trainer,
-        out=args.run / args.out,
-        settings={
-            "kind": "prior",
-            "model": asdict(prior.config),
-            "env_spec": env_spec.to_json(),
-            "vqvae": store.settings["vqvae"]["weights"],
-            "init_from": None if args.init_from is None else weights_digest(args.init_from),
-            "terminal_frames": args.terminal_frames,
-        },
-        evaluate=lambda writer, step: evaluate(prior, vqvae, held, env_spec.fps / vqvae.config.stride[0], writer, step),
-        restart=args.restart,
-    )
+    train_prior(args)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ import torch
 from einops import rearrange, reduce
 from tqdm import tqdm
 
-from configs import Address, command
+from configs import command
 from worldmodel.data.store import Store
 from worldmodel.metrics.frames import psnr
 from worldmodel.models.loading import load_vqvae
@@ -36,7 +36,7 @@ from worldmodel.models.vqvae import VQVAE, to_uint8
 from worldmodel.utils.checkpoint import read_header, replace_config, weights_digest, write_json
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.lock import folder_lock
-from worldmodel.utils.settings import NotNegative, Positive, Settings
+from worldmodel.utils.settings import Address, NotNegative, Positive, Settings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,7 +39,7 @@ class CEMConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.n_elite > self.n_candidates:
-            raise UserError(f"elite must be at most candidates, {self.n_candidates}, not {self.n_elite}")
+            raise UserError(f"n_elite must be at most n_candidates, {self.n_candidates}, not {self.n_elite}")
 
 
 class CategoricalPlan:

@@ -9,7 +9,7 @@ reaches the planner.
 
 It is the hue that is followed, since shade, and how a dream blurs an object into the grey bin, change only how much of
 it there is. Within 29 steps of the pusher's play an object is lost (more than 4 pixels off) in 10% of episodes; by the
-distance of colours it was in 38%. Only the hand's way is planned (`cem.numbers` 2): with perfect foresight plans that
+distance of colours it was in 38%. Only the hand's way is planned (`cem.n_dims` 2): with perfect foresight plans that
 also lift the hand and close the gripper come no nearer.
 
 Scored in the simulator, on the same objects and goals: random actions as BAIR's robot drew them, the pusher that

@@ -25,7 +25,7 @@ Env = DreamEnv | DreamVectorEnv
 SEED = optional(whole(0, 2**64 - 1))
 STEPS = optional(whole(0, INF))
 DRAWING: dict[str, Good] = {
-    "ends": lambda x: isinstance(x, bool | np.bool_),
+    "sample_done": lambda x: isinstance(x, bool | np.bool_),
     "temperature": real(lambda x: x == 0 or x >= 1e-6),
     "top_k": whole(0),
     "top_p": real(lambda x: 0 < x <= 1),
@@ -69,14 +69,14 @@ def knows(env: Env) -> list[Any]:
     moment = vector(env).snapshot()
     lanes = moment["lanes"]
     tensors = [*lanes.tensors(), *moment["memory"].values(), *(g.get_state() for g in lanes.generators)]
-    arrays = [moment[name] for name in ("frames", "variables", "elapsed", "ended")]
+    arrays = [moment[name] for name in ("frames", "variables", "elapsed", "done")]
     luck = [rng.bit_generator.state for rng in moment["rngs"]]
     return [
         *(x.tobytes() for x in arrays),
         *(x.numpy().tobytes() for x in tensors),
         luck,
-        lanes.cache.time,
-        lanes.cache.done,
+        lanes.kv_cache.time,
+        lanes.kv_cache.n_cached,
     ]
 
 
@@ -145,19 +145,19 @@ def step(env: Env, rng: np.random.Generator) -> Call:
 def restore(env: Env, rng: np.random.Generator) -> Call:
     """A snapshot of which a part is missing, is another thing, or of other lanes."""
     moment, value = env.snapshot(), hostile(rng)
-    name, inner = str(rng.choice(list(moment))), str(rng.choice(["cache", "hidden", "variables", "generators"]))
+    name, inner = str(rng.choice(list(moment))), str(rng.choice(["kv_cache", "hidden", "variables", "generators"]))
     lanes = moment["lanes"]
     parts: list[Callable[[], Any]] = [
         lambda: value,
         lambda: {k: v for k, v in moment.items() if k != name},
         lambda: moment | {name: value},
-        lambda: moment | {k: moment[k][:-1] for k in ("frames", "variables", "elapsed", "ended", "rngs")},
+        lambda: moment | {k: moment[k][:-1] for k in ("frames", "variables", "elapsed", "done", "rngs")},
         lambda: moment | {"frames": moment["frames"][:, :-1]},
         lambda: moment | {"memory": {"nothing": torch.zeros(LANES)}},
         lambda: moment | {"lanes": replace(lanes, **{inner: value})},
         lambda: moment | {"lanes": replace(lanes, hidden=lanes.hidden * NAN)},
         lambda: moment | {"lanes": replace(lanes, variables=lanes.variables[:, :0])},
-        lambda: moment | {"lanes": replace(lanes, kv_cache=replace(lanes.cache, kv=lanes.cache.pairs[:1]))},
+        lambda: moment | {"lanes": replace(lanes, kv_cache=replace(lanes.kv_cache, kv=lanes.kv_cache.kv[:1]))},
     ]
     at = int(rng.integers(len(parts) + 1))
     if at == len(parts):

@@ -247,7 +247,7 @@ def quiet() -> Iterator[None]:
 def attempt(seed: int, number: int) -> Result:
     """One attempt, in this process."""
     rng = np.random.default_rng([seed, number])
-    with tempfile.TemporaryDirectory() as work, mock.patch("collect.files.Pool", Here):
+    with tempfile.TemporaryDirectory() as work, mock.patch("collect.files.WorkerPool", Here):
         if rng.random() < 0.3:
             return crafted(str(rng.choice(list(CRAFTS))), rng, Path(work))
         return damaged(str(rng.choice(list(KINDS))), rng, Path(work))

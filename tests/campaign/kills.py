@@ -80,7 +80,7 @@ def commit(run: Path) -> None:
 
 
 def short(args: Any) -> Any:
-    few = {"steps": 8, "batch_size": 2, "save_every": 2, "evaluate_every": 8, "log_every": 4}
+    few = {"steps": 8, "batch_size": 2, "save_every": 2, "eval_every": 8, "log_every": 4}
     return replace(args, trainer=replace(args.trainer, **few), n_eval_clips=2)
 
 
@@ -101,7 +101,7 @@ def train_outcome(run: Path) -> None:
 
 
 def train_policy(run: Path, until: int = 0) -> None:
-    few: dict[str, Any] = {"n_envs": 2, "n_steps": 10, "width": 4, "epochs": 1, "save_every": 1}
+    few: dict[str, Any] = {"num_envs": 2, "n_steps": 10, "hidden_dim": 4, "n_epochs": 1, "save_every": 1}
     pusher.main(pusher.Args(out=run / "policy", total_timesteps=STEPS, stop_at_step=until, **few))
 
 

@@ -34,7 +34,7 @@ def none(section: str, rng: np.random.Generator) -> bytes:
 
 
 def one_setting(section: str, flag: str, rng: np.random.Generator) -> bytes:
-    """A preset that sets what a flag such as `fit.clip-gradient` sets."""
+    """A preset that sets what a flag such as `trainer.max-grad-norm` sets."""
     *groups, name = flag.replace("-", "_").split(".")
     before = "".join(f"{group}: {{" for group in (section, *groups))
     return f"{before}{name}: {rng.choice(VALUES)}{'}' * (1 + len(groups))}".encode()

@@ -19,7 +19,7 @@ from worldmodel.models.reward_done import OutcomeConfig, OutcomeModel
 from worldmodel.models.vqvae import VQVAE, VQVAEConfig
 from worldmodel.utils.checkpoint import codes_digest, save_checkpoint
 
-CODES = {"books": 1, "codes": 16, "code_dim": 8, "condition_dim": 3}
+CODES = {"n_codebooks": 1, "n_codes": 16, "embedding_dim": 8, "condition_dim": 3}
 
 
 def make_run(run: Path, seed: int) -> None:
@@ -39,7 +39,7 @@ def make_run(run: Path, seed: int) -> None:
             window=2,
         )
     )
-    save_two(run / "vqvae", vqvae, {"kind": "vqvae", "model": asdict(vqvae.config), "world": TOY.to_json()})
+    save_two(run / "vqvae", vqvae, {"kind": "vqvae", "model": asdict(vqvae.config), "env_spec": TOY.to_json()})
     made = {"vqvae": codes_digest(run / "vqvae")}
     gpt = PriorConfig(
         mode="stream",
@@ -55,7 +55,7 @@ def make_run(run: Path, seed: int) -> None:
         **CODES,
     )
     prior = Prior(gpt, vqvae.quantizer.embedding)
-    save_two(run / "prior", prior, {"kind": "prior", "model": asdict(gpt), "world": TOY.to_json()} | made)
+    save_two(run / "prior", prior, {"kind": "prior", "model": asdict(gpt), "env_spec": TOY.to_json()} | made)
     info = {"variable_mean": (1.5,), "variable_std": (1.0,), "variable_low": (0.0,), "variable_high": (3.0,)}
     heads = OutcomeConfig(
         latent_size=(4, 4), n_variables=1, variable_changes=((-1.0, 0.0, 1.0),), hidden_dim=8, **info, **CODES

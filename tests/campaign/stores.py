@@ -41,13 +41,13 @@ LIMIT = 60
 """Seconds of an attempt."""
 FULL = """
 import resource, sys
-from worldmodel.data.clips import rows_of
+from worldmodel.data.clips import read_windows
 from worldmodel.utils.errors import UserError
 from worldmodel.data.store import Store
 store = Store(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
 try:
-    rows_of(store, "frames", __import__("numpy").array([0]), 9, "disk")
+    read_windows(store, "frames", __import__("numpy").array([0]), 9, "disk")
 except UserError as error:
     print(error, file=sys.stderr)
     sys.exit(2)

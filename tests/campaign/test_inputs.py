@@ -44,7 +44,7 @@ def counted_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
         items = [clips.get(name, filled.items[0]) for name in sentences][: len(filled.items)]
         usual(out, collect.files.Filled(items, filled.skipped), sentences, absent)
 
-    monkeypatch.setattr(tgif, "write_names", shifted)
+    monkeypatch.setattr(tgif, "write_side_files", shifted)
 
 
 def other_errors(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +62,7 @@ PLANTED: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None], Verdict]] = 
 @pytest.mark.parametrize("case", PLANTED)
 def test_a_planted_fault_is_found(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kind, plant, verdict = PLANTED[case]
-    monkeypatch.setattr("collect.files.Pool", Here)
+    monkeypatch.setattr("collect.files.WorkerPool", Here)
     inputs.whole(kind)  # made by what is right
     plant(monkeypatch)
     assert verdict in verdicts(kind, tmp_path)

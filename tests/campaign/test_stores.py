@@ -23,7 +23,7 @@ def test_a_cache_that_is_believed_by_its_name_is_found_out(monkeypatch: pytest.M
     def believed(store: Store, name: str, path: Path) -> np.ndarray | None:
         return np.load(path, mmap_mode="r") if path.exists() else None
 
-    monkeypatch.setattr(array_cache, "_mapped", believed)
+    monkeypatch.setattr(array_cache, "_map_if_intact", believed)
     monkeypatch.setattr(stores, "ANYHOW", (stores.cache, stores.header))
     monkeypatch.setattr(stores, "USES", ("disk", "disk", "disk", "disk"))
     monkeypatch.setattr(stores, "WAYS", ("flip", "cut"))

@@ -10,4 +10,4 @@ from tests.collect.here import Here
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files are read in this process."""
-    monkeypatch.setattr("collect.files.Pool", Here)
+    monkeypatch.setattr("collect.files.WorkerPool", Here)

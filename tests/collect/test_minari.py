@@ -289,11 +289,11 @@ def test_interrupted_in_its_midst_it_leaves_nothing_behind(tmp_path: Path, monke
             raise KeyboardInterrupt
         return episode(self, i, *names)
 
-    monkeypatch.setattr(Store, "episode", interrupted)
+    monkeypatch.setattr(Store, "read_episode", interrupted)
     with pytest.raises(KeyboardInterrupt):
         send_out(tmp_path / "data.zarr")
     assert not (tmp_path / "minari/toys/noise-v0").exists()
-    monkeypatch.setattr(Store, "episode", episode)
+    monkeypatch.setattr(Store, "read_episode", episode)
     send_out(tmp_path / "data.zarr")
     bring_in(tmp_path)
     equal(tmp_path / "data.zarr", tmp_path / "back.zarr")

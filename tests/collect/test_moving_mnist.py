@@ -306,11 +306,11 @@ def test_cut_short_it_goes_on_to_the_same_store(here: None, tmp_path: Path, monk
             raise KeyboardInterrupt
         return usual(settings, digits, batch)
 
-    monkeypatch.setattr(mm, "make", stops)
+    monkeypatch.setattr(mm, "make_videos", stops)
     with pytest.raises(KeyboardInterrupt):
         mm.main(args(tmp_path, *flags, out="cut"))
     assert len(Store(tmp_path / "cut").episode_ends) == 2 * mm.BATCH
-    monkeypatch.setattr(mm, "make", usual)
+    monkeypatch.setattr(mm, "make_videos", usual)
     mm.main(args(tmp_path, *flags, out="cut"))
     np.testing.assert_array_equal(frames_of(tmp_path / "cut"), frames_of(tmp_path / "whole"))
     assert len(Store(tmp_path / "cut").episode_ends) == 130

@@ -75,7 +75,7 @@ def test_the_papers_configuration_of_bair_trains_on_it(recorded: Path, tmp_path:
         n_codes=8,
         embedding_dim=8,
     )
-    where = {"run": tmp_path, "data": recorded, "device": "cpu", "held_out": 2}
+    where = {"run": tmp_path, "data": recorded, "device": "cpu", "n_eval_clips": 2}
     vqvae.main(replace(video, **where, model=narrow, trainer=replace(video.trainer, **shorter)))
     tokens.main(tokens.Args(run=tmp_path, data=(recorded,), clip_stride=14, device="cpu"))
     narrow = replace(
@@ -84,7 +84,11 @@ def test_the_papers_configuration_of_bair_trains_on_it(recorded: Path, tmp_path:
     prior.main(replace(gpt, **where, model=narrow, trainer=replace(gpt.trainer, **shorter)))
     config, progress = read_header(tmp_path / "prior")
     assert progress == {"step": 2}
-    assert (config["model"]["condition"], config["model"]["condition_dim"], config["model"]["seen"]) == ("clip", 64, 1)
+    assert (
+        config["model"]["conditioning"],
+        config["model"]["condition_dim"],
+        config["model"]["n_cond_frames"],
+    ) == ("clip", 64, 1)
 
 
 def test_the_split_is_of_the_episodes_8_to_1_to_1(recorded: Path) -> None:
@@ -95,14 +99,14 @@ def test_the_split_is_of_the_episodes_8_to_1_to_1(recorded: Path) -> None:
 class Alone(Here):
     """This process, which is timed as one."""
 
-    def everywhere(self, function: Callable[[], Any]) -> list[Any]:
+    def run_everywhere(self, function: Callable[[], Any]) -> list[Any]:
         return [1.0]
 
 
 def test_another_process_and_a_pause_make_the_same_store(
     recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pushing, "Pool", Alone)
+    monkeypatch.setattr("collect.record.WorkerPool", Alone)
     out = tmp_path / "data.zarr"
     for episodes in (3, 10):
         pushing.main(pushing.Args(out=out, policy="random", episodes=episodes))

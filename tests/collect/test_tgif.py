@@ -188,7 +188,7 @@ def test_a_reader_that_dies_moves_no_sentence(source: Path, monkeypatch: pytest.
 def test_a_store_that_does_not_tell_its_gifs_is_refused(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As stores of an earlier version did not, whose sentences may belong to other episodes."""
     usual = tgif.fill_store_with_videos
-    monkeypatch.setattr(tgif, "fill_with_videos", lambda *given, noted: usual(*given))
+    monkeypatch.setattr(tgif, "fill_store_with_videos", lambda *given, noted: usual(*given))
     tgif.main(args(source))
     monkeypatch.undo()
     with pytest.raises(UserError, match="does not tell which file each episode is of; give another folder"):

@@ -296,7 +296,7 @@ def test_two_processes_make_the_same_store_and_the_script_says_what_it_did(here:
     ("settings", "told"),
     [
         ({"size": 0}, "size must be from 1 to 4096, not 0"),
-        ({"frame_stride": 0}, "every must be at least 1"),
+        ({"frame_stride": 0}, "frame_stride must be at least 1"),
         ({"fps": -1.0}, "fps must be a finite number of at least 0, not -1.0"),
         ({"length": -1}, "length must be at least 0"),
         ({"max_frames": 4}, "max_frames 4 is below min_frames 16"),

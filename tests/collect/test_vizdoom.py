@@ -202,7 +202,7 @@ def test_a_process_that_dies_is_replaced_and_its_task_done_again(tmp_path: Path)
 ENDLESS = """
 import contextlib, fcntl, sys, time
 from functools import partial
-from collect.pool import Pool
+from collect.pool import WorkerPool
 
 @contextlib.contextmanager
 def held(path):
@@ -211,7 +211,7 @@ def held(path):
         yield lambda task: time.sleep(600)
 
 if __name__ == "__main__":
-    with Pool(partial(held, sys.argv[1]), 1) as pool:
+    with WorkerPool(partial(held, sys.argv[1]), 1) as pool:
         print("ready", flush=True)
         list(pool.map([1]))
 """

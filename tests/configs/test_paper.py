@@ -12,6 +12,7 @@ from train import prior as train_prior
 from train import vqvae as train_vqvae
 from worldmodel.models.prior import Prior, PriorConfig
 from worldmodel.models.vqvae import VQVAE, VQVAEConfig
+from worldmodel.training.prior_stage import configure
 
 LATENT = {
     "moving_mnist": (4, 16, 16),
@@ -54,7 +55,7 @@ def build(name: str) -> tuple[VQVAE, Prior]:
     v, p = settings(name)
     with torch.device("meta"):
         vqvae = VQVAE(VQVAEConfig(**vars(v.model)))
-        return vqvae, Prior(train_prior.configure(p, vqvae, ACTIONS.get(name, 0)))
+        return vqvae, Prior(configure(p, vqvae, ACTIONS.get(name, 0)))
 
 
 def count(model: torch.nn.Module) -> int:
@@ -187,7 +188,7 @@ def test_one_shrunken_step(name: str) -> None:
     small = replace(
         p.model, d_model=16, n_layers=2, d_ff=32, cond_dim=16, local_window=4 if p.model.local_window else 0
     )
-    config = train_prior.configure(replace(p, model=small), vqvae, ACTIONS.get(name, 0))
+    config = configure(replace(p, model=small), vqvae, ACTIONS.get(name, 0))
     prior = Prior(config, vqvae.quantizer.embedding)
     condition = torch.randn(2, config.condition_dim) if config.condition_dim else None
     optimizer = torch.optim.Adam(prior.parameters(), 1e-2)

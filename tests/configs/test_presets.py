@@ -14,10 +14,10 @@ from typing import Literal
 import pytest
 import torch
 
-from configs import FOLDER, SECTIONS, Address, command, overlay, parse, read_preset
+from configs import FOLDER, SECTIONS, command, overlay, parse, read_preset
 from train import outcome, policy, prior, tokens, vqvae
 from worldmodel.utils.errors import UserError
-from worldmodel.utils.settings import Fraction, Seed, Settings
+from worldmodel.utils.settings import Address, Fraction, Seed, Settings
 
 ROOT = FOLDER.parent
 
@@ -106,21 +106,21 @@ def test_a_url_stays_whole_where_stores_are_read_and_is_refused_elsewhere(tmp_pa
     for flags, name in (
         (["--out", url], "out"),
         (["--out=file:///a"], "out"),
-        (["--class-name", url], "name"),
+        (["--name", url], "name"),
         (["--several", "a", url], "several"),
         (["--preset", written], "out"),
     ):
         with pytest.raises(UserError, match=f"{name} must be on this machine, but .* is a URL; give a local path"):
             parse(Places, "vqvae", flags)
-    assert parse(Places, "vqvae", ["--out", "C:/a", "--class-name", "module:name"]).out == Path("C:/a")
+    assert parse(Places, "vqvae", ["--out", "C:/a", "--name", "module:name"]).out == Path("C:/a")
 
 
 def test_every_store_that_a_script_reads_may_be_a_url() -> None:
     settings = re.compile(r"^    data: (.+?)(?: = .*)?$", re.MULTILINE)
     scripts = [path for folder in ("train", "rollout") for path in (ROOT / folder).glob("*.py")]
-    declared = [
-        kind for path in scripts if "command(main" in path.read_text() for kind in settings.findall(path.read_text())
-    ]
+    texts = [path.read_text() for path in scripts if "command(main" in path.read_text()]
+    texts += [path.read_text() for path in (ROOT / "worldmodel" / "training").glob("*_stage.py")]
+    declared = [kind for text in texts for kind in settings.findall(text)]
     assert len(declared) > 8
     assert all("Address" in kind for kind in declared)
 

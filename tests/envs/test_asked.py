@@ -29,8 +29,8 @@ NAN = float("nan")
 @pytest.mark.parametrize(
     ("argument", "value", "sentence"),
     [
-        ("ends", "no", "ends should be of type bool, not 'no'"),
-        ("ends", 1, "ends should be of type bool, not 1"),
+        ("sample_done", "no", "sample_done should be of type bool, not 'no'"),
+        ("sample_done", 1, "sample_done should be of type bool, not 1"),
         ("top_k", 2.5, "top_k should be of type int, not 2.5"),
         ("top_k", True, "top_k should be of type int, not True"),
         ("top_k", 10**23, "top_k must be at most 2147483647"),
@@ -68,7 +68,7 @@ def test_a_batch_that_there_is_not_the_memory_for_is_told_how_much_it_takes(
             env.fork(n)
     with pytest.raises(UserError, match="2,000,000,000,000 lanes would take"):
         env.fork(10**12)
-    monkeypatch.setattr(memory, "there", lambda device: 100)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 100)
     with pytest.raises(UserError, match=r"but there are 0\.0; ask for fewer"):
         DreamVectorEnv(2, toy_run)
     DreamVectorEnv(1, toy_run)
@@ -166,18 +166,18 @@ def broken(moment: dict[str, Any]) -> list[Any]:
         *(None, [], {}, moment["lanes"]),
         *({k: v for k, v in moment.items() if k != name} for name in moment),
         *(moment | {name: None} for name in moment),
-        *(moment | {name: moment[name].astype(np.float16)} for name in ("frames", "variables", "elapsed", "ended")),
-        *(moment | {name: moment[name][:1]} for name in ("frames", "variables", "elapsed", "ended")),
+        *(moment | {name: moment[name].astype(np.float16)} for name in ("frames", "variables", "elapsed", "done")),
+        *(moment | {name: moment[name][:1]} for name in ("frames", "variables", "elapsed", "done")),
         moment | {"rngs": [1, 2]},
-        moment | {"made_of": {"vqvae": np.zeros(3)}},
+        moment | {"model_digests": {"vqvae": np.zeros(3)}},
         moment | {"memory": {"nothing": torch.zeros(2)}},
         moment | {"lanes": replace(lanes, kv_cache=None)},
         moment | {"lanes": replace(lanes, generators=[])},
         moment | {"lanes": replace(lanes, hidden=lanes.hidden[:, :1])},
         moment | {"lanes": replace(lanes, hidden=lanes.hidden * NAN)},
         moment | {"lanes": replace(lanes, variables=lanes.variables[:, :0])},
-        moment | {"lanes": replace(lanes, kv_cache=replace(lanes.cache, kv=lanes.cache.pairs[:1]))},
-        moment | {"lanes": replace(lanes, kv_cache=replace(lanes.cache, codes=lanes.cache.codes.float()))},
+        moment | {"lanes": replace(lanes, kv_cache=replace(lanes.kv_cache, kv=lanes.kv_cache.kv[:1]))},
+        moment | {"lanes": replace(lanes, kv_cache=replace(lanes.kv_cache, codes=lanes.kv_cache.codes.float()))},
     ]
 
 
@@ -192,7 +192,7 @@ def test_a_broken_snapshot_is_refused_and_changes_nothing(toy_run: Path) -> None
             env.restore(wrong)
             raise AssertionError(i)
     with pytest.raises(UserError, match="of another dream"):
-        env.restore(moment | {"made_of": {}})
+        env.restore(moment | {"model_digests": {}})
     assert knows(env) == before
     env.restore(moment)
 

@@ -63,9 +63,9 @@ def test_seeds_decide(env: gym.Env) -> None:
 def test_information_of_a_step(env: gym.Env) -> None:
     env.reset(seed=0)
     _, _, _, _, info = env.step(1)
-    assert set(info) == {"COLUMN", "expected_COLUMN", "end", "log_likelihood", "entropy"}
+    assert set(info) == {"COLUMN", "expected_COLUMN", "done_prob", "log_likelihood", "entropy"}
     assert info["log_likelihood"] <= 0 <= info["entropy"]
-    assert 0 < info["end"] < 1
+    assert 0 < info["done_prob"] < 1
 
 
 def test_time_limit_truncates_and_the_end_is_drawn(toy_run: Path) -> None:
@@ -86,7 +86,9 @@ def test_time_limit_truncates_and_the_end_is_drawn(toy_run: Path) -> None:
 def test_a_dream_without_ends_is_the_same_dream_and_goes_on(toy_run: Path) -> None:
     past, kinds = 0, {"horizon": 12, "temperature": 3.0}
     for seed in range(20):
-        env, other = (gym.make("VideoGPTDream-v0", model=toy_run, ends=e, **kinds).unwrapped for e in (True, False))
+        env, other = (
+            gym.make("VideoGPTDream-v0", model=toy_run, sample_done=e, **kinds).unwrapped for e in (True, False)
+        )
         env.reset(seed=seed)
         other.reset(seed=seed)
         over = False

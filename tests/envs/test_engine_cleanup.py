@@ -21,7 +21,7 @@ import os, signal
 from envs.vizdoom import VizdoomFrames
 env = VizdoomFrames("basic")
 env.reset(seed=0)
-print(env.folder, (env.folder / "worldmodel.utils.lock").read_text(), flush=True)
+print(env.folder, (env.folder / "worldmodel.lock").read_text(), flush=True)
 """
 
 

@@ -101,7 +101,7 @@ def test_the_same_seed_gives_the_same_numbers() -> None:
 
 def test_a_policy_comes_back_as_it_was_written(tmp_path: Path) -> None:
     policy = make_policy(16)
-    save_checkpoint(tmp_path, policy, {"kind": KIND, "training": {"width": 16}})
+    save_checkpoint(tmp_path, policy, {"kind": KIND, "training": {"hidden_dim": 16}})
     seen = np.random.default_rng(0).normal(size=(5, OBSERVATION_DIM)).astype(np.float32)
     expected, _ = policy.predict(seen, deterministic=True)
     np.testing.assert_array_equal(load_pusher(str(tmp_path)).predict(seen, deterministic=True)[0], expected)
@@ -123,7 +123,7 @@ def test_the_pusher_takes_another_object_in_another_bin() -> None:
 def test_what_ships_is_small_and_says_how_it_was_made() -> None:
     folder = PRETRAINED / "pushing_policy"
     assert sum(p.stat().st_size for p in folder.iterdir()) < 200_000
-    assert json.loads((folder / "config.json").read_text())["training"]["steps"] > 0
+    assert json.loads((folder / "config.json").read_text())["training"]["total_timesteps"] > 0
 
 
 def test_no_object_is_shot_out_of_the_bin() -> None:

@@ -193,7 +193,7 @@ def test_where_nothing_can_draw_one_sentence_says_what_to_install(monkeypatch: p
         raise ImportError("Unable to load EGL library")
 
     monkeypatch.setattr(offscreen, "importlib", SimpleNamespace(import_module=none))
-    monkeypatch.setattr(offscreen, "forget", lambda: None)
+    monkeypatch.setattr(offscreen, "reset_opengl", lambda: None)
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     with pytest.raises(UserError, match=r"nothing can draw here .*apt-get install libegl1 or libosmesa6") as error:
         Pushing().reset(seed=0)

@@ -30,7 +30,7 @@ def test_no_argument_opens_health_gathering_supreme_without_a_network(tmp_path: 
         "import gymnasium, envs\n"
         "env = gymnasium.make('VideoGPTDream-v0')\n"
         "frame, info = env.reset(seed=0)\n"
-        "print(env.unwrapped.world.name, frame.shape, 0 < info['HEALTH'] <= 100)\n"
+        "print(env.unwrapped.env_spec.name, frame.shape, 0 < info['HEALTH'] <= 100)\n"
     )
     home = os.environ | {"HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=home, cwd=tmp_path)

@@ -52,7 +52,7 @@ def trained_on_noise(folder: Path, env_spec: EnvSpec, toy_stages: Callable) -> P
                 }
             )
     for stage, args in zip((vqvae, tokens, prior, outcome), toy_stages(folder, steps=4), strict=True):
-        stage.main(replace(args, frames=8) if stage is outcome else args)
+        stage.main(replace(args, n_latent_frames=8) if stage is outcome else args)
     return folder
 
 

@@ -43,17 +43,17 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The stages that do run, in order: names of their model and row."""
     calls: list[str] = []
 
-    def watch(module: Any, name: str) -> None:
-        inner: Callable = module.main
+    def watch(function: str, name: str) -> None:
+        inner: Callable = getattr(ablate, function)
 
-        def main(args: Any) -> None:
+        def watched(args: Any) -> None:
             calls.append(f"{name} {args.run.parent.name}")
             inner(args)
 
-        monkeypatch.setattr(module, "main", main)
+        monkeypatch.setattr(ablate, function, watched)
 
-    watch(ablate.train_vqvae, "vqvae")
-    watch(ablate.train_prior, "prior")
+    watch("train_vqvae", "vqvae")
+    watch("train_prior", "prior")
     return calls
 
 
@@ -61,14 +61,14 @@ def test_a_table_is_interrupted_and_goes_on(
     toy_store: Path, called: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     args = toy(toy_store.parent, 6)
-    goes_on = ablate.train_tokens.main
+    goes_on = ablate.encode_tokens
 
     def stop(args: Any) -> None:
         if args.run.parent.name == "base":
             raise KeyboardInterrupt
         goes_on(args)
 
-    monkeypatch.setattr(ablate.train_tokens, "main", stop)
+    monkeypatch.setattr(ablate, "encode_tokens", stop)
     with pytest.raises(KeyboardInterrupt):
         ablate.main(args)
     half = (args.out / "table_6.md").read_text()
@@ -80,7 +80,7 @@ def test_a_table_is_interrupted_and_goes_on(
     )
     first = result.read_bytes()
 
-    monkeypatch.setattr(ablate.train_tokens, "main", goes_on)
+    monkeypatch.setattr(ablate, "encode_tokens", goes_on)
     called.clear()
     ablate.main(args)
     assert called == ["vqvae base", "prior base", "vqvae 4096_codes", "prior 4096_codes"]
@@ -124,7 +124,7 @@ def test_a_table_of_two_seeds_beside_the_papers(
     assert first["ours"]["NMSE"]["mean"] == pytest.approx(sum(values) / 2)
     assert first["ours"]["NMSE"]["sd"] == pytest.approx(abs(values[0] - values[1]) / 2)
     assert len(second["ours"]["reconstructions_real"]["trials"]) == 2, "one value of each seed: nothing in it is drawn"
-    assert all("commit" in one and one["settings"]["vqvae"]["fit"]["steps"] == 4 for one in second["runs"])
+    assert all("commit" in one and one["settings"]["vqvae"]["trainer"]["steps"] == 4 for one in second["runs"])
     with Image.open(args.out / "table_3.png") as picture:
         assert picture.width > 600
 
@@ -140,7 +140,7 @@ def test_rows_that_are_the_same_model_share_it(toy_store: Path, called: list[str
     assert called == ["vqvae base", "prior base"] * 4
     rows = json.loads((args.out / "table_4.json").read_text())["rows"]
     assert len({row["runs"][0]["made_of"]["vqvae"] for row in rows}) == 1
-    assert [row["runs"][0]["settings"]["prior"]["model"]["layers"] for row in rows] == [2, 4, 8, 16]
+    assert [row["runs"][0]["settings"]["prior"]["model"]["n_layers"] for row in rows] == [2, 4, 8, 16]
     for row in rows:
         ours = row["ours"]
         assert ours["bits/frame"]["mean"] == pytest.approx(4 * ours["bits/code"]["mean"]), "2 x 2 codes a frame"
@@ -177,5 +177,5 @@ def test_mistakes_are_told_in_a_sentence(tmp_path: Path) -> None:
         ablate.main(Args(data=tmp_path / "data.zarr"))
     with pytest.raises(UserError, match="set mode = paper"):
         Args(vqvae=replace(Args().vqvae, model=replace(Args().vqvae.model, mode="stream")))
-    with pytest.raises(UserError, match="clips must be at least 2"):
+    with pytest.raises(UserError, match="n_clips must be at least 2"):
         Args(n_clips=1)

@@ -57,7 +57,7 @@ class Counter(gym.Env):
 def test_random_actions_begin_where_a_policy_led_to(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of an episode that ends too soon nothing is taken."""
     engine, lead = Counter(1, 12, 2, 12), control.Args(max_lead_steps=6)
-    monkeypatch.setattr(control, "engine_of", lambda world: engine)
+    monkeypatch.setattr(control, "make_engine", lambda world: engine)
     seen: list[int] = []
 
     def leader(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -79,7 +79,7 @@ def test_random_actions_begin_where_a_policy_led_to(monkeypatch: pytest.MonkeyPa
 def test_a_plan_is_played_beside_a_random_policy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who plans for action 2 takes it at every step; each episode is a new one to the planner."""
     engine, given = Counter(7), list[tuple[int, int, list]]()
-    monkeypatch.setattr(plan, "engine_of", lambda world: engine)
+    monkeypatch.setattr(plan, "make_engine", lambda world: engine)
 
     class Dream:
         """Whatever is given to it."""
@@ -138,10 +138,10 @@ def test_eyes_are_those_of_a_worlds_vqvae(tmp_path: Path, monkeypatch: pytest.Mo
 class Lanes:
     """Three lanes of a dream, of which the second ends after a step and the others after three."""
 
-    world, num_envs = WORLD, 3
+    env_spec, num_envs = WORLD, 3
 
     def __init__(self, *begins: bool) -> None:
-        self.contexts = SimpleNamespace(starts=lambda width: torch.tensor(begins) if width == 3 else None)
+        self.contexts = SimpleNamespace(is_episode_start=lambda width: torch.tensor(begins) if width == 3 else None)
 
     def reset(self, seed: int, options: dict[str, Any]) -> tuple[np.ndarray, dict]:
         self.time, self.begun = 0, options["context"].tolist()

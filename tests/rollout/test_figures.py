@@ -124,7 +124,7 @@ def test_planning_finds_the_actions_that_end_where_it_pays(toy_run: Path) -> Non
     for action in plan:
         fork.step_lanes(np.array([action]))
     assert fork.variables[0, 0] > 1.5, "columns 2 and 3 are worth most"
-    with pytest.raises(UserError, match="elite must be at most candidates, 3, not 9"):
+    with pytest.raises(UserError, match="n_elite must be at most n_candidates, 3, not 9"):
         CEMConfig(n_elite=9, n_candidates=3)
     with pytest.raises(UserError, match=r"momentum is a share, from 0 to 1, not 1\.5"):
         CEMConfig(momentum=1.5)
@@ -143,7 +143,7 @@ def test_futures_of_one_frame_diverge_under_different_actions_and_agree_under_th
     assert (run / "evaluation" / "divergence.png").stat().st_size > 500
     black, white = np.zeros((1, 2, 4, 4, 3), np.uint8), np.full((1, 2, 4, 4, 3), 255, np.uint8)
     assert diverge.distance(black, white).tolist() == [[1.0, 1.0]]
-    with pytest.raises(UserError, match="ahead must be at most steps, 4, not 15"):
+    with pytest.raises(UserError, match="steps_ahead must be at most steps, 4, not 15"):
         diverge.Args(steps=4)
 
 
@@ -181,7 +181,7 @@ def test_an_exported_run_dreams_at_half_the_size(run: Path, tmp_path: Path) -> N
 def test_speeds_stand_beside_what_the_run_is_worth(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worldmodel.utils.hardware.multiplied", lambda: False)
+    monkeypatch.setattr("worldmodel.utils.hardware.supports_bfloat16", lambda: False)
     for name, prior in (("control", weights_digest(run / "prior")), ("results", "another")):
         figures = {"delta_psnr": {"mean": 2.25}, "bits_per_dim": {"true actions": {"mean": 4.5}}}
         write_json(run / "evaluation" / f"{name}.json", {"protocol": {"prior": prior}} | figures)
@@ -198,7 +198,7 @@ def test_speeds_stand_beside_what_the_run_is_worth(
     assert one["delta_psnr"] == 2.25
     assert "bits" not in one, "measured for another prior"
     assert "2.25" in capsys.readouterr().out
-    with pytest.raises(UserError, match="batch must be at least 1, not 0"):
+    with pytest.raises(UserError, match="num_envs must be at least 1, not 0"):
         benchmark.Args(num_envs=(0,))
 
 
@@ -220,7 +220,7 @@ def test_the_end_of_a_future_is_worth_what_the_critic_of_a_policy_says() -> None
 
 def test_every_variable_that_shaped_a_critic_is_counted(tmp_path: Path) -> None:
     env_spec, policy = DreamEnv(horizon=0).env_spec, load_policy("health_gathering_supreme_dream")
-    training = {"reward_scale": 0.5, "shaping": [["HEALTH", 1.0], ["AMMO2", 1.5]], "gamma": 0.9}
+    training = {"reward_scale": 0.5, "reward_shaping": [["HEALTH", 1.0], ["AMMO2", 1.5]], "gamma": 0.9}
     save_policy(tmp_path, policy, training, {}, resumable=False)
     armed = replace(env_spec, variables=("AMMO2", "HEALTH"))
     assert TerminalValue.from_policy(str(tmp_path), armed).variable_weights == (("HEALTH", 2.0), ("AMMO2", 3.0))
@@ -228,9 +228,9 @@ def test_every_variable_that_shaped_a_critic_is_counted(tmp_path: Path) -> None:
         TerminalValue.from_policy(str(tmp_path), env_spec)
     going_on = (np.ones(1), np.zeros(1, bool), np.zeros(1, bool), {})
     fork = SimpleNamespace(
-        frames=np.zeros((1, 4, 4, 3)), variables=np.array([[7.0, 50.0]]), advance=lambda action: going_on
+        frames=np.zeros((1, 4, 4, 3)), variables=np.array([[7.0, 50.0]]), step_lanes=lambda action: going_on
     )
-    dream: Any = SimpleNamespace(world=armed, fork=lambda n, seed: fork)
+    dream: Any = SimpleNamespace(env_spec=armed, fork=lambda n, seed: fork)
     terminal_value = TerminalValue((("HEALTH", 2.0), ("AMMO2", 3.0)))
     assert survival_value(dream, np.zeros((1, 2), int), 0, terminal_value).tolist() == [2 + 2 * 50 + 3 * 7]
 
@@ -238,6 +238,6 @@ def test_every_variable_that_shaped_a_critic_is_counted(tmp_path: Path) -> None:
 def test_a_policy_that_only_imitates_is_no_critic(tmp_path: Path) -> None:
     env_spec = DreamEnv(horizon=0).env_spec
     policy = load_policy("health_gathering_supreme_dream")
-    save_policy(tmp_path, policy, {"rounds": 6}, {}, resumable=False)
+    save_policy(tmp_path, policy, {"n_rounds": 6}, {}, resumable=False)
     with pytest.raises(UserError, match="learned no values"):
         TerminalValue.from_policy(str(tmp_path), env_spec)

@@ -94,7 +94,7 @@ def with_prior(run: Path, monkeypatch: pytest.MonkeyPatch, condition: str, wande
 
         return draw
 
-    monkeypatch.setattr(clip_sources, "sampler", sampler)
+    monkeypatch.setattr(clip_sources, "make_sampler", sampler)
     return asked
 
 
@@ -178,7 +178,7 @@ def test_samples_of_a_run(run: Path, monkeypatch: pytest.MonkeyPatch, network: t
     found = result(run / "evaluation", "frechet-paper-altered-torchscript")
     assert asked == found["seeds"] == [5, 6]
     assert found["made_of"] == {"vqvae": weights_digest(run / "vqvae"), "prior": weights_digest(run / "prior")}
-    assert found["protocol"]["steered"] is False
+    assert found["protocol"]["action_conditioned"] is False
     features, real = load_features("torchscript", weights, sha256), films(6, seed=1000)
     sets = [np.concatenate([real[:, :1], films(6, seed)[:, 1:]], axis=1) for seed in (5, 6)]
     decoded = features(reconstructed(run, real))
@@ -197,7 +197,7 @@ def test_pooled_samples_are_one_set(run: Path, monkeypatch: pytest.MonkeyPatch) 
     fvd.main(fvd.Args(run=run, protocol="pooled", samples_per_clip=3, features="random_conv", **small))
     found = result(run / "evaluation", "frechet-pooled-altered-random_conv")
     assert asked == [0, 1, 2]
-    assert found["protocol"]["steered"] is True, "the prior is told actions"
+    assert found["protocol"]["action_conditioned"] is True, "the prior is told actions"
     network, real = load_features("random_conv"), films(6, seed=1000)
     pooled = np.concatenate([np.concatenate([real[:, :1], films(6, seed)[:, 1:]], axis=1) for seed in asked])
     expected = frechet_distance(network(pooled), network(real))

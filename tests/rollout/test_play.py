@@ -41,7 +41,7 @@ def run(toy_run: Path, tmp_path: Path) -> Path:
     """The toy run, with an engine to its name."""
     folder = Path(shutil.copytree(toy_run, tmp_path / "run"))
     config, progress = read_header(folder / "prior")
-    config["world"] |= {"env_id": "ToyEngine-v0", "env_kwargs": {}}
+    config["env_spec"] |= {"env_id": "ToyEngine-v0", "env_kwargs": {}}
     save_checkpoint(folder / "prior", load_prior(folder / "prior"), config, progress)
     return folder
 

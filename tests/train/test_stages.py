@@ -23,6 +23,8 @@ from worldmodel.generation.dream import Context
 from worldmodel.models.loading import load_prior, load_vqvae
 from worldmodel.models.prior_config import PriorSettings
 from worldmodel.models.vqvae import VQVAE, VQVAEConfig
+from worldmodel.training.outcome_stage import EpisodeWindows
+from worldmodel.training.prior_stage import configure
 from worldmodel.utils.checkpoint import CHECKPOINT_FILE, read_header, read_tensors
 from worldmodel.utils.errors import UserError
 
@@ -71,18 +73,18 @@ def test_without_actions_the_prior_is_unconditional(toy_store: Path, toy_stages:
     vqvae.main(v)
     tokens.main(t)
     prior.main(replace(p, actions=False))
-    assert read_header(run / "prior")[0]["model"]["condition"] == "none"
+    assert read_header(run / "prior")[0]["model"]["conditioning"] == "none"
 
 
 def test_condition_sizes_of_table_9() -> None:
     """15 transitions of 4 actions for HGS, of 21 for Battle2, and for BAIR 16 of 4 numbers."""
     paper = VQVAE(VQVAEConfig(hidden_channels=4, residual_channels=4, n_res_blocks=0, embedding_dim=4))
     args = prior.Args(actions=True, model=PriorSettings())
-    assert prior.configure(args, paper, 4).condition_dim == 60
-    assert prior.configure(args, paper, 21).condition_dim == 315
-    assert prior.configure(replace(args, every_action=True), paper, 4).condition_dim == 64
+    assert configure(args, paper, 4).condition_dim == 60
+    assert configure(args, paper, 21).condition_dim == 315
+    assert configure(replace(args, every_action=True), paper, 4).condition_dim == 64
     with pytest.raises(UserError, match="VQ-VAE is in paper mode, but the prior in stream mode"):
-        prior.configure(prior.Args(), paper, 4)
+        configure(prior.Args(), paper, 4)
 
 
 def test_mistakes_are_told_in_a_sentence_and_nothing_is_lost(
@@ -133,7 +135,7 @@ def test_a_store_without_variables(
     if variables == "none":
         outcome.main(o)
         assert Context.load(tmp_path).variables.shape == (4, 4, 0)
-        assert read_header(tmp_path / "outcome")[0]["model"]["variables"] == 0
+        assert read_header(tmp_path / "outcome")[0]["model"]["n_variables"] == 0
     else:
         assert "no contexts for a dream to start from: " in capsys.readouterr().out
         with pytest.raises(UserError, match=r"tokens.zarr has no variables, which an outcome model learns; record an"):
@@ -142,7 +144,7 @@ def test_a_store_without_variables(
 
 def test_sequences_meet_ends_wherever_they_come(toy_run: Path) -> None:
     store = Store(toy_run / "tokens.zarr")
-    sequences = outcome.EpisodeWindows(store, "train", 16)
+    sequences = EpisodeWindows(store, "train", 16)
     drawn = sequences.sample(np.random.default_rng(0), 4000)
     ended = drawn["done"] & drawn["mask"]
     true_rate = sequences.rows["done"].mean()

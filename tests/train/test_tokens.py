@@ -19,6 +19,7 @@ from worldmodel.data.store import Store
 from worldmodel.data.writer import StoreWriter
 from worldmodel.generation.dream import Context, Dream
 from worldmodel.models.loading import load_vqvae
+from worldmodel.training.tokens_stage import actions_into, latent_rows, make_contexts, rows_before_ends
 from worldmodel.utils.checkpoint import read_header, replace_config
 from worldmodel.utils.errors import UserError
 
@@ -35,18 +36,18 @@ def test_rows_of_codes_say_what_led_into_them() -> None:
         "terminated": np.array([0, 0, 0, 0, 1, 0], bool),
         "variables": np.arange(6, dtype=np.float32)[:, None],
     }
-    episode["led"] = tokens.actions_into(env_spec, episode["action"])
-    rows = tokens.latent_rows(episode, 0, 6, stride=2)
+    episode["led"] = actions_into(env_spec, episode["action"])
+    rows = latent_rows(episode, 0, 6, stride=2)
     assert rows["condition"].tolist() == [[0, 0, 0, 1, 0, 0], [0, 1, 0, 0, 0, 1], [0, 1, 0, 0, 0, 1]]
     assert rows["reward"].tolist() == [1, 6, 24]
     assert rows["done"].tolist() == [False, False, True]
     assert rows["variables"].tolist() == [[1], [3], [5]]
-    assert tokens.latent_rows(episode, 2, 4, stride=2)["condition"].tolist() == [[0, 1, 0, 0, 0, 1]]
+    assert latent_rows(episode, 2, 4, stride=2)["condition"].tolist() == [[0, 1, 0, 0, 0, 1]]
 
 
 def test_an_action_space_without_0_has_nothing_at_the_ends() -> None:
     env_spec = EnvSpec(name="x", action=ActionSpec(kind="Box", low=(0.5,), high=(1.0,)))
-    assert tokens.actions_into(env_spec, np.array([[0.5], [1.0], [0.0]], np.float32)).tolist() == [[0], [0.5], [1]]
+    assert actions_into(env_spec, np.array([[0.5], [1.0], [0.0]], np.float32)).tolist() == [[0], [0.5], [1]]
 
 
 def test_codes_are_those_of_whole_episodes_and_contexts_begin_in_them(toy_run: Path) -> None:
@@ -80,26 +81,24 @@ def test_encoding_goes_on_where_it_stopped(
 
 def test_contexts_may_come_before_ends(toy_run: Path) -> None:
     over, cut, short = ({"codes": np.zeros(n), "done": np.arange(n) == end} for n, end in ((30, 29), (30, 99), (9, 8)))
-    places = tokens.rows_before_ends([over, cut, short], 8)
+    places = rows_before_ends([over, cut, short], 8)
     assert sorted(t for e, t in places if e is over) == list(range(16, 30)), "the end itself is never in a context"
     assert [t for e, t in places if e is short] == [8]
     assert len(places) == 15, "an episode that was cut off has no end"
     store = Store(toy_run / "tokens.zarr")
-    near = tokens.rows_before_ends([store.read_episode(i) for i in store.episode_indices("valid")], 4)
+    near = rows_before_ends([store.read_episode(i) for i in store.episode_indices("valid")], 4)
     known = {e["codes"][t - 4 : t].astype(np.int32).tobytes() for e, t in near}
     for share, least in ((0.0, 0), (0.5, 3), (1.0, 6)):
-        chosen = tokens.make_contexts(
-            store, tokens.Args(n_contexts=6, context_frames=4, before_end_fraction=share)
-        ).codes
+        chosen = make_contexts(store, tokens.Args(n_contexts=6, context_frames=4, before_end_fraction=share)).codes
         assert len(chosen) == 6
         assert sum(codes.numpy().astype(np.int32).tobytes() in known for codes in chosen) >= least
     for split in ("train", "valid"):
-        chosen = tokens.make_contexts(store, tokens.Args(n_contexts=6, context_frames=4, split=split)).codes
+        chosen = make_contexts(store, tokens.Args(n_contexts=6, context_frames=4, split=split)).codes
         played = b"".join(
             store.read_episode(i)["codes"].astype(np.int32).tobytes() for i in store.episode_indices(split)
         )
         assert all(codes.numpy().astype(np.int32).tobytes() in played for codes in chosen)
-    with pytest.raises(UserError, match=r"before_ends is a share, from 0 to 1, not 1\.5"):
+    with pytest.raises(UserError, match=r"before_end_fraction is a share, from 0 to 1, not 1\.5"):
         tokens.Args(before_end_fraction=1.5)
 
 

@@ -1,7 +1,7 @@
 """Clips: the same number of consecutive rows, from anywhere in a split's episodes, as training wants them.
 
-Decoding a clip of 16 frames takes a millisecond, copying it a twentieth of one. So the arrays that are asked for
-are decoded once: into `<store>/cache/<name>-<rows>.npy`, see `cache`, or into RAM for a store that cannot be written
+Decoding a clip of 16 frames takes a millisecond, copying it a twentieth of one. So the arrays that are asked for are
+decoded once: into `<store>/cache/<name>-<rows>.npy`, see `array_cache`, or into RAM for a store that cannot be written
 beside (a URL, a read-only folder).
 """
 

@@ -58,7 +58,8 @@ class Commit:
 class CommitMark:
     """What a store holds."""
 
-    env_spec: EnvSpec
+    world: EnvSpec
+    """Named as in stores that were recorded before the class was."""
     settings: dict[str, Any]
     split_seed: int
     commit: Commit
@@ -71,7 +72,7 @@ class CommitMark:
 
     def to_json(self) -> dict[str, Any]:
         """As it was written, or will be, but for the checksum."""
-        values = {"format": FORMAT, **asdict(self), "env_spec": self.env_spec.to_json()}
+        values = {"format": FORMAT, **asdict(self), "world": self.world.to_json()}
         return json.loads(json.dumps(values))  # with lists for tuples, and strings for all keys
 
 

@@ -89,7 +89,7 @@ class PriorDataset:
         return len(self.clips)
 
     def sample(self, rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
-        """A random batch as arrays, for `batch`."""
+        """A random batch as arrays, for `to_batch`."""
         return self._to_arrays(self.clips.sample(rng, n))
 
     def fixed_sample(self, n: int, seed: int = 0) -> PriorBatch:

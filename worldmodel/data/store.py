@@ -43,7 +43,7 @@ class Store:
         commit = mark.commit
         if not commit.episodes:
             raise UserError(f"{self.path} holds no episodes yet; go on collecting")
-        self.env_spec, self.settings, self.split_seed = mark.env_spec, mark.settings, mark.split_seed
+        self.env_spec, self.settings, self.split_seed = mark.world, mark.settings, mark.split_seed
         self.n_rows, self._contents = commit.rows, commit.arrays
         self.array_names = tuple(sorted(name.removeprefix("data/") for name in commit.arrays if name != EPISODE_ENDS))
         self._arrays: dict[str, zarr.Array[Any]] = {}

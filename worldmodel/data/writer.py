@@ -1,4 +1,4 @@
-"""Appending episodes to a store so that each is on disk wholly or not at all; see `layout` for the commit mark.
+"""Appending episodes to a store so that each is on disk wholly or not at all; see `commit_mark` for the commit mark.
 
 An append rewrites the last shard of each array, so episodes wait in memory until they fill about two. One process
 writes a store at a time; many stores make one data set.
@@ -54,7 +54,7 @@ class StoreWriter:
         self._layout: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
         self._lock = _acquire_lock(self.path)
         try:
-            self._open(CommitMark(env_spec=env_spec, settings=settings, split_seed=split_seed, commit=Commit()))
+            self._open(CommitMark(world=env_spec, settings=settings, split_seed=split_seed, commit=Commit()))
         except BaseException as error:
             self._lock.close()
             if isinstance(error, OSError):

@@ -2,7 +2,7 @@
 
 A lane is one dreamed episode. `reset` starts lanes from contexts, a few latent frames of something real; `step`
 takes one action a lane and draws the next latent frame, its picture, reward and end. Everything a lane knows is
-in the `Lanes`: the prior's ring of cached frames, what causal layers remember, the outcome
+in the `DreamState`: the prior's ring of cached frames, what causal layers remember, the outcome
 model's state and a random generator of the lane's own. So a lane does not depend on its neighbours, and a
 `snapshot` is a copy.
 

@@ -125,7 +125,7 @@ class AxialPositionEmbedding(nn.Module):
     """
 
     def __init__(self, sizes: tuple[int, ...], dim: int, init_std: float = 0.01) -> None:
-        """`spread` is the standard deviation of the embeddings before training."""
+        """`init_std` is the standard deviation of the embeddings before training."""
         super().__init__()
         parts = [dim // len(sizes) + (i < dim % len(sizes)) for i in range(len(sizes))]
         axes = [torch.randn(n, p) * init_std for n, p in zip(sizes, parts, strict=True)]

@@ -11,12 +11,12 @@ learned start token, an output head that starts at zero: the official code's cho
 
 Two options of ours, for speed and for endless dreams:
 
-* `patch`: the transformer sees patches of patch x patch codes as one position, and a small head predicts the codes of
+* `patch_size`: the transformer sees square patches of codes as one position, and a small head predicts the codes of
   a patch one after the other, each given those before it. With patches of 2 the same picture costs a quarter of the
   transformer's work, in training and in dreams, and the factorisation is as exact as before.
-* `noise`: in training some of the codes that the model is given, never those it must predict, are replaced by random
-  ones, so that it learns to go on from the slips of its own dreams. Little is enough: with up to a fifth of them random
-  a dream of Take Cover took its fireballs for slips and mended them away.
+* `code_noise`: in training some of the codes that the model is given, never those it must predict, are replaced by
+  random ones, so that it learns to go on from the slips of its own dreams. Little is enough: with up to a fifth of them
+  random a dream of Take Cover took its fireballs for slips and mended them away.
 
 Dimensions: b batch, t latent frames, h w g rows, columns and codebooks, n positions of a frame with m codes each, k
 code values, c condition. Codes are (b, t, h, w, g), or (b, t, n, m) by position; positions count in raster order.
@@ -117,7 +117,7 @@ class Prior(nn.Module):
         return loss.view(*target.shape).mean((2, 3))
 
     def add_code_noise(self, codes: Tensor) -> Tensor:
-        """Codes of which a share is random; the share is uniform up to `noise`, another one for each clip."""
+        """Codes of which a share is random; the share is uniform up to `code_noise`, another one for each clip."""
         share = torch.rand(len(codes), 1, 1, 1, 1, device=codes.device) * self.config.code_noise
         random = torch.randint_like(codes, self.config.n_codes)
         return torch.where(torch.rand(codes.shape, device=codes.device) < share, random, codes)
@@ -279,7 +279,8 @@ class Prior(nn.Module):
         return grouped.reshape(*grouped.shape[:2], *c.latent_shape[1:], c.n_codebooks, *rest)
 
     def _embed_inputs(self, codes: Tensor, last_vectors: Tensor | None, positions: Tensor) -> Tensor:
-        """What positions are told (b, t, ., width): their parents; the first pass, the `last` of the past frame."""
+        """What positions are told (b, t, ., width): their parents; the first pass, the `last_vectors` of the past
+        frame."""
         embedded = 0
         for slot, layer in enumerate(self.input_projections):
             parent_index = self.parents[positions, slot]
@@ -317,7 +318,7 @@ class Prior(nn.Module):
         return self._masks[t, device]
 
     def sparse_mask(self, cache: KVCache, positions: Tensor, n_now: int) -> Tensor:
-        """(positions, keys) what positions see of the ring and of `now` of their frame, under sparse attention."""
+        """(positions, keys) what positions see of the ring and of `n_now` of their frame, under sparse attention."""
         slots = self.config.attention_frames - 1
         used = torch.arange(cache.n_used_slots, device=positions.device)
         back = (used - cache.time) % max(slots, 1)  # slots behind the oldest

@@ -12,9 +12,9 @@ from the state, the action and the variables. ViZDoom has no picture of a death,
 a model that is given the frame learns to look for that stillness, which a dream draws too seldom. That a hit is
 foretold better than read from a dreamed frame may have the same reason.
 
-With `sight` the model sees so many frames side by side, through convolutions: where something is going can only be told
-from several frames and from its place in them, and a linear layer over all codes of one has to learn that anew for
-every place.
+With `n_stacked_frames` the model sees so many frames side by side, through convolutions: where something is going can
+only be told from several frames and from its place in them, and a linear layer over all codes of one has to learn that
+anew for every place.
 
 Dimensions: b batch, t latent frames, h w g rows, columns, codebooks, c condition, v game variables, k changes.
 """
@@ -74,7 +74,7 @@ class OutcomeConfig(Settings):
         if self.condition_scale and len(self.condition_scale) != self.condition_dim:
             raise UserError(f"a condition of {self.condition_dim} numbers has not {len(self.condition_scale)} scales")
         if len(set(map(len, self.variable_changes))) > 1 or () in self.variable_changes:
-            raise UserError("changes must be equally many for each variable, and at least one")
+            raise UserError("variable_changes must be equally many for each variable, and at least one")
 
 
 class OutcomePrediction(NamedTuple):

@@ -53,8 +53,8 @@ class VQVAESettings(Settings):
     hidden_channels: Channels = 240
     """Channels of the convolutions."""
     downsample_channels: tuple[Channels, ...] = ()
-    """Channels after each strided convolution but the last, finest first, if not `hidden`: most of the work of a small
-    model is done there."""
+    """Channels after each strided convolution but the last, finest first, if not `hidden_channels`: most of the work of
+    a small model is done there."""
     residual_channels: Channels = 128
     """Channels inside a residual block."""
     n_res_blocks: Layers = 4

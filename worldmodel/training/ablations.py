@@ -101,7 +101,8 @@ def without_attention(config: VQVAESettings) -> VQVAESettings:
 def with_latent_shape(config: VQVAESettings, latent_shape: tuple[int, int, int]) -> VQVAESettings:
     """With the stride that gives the paper's latent size, times what the base's stride is of the paper's.
 
-    `widths` are cut, or go on with `hidden`, so that as many channels are at each resolution as in the base.
+    `downsample_channels` are cut, or go on with `hidden_channels`, so that as many channels are at each resolution as
+    in the base.
     """
     stride = []
     for n, size, base, own in zip(CLIP_SHAPE, latent_shape, BASE_STRIDE, config.stride, strict=True):

@@ -156,7 +156,7 @@ def peak_flops(device: str, precision: str) -> float:
 
 
 class PeakMemory(TorchDispatchMode):
-    """The most bytes that work holds in tensors of its own: `with Peak() as peak: work()`, then `peak.most`."""
+    """The most bytes that work holds in tensors of its own: `with PeakMemory() as peak: work()`, then `peak.most`."""
 
     def __init__(self) -> None:
         super().__init__()

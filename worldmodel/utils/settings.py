@@ -16,12 +16,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, NewType, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from worldmodel.utils.errors import UserError
 
+Address = NewType("Address", str)
+"""Where a store is read: a folder or any URL that fsspec knows, of which `Path` would lose a slash."""
 MAX_INT = 2**31 - 1
 """Of whole numbers that have no bound of their own."""
 MAX_FLOAT32 = 3.4e38

@@ -111,7 +111,7 @@ class Simulated:
             robot.data, robot.hand_target = copy.copy(self.env.robot.data), self.env.robot.hand_target.copy()
         return future
 
-    def advance(self, actions: np.ndarray) -> None:
+    def step_lanes(self, actions: np.ndarray) -> None:
         frames, hands = [], []
         kept = self.env.robot
         for robot, action in zip(self.robots, actions, strict=True):

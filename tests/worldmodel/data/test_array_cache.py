@@ -136,6 +136,6 @@ def test_space_is_reserved_before_anything_is_decoded(tmp_path: Path, monkeypatc
 def test_a_cache_that_does_not_keep_what_is_written_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(array_cache, "_mapped", lambda *_: None)
+    monkeypatch.setattr(array_cache, "_map_if_intact", lambda *_: None)
     with pytest.raises(UserError, match="does not hold what was just written to it"):
         memory_map(Store(store(tmp_path / "s")), "frames")

@@ -21,7 +21,7 @@ from worldmodel.data.store import Store
 from worldmodel.data.writer import StoreWriter
 from worldmodel.utils.errors import UserError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 WORLD = EnvSpec(name="x", frame_shape=(24, 24, 3), action=ActionSpec(kind="Discrete", nvec=(2,)), classes=("a",))
 FRAMES = np.arange(30 * 24 * 24 * 3).reshape(30, 24, 24, 3).astype(np.uint8)
 
@@ -155,8 +155,10 @@ def test_settings_and_progress_of_any_json_are_the_same_mark_when_read(tmp_path:
 
 def test_a_lock_ends_with_its_process_however_it_ends(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from worldmodel.data.env_spec import World; from worldmodel.data.writer import StoreWriter\n"
-        "writer = StoreWriter(sys.argv[1], World(name='x'), {}); print('open', flush=True); time.sleep(60)"
+        "import sys, time\n"
+        "from worldmodel.data.env_spec import EnvSpec\n"
+        "from worldmodel.data.writer import StoreWriter\n"
+        "writer = StoreWriter(sys.argv[1], EnvSpec(name='x'), {}); print('open', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, tmp_path / "s"], cwd=ROOT, stdout=subprocess.PIPE)
     assert holder.stdout is not None

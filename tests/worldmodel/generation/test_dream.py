@@ -43,7 +43,17 @@ def double(dream: Dream) -> Dream:
 def play(dream: Dream, lanes: DreamState, actions: np.ndarray) -> list[torch.Tensor]:
     """Everything that steps of actions (t, b) give, as tensors over (t, b)."""
     steps = [dream.step(lanes, a) for a in actions]
-    names = ("codes", "frames", "reward", "terminated", "variables", "end", "expected", "log_likelihood", "entropy")
+    names = (
+        "codes",
+        "frames",
+        "reward",
+        "terminated",
+        "variables",
+        "done_prob",
+        "expected_variables",
+        "log_likelihood",
+        "entropy",
+    )
     return [torch.stack([getattr(s, name) for s in steps]) for name in names]
 
 

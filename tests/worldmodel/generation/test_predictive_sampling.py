@@ -16,7 +16,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by one with each pass."""
     made: list[int] = []
     features = predictive_sampling.chunk_features
-    monkeypatch.setattr(predictive_sampling, "features", lambda *given: made.append(1) or features(*given))
+    monkeypatch.setattr(predictive_sampling, "chunk_features", lambda *given: made.append(1) or features(*given))
     return made
 
 

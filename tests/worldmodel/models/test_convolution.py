@@ -29,7 +29,7 @@ from worldmodel.models.reward_done import OutcomeConfig, OutcomeModel
 from worldmodel.models.vqvae import VQVAE, VQVAEConfig
 from worldmodel.utils.hardware import flop_counter
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 """Shares of a norm; bfloat16 has 8 bits, and what is right is within 0.004."""
 Shape = tuple[int, int, tuple[int, ...], tuple[int, ...], Pads, int]

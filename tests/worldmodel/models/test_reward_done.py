@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch.nn.functional import one_hot
 
 from rollout.evaluate_outcome import filter_episode
-from train.outcome import EpisodeWindows
 from worldmodel.models.layers import Memory
 from worldmodel.models.reward_done import OutcomeConfig, OutcomeModel, previous_variables
+from worldmodel.training.outcome_stage import EpisodeWindows
 
 ONE = {"n_variables": 1, "variable_mean": (50.0,), "variable_std": (20.0,), "variable_changes": ((-20.0, 0.0, 5.0),)}
 
@@ -55,7 +55,7 @@ def test_an_episode_is_read_as_it_was_learned(sight: int) -> None:
     episode = {"codes": codes[0].numpy(), "condition": condition[0].numpy(), "variables": np.zeros((9, 0), np.float32)}
     whole, _ = model(codes, condition, torch.zeros(1, 9, 0))
     found = filter_episode(model, episode, 2, 0)
-    np.testing.assert_allclose(found["end"], whole.done_logit[0].sigmoid().detach(), rtol=1e-4)
+    np.testing.assert_allclose(found["done_prob"], whole.done_logit[0].sigmoid().detach(), rtol=1e-4)
 
 
 @pytest.mark.parametrize(("foretell", "sight"), [(False, 0), (True, 0), (True, 2)])
@@ -123,8 +123,8 @@ def test_loss_by_hand() -> None:
         chances = out.change_logits[..., 0, :].softmax(-1).gather(-1, which[..., None])[..., 0]
         torch.testing.assert_close(parts["variables"], -chances[known].log().mean())
         end = F.logsigmoid(out.done_logit if ended.all() else -out.done_logit)
-        torch.testing.assert_close(parts["end"], -end[known].mean())
-        torch.testing.assert_close(parts["loss"], parts["reward"] + parts["end"] + parts["variables"])
+        torch.testing.assert_close(parts["done"], -end[known].mean())
+        torch.testing.assert_close(parts["loss"], parts["reward"] + parts["done"] + parts["variables"])
 
 
 def test_draws_come_as_often_as_they_should() -> None:
@@ -149,21 +149,21 @@ def test_what_is_drawn_stays_within_what_was_recorded() -> None:
 def test_a_world_without_game_variables() -> None:
     model, none = build(n_variables=0), torch.zeros(2, 3, 0)
     codes, condition, known = torch.randint(6, (2, 3, 2, 2, 1)), torch.randn(2, 3, 2), torch.ones(2, 3).bool()
-    assert model.loss(codes, condition, torch.ones(2, 3), ~known, none, known).keys() == {"loss", "reward", "end"}
+    assert model.loss(codes, condition, torch.ones(2, 3), ~known, none, known).keys() == {"loss", "reward", "done"}
     out, _ = model(codes, condition, none)
     assert model.sample_variables(out.change_logits[:, 0], none[:, 0], none[:, 0]).shape == (2, 0)
 
 
 def test_changes_are_those_within_episodes() -> None:
     class Store:
-        names = ("codes", "variables")
+        array_names = ("codes", "variables")
 
-        def episodes(self, _: str) -> list[int]:
+        def episode_indices(self, _: str) -> list[int]:
             return [0, 1]
 
-        def episode(self, i: int) -> dict[str, np.ndarray]:
+        def read_episode(self, i: int) -> dict[str, np.ndarray]:
             values = [[100.0, 0.1], [92.0, 0.3], [92.0, 0.7]] if i == 0 else [[50.0, 9.0], [75.0, 9.05]]
-            return {"n_codes": np.zeros((len(values), 1), np.uint16), "n_variables": np.array(values, np.float32)}
+            return {"codes": np.zeros((len(values), 1), np.uint16), "variables": np.array(values, np.float32)}
 
     sequences = EpisodeWindows(Store(), "train", 2)  # type: ignore[arg-type]
     first, second = sequences.variable_changes()

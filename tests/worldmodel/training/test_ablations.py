@@ -10,7 +10,6 @@ import torch
 
 from configs import overlay, read_preset
 from rollout.ablate import Args
-from train.prior import configure
 from worldmodel.metrics.protocol import Trials
 from worldmodel.metrics.published import FIGURES, Figure
 from worldmodel.models.prior import Prior
@@ -25,6 +24,7 @@ from worldmodel.training.ablations import (
     with_latent_shape,
     without_attention,
 )
+from worldmodel.training.prior_stage import configure
 from worldmodel.utils.errors import UserError
 
 BASES = {"paper": Args(), "small": overlay(Args(), read_preset("ablate")["ablate"], "ablate")}

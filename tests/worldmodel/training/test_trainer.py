@@ -190,7 +190,9 @@ def test_spoiled_weights_are_not_saved(tmp_path: Path) -> None:
     def loss(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {"loss": sum((p.nan_to_num() ** 2).sum() for p in model.parameters())}  # type: ignore[dict-item]
 
-    with pytest.raises(UserError, match=r"start has values that are not finite, so nothing was saved; run the same"):
+    with pytest.raises(
+        UserError, match=r"start_token has values that are not finite, so nothing was saved; run the same"
+    ):
         fit(model, loss, codes, config, tmp_path, {}, spoil)
     assert not checkpoints(tmp_path)
 

@@ -11,12 +11,12 @@ import pytest
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.lock import folder_lock
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 HOLD = """
 import sys, time
 from pathlib import Path
-from worldmodel.utils.lock import locked
-with locked(Path(sys.argv[1])):
+from worldmodel.utils.lock import folder_lock
+with folder_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
 """

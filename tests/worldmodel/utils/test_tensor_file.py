@@ -59,7 +59,7 @@ def test_values_that_are_not_finite_are_refused_on_the_way_in_and_out(
     spoiled = tensors() | {"half": torch.tensor([1.0, value]).half()}
     with pytest.raises(UserError, match="half has values that are not finite"):
         tensor_file.pack(spoiled, TOLD)
-    monkeypatch.setattr(tensor_file, "not_finite", lambda tensors: "")
+    monkeypatch.setattr(tensor_file, "first_not_finite", lambda tensors: "")
     (tmp_path / "x").write_bytes(tensor_file.pack(spoiled, TOLD))
     monkeypatch.undo()
     with pytest.raises(UserError, match=r"x is spoiled: half has values that are not finite; train it again$"):

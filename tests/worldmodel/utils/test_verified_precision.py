@@ -30,8 +30,8 @@ FRAMES, BOOK = (16, 16, 3), (1, 8, 4)
 @pytest.fixture(autouse=True)
 def units(monkeypatch: pytest.MonkeyPatch) -> None:
     """A processor that multiplies bfloat16, or so it says. Its peak is not measured, which emulation makes slow."""
-    monkeypatch.setattr(hardware, "multiplied", lambda: True)
-    monkeypatch.setattr("worldmodel.training.trainer.peak", lambda device, precision: 1.0)
+    monkeypatch.setattr(hardware, "supports_bfloat16", lambda: True)
+    monkeypatch.setattr("worldmodel.training.trainer.peak_flops", lambda device, precision: 1.0)
 
 
 def vqvae(norm: str = "layer") -> VQVAE:
@@ -184,7 +184,9 @@ def test_a_run_goes_on_in_float32_where_bfloat16_is_wrong(
 ) -> None:  # fmt: skip
     exact, peaks = train(kind, tmp_path / "float32", "float32"), list[str]()
     plant(monkeypatch, name, spoil, inputs)
-    monkeypatch.setattr("worldmodel.training.trainer.peak", lambda device, precision: peaks.append(precision) or 1.0)
+    monkeypatch.setattr(
+        "worldmodel.training.trainer.peak_flops", lambda device, precision: peaks.append(precision) or 1.0
+    )
     assert same(exact, train(kind, tmp_path / "auto", "auto"))
     assert peaks == ["float32"]
     (sentence,) = sentences(capsys)
@@ -254,7 +256,7 @@ def test_only_auto_is_tried_and_only_where_there_is_bfloat16(monkeypatch: pytest
         raise AssertionError
 
     assert [verified_precision("x", CPU, p, never) for p in ("float32", "bfloat16")] == ["float32", "bfloat16"]
-    monkeypatch.setattr(hardware, "multiplied", lambda: False)
+    monkeypatch.setattr(hardware, "supports_bfloat16", lambda: False)
     assert verified_precision("x", CPU, "auto", never) == "float32"
 
 

@@ -1,0 +1,148 @@
+"""The fourth stage: an outcome model trained on codes and actions, for reward, end of episode and game variables.
+
+What train/outcome.py runs: its settings, the sequences that it learns from, and the run itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from worldmodel.data.prior_dataset import condition_scale
+from worldmodel.data.store import Store
+from worldmodel.models.loading import load_vqvae
+from worldmodel.models.reward_done import OutcomeConfig, OutcomeModel
+from worldmodel.models.vqvae import VQVAE
+from worldmodel.training.trainer import Batch, TrainerConfig, eval_mode, fit
+from worldmodel.utils.checkpoint import check_vqvae
+from worldmodel.utils.errors import UserError
+from worldmodel.utils.settings import Channels, Count, Positive, Settings
+
+TARGETS = ("condition", "reward", "done", "variables")
+"""What it learns from, beside codes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutcomeStage(Settings):
+    """Train an outcome model on the codes of a store."""
+
+    run: Path = Path("runs/health_gathering_supreme")
+    """Run folder."""
+    n_latent_frames: Positive = 48
+    """Latent frames of a training sequence."""
+    hidden_dim: Channels = 256
+    """Of the recurrent state."""
+    predict_from_past: bool = False
+    """Learn ends and changes of variables from what was before their frame: for engines that have no picture of them,
+    as of ViZDoom's deaths."""
+    n_stacked_frames: Count = 0
+    """Latent frames that are seen side by side, to tell where things go; 0 for each on its own."""
+    trainer: TrainerConfig = field(
+        default_factory=lambda: TrainerConfig(steps=2000, lr_schedule="cosine", learning_rate=1e-3)
+    )
+    n_eval_clips: Positive = 256
+    """Sequences of the validation split to evaluate on."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    restart: bool = False
+    """Overwrite a run of other settings."""
+
+
+class EpisodeWindows:
+    """Sequences of codes that begin anywhere in an episode, padded after its end; `mask` tells rows from padding.
+
+    Clips that lie wholly inside episodes would not do: there an end could only come in the last row, and far too
+    seldom, so the model would learn to expect it then and never before.
+    """
+
+    def __init__(self, store: Store, split: str, length: int) -> None:
+        episodes = [store.read_episode(i) for i in store.episode_indices(split)]
+        self.length = length
+        self.rows = {name: np.concatenate([e[name] for e in episodes]) for name in store.array_names}
+        self.rows["codes"] = self.rows["codes"].astype(np.int32)  # torch does not index with uint16
+        sizes = [len(e["codes"]) for e in episodes]
+        self.episode_stop = np.repeat(np.cumsum(sizes), sizes)
+        """For each row, the end of its episode."""
+
+    def variable_changes(self, most: int = 64) -> tuple[tuple[float, ...], ...]:
+        """For each variable its changes from row to row, padded to equally many; quantiles where there are more."""
+        change = np.diff(self.rows["variables"], axis=0)[self.episode_stop[1:] == self.episode_stop[:-1]]
+        found = [np.unique(column) for column in change.T]
+        for v, column in enumerate(change.T):
+            if len(found[v]) > most:
+                found[v] = np.unique(np.append(np.quantile(column[column != 0], np.linspace(0, 1, most - 1)), 0))
+        longest = max(map(len, found), default=0)
+        return tuple(tuple(np.pad(f, (0, longest - len(f)), "edge").tolist()) for f in found)
+
+    def sample(self, rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
+        """n sequences (n, length, ...), each beginning at any row."""
+        start = rng.integers(len(self.episode_stop), size=(n, 1))
+        index = start + np.arange(self.length)
+        within = np.minimum(index, self.episode_stop[start] - 1)
+        return {name: rows[within] for name, rows in self.rows.items()} | {"mask": index < self.episode_stop[start]}
+
+
+def configure(args: OutcomeStage, store: Store, vqvae: VQVAE, train: EpisodeWindows) -> OutcomeConfig:
+    """Sizes from the VQ-VAE, scales from the training split."""
+    v, variables = vqvae.config, train.rows["variables"]
+    return OutcomeConfig(
+        latent_size=v.latent_shape[1:],
+        n_codebooks=v.n_codebooks,
+        n_codes=v.n_codes,
+        embedding_dim=v.embedding_dim,
+        condition_dim=v.stride[0] * store.env_spec.action.encoded_dim,
+        condition_scale=condition_scale(store.env_spec, train.rows["condition"]),
+        n_variables=len(store.env_spec.variables),
+        variable_mean=tuple(variables.mean(0).tolist()),
+        variable_std=tuple((variables.std(0) + 1e-6).tolist()),
+        variable_changes=train.variable_changes(),
+        variable_low=tuple(variables.min(0).tolist()),
+        variable_high=tuple(variables.max(0).tolist()),
+        reward_rms=float(np.sqrt(np.square(train.rows["reward"]).mean())) or 1.0,
+        hidden_dim=args.hidden_dim,
+        predict_from_past=args.predict_from_past,
+        n_stacked_frames=args.n_stacked_frames,
+    )
+
+
+def train_outcome(args: OutcomeStage) -> None:
+    store, vqvae = Store(args.run / "tokens.zarr"), load_vqvae(args.run / "vqvae")
+    check_vqvae(store.path, store.settings["vqvae"]["weights"], args.run / "vqvae")
+    if not vqvae.config.causal:
+        raise UserError("an outcome model needs a stream-mode VQ-VAE; a run in paper mode has no dream to be stepped")
+    if missing := [name for name in TARGETS if name not in store.array_names]:
+        raise UserError(f"{store.path} has no {missing[0]}, which an outcome model learns; record an environment")
+    train, valid = (EpisodeWindows(store, split, args.n_latent_frames) for split in ("train", "valid"))
+    torch.manual_seed(args.trainer.seed)
+    model = OutcomeModel(configure(args, store, vqvae, train), vqvae.quantizer.embedding).to(args.device)
+
+    def loss(batch: Batch) -> dict[str, Tensor]:
+        return model.loss(*(batch[name] for name in ("codes", *TARGETS, "mask")))
+
+    held = valid.sample(np.random.default_rng(0), args.n_eval_clips)
+    batch = {name: torch.from_numpy(array).to(args.device) for name, array in held.items()}
+
+    def evaluate(writer: SummaryWriter, step: int) -> None:
+        with eval_mode(model):
+            for name, value in loss(batch).items():
+                writer.add_scalar(f"held_out/{name}", value, step)
+
+    fit(
+        model,
+        loss=loss,
+        sample=lambda rng: train.sample(rng, args.trainer.batch_size),
+        config=args.trainer,
+        out=args.run / "outcome",
+        settings={
+            "kind": "outcome",
+            "model": asdict(model.config),
+            "n_latent_frames": args.n_latent_frames,
+            "vqvae": store.settings["vqvae"]["weights"],
+        },
+        evaluate=evaluate,
+        restart=args.restart,
+    )
