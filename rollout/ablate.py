@@ -49,6 +49,30 @@ from worldmodel.utils.settings import Address, AtLeast2, Positive, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
+class BaseVQVAE(Settings):
+    """The first stage of the base."""
+
+    model: VQVAESettings = field(default_factory=VQVAESettings)
+    trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(steps=100_000, learning_rate=7e-4))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BasePrior(Settings):
+    """The third stage of the base; the settings are those of train/prior.py."""
+
+    actions: bool = True
+    every_action: bool = True
+    classes: bool = False
+    model: PriorSettings = field(default_factory=lambda: PriorSettings(local_window=128, n_cond_frames=1))
+    trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(steps=150_000, lr_schedule="cosine"))
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """What the prior is conditioned on, beside frames."""
+        return {name: getattr(self, name) for name in ("actions", "every_action", "classes")}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Args(Settings):
     """Train, evaluate and render a table of the paper's ablations."""
 
@@ -58,23 +82,12 @@ class Args(Settings):
     """Store of frames."""
     out: Path = Path("runs/ablations")
     """Folder of all tables."""
-    vqvae: VQVAEStage = field(
-        default_factory=lambda: VQVAEStage(
-            model=VQVAESettings(), trainer=TrainerConfig(steps=100_000, learning_rate=7e-4)
-        )
-    )
-    """The base's first stage; run, data and model's ablated settings are the row's."""
-    tokens: TokensStage = field(default_factory=TokensStage)
-    """Its second stage."""
-    prior: PriorStage = field(
-        default_factory=lambda: PriorStage(
-            actions=True,
-            every_action=True,
-            model=PriorSettings(local_window=128, n_cond_frames=1),
-            trainer=TrainerConfig(steps=150_000, lr_schedule="cosine"),
-        )
-    )
-    """Its third stage."""
+    vqvae: BaseVQVAE = field(default_factory=BaseVQVAE)
+    """The base's VQ-VAE, of which each row changes one thing."""
+    clip_stride: Positive = 4
+    """Frames from the start of one clip of codes to the start of the next."""
+    prior: BasePrior = field(default_factory=BasePrior)
+    """The base's prior."""
     n_clips: AtLeast2 = 256
     """Clips of the test split."""
     n_trials: Positive = 10
@@ -123,14 +136,15 @@ def make_job(args: Args, row: Row, seed: int) -> Job:
 
 def stage_args(args: Args, work: Job) -> tuple[VQVAEStage, TokensStage, PriorStage | None]:
     """The arguments of each stage."""
-    where: dict[str, Any] = {"run": work.run, "data": args.data, "device": args.device}
+    where: dict[str, Any] = {"run": work.run, "device": args.device}
     v, p, row = args.vqvae, args.prior, work.row
-    first = replace(v, **where, model=row.vqvae, trainer=replace(v.trainer, seed=work.seed))
-    second = replace(args.tokens, **where | {"data": (args.data,)})
+    fits = [replace(trainer, seed=work.seed) for trainer in (v.trainer, p.trainer)]
+    first = VQVAEStage(**where, data=args.data, model=row.vqvae, trainer=fits[0])
+    second = TokensStage(**where, data=(args.data,), clip_stride=args.clip_stride)
     if row.prior is None:
         return first, second, None
-    fit = replace(p.trainer, seed=work.seed)
-    return first, second, replace(p, **where, model=row.prior, trainer=fit, out=work.prior)
+    third = PriorStage(**where, **p.conditions, data=args.data, model=row.prior, trainer=fits[1], out=work.prior)
+    return first, second, third
 
 
 def train_stages(args: Args, work: Job) -> None:
@@ -148,8 +162,7 @@ def settings(args: Args, work: Job) -> dict[str, Any]:
     values: dict[str, Any] = {"data": Store(args.data).n_rows, "tokens": {"every": second.clip_stride}}
     values["vqvae"] = {"model": first.model, "trainer": first.trainer.settings()}
     if third is not None:
-        conditions = {name: getattr(third, name) for name in ("actions", "every_action", "classes")}
-        values["prior"] = {"model": third.model, "trainer": third.trainer.settings()} | conditions
+        values["prior"] = {"model": third.model, "trainer": third.trainer.settings()} | args.prior.conditions
     values |= {name: getattr(args, name) for name in ("n_clips", "n_trials", "features", "sha256", "batch_size")}
     return json.loads(json.dumps(values, default=asdict))
 
@@ -181,7 +194,7 @@ def evaluate(args: Args, work: Job) -> dict[str, Any]:
         action_conditioned=args.prior.actions or args.prior.classes,
     )
     features = load_features(args.features, args.weights, args.sha256, args.device)
-    ruler = Measurement(args.data, args.tokens.clip_stride, protocol, features, args.batch_size, args.device)
+    ruler = Measurement(args.data, args.clip_stride, protocol, features, args.batch_size, args.device)
     scores = score_prior(ruler, work.run, work.prior) if work.row.prior else score_vqvae(ruler, work.run)
     values = {
         "seed": work.seed,

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from rollout import ablate
-from rollout.ablate import Args
+from rollout.ablate import Args, BasePrior, BaseVQVAE
 from tests.conftest import stages
 from worldmodel.metrics.protocol import PAPER
 from worldmodel.training.ablations import Table
@@ -32,9 +32,9 @@ def toy(run: Path, table: Table, seeds: int = 1) -> Args:
         batch_size=4,
         n_seeds=seeds,
         device="cpu",
-        vqvae=replace(v, model=replace(v.model, n_codes=1024, stride=(1, 8, 8))),
-        tokens=t,
-        prior=replace(p, n_eval_clips=4, trainer=replace(p.trainer, steps=4)),
+        vqvae=BaseVQVAE(model=replace(v.model, n_codes=1024, stride=(1, 8, 8)), trainer=v.trainer),
+        clip_stride=t.clip_stride,
+        prior=BasePrior(every_action=p.every_action, model=p.model, trainer=replace(p.trainer, steps=4)),
     )
 
 
