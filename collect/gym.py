@@ -20,7 +20,6 @@ import contextlib
 import hashlib
 import importlib
 import inspect
-import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -45,6 +44,7 @@ from envs.spaces import to_action_spec
 from worldmodel.data.env_spec import EnvSpec
 from worldmodel.data.writer import Episode
 from worldmodel.utils.errors import UserError, one_line
+from worldmodel.utils.json_schema import load_json
 from worldmodel.utils.settings import Count, Pixels, Positive
 
 LANES = 4
@@ -137,8 +137,8 @@ def parse_env_kwargs(args: Args) -> dict[str, Any]:
     limit = {"max_episode_steps": args.max_episode_steps} if args.max_episode_steps else {}
     example = """give something like '{"level": 1}'"""
     try:
-        made = json.loads(args.env_kwargs)
-    except json.JSONDecodeError as error:
+        made = load_json(args.env_kwargs)
+    except ValueError as error:
         raise UserError(f"kwargs {args.env_kwargs!r} are not JSON ({error}); {example}") from None
     if not isinstance(made, dict) or "render_mode" in made:
         raise UserError(f"kwargs {args.env_kwargs!r} must be a dictionary, and render_mode is chosen here; {example}")

@@ -18,7 +18,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
 from worldmodel.training.logging import log_on_disk
-from worldmodel.utils.checkpoint import load_optimizer, load_weights, read_header, restore_newest
+from worldmodel.utils.checkpoint import load_optimizer, load_weights, read_checkpoint, restore_newest
 from worldmodel.utils.errors import UserError
 
 
@@ -85,7 +85,7 @@ def resume(ppo: PPO, folder: Path, seed: int) -> None:
     restore_newest(folder)
     load_weights(folder, ppo.policy)
     load_optimizer(folder, ppo.policy.optimizer)
-    ppo.num_timesteps = read_header(folder)[1]["steps"]
+    ppo.num_timesteps = read_checkpoint(folder).steps("steps")
     ppo.set_random_seed(seed + ppo.num_timesteps)
 
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import google_crc32c
 import numpy as np
@@ -28,6 +28,7 @@ import numpy as np
 from worldmodel.data.env_spec import EnvSpec
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.json_schema import from_json
+from worldmodel.utils.settings import Range
 
 FORMAT = 2
 EPISODE_ENDS = "meta/episode_ends"
@@ -39,7 +40,7 @@ class ArrayContents:
     """What an array held at a commit."""
 
     metadata: str
-    crc32c: int
+    crc32c: Annotated[int, Range(0, 2**32 - 1)]
 
 
 @dataclass(frozen=True, kw_only=True)

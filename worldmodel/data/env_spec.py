@@ -7,21 +7,22 @@ package never has to import Gymnasium to say what they are.
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.json_schema import from_json
-from worldmodel.utils.settings import as_array, short_repr
+from worldmodel.utils.settings import Channels, Count, Pixels, Range, Settings, as_array, short_repr
 
 CURE = "update the toolkit, or make it again"
+Choices = Annotated[int, Range(1, 2**16)]
+"""Of one factor of an action, which are encoded one-hot."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ActionSpec:
+class ActionSpec(Settings):
     """An action space as plain data.
 
     `Discrete`: `nvec` has one entry, actions are integers (). `MultiDiscrete`: integers (len(nvec),).
@@ -29,15 +30,18 @@ class ActionSpec:
     """
 
     kind: Literal["Discrete", "MultiDiscrete", "Box"]
-    nvec: tuple[int, ...] = ()
+    nvec: tuple[Choices, ...] = ()
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.kind == "Box":
             if len(self.low) != len(self.high):
                 raise UserError(f"a Box has a low and a high for each number, not {self.low} and {self.high}")
-        elif not self.nvec or min(self.nvec) < 1 or (self.kind == "Discrete" and len(self.nvec) > 1):
+            if any(low > high for low, high in zip(self.low, self.high, strict=True)):
+                raise UserError(f"no number of a Box lies between low = {self.low} and high = {self.high}")
+        elif not self.nvec or (self.kind == "Discrete" and len(self.nvec) > 1):
             raise UserError(f"a {self.kind} space cannot have {self.nvec} choices")
 
     @property
@@ -102,7 +106,7 @@ def random_actions(spec: ActionSpec, n: int, rng: np.random.Generator) -> np.nda
 
 
 @dataclass(frozen=True, kw_only=True)
-class EnvSpec:
+class EnvSpec(Settings):
     """The environment a store was recorded from, as plain data."""
 
     name: str
@@ -110,25 +114,17 @@ class EnvSpec:
     env_id: str = ""
     """Gymnasium id that makes the real environment again, or empty where there is none."""
     env_kwargs: dict[str, Any] = field(default_factory=dict)
-    frame_shape: tuple[int, int, int] = (64, 64, 3)
+    frame_shape: tuple[Pixels, Pixels, Channels] = (64, 64, 3)
     """Height, width, channels of a frame of uint8."""
     action: ActionSpec = NO_ACTION
     variables: tuple[str, ...] = ()
     """Names of the recorded game variables, e.g. HEALTH."""
     classes: tuple[str, ...] = ()
     """Names of the classes that label its episodes, if any."""
-    fps: float = 10.0
+    fps: Annotated[float, Range(1e-6, 1e6)] = 10.0
     """Environment steps per second of the world's own time (35 / frame_skip for Doom)."""
-    max_episode_steps: int = 0
+    max_episode_steps: Count = 0
     """The recorded environment's time limit in steps; 0 means none."""
-
-    def __post_init__(self) -> None:
-        if min(self.frame_shape) < 1:
-            raise UserError(f"frame_shape must be at least 1, not {self.frame_shape}")
-        if self.max_episode_steps < 0:
-            raise UserError(f"max_episode_steps must be at least 0, not {self.max_episode_steps}")
-        if not 0 < self.fps < math.inf:
-            raise UserError(f"fps must be above 0 and finite, not {self.fps}")
 
     def to_json(self) -> dict[str, Any]:
         """Without the classes if there are none, as before there could be any: older runs and stores go on."""

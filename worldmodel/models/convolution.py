@@ -26,6 +26,7 @@ def conv3d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ..
     (before, after), frames, taps = pads[0], x.shape[2], weight.shape[2]
     last = (before + frames + after - taps) // stride[0] * stride[0] - before  # where the last output's taps begin
     low, high = max(0, -last), min(taps, frames + before)
+    low = min(low, high - 1)  # the last outputs may see nothing but zeros
     if high - low < taps:
         weight = weight[:, :, low:high]
         before, after = before - low, max(0, last + high - frames)

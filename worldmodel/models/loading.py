@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from worldmodel.models.prior import Prior, PriorConfig
@@ -69,6 +70,8 @@ def _load(folder: Path, kind: str, build: Callable[[dict[str, Any]], Model]) -> 
     if (holds := found.config.get("kind")) != kind:
         raise UserError(f"{folder} holds a {holds}, not a {kind}; give what train/{kind}.py wrote")
     with refuse_other_versions(folder):
+        with torch.device("meta"):
+            found.check_fit(build(found.config["model"]))  # before a config can ask for more than there is
         model = build(found.config["model"])
     found.fill(model)
     return model.eval()

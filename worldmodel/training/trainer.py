@@ -33,7 +33,7 @@ from worldmodel.utils.checkpoint import (
     checkpoints,
     load_optimizer,
     load_weights,
-    read_header,
+    read_checkpoint,
     restore_newest,
     save_checkpoint,
 )
@@ -186,7 +186,7 @@ def resume(model: nn.Module, optimizer: torch.optim.Optimizer, out: Path, settin
     check_same_config(out, settings)
     load_weights(out, model)
     load_optimizer(out, optimizer)
-    return read_header(out)[1]["step"]
+    return read_checkpoint(out).steps("step")
 
 
 def train_step(

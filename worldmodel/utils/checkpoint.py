@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import sys
 import uuid
 from collections.abc import Iterator
@@ -29,8 +30,10 @@ from torch import Tensor, nn
 
 from worldmodel.utils import tensor_file
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.settings import Count, check_value
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
+OPTIMIZER_KEY = re.compile(r"optimizer\.(\d{1,6})\.(\w+)")
 CURE = "restore a copy, or delete it and train again"
 
 
@@ -84,14 +87,25 @@ class Checkpoint:
         hysteresis = self.config.get("model", {}).get("hysteresis", 0)
         return self.digest + (f"+{hysteresis}" if hysteresis else "")
 
-    def fill(self, model: nn.Module) -> None:
-        """Give a model its weights; `UserError` naming the first tensor that does not fit."""
+    def steps(self, name: str) -> int:
+        """How many steps a run has done, which its progress has under that name."""
+        try:
+            return check_value(Count, self.progress.get(name), f"{self.path}: {name}")
+        except UserError as error:
+            raise UserError(f"{error}; {CURE}") from None
+
+    def check_fit(self, model: nn.Module) -> None:
+        """`UserError` naming the first tensor that a model has otherwise."""
         expected = _unique_tensors(model)
         for key in sorted(expected.keys() | self.weights.keys()):
             have, want = self.weights.get(key), expected.get(key)
-            if have is None or want is None or have.shape != want.shape:
-                there, here = (None if t is None else tuple(t.shape) for t in (have, want))
+            there, here = (_describe(have), _describe(want))
+            if there != here:
                 raise UserError(f"{self.path.parent} belongs to another config: {key} is {there} there and {here} here")
+
+    def fill(self, model: nn.Module) -> None:
+        """Give a model its weights, if they fit."""
+        self.check_fit(model)
         model.load_state_dict(self.weights, strict=False)
 
 
@@ -194,9 +208,8 @@ def _read(path: Path) -> Checkpoint:
     weights: dict[str, Tensor] = {}
     optimizer: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        if key.startswith("optimizer."):
-            _, index, name = key.split(".", 2)
-            optimizer.setdefault(int(index), {})[name] = tensor
+        if found := OPTIMIZER_KEY.fullmatch(key):
+            optimizer.setdefault(int(found[1]), {})[found[2]] = tensor
         else:
             weights[key] = tensor
     return Checkpoint(path, config, progress, weights, optimizer)
@@ -248,6 +261,14 @@ def load_weights(folder: Path, model: nn.Module) -> None:
     read_checkpoint(folder).fill(model)
 
 
+def _describe(tensor: Tensor | None) -> str:
+    """Kind and shape of a tensor, in words."""
+    if tensor is None:
+        return "missing"
+    kind = "complex" if tensor.is_complex() else "float" if tensor.is_floating_point() else str(tensor.dtype)[6:]
+    return f"{kind} {tuple(tensor.shape)}"
+
+
 def _unique_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The state of a model with each shared tensor once, under its first name."""
     names: dict[int, str] = {}
@@ -256,9 +277,17 @@ def _unique_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
-    """Give an optimizer its state back; its hyperparameters stay those it was built with."""
-    state = optimizer.state_dict()
-    state["state"] = read_checkpoint(folder).optimizer
+    """Give Adam its state back; its hyperparameters stay those it was built with. `UserError` if it does not fit."""
+    found, state = read_checkpoint(folder), optimizer.state_dict()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for i, moments in found.optimizer.items():
+        shape = parameters[i].shape if i < len(parameters) else None
+        shapes = {name: tensor.shape for name, tensor in moments.items()}
+        if shapes != {"step": torch.Size(()), "exp_avg": shape, "exp_avg_sq": shape} or not moments["step"] > 0:
+            raise UserError(f"{found.path} has an optimizer that does not fit (parameter {i}); {CURE}")
+    if not found.optimizer:
+        raise UserError(f"{found.path} has no optimizer, so no run can go on from it; {CURE}")
+    state["state"] = found.optimizer
     optimizer.load_state_dict(state)
 
 

@@ -1,4 +1,4 @@
-"""JSON as a dataclass, each value of the type that its field declares.
+"""JSON as a dataclass, each value of the type and range that its field declares.
 
 Python checks no types: a string where a number should be fails far from the file that it came from, or not at all. So
 what is read from a file goes through here, and what does not fit is one sentence that names the place.
@@ -6,11 +6,14 @@ what is read from a file goes through here, and what does not fit is one sentenc
 
 from __future__ import annotations
 
+import json
+import math
 import reprlib
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin
 
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.settings import check_value, declared_types
 
 T = TypeVar("T")
 
@@ -26,28 +29,33 @@ def from_json(kind: type[T], data: Any, place: str, cure: str) -> T:
     for name, needed in known.items():
         if needed and name not in data:
             raise UserError(f"{place} has no {name}; {cure}")
-    hints = get_type_hints(kind)
-    values = {name: _value(hints[name], value, f"{place}.{name}", cure) for name, value in data.items()}
+    kinds = declared_types(kind)
+    values = {name: _value(kinds[name], value, f"{place}.{name}", cure) for name, value in data.items()}
     try:
         return kind(**values)
     except UserError as error:
         raise UserError(f"{place}: {error}; {cure}") from None
 
 
-def _value(hint: Any, value: Any, place: str, cure: str) -> Any:
-    """A value of a declared type; JSON has lists where a dataclass has tuples, and 1 where it has 1.0."""
-    origin, inside = get_origin(hint), get_args(hint)
-    if is_dataclass(hint):
-        return from_json(hint, value, place, cure)  # type: ignore[arg-type]
-    if hint is Any or (origin is Literal and value in inside):
+def _value(kind: Any, value: Any, place: str, cure: str) -> Any:
+    """A value of a declared type."""
+    if is_dataclass(kind):
+        return from_json(kind, value, place, cure)  # type: ignore[arg-type]
+    if get_origin(kind) is dict and isinstance(value, dict):
+        inside = get_args(kind)[1]
+        return {key: _value(inside, item, f"{place}.{key}", cure) for key, item in value.items()}
+    try:
+        return check_value(kind, value, place)
+    except UserError as error:
+        raise UserError(f"{error}; {cure}") from None
+
+
+def load_json(text: str | bytes) -> Any:
+    """JSON without the numbers that JSON has not: Python also reads NaN, Infinity and 1e400. `ValueError` for these."""
+
+    def number(text: str) -> float:
+        if not math.isfinite(value := float(text)):
+            raise ValueError(f"{text} is no finite number")
         return value
-    if origin is dict and isinstance(value, dict):
-        return {key: _value(inside[1], item, f"{place}.{key}", cure) for key, item in value.items()}
-    if origin is tuple and isinstance(value, list | tuple):
-        kinds = [inside[0]] * len(value) if inside[-1] is Ellipsis else inside
-        if len(kinds) == len(value):
-            pairs = enumerate(zip(kinds, value, strict=True))
-            return tuple(_value(kind, item, f"{place}[{i}]", cure) for i, (kind, item) in pairs)
-    if type(value) in ((int, float) if hint is float else (hint,)):
-        return value
-    raise UserError(f"{place} cannot be {reprlib.repr(value)}; {cure}")
+
+    return json.loads(text, parse_constant=number, parse_float=number)

@@ -107,6 +107,9 @@ def check_value(kind: Any, value: Any, name: str) -> Any:
                 f"{name} cannot be {short_repr(value)}; {suggestion(str(value), [str(known) for known in inside])}"
             )
         return value
+    if kind is Any:
+        return value
+    kind = origin if origin is dict else kind
     within = next((note for note in notes if isinstance(note, Range)), Range())
     if origin is tuple:
         return _listed(inside, value, name, within)

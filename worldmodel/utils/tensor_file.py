@@ -19,6 +19,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.json_schema import load_json
 
 KEY, BLANK = "worldmodel", b"0" * 64
 PLACE = re.compile(rb'\\"sha256\\": \\"([0-9a-f]{64})\\"')
@@ -28,7 +29,10 @@ def pack(tensors: dict[str, Tensor], info: dict[str, Any]) -> bytes:
     """A file of tensors, and of JSON that is told beside them."""
     if name := first_not_finite(tensors):
         raise UserError(f"{name} has values that are not finite")
-    header = json.dumps({"sha256": BLANK.decode()} | info)
+    try:
+        header = json.dumps({"sha256": BLANK.decode()} | info, allow_nan=False)
+    except ValueError:
+        raise UserError("what is told beside the tensors has numbers that are not finite") from None
     data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, {KEY: header})
     return data.replace(BLANK, hashlib.sha256(data).hexdigest().encode(), 1)
 
@@ -45,7 +49,7 @@ def read(path: Path, cure: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(f"{path} {fault}; {cure}")
     try:
         tensors, header = load(data), json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-        told = json.loads(header[KEY])
+        told = load_json(header[KEY])
     except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); {cure}") from None
     if name := first_not_finite(tensors):
