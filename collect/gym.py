@@ -146,9 +146,9 @@ def parse_env_kwargs(args: Args) -> dict[str, Any]:
     try:
         made = json.loads(args.env_kwargs)
     except json.JSONDecodeError as error:
-        raise UserError(f"kwargs {args.env_kwargs!r} are not JSON ({error}); {example}") from None
+        raise UserError(f"env_kwargs {args.env_kwargs!r} are not JSON ({error}); {example}") from None
     if not isinstance(made, dict) or "render_mode" in made:
-        raise UserError(f"kwargs {args.env_kwargs!r} must be a dictionary, and render_mode is chosen here; {example}")
+        raise UserError(f"env_kwargs {args.env_kwargs!r} must be a dictionary, and render_mode is chosen here; {example}")
     return made | limit
 
 
