@@ -110,7 +110,7 @@ def test_a_run_goes_on_exports_and_refuses_other_settings(tmp_path: Path) -> Non
     policy.main(replace(args, out=tmp_path / "more", init_from=tmp_path / "run", learning_rate=0.0))
     c = load_policy(tmp_path / "more").state_dict()
     assert all((a[k] == c[k]).all() for k in a), "it begins with the other's weights, and learns nothing at a rate of 0"
-    with pytest.raises(UserError, match="begin"):
+    with pytest.raises(UserError, match="init_from"):
         policy.main(replace(args, out=tmp_path / "more", learning_rate=0.0))
 
 
