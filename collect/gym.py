@@ -139,9 +139,10 @@ def parse_env_kwargs(args: Args) -> dict[str, Any]:
     try:
         made = load_json(args.env_kwargs)
     except ValueError as error:
-        raise UserError(f"kwargs {args.env_kwargs!r} are not JSON ({error}); {example}") from None
+        raise UserError(f"env_kwargs {args.env_kwargs!r} are not JSON ({error}); {example}") from None
     if not isinstance(made, dict) or "render_mode" in made:
-        raise UserError(f"kwargs {args.env_kwargs!r} must be a dictionary, and render_mode is chosen here; {example}")
+        what = f"env_kwargs {args.env_kwargs!r}"
+        raise UserError(f"{what} must be a dictionary, and render_mode is chosen here; {example}")
     return made | limit
 
 

@@ -73,7 +73,7 @@ def load_policy(folder: str | Path, env_spec: EnvSpec | None = None) -> ActorCri
         raise UserError(
             f"{folder} holds a {config.get('kind')}, not a policy; give a folder written by train/policy.py"
         )
-    with refuse_other_versions(folder):
+    with refuse_other_versions(folder, "train/policy.py"):
         spec = ActionSpec.from_json(config.get("action"), f"{folder}: action")
         channels, height, width = config["observation"]
     if env_spec is not None and (env_spec.action != spec or env_spec.frame_shape != (height, width, 3)):
@@ -82,7 +82,7 @@ def load_policy(folder: str | Path, env_spec: EnvSpec | None = None) -> ActorCri
             f"but {env_spec.name} has {env_spec.frame_shape[0]}x{env_spec.frame_shape[1]} with {env_spec.action}; "
             "choose another policy"
         )
-    with refuse_other_versions(folder):
+    with refuse_other_versions(folder, "train/policy.py"):
         image = spaces.Box(0, 255, (channels, height, width), np.uint8)
         shape = {"features_dim": config["features_dim"]}
         policy = ActorCriticCnnPolicy(image, to_gym_space(spec), lambda _: 0.0, features_extractor_kwargs=shape)

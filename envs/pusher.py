@@ -143,7 +143,7 @@ def load_pusher(name: str) -> ActorCriticPolicy:
     found = read_checkpoint(folder)
     if (kind := found.config.get("kind")) != KIND:
         raise UserError(f"{folder} holds a {kind}, not a pusher; give a folder of train/pusher.py")
-    with refuse_other_versions(folder):
+    with refuse_other_versions(folder, "train/pusher.py"):
         policy = make_policy(found.config["training"]["hidden_dim"])
     found.fill(policy)
     policy.set_training_mode(False)

@@ -79,12 +79,12 @@ def conditional_entropy(before: np.ndarray, after: np.ndarray) -> float:
 
 @torch.no_grad()
 def measure(model: VQVAE, episodes: list[np.ndarray]) -> dict[str, np.ndarray]:
-    """Codes `before` and `after` (n, H, W, g), of each latent frame and the next in its episode, and `psnr` (m,)."""
+    """Codes `previous` and `current` (n, H, W, g), of a latent frame and the next in its episode, and `psnr` (m,)."""
     device, parts = model.pre_vq_conv.weight.device, []
     for frames in episodes:
         codes = model.encode(torch.from_numpy(frames[None]).to(device))
         found, seen = codes[0].cpu().numpy(), to_uint8(model.decode(codes))[0].cpu().numpy()
-        parts.append({"before": found[:-1], "after": found[1:], "psnr": psnr(seen, frames)})
+        parts.append({"previous": found[:-1], "current": found[1:], "psnr": psnr(seen, frames)})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 
 from envs.policies import MAX_STACKED_FRAMES, load_player, load_policy, sample_actions, save_policy, stack_frames
 from worldmodel.data.env_spec import ActionSpec, EnvSpec
-from worldmodel.utils.checkpoint import CHECKPOINT_FILE, read_header
+from worldmodel.utils.checkpoint import CHECKPOINT_FILE, read_header, replace_config
 from worldmodel.utils.errors import UserError
 
 WORLD = EnvSpec(name="toy", frame_shape=(64, 64, 3), action=ActionSpec(kind="Discrete", nvec=(4,)))
@@ -67,6 +67,17 @@ def test_a_policy_of_another_world_is_refused(tmp_path: Path, policy: ActorCriti
         load_policy(tmp_path / "nowhere")
     with pytest.raises(UserError, match="read from this machine, but https://a/b is a URL; copy it here"):
         load_policy("https://a/b")
+
+
+def test_a_policy_of_an_older_version_is_refused_with_how_to_train_it_again(
+    tmp_path: Path, policy: ActorCriticCnnPolicy
+) -> None:
+    save_policy(tmp_path, policy, {}, {})
+    config = read_header(tmp_path)[0]
+    del config["features_dim"]
+    replace_config(tmp_path, config)
+    with pytest.raises(UserError, match=r"by another version \(KeyError: .*\); train it again with train/policy\.py$"):
+        load_policy(tmp_path)
 
 
 def test_act_samples_the_policy_and_explores(policy: ActorCriticCnnPolicy, frames: np.ndarray) -> None:

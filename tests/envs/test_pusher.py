@@ -105,6 +105,9 @@ def test_a_policy_comes_back_as_it_was_written(tmp_path: Path) -> None:
     seen = np.random.default_rng(0).normal(size=(5, OBSERVATION_DIM)).astype(np.float32)
     expected, _ = policy.predict(seen, deterministic=True)
     np.testing.assert_array_equal(load_pusher(str(tmp_path)).predict(seen, deterministic=True)[0], expected)
+    save_checkpoint(tmp_path, policy, {"kind": KIND, "training": {"width": 16}})
+    with pytest.raises(UserError, match=r"by another version \(KeyError: .*\); train it again with train/pusher\.py$"):
+        load_pusher(str(tmp_path))
     with pytest.raises(UserError, match="not a pusher"):
         load_pusher("health_gathering_supreme")
 

@@ -70,7 +70,7 @@ def test_the_dream_has_the_spaces_that_were_recorded_and_its_actions_are_read_ba
     lanes.reset(seed=0)
     assert lanes.step(lanes.action_space.sample())[0].shape == (3, 16, 16, 3)
     controllability.main(controllability.Args(run=run, n_clips=4, context_frames=4, steps=4, train_steps=4))
-    told = json.loads((run / "evaluation" / "control.json").read_text())
+    told = json.loads((run / "evaluation" / "controllability.json").read_text())
     assert 0 <= told["inverse_dynamics"]["real frames"]["mean"] <= 1
     scale = read_header(run / "prior")[0]["model"]["condition_scale"]
     assert (len(scale), all(scale)) == (4 if run.name == "Box" else 0, True)

@@ -30,13 +30,13 @@ class Counter(gym.Env):
     """Frames that tell episode and time; action 2 pays a point; episode i lasts as long as it is told to."""
 
     observation_space, action_space = gym.spaces.Box(0, 255, (16, 16, 3), np.uint8), gym.spaces.Discrete(3)
-    world = WORLD
+    env_spec = WORLD
 
     def __init__(self, *lengths: int) -> None:
         self.lengths, self.episode, self.taken = lengths, -1, list[list[int]]()
 
     def frame(self) -> np.ndarray:
-        self.values = np.array([self.time], np.float32)
+        self.variable_values = np.array([self.time], np.float32)
         return np.full((16, 16, 3), 20 * self.episode + self.time, np.uint8)
 
     def reset(self, **_: Any) -> tuple[np.ndarray, dict]:

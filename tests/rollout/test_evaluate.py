@@ -35,7 +35,7 @@ def test_the_table_tells_true_actions_from_shuffled_ones(run: Path, capsys: pyte
         assert all(sign * d["mean"] > 0 for d in result["difference"][figure])
         true, copied = result[figure]["true actions"][0], result[figure]["copy last frame"][0]
         assert sign * (true["mean"] - copied["mean"]) > 0, "the square moves two steps in three"
-    assert result["protocol"]["ahead"] == [1, 5, 10]
+    assert result["protocol"]["steps_ahead"] == [1, 5, 10]
     assert f"{bits['true actions']['mean']:.3f} [" in printed
     assert "VideoGPTDream-v0" in printed
     assert (run / "evaluation" / "results.txt").read_text().strip() in printed

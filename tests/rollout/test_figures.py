@@ -182,7 +182,7 @@ def test_speeds_stand_beside_what_the_run_is_worth(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("worldmodel.utils.hardware.supports_bfloat16", lambda: False)
-    for name, prior in (("control", weights_digest(run / "prior")), ("results", "another")):
+    for name, prior in (("controllability", weights_digest(run / "prior")), ("results", "another")):
         figures = {"delta_psnr": {"mean": 2.25}, "bits_per_dim": {"true actions": {"mean": 4.5}}}
         write_json(run / "evaluation" / f"{name}.json", {"protocol": {"prior": prior}} | figures)
     args = benchmark.Args(

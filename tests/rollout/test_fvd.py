@@ -81,7 +81,7 @@ def run(toy_store: Path) -> Path:
 
 def with_prior(run: Path, monkeypatch: pytest.MonkeyPatch, condition: str, wander: bool = False) -> list[int]:
     """Give a run a prior whose samples are noise after the given frames; returns the seeds it was asked for."""
-    save_checkpoint(run / "prior", nn.Linear(1, 1), {"kind": "prior", "model": {"condition": condition}})
+    save_checkpoint(run / "prior", nn.Linear(1, 1), {"kind": "prior", "model": {"conditioning": condition}})
     asked: list[int] = []
 
     def sampler(run: Path, n: int, given: int, device: str, batch: int, split: str) -> Callable:
@@ -138,7 +138,7 @@ def test_results_carry_what_they_depend_on(tmp_path: Path, network: tuple[Path, 
     found = result(tmp_path / "out", "frechet-paper-altered-torchscript")
     assert found["features"]["sha256"] == sha256
     assert found["features"]["network"] == I3D_LOGITS
-    assert found["protocol"]["name"] == "paper but clips = 6, trials = 2, size = 16"
+    assert found["protocol"]["name"] == "paper but n_clips = 6, n_trials = 2, frame_size = 16"
     assert found["made_of"] == {k: hashlib.sha256(p.read_bytes()).hexdigest() for k, p in paths.items()}
     assert list(found["figures"]) == ["samples_real"], "there is nothing that could reconstruct"
     figure = found["figures"]["samples_real"]
@@ -258,25 +258,25 @@ def test_mistakes_are_told_in_a_sentence(tmp_path: Path, run: Path) -> None:
     (tmp_path / "bad.npy").write_bytes(b"nothing")
     files = {"samples": samples, "real": real, "features": "random_conv"}
     for settings, text in (
-        ({"network": "random_conv"}, "nothing to compare"),
+        ({"features": "random_conv"}, "nothing to compare"),
         (files | SMALL, "takes 12 samples, but .*s.npy has 11"),
         (files | {"samples": real, "real": samples} | SMALL | {"n_trials": 1}, "takes 6 real, but .*s.npy has 11"),
-        (files | {"samples_per_clip": tmp_path / "bad.npy"} | SMALL, "bad.npy is no .npy of clips"),
+        (files | {"samples": tmp_path / "bad.npy"} | SMALL, "bad.npy is no .npy of clips"),
         (
-            files | {"samples_per_clip": real} | SMALL | {"n_trials": 1, "frame_size": 64},
+            files | {"samples": real} | SMALL | {"n_trials": 1, "frame_size": 64},
             "64 x 64, but samples have 16 x 16",
         ),
-        (files | {"samples_per_clip": real} | SMALL | {"n_trials": 1, "n_frames": 9}, "9 frames, but samples have 16"),
+        (files | {"samples": real} | SMALL | {"n_trials": 1, "n_frames": 9}, "9 frames, but samples have 16"),
         ({"run": run, "features": "random_conv"} | SMALL | {"n_clips": 500}, "the test split .* has .* not 500"),
         ({"run": run, "features": "torchscript"} | SMALL, "need weights"),
     ):
         with pytest.raises(UserError, match=text):
             fvd.main(fvd.Args(**settings))  # type: ignore[arg-type]
     for settings, text in (
-        ({"samples_per_clip": samples}, "give --real too"),
+        ({"samples": samples}, "give --real too"),
         ({"real": real}, "go with --samples"),
         ({"run": run, "reconstructions": real}, "go with --samples and --real"),
-        ({"run": run, "batch_size": 0}, "batch must be at least 1, not 0"),
+        ({"run": run, "batch_size": 0}, "batch_size must be at least 1, not 0"),
     ):
         with pytest.raises(UserError, match=text):
             fvd.Args(**settings)  # type: ignore[arg-type]

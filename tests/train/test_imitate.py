@@ -66,7 +66,7 @@ def test_a_run_leaves_a_policy_that_loads_and_depends_on_the_seed_alone(tmp_path
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert not all(torch.equal(a[k], c[k]) for k in a)
     assert not a["value_net.weight"].any(), "PPO would begin with values that mean nothing"
-    assert read_header(tmp_path / "a")[1] == {"steps_per_round": 48}
+    assert read_header(tmp_path / "a")[1] == {"steps": 48}
 
 
 def test_what_is_learned_is_what_the_teacher_does() -> None:

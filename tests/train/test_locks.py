@@ -32,8 +32,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def scripts(run: Path) -> dict[str, tuple[Callable[[], Any], Path]]:
     """What each script does, and the folder that it has to itself meanwhile."""
     v, _, p, o = (replace(args, restart=True) for args in stages(run, steps=1))
-    small: dict[str, Any] = {"n_envs": 2, "n_steps": 20, "steps": 40}
-    engine = {"scenario": "basic", "shaping": (), "features": 8}
+    small: dict[str, Any] = {"num_envs": 2, "n_steps": 20, "total_timesteps": 40}
+    engine = {"scenario": "basic", "reward_shaping": (), "features_dim": 8}
     return {
         "vqvae": (lambda: vqvae.main(v), run / "vqvae"),
         "prior": (lambda: prior.main(p), run / "prior"),

@@ -93,7 +93,7 @@ def test_a_run_goes_on_exports_and_refuses_other_settings(tmp_path: Path) -> Non
         reward_shaping=(),
     )
     policy.main(args)
-    assert read_header(tmp_path / "run")[1] == {"total_timesteps": 32}
+    assert read_header(tmp_path / "run")[1] == {"steps": 32}
     before = (tmp_path / "run" / CHECKPOINT_FILE).read_bytes()
     events = EventAccumulator(str(tmp_path / "run" / "log_1"))
     events.Reload()
@@ -110,7 +110,7 @@ def test_a_run_goes_on_exports_and_refuses_other_settings(tmp_path: Path) -> Non
     policy.main(replace(args, out=tmp_path / "more", init_from=tmp_path / "run", learning_rate=0.0))
     c = load_policy(tmp_path / "more").state_dict()
     assert all((a[k] == c[k]).all() for k in a), "it begins with the other's weights, and learns nothing at a rate of 0"
-    with pytest.raises(UserError, match="begin"):
+    with pytest.raises(UserError, match="init_from"):
         policy.main(replace(args, out=tmp_path / "more", learning_rate=0.0))
 
 
@@ -125,12 +125,12 @@ def test_a_policy_learns_in_a_dream(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (made[0].num_envs, made[0].observation_space.shape) == (2, (64, 64, 6))
     assert isinstance(made[0].unwrapped, policy.SB3VecEnv)
     assert made[0].get_attr("dream")[0].sampling.temperature == 1.25
-    assert made[0].get_attr("limit")[0] == 5
-    assert read_header(tmp_path)[1] == {"total_timesteps": 32}
+    assert made[0].get_attr("max_steps")[0] == 5
+    assert read_header(tmp_path)[1] == {"steps": 32}
     assert load_policy(tmp_path).observation_space.shape == (6, 64, 64)
     policy.main(replace(args, out=tmp_path / "foretold", termination_penalty=1.0))
     assert not made[-1].get_attr("dream")[0].sample_done
-    assert read_header(tmp_path / "foretold")[1] == {"total_timesteps": 32}
+    assert read_header(tmp_path / "foretold")[1] == {"steps": 32}
     with pytest.raises(UserError, match="this world has no AMMO2 to shape the reward by; set --reward-shaping"):
         policy.main(replace(args, out=tmp_path / "armed", reward_shaping=(("AMMO2", 0.1),)))
 

@@ -69,9 +69,9 @@ def test_a_run_that_is_cut_makes_the_updates_of_a_single_go(script: str, tmp_pat
     assert whole[160][0] > whole[200][0] == 0.0
     assert holds(tmp_path / "whole", *whole[200][1:])
     trail.clear()
-    run(out=tmp_path / "cut", until=70)
+    run(out=tmp_path / "cut", stop_at_step=70)
     assert list(trail) == [40, 80], "the rollout in which it ends is learned from"
-    assert read_header(tmp_path / "cut")[1] == {"total_timesteps": 80}
+    assert read_header(tmp_path / "cut")[1] == {"steps": 80}
     assert holds(tmp_path / "cut", *whole[80][1:])
     trail.clear()
     run(out=tmp_path / "cut")
@@ -104,7 +104,7 @@ def test_an_interrupted_run_keeps_whole_updates(
     with pytest.raises(KeyboardInterrupt):
         SCRIPTS["pusher"](out=tmp_path, save_every=every)
     assert list(trail) == [40]
-    assert read_header(tmp_path)[1] == {"total_timesteps": 40}
+    assert read_header(tmp_path)[1] == {"steps": 40}
     assert holds(tmp_path, *trail[40][1:])
 
 
@@ -112,9 +112,9 @@ def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(
     tmp_path: Path, trail: Trail, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As a run that was cut there, byte for byte."""
-    SCRIPTS["pusher"](out=tmp_path / "cut", until=40, save_every=1)
+    SCRIPTS["pusher"](out=tmp_path / "cut", stop_at_step=40, save_every=1)
     SCRIPTS["pusher"](out=tmp_path / "cut", save_every=1)
-    SCRIPTS["pusher"](out=tmp_path / "run", until=80, save_every=1)
+    SCRIPTS["pusher"](out=tmp_path / "run", stop_at_step=80, save_every=1)
     data = (tmp_path / "run" / CHECKPOINT_FILE).read_bytes()
     (tmp_path / "run" / CHECKPOINT_FILE).write_bytes(data[:-1])
     trail.clear()

@@ -20,7 +20,7 @@ def test_it_trains_goes_on_and_exports(tmp_path: Path, capsys: pytest.CaptureFix
     assert read_header(tmp_path / "run")[1]["steps"] == 40
     before = weights_digest(tmp_path / "run")
     pusher.main(pusher.Args(total_timesteps=120, **few))  # type: ignore[arg-type]
-    assert read_header(tmp_path / "small")[1] == {"total_timesteps": 120}
+    assert read_header(tmp_path / "small")[1] == {"steps": 120}
     assert weights_digest(tmp_path / "run") != before
     assert "after 120 steps" in capsys.readouterr().out
     rng = np.random.default_rng(0)

@@ -69,7 +69,7 @@ def _load(folder: Path, kind: str, build: Callable[[dict[str, Any]], Model]) -> 
     found = read_checkpoint(folder)
     if (holds := found.config.get("kind")) != kind:
         raise UserError(f"{folder} holds a {holds}, not a {kind}; give what train/{kind}.py wrote")
-    with refuse_other_versions(folder):
+    with refuse_other_versions(folder, f"train/{kind}.py --restart"):
         with torch.device("meta"):
             found.check_fit(build(found.config["model"]))  # before a config can ask for more than there is
         model = build(found.config["model"])
@@ -78,12 +78,13 @@ def _load(folder: Path, kind: str, build: Callable[[dict[str, Any]], Model]) -> 
 
 
 @contextmanager
-def refuse_other_versions(folder: Path) -> Iterator[None]:
-    """Building a model from what its config says: whatever fails is told as a `UserError`."""
+def refuse_other_versions(folder: Path, script: str) -> Iterator[None]:
+    """Building a model from what its config says: whatever fails is a `UserError` that names the script to train it."""
     try:
         yield
     except UserError as error:
-        raise UserError(f"{folder}: {error}; train it again") from None
+        raise UserError(f"{folder}: {error}; train it again with {script}") from None
     except Exception as error:
         text = f"{type(error).__name__}: {one_line(error)}"
-        raise UserError(f"{folder} was written by another version ({text}); train it again") from error
+        sentence = f"{folder} was written by another version ({text}); train it again with {script}"
+        raise UserError(sentence) from error
