@@ -126,7 +126,7 @@ def line(rng: np.random.Generator) -> Line:
         elif wrong < 0.07:
             argv, doomed["stray"] = [*argv, name, *values], True
         elif wrong < 0.1:
-            argv = argv[: rng.integers(len(argv) + 1)]  # a line that was cut
+            argv, doomed = argv[: rng.integers(len(argv) + 1)], {}  # a line that was cut
         elif wrong < 0.13:
             argv, preset, doomed["preset"] = [*argv, "--preset", "x.yaml"], none(section, rng), True
         elif wrong < 0.25:

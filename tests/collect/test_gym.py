@@ -63,9 +63,9 @@ class Vector(Clock):
 class Wild(Vector):
     """Of its seeds a third, or all, are spoilt at the third step, by a number that float32 cannot hold."""
 
-    def __init__(self, what: str, value: float, all: bool = False, render_mode: str | None = None) -> None:
+    def __init__(self, what: str, value: str, all: bool = False, render_mode: str | None = None) -> None:
         super().__init__(render_mode=render_mode)
-        self.what, self.value, self.all = what, value, all
+        self.what, self.value, self.all = what, float(value), all
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)
 
     def reset(self, *, seed: int | None = None, options: object = None) -> tuple[np.ndarray, dict[str, Any]]:
@@ -242,7 +242,7 @@ def test_episodes_with_numbers_that_are_not_finite_are_skipped(
     tmp_path: Path, what: str, length: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     value, why = WILD[what]
-    made = json.dumps({"what": what, "value": value})  # JSON of Python's kind has NaN
+    made = json.dumps({"what": what, "value": str(value)})  # JSON has no NaN
     args = script.Args(env_id="ClockWild-v0", env_kwargs=made, size=8, length=length)
     one = world(env_id=args.env_id, env_kwargs=made)
 
@@ -271,7 +271,7 @@ def test_episodes_with_numbers_that_are_not_finite_are_skipped(
 
 
 def test_an_environment_whose_numbers_are_never_finite_is_given_up_on(tmp_path: Path) -> None:
-    made = json.dumps({"what": "reward", "value": -np.inf, "all": True})
+    made = json.dumps({"what": "reward", "value": "-inf", "all": True})
     args = script.Args(env_id="ClockWild-v0", env_kwargs=made, size=8)
     with (
         StoreWriter(tmp_path / "data.zarr", world(env_id=args.env_id, env_kwargs=made), {}) as writer,
@@ -369,6 +369,7 @@ REFUSED = {
     "no such module": ({"env_id": "nothing_here:Nothing-v0"}, "nothing_here:Nothing-v0 cannot be made"),
     "no such argument": ({"env_id": "CartPole-v1", "env_kwargs": '{"x": 1}'}, "CartPole-v1 cannot be made: .*'x'"),
     "not JSON": ({"env_kwargs": "x=1"}, "kwargs 'x=1' are not JSON"),
+    "not finite": ({"env_kwargs": '{"x": NaN}'}, "are not JSON .NaN is no finite number."),
     "no time limit": ({"env_id": "ClockForever-v0"}, "has no time limit, .*; give --max-episode-steps"),
     "no picture": (
         {"env_id": "ClockVector-v0", "env_kwargs": '{"shows": false}'},

@@ -79,6 +79,13 @@ def operations(work: Callable[[], object]) -> int:
     return count.get_total_flops()
 
 
+def test_an_output_may_see_nothing_but_zeros() -> None:
+    x, weight = torch.ones(1, 2, 1, 3, 3, dtype=torch.float64), torch.ones(1, 2, 2, 1, 1, dtype=torch.float64)
+    pads = ((2, 0), (0, 0), (0, 0))
+    whole = F.conv3d(F.pad(x, (0, 0, 0, 0, 2, 0)), weight, None, (3, 1, 1))
+    assert torch.equal(conv3d(x, weight, None, (3, 1, 1), pads), whole)
+
+
 def test_a_single_frame_is_a_third_of_the_work() -> None:
     """By hand: 2 operations for each of 4 x 5 channels, 9 taps and 6 x 6 places."""
     one, x = 2 * 4 * 5 * 9 * 36, torch.randn(1, 4, 1, 6, 6)

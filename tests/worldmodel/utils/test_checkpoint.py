@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from torch import Tensor
 
 from worldmodel.utils.checkpoint import (
     CHECKPOINT_FILE,
@@ -30,6 +31,7 @@ from worldmodel.utils.checkpoint import (
     write_atomic,
 )
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.json_schema import load_json
 from worldmodel.utils.tensor_file import pack
 
 
@@ -107,7 +109,9 @@ def test_mistakes_are_told_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no checkpoint.safetensors; train it first"):
         read_header(tmp_path)
     save_checkpoint(tmp_path, trained()[0], {"model": {"width": 3}})
-    with pytest.raises(UserError, match=r"belongs to another config: weight is \(2, 3\) there and \(2, 4\) here"):
+    with pytest.raises(
+        UserError, match=r"another config: weight is float \(2, 3\) there and float \(2, 4\) here"
+    ):
         load_weights(tmp_path, torch.nn.Linear(4, 2))
     with pytest.raises(UserError, match=r"model.width = 3, but 4 was asked for"):
         check_same_config(tmp_path, {"model": {"width": 4}})
@@ -115,6 +119,54 @@ def test_mistakes_are_told_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / CHECKPOINT_FILE).write_bytes(data[: len(data) // 2])
     with pytest.raises(UserError, match="is damaged"):
         read_header(tmp_path)
+
+
+@pytest.mark.parametrize("step", [None, "x", [1], 1.5, -5, 10**30, True])
+def test_progress_that_is_no_number_of_steps_is_refused(tmp_path: Path, step: Any) -> None:
+    save_checkpoint(tmp_path, trained()[0], {}, {} if step is None else {"step": step})
+    with pytest.raises(UserError, match=r"checkpoint.safetensors: step .*; restore a copy, or delete it and train"):
+        read_checkpoint(tmp_path).steps("step")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"exp_avg": torch.zeros(3, 3)},
+        {"step": torch.tensor(-1.0)},
+        {"step": torch.zeros(2)},
+        {"other": torch.zeros(2, 3)},
+        {"exp_avg": None},
+    ],
+)
+def test_an_optimizer_that_does_not_fit_is_refused(tmp_path: Path, change: dict[str, Tensor | None]) -> None:
+    model, optimizer = trained()
+    moments = optimizer.state[model.weight]
+    changed = {k: v for k, v in (moments | change).items() if v is not None}
+    optimizer.state[model.weight] = changed
+    save_checkpoint(tmp_path, model, {}, {"step": 1}, optimizer)
+    with pytest.raises(UserError, match=r"has an optimizer that does not fit \(parameter 0\)"):
+        load_optimizer(tmp_path, trained()[1])
+    save_checkpoint(tmp_path, model, {}, {"step": 1})
+    with pytest.raises(UserError, match="has no optimizer, so no run can go on from it"):
+        load_optimizer(tmp_path, trained()[1])
+
+
+def test_weights_of_another_kind_of_number_are_refused(tmp_path: Path) -> None:
+    model = trained()[0]
+    for kind, name in ((torch.int32, "int32"), (torch.complex64, "complex")):
+        state = {k: v.detach().to(kind) for k, v in model.state_dict().items()}
+        write_atomic(tmp_path / CHECKPOINT_FILE, pack(state, {"config": {}, "progress": {}}))
+        with pytest.raises(UserError, match=rf"bias is {name} \(2,\) there and float \(2,\) here"):
+            load_weights(tmp_path, model)
+
+
+def test_numbers_that_json_has_not_are_neither_written_nor_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="numbers that are not finite"):
+        save_checkpoint(tmp_path, trained()[0], {"a": float("nan")})
+    assert load_json('{"a": [1, 2.5]}') == {"a": [1, 2.5]}
+    for text in ("NaN", '{"a": -Infinity}', "[1e400]"):
+        with pytest.raises(ValueError, match="is no finite number"):
+            load_json(text)
 
 
 def fill(folder: Path, steps: range, keep: int) -> None:
