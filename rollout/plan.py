@@ -115,7 +115,7 @@ def in_the_engine(args: Args, dream: DreamEnv, planner: Planner) -> tuple[str, d
             planned.append(play(env, plan, args.seed, i))
             progress.set_postfix(survived=f"{np.mean(planned, axis=0)[0]:.0f} steps")
         scores["planned"] = np.array(planned)
-    skip = world.env_kwargs["frame_skip"]
+    skip = env.frame_skip
     lines = [
         f"{name:30} survives {bootstrap(played[:, 0] * skip)} tics, return {played[:, 1].mean():.1f}"
         for name, played in scores.items()

@@ -47,7 +47,7 @@ from envs.recorded import environment_of
 from rollout.server import PageServer
 from worldmodel.errors import UserError
 from worldmodel.layout import line
-from worldmodel.settings import Count, Positive, Range, Seed, Settings
+from worldmodel.settings import Positive, Range, Seed, Settings
 
 PAGE = Path(__file__).with_name("play.html")
 TAKES = {"reset": ("seed",), "step": ("action",), "rewind": ("steps",), "fork": (), "goto": ("fork",), "state": ()}
@@ -69,7 +69,7 @@ class Args(Settings):
     """World of the model that ships."""
     context: Positive = 8
     """Frames of the engine that the dream begins with."""
-    history: Count = 300
+    history: Annotated[int, Range(0, 10_000)] = 300
     """Steps that can be taken back."""
     port: Annotated[int, Range(0, 65535)] = 8000
     """Of the page, on this machine only; 0 takes a free one."""

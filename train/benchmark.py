@@ -46,7 +46,7 @@ from worldmodel.errors import UserError
 from worldmodel.fit import keep_memory
 from worldmodel.models import load_prior
 from worldmodel.prior import PriorConfig
-from worldmodel.rates import machine, rate
+from worldmodel.rates import chosen, machine, rate
 from worldmodel.settings import AboveZero, Positive, Settings, ShareBelow1, Some
 from worldmodel.vqvae import VQVAEConfig
 
@@ -124,7 +124,7 @@ def of_trained(folder: Path) -> PriorConfig:
 def tasks(args: Args, folder: Path) -> Iterator[Task]:
     """All that is timed, in the order of the table."""
     vqvae, prior = sized(args)
-    for precision in args.precision:
+    for precision in [chosen(torch.device(args.device), precision) for precision in args.precision]:
         base = Task(what="", precision=precision, batch=1, vqvae=vqvae, prior=prior, device=args.device)
         if "vqvae" in args.what:
             yield replace(base, what="vqvae", batch=args.vqvae_batch)

@@ -100,7 +100,8 @@ def checked(kind: Any, value: Any, name: str) -> Any:
         return None if value is None else checked(next(k for k in inside if k is not NoneType), value, name)
     if origin is Literal:
         if not any(type(value) is type(known) and value == known for known in inside):
-            raise UserError(f"{name} cannot be {shown(value)}; {nearest(str(value), [str(known) for known in inside])}")
+            word, words = value if isinstance(value, str) else shown(value), [str(known) for known in inside]
+            raise UserError(f"{name} cannot be {shown(value)}; {nearest(word, words)}")
         return value
     within = next((note for note in notes if isinstance(note, Range)), Range())
     if origin is tuple:
