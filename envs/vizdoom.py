@@ -21,7 +21,9 @@ The frame skip of 4 is that of the scores that these scenarios are known by (Kem
 from __future__ import annotations
 
 import contextlib
+import time
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,16 @@ def open_game(scenario: Scenario, folder: Path) -> vzd.DoomGame:
     game.set_screen_resolution(vzd.ScreenResolution.RES_160X120)
     game.set_doom_config_path(f"{folder}/vizdoom.ini")
     return game
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """A Ctrl-C ends the engine too, and the engine's end may be reported before the Ctrl-C is."""
+    try:
+        yield
+    except vzd.ViZDoomUnexpectedExitException:
+        time.sleep(0.1)  # raises KeyboardInterrupt, if there was a Ctrl-C
+        raise
 
 
 def close_engine(game: vzd.DoomGame, folder: EngineFolder) -> None:
@@ -134,12 +146,13 @@ class VizdoomFrames(gym.Env[np.ndarray, Any]):
         self.game.set_seed(int(self.np_random.integers(2**32, dtype=np.uint32)))
         if self.multiplayer:  # a game for several players goes on where it was, whatever the seed
             self.game.close()
-        if self.game.is_running():
-            self.game.new_episode()
-        else:
-            with contextlib.chdir(self.folder):
-                self.game.init()
-            self._own.record_shared_memory()
+        with interruptible():
+            if self.game.is_running():
+                self.game.new_episode()
+            else:
+                with contextlib.chdir(self.folder):
+                    self.game.init()
+                self._own.record_shared_memory()
         self._read_state()
         self.elapsed = 0
         return self._observe()
@@ -148,7 +161,8 @@ class VizdoomFrames(gym.Env[np.ndarray, Any]):
         if not self.game.is_running():
             raise UserError("no episode has begun; call reset first")
         buttons = self.buttons.press(self.env_spec.action.check(action))
-        reward = self.game.make_action(buttons.tolist(), self.frame_skip)
+        with interruptible():
+            reward = self.game.make_action(buttons.tolist(), self.frame_skip)
         terminated = self.game.is_episode_finished()
         if not terminated:  # the engine has no picture of the end: the last one stays
             self._read_state()

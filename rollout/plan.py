@@ -124,7 +124,7 @@ def plan_in_engine(args: Args, dream: DreamEnv, planner: Planner) -> tuple[str, 
             planned.append(play_episode(env, plan, args.seed, i))
             progress.set_postfix(survived=f"{np.mean(planned, axis=0)[0]:.0f} steps")
         scores["planned"] = np.array(planned)
-    skip = env_spec.env_kwargs["frame_skip"]
+    skip = env.frame_skip
     lines = [
         f"{name:30} survives {bootstrap(played[:, 0] * skip)} tics, return {played[:, 1].mean():.1f}"
         for name, played in scores.items()

@@ -46,7 +46,7 @@ from envs.keys import keys_to_actions
 from envs.recorded_env import make_recorded_env
 from rollout.server import PageServer
 from worldmodel.utils.errors import UserError, one_line
-from worldmodel.utils.settings import Count, Positive, Range, Seed, Settings
+from worldmodel.utils.settings import Positive, Range, Seed, Settings
 
 PAGE = Path(__file__).with_name("play.html")
 TAKES = {"reset": ("seed",), "step": ("action",), "rewind": ("steps",), "fork": (), "goto": ("fork",), "state": ()}
@@ -68,7 +68,7 @@ class Args(Settings):
     """World of the model that ships."""
     context_frames: Positive = 8
     """Frames of the engine that the dream begins with."""
-    max_rewind: Count = 300
+    max_rewind: Annotated[int, Range(0, 10_000)] = 300
     """Steps that can be taken back."""
     port: Annotated[int, Range(0, 65535)] = 8000
     """Of the page, on this machine only; 0 takes a free one."""

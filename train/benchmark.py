@@ -47,7 +47,7 @@ from worldmodel.models.vqvae import VQVAEConfig
 from worldmodel.training.trainer import keep_freed_memory
 from worldmodel.utils.checkpoint import write_json
 from worldmodel.utils.errors import UserError
-from worldmodel.utils.hardware import calls_per_second, machine_rates
+from worldmodel.utils.hardware import calls_per_second, machine_rates, resolve_precision
 from worldmodel.utils.settings import AboveZero, FractionBelow1, NonEmpty, Positive, Settings
 
 WorkloadName = Literal["vqvae", "prior", "sample", "store", "masks"]
@@ -134,7 +134,7 @@ def trained_config(folder: Path) -> PriorConfig:
 def list_tasks(args: Args, folder: Path) -> Iterator[Task]:
     """All that is timed, in the order of the table."""
     vqvae, prior = model_configs(args)
-    for precision in args.precision:
+    for precision in [resolve_precision(torch.device(args.device), precision) for precision in args.precision]:
         base = Task(workload="", precision=precision, batch_size=1, vqvae=vqvae, prior=prior, device=args.device)
         if "vqvae" in args.workloads:
             yield replace(base, workload="vqvae", batch_size=args.vqvae_batch_size)

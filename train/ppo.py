@@ -90,11 +90,17 @@ def resume(ppo: PPO, folder: Path, seed: int) -> None:
 
 
 def learn(ppo: PPO, saver: CheckpointCallback, last: int) -> None:
-    """Train until step `last`, and save however it ends."""
+    """Train until step `last`, and save however it ends, but for a `UserError` if the policy diverges."""
     done = ppo.num_timesteps
     try:
         if done < last:
             with log_on_disk(Path(ppo.tensorboard_log or "")):
                 ppo.learn(last - done, saver, reset_num_timesteps=done == 0, tb_log_name="log", progress_bar=True)
+    except ValueError as error:  # of torch's distributions, which no number suits that the policy gives
+        if "to satisfy the constraint" not in str(error):
+            raise
+        saver.learned_steps = saver.saved_steps  # nothing is kept that has diverged
+        steps = ppo.num_timesteps
+        raise UserError(f"the policy diverged within {steps:,} steps; lower --learning-rate and run it again") from None
     finally:
         saver.finish()

@@ -109,7 +109,7 @@ def reset(env: Env, rng: np.random.Generator) -> Call:
     """Seeds and options of a reset of n lanes."""
     value, contexts, n = hostile(rng), len(env.contexts), vector(env).num_envs
     listed = isinstance(value, list | tuple | range | np.ndarray) and np.ndim(numbers(value)) == 1
-    each = listed and len(value) == n
+    each = listed and len(value) == n and isinstance(env, DreamVectorEnv)
     good: dict[str, bool] = {
         "seed": all(map(SEED, value)) if each else SEED(value),
         "options": value is None or value == {} if isinstance(value, dict | None) else False,

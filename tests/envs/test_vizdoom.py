@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import PIPE
 
 import gymnasium as gym
 import numpy as np
@@ -15,6 +20,8 @@ from stable_baselines3.common.env_checker import check_env as check_env_sb3
 import envs  # noqa: F401 - registers
 from envs.vizdoom import VizdoomFrames
 from worldmodel.utils.errors import UserError
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -115,3 +122,26 @@ def test_actions_outside_the_space_are_refused(env: VizdoomFrames, action: objec
 def test_an_unknown_scenario_is_named_with_the_known_ones() -> None:
     with pytest.raises(UserError, match=r"no scenario 'doom9'; choose one of .*health_gathering_supreme"):
         VizdoomFrames("doom9")
+
+
+def test_a_ctrl_c_that_ends_the_engine_too_is_a_ctrl_c() -> None:
+    code = """
+import signal
+from envs.vizdoom import VizdoomFrames
+signal.signal(signal.SIGINT, signal.default_int_handler)
+env = VizdoomFrames("basic")
+env.reset(seed=0)
+print("ready", flush=True)
+while True:
+    if any(env.step(0)[2:4]):
+        env.reset()
+"""
+    for _ in range(3):  # which of the two is told first is chance
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], cwd=ROOT, stdout=PIPE, stderr=PIPE, text=True, start_new_session=True
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        os.killpg(process.pid, signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+        assert error.splitlines()[-1] == "KeyboardInterrupt"

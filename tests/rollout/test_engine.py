@@ -30,7 +30,7 @@ class Counter(gym.Env):
     """Frames that tell episode and time; action 2 pays a point; episode i lasts as long as it is told to."""
 
     observation_space, action_space = gym.spaces.Box(0, 255, (16, 16, 3), np.uint8), gym.spaces.Discrete(3)
-    env_spec = WORLD
+    env_spec, frame_skip = WORLD, 4
 
     def __init__(self, *lengths: int) -> None:
         self.lengths, self.episode, self.taken = lengths, -1, list[list[int]]()

@@ -161,7 +161,9 @@ class Dream:
                 f"{self.env_spec.name} has {v} game variables at each of {t} frames, but {variables.shape[1:]} "
                 "are given"
             )
-        if not np.isfinite(variables.astype(np.float32)).all():
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(variables.astype(np.float32)).all()
+        if not finite:
             raise UserError("game variables must be finite numbers; leave out `variables` if they are not known")
         codes = self.vqvae.encode(torch.as_tensor(frames, device=self.device))
         encoded = self.env_spec.action.encode(actions)

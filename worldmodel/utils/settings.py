@@ -103,9 +103,8 @@ def check_value(kind: Any, value: Any, name: str) -> Any:
         return None if value is None else check_value(next(k for k in inside if k is not NoneType), value, name)
     if origin is Literal:
         if not any(type(value) is type(known) and value == known for known in inside):
-            raise UserError(
-                f"{name} cannot be {short_repr(value)}; {suggestion(str(value), [str(known) for known in inside])}"
-            )
+            word, words = value if isinstance(value, str) else short_repr(value), [str(known) for known in inside]
+            raise UserError(f"{name} cannot be {short_repr(value)}; {suggestion(word, words)}")
         return value
     if kind is Any:
         return value

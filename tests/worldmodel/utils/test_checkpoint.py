@@ -109,9 +109,7 @@ def test_mistakes_are_told_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no checkpoint.safetensors; train it first"):
         read_header(tmp_path)
     save_checkpoint(tmp_path, trained()[0], {"model": {"width": 3}})
-    with pytest.raises(
-        UserError, match=r"another config: weight is float \(2, 3\) there and float \(2, 4\) here"
-    ):
+    with pytest.raises(UserError, match=r"another config: weight is float \(2, 3\) there and float \(2, 4\) here"):
         load_weights(tmp_path, torch.nn.Linear(4, 2))
     with pytest.raises(UserError, match=r"model.width = 3, but 4 was asked for"):
         check_same_config(tmp_path, {"model": {"width": 4}})

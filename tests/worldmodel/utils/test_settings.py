@@ -112,3 +112,8 @@ def test_training_refuses_a_gradient_that_is_clipped_at_nan() -> None:
     """NaN passes every comparison: a run of a hundred steps would end with weights of NaN and exit status 0."""
     with pytest.raises(UserError, match="max_grad_norm must be a finite number of at least 0, not nan"):
         TrainerConfig(max_grad_norm=NAN)
+
+
+def test_a_number_too_long_to_be_written_is_refused_as_well() -> None:
+    with pytest.raises(UserError, match="x cannot be a very long int; known are a, b"):
+        check_value(Literal["a", "b"], 10**5000, "x")
