@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from worldmodel.errors import UserError
 
 from envs.dream import DreamEnv
 from envs.vector import DreamVectorEnv
 from tests.campaign import environment
 from tests.campaign.calls import Call
+from worldmodel.utils.errors import UserError
 
 
 @pytest.mark.filterwarnings("ignore")
