@@ -47,8 +47,8 @@ SMALL = {
     "rollout/evaluate_policy.py": "--episodes 2",
     "rollout/rank.py": "--episodes 2 --policy random cycle:0x1 cycle:0x3",
     "rollout/sample.py": "--n-clips 2 --samples-per-clip 1",
-    "rollout/plan.py": "--episodes 2 --replan-every 500 --policy runs/dreamed --value-policy runs/dreamed "
-    "--cem.n-candidates 2 --cem.n-elite 1 --cem.n-rounds 1 --cem.horizon 2",
+    "rollout/plan.py": "--episodes 2 --policy runs/dreamed --value-policy runs/dreamed --context-frames 2 "
+    "--replan-every 32 --cem.n-candidates 2 --cem.n-elite 1 --cem.n-rounds 1 --cem.horizon 32",
 }
 SHORT = {
     "num_envs=64": "num_envs=2",
