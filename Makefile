@@ -1,5 +1,6 @@
 # make demo   sets up everything and runs the main job: data, VQ-VAE, prior, dream, figures (README has the minutes)
-# make test   sets up everything and runs the linter, the type checker and the tests
+# make test   sets up everything, runs the linter and the type checker, builds the site and runs the tests
+# make docs   builds the site into site/; open site/index.html
 # make ucf101 SOURCE=folder
 #             reads UCF-101 as published, trains the paper's models of it without conditions, and draws samples;
 #             ucf101_128 and tgif likewise. PRESET=video_small is for two cores, PRIOR=--classes for class conditions
@@ -11,11 +12,11 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 SHELL := /bin/bash
 
-.PHONY: demo ucf101 ucf101_128 tgif test lint campaign clean
+.PHONY: demo ucf101 ucf101_128 tgif test lint docs campaign clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,docs]"
 	touch $@
 
 demo: .venv/ready
@@ -43,11 +44,15 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
+docs: .venv/ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "the site: site/index.html"
+
+test: lint docs
 	$(BIN)/pytest
 
 campaign: .venv/ready
 	$(BIN)/python -m tests.campaign --out docs/campaign.md
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs site

@@ -1,0 +1,67 @@
+"""What the pages say about the code: the files, scripts, flags and presets that they name are there."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from configs import parse
+from worldmodel.utils.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+COMMAND = re.compile(r"python ((?:collect|train|rollout)/\w+\.py)((?:[^`\n\\]|\\\n)*)")
+
+
+def commands(page: Path) -> list[tuple[str, list[str]]]:
+    """Scripts and their flags, from code blocks and from the text between backticks."""
+    text = page.read_text()
+    for line, name, value in re.findall(r'^( *(\w+)="([^"]+)")$', text, re.MULTILINE):
+        text = text.replace(line, "").replace(f"${name}", value)
+    text = re.sub(r"`[^`\n]*\n[^`\n]*`", lambda code: code[0].replace("\n", " "), text)  # code that goes over a line
+    return [(script, shlex.split(flags.replace("\\\n", " "), comments=True)) for script, flags in COMMAND.findall(text)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_parse(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worldmodel.utils.hardware.check_device", lambda device: None)  # a GPU need not be here
+    for script, flags in commands(page):
+        if any(flag.endswith((".yaml", ".yml")) for flag in flags):
+            continue  # a preset that the reader makes
+        (section,) = re.findall(r'^    command\(main, "(\w+)"\)', (ROOT / script).read_text(), re.MULTILINE)
+        module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+        try:
+            parse(module.Args, section, flags)
+        except (UserError, SystemExit) as error:
+            pytest.fail(f"python {script} {' '.join(flags)}: {error}")
+
+
+def test_there_are_commands() -> None:
+    assert sum(len(commands(page)) for page in PAGES) > 100
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_are_named_exist(page: Path) -> None:
+    named = re.findall(r"\b(?:worldmodel|envs|collect|train|rollout|configs|tests|docs)/[\w/]+\.\w+", page.read_text())
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES[:2], ids=lambda page: page.name)
+def test_links_of_pages_outside_the_site(page: Path) -> None:
+    """mkdocs checks those of the site."""
+    links = [link for link in re.findall(r"\]\(([^)#]+)", page.read_text()) if "://" not in link]
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_readme_is_short() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 150
+    rows = [line for line in lines if line.startswith("|")]
+    assert rows, "a table of results"
+    numbers = re.findall(r"\d[\d,.]*", "\n".join(rows))
+    assert len(numbers) <= 15, numbers
+    assert (ROOT / "docs" / "play.gif").stat().st_size < 2e6

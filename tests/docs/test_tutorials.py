@@ -1,0 +1,154 @@
+"""The code blocks of the README, the quick start and the tutorials, run as a reader would run them, but small.
+
+Every block runs, in the order of the pages, in one folder. Commands run in this process: torch is imported once.
+`SMALL` has the flags that are added to a command, `SHORT` what is replaced in Python, `ELSEWHERE` what is not run here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import shlex
+import shutil
+import sys
+import threading
+import urllib.request
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from configs import command, parse
+from rollout import play
+
+ROOT = Path(__file__).parents[2]
+PAGES = (
+    "README.md",
+    "docs/quickstart.md",
+    "docs/tutorials/own_environment.md",
+    "docs/tutorials/own_videos.md",
+    "docs/tutorials/train_in_a_dream.md",
+    "docs/tutorials/plan_in_a_dream.md",
+)
+FIT = "--trainer.steps 2 --trainer.batch-size 2 --n-eval-clips 2"
+SMALL = {
+    "collect/gym.py": "--episodes 20 --num-workers 1",
+    "collect/video.py": "--num-workers 1",
+    "collect/minari.py": "--num-workers 1",
+    "train/vqvae.py": FIT,
+    "train/tokens.py": "--n-contexts 4",
+    "train/prior.py": FIT,
+    "train/outcome.py": FIT,
+    "train/policy.py": "--num-envs 2 --n-steps 4 --total-timesteps 8 --n-epochs 1 --precision float32",
+    "rollout/dream.py": "--n-clips 1 --steps 2",
+    "rollout/evaluate.py": "--n-clips 2 --n-dreams 1",
+    "rollout/evaluate_policy.py": "--episodes 2",
+    "rollout/rank.py": "--episodes 2 --policy random cycle:0x1 cycle:0x3",
+    "rollout/sample.py": "--n-clips 2 --samples-per-clip 1",
+    "rollout/plan.py": "--episodes 2 --policy runs/dreamed --value-policy runs/dreamed --context-frames 2 "
+    "--replan-every 32 --cem.n-candidates 2 --cem.n-elite 1 --cem.n-rounds 1 --cem.horizon 32",
+}
+SHORT = {
+    "num_envs=64": "num_envs=2",
+    "n_steps=32": "n_steps=4",
+    "batch_size=512": "batch_size=8",
+    "learn(100_000)": "learn(8)",
+    "range(100)": "range(3)",
+}
+ELSEWHERE = {
+    "make demo": "nine minutes",
+    "make test": "this is it",
+    ".venv/bin/tensorboard --logdir runs": "a server; tests/train/test_tensorboard.py reads the logs",
+    "python collect/gym.py     --env-id my_module:MyEnv-v0 --out runs/mine/data.zarr": "the tutorial's first page",
+    "python train/tokens.py --before-end-fraction 0.7 --split train": "tests/train/test_tokens.py",
+    "python rollout/plan.py --preset pushing --object 3 --goal 40 20": "its own test, test_visual_foresight.py",
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where the reader works: videos of one's own, and nothing else."""
+    for i in range(20):
+        path = tmp_path / "my_videos" / f"{i}.mp4"
+        path.parent.mkdir(exist_ok=True)
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("mpeg4", rate=10)
+            stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"  # type: ignore[union-attr]
+            for pixels in np.random.default_rng(i).integers(0, 256, (16, 64, 64, 3), dtype=np.uint8):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))  # type: ignore[union-attr]
+            container.mux(stream.encode())  # type: ignore[union-attr]
+    return tmp_path
+
+
+def blocks(page: str) -> list[tuple[str, str, str]]:
+    """Language, title and text of each fenced block."""
+    found = re.findall(
+        r'^```(\w*)(?: title="([^"]*)")?\n(.*?)^```', (ROOT / page).read_text(), re.DOTALL | re.MULTILINE
+    )
+    return [(language, title, text.replace("\\\n", " ")) for language, title, text in found]
+
+
+def run_python(text: str) -> None:
+    for long, short in SHORT.items():
+        text = text.replace(long, short)
+    exec(compile(text, "block", "exec"), {"__name__": "block"})
+
+
+def run_line(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line of a shell: one of our scripts, or a copy."""
+    line = line.partition("    #")[0].strip()
+    if line in ELSEWHERE or "runs/mine" in line:  # the README's commands are the first tutorial's
+        return
+    first, script, *rest = shlex.split(line)
+    if first == "cp":
+        shutil.copy(ROOT / script, rest[0])
+        return
+    assert first == "python", line
+    (section,) = re.findall(r'^    command\(main, "(\w+)"\)', (ROOT / script).read_text(), re.MULTILINE)
+    module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+    monkeypatch.setattr(sys, "argv", [script, *rest, *shlex.split(SMALL[script])])
+    command(module.main, section)
+
+
+def run_page(page: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many blocks of a page ran."""
+    ran = 0
+    for language, title, text in blocks(page):
+        if title:
+            Path(title).write_text(text)
+        elif language == "python":
+            run_python(text)
+        elif text.startswith(("python ", "make ", "cp ", ".venv")):
+            for line in text.splitlines():
+                run_line(line, monkeypatch)
+        else:
+            continue
+        ran += 1
+    return ran
+
+
+def test_every_block_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(folder / "minari"))
+    monkeypatch.syspath_prepend(str(folder))
+    for page in PAGES:  # the last pages use what the first ones made
+        assert run_page(page, monkeypatch) >= 2, page
+    for name in (
+        "catch/prior", "catch/dreams", "catch/evaluation", "catch2/vqvae", "videos/samples", "from_minari/data.zarr",
+        "dreamed", "dreamed_warm", "plan.json", "rank.json",
+    ):  # fmt: skip
+        assert (folder / "runs" / name).exists(), name
+
+
+def test_the_page_to_play_answers() -> None:
+    """The command of the page about playing, on a free port."""
+    ((_, _, text), *_) = blocks("docs/tutorials/play_a_dream.md")
+    assert text == "python rollout/play.py\n"
+    server = play.serve(parse(play.Args, "play", ["--port", "0"]))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/state", b"{}") as answer:
+        assert json.loads(answer.read())["keys"]["w"] == 1
+    server.shutdown()
+    server.server_close()
