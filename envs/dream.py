@@ -17,7 +17,6 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from worldmodel.utils.hardware import Precision
 from worldmodel.utils.settings import as_array
 
 from .keys import keys_to_actions
@@ -31,32 +30,10 @@ class DreamEnv(gym.Env[np.ndarray, Any]):
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array", "human"], "render_fps": 35 / 4}
 
-    def __init__(
-        self,
-        model: str | Path = "",
-        world: str = "health_gathering_supreme",
-        render_mode: str | None = None,
-        horizon: int | None = None,
-        sample_done: bool = True,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        precision: Precision = "float32",
-        device: str = "cpu",
-    ) -> None:
+    def __init__(self, model: str | Path = "", render_mode: str | None = None, **settings: Any) -> None:
+        """`settings` are the fields of `DreamConfig`; `render_mode` may also be "human", a window."""
         self.render_mode = check_render_mode(render_mode, self.metadata["render_modes"])
-        self.vector_env = DreamVectorEnv(
-            model=model,
-            world=world,
-            horizon=horizon,
-            sample_done=sample_done,
-            autoreset_mode=AutoresetMode.DISABLED,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            precision=precision,
-            device=device,
-        )
+        self.vector_env = DreamVectorEnv(1, model, AutoresetMode.DISABLED, **settings)
         self.env_spec, self.contexts = self.vector_env.env_spec, self.vector_env.contexts
         self.metadata = {**self.metadata, "render_fps": self.vector_env.metadata["render_fps"]}
         self.observation_space = self.vector_env.single_observation_space

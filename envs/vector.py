@@ -28,14 +28,13 @@ from gymnasium.vector.utils import batch_space
 
 from worldmodel.generation.dream import Context, Dream
 from worldmodel.generation.dream_state import DreamState
-from worldmodel.generation.sampling import SamplingConfig
 from worldmodel.models.loading import pretrained_run, resolve_folder
 from worldmodel.utils.checkpoint import config_difference, weights_digest
 from worldmodel.utils.errors import UserError
-from worldmodel.utils.hardware import Precision, check_device
 from worldmodel.utils.memory import check_memory
-from worldmodel.utils.settings import as_array, check_value, short_repr
+from worldmodel.utils.settings import as_array, short_repr
 
+from .dream_config import DreamConfig
 from .reset_arguments import (
     check_context_numbers,
     check_mask,
@@ -55,56 +54,53 @@ StepResult = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any
 
 
 class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
-    """`num_envs` lanes of the dream of a run folder `model`, or of the model that ships for `world`.
-
-    `horizon` (or `max_episode_steps`): steps until `truncated`, the recorded limit if None, 0 for none.
-    `sample_done=False`: nothing is `terminated`, and `info["done_prob"]` says how likely it was.
-    `temperature`, `top_k`, `top_p`: how codes are drawn. `precision="bfloat16"` is faster for many lanes on hardware
-    that has it, and "auto" takes it there only.
+    """`num_envs` dreams side by side; `settings` are the fields of `DreamConfig`.
 
     `reset(options=...)` takes `{"context": i}`, or one number a lane: starting contexts beside the model;
     or `{"frames": (t, h, w, 3), "actions": (t - 1, ...), "variables": (t, v) or (v,)}` of your own for all lanes, uint8
     and a multiple of the time stride. Without options each lane draws a starting context.
+
+    Args:
+        num_envs: Lanes.
+        model: Run folder; by default the model that ships for `world=`.
+        autoreset_mode: What becomes of a lane that has ended: "NextStep", "SameStep" or "Disabled".
+        render_mode: "rgb_array" or None.
+        max_episode_steps: `horizon` under the name that Gymnasium has for it.
+        **settings: See `DreamConfig`.
+
+    Raises:
+        UserError: An argument that cannot be, or more lanes than there is memory for.
     """
 
     def __init__(
         self,
         num_envs: int = 1,
         model: str | Path = "",
-        world: str = "health_gathering_supreme",
-        horizon: int | None = None,
-        max_episode_steps: int | None = None,
-        sample_done: bool = True,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         render_mode: str | None = None,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        precision: Precision = "float32",
-        device: str = "cpu",
+        max_episode_steps: int | None = None,
+        **settings: Any,
     ) -> None:
         if not is_int_at_least(num_envs, 1):
             raise UserError(f"num_envs must be a whole number of at least 1, not {short_repr(num_envs)}")
-        horizon = max_episode_steps if horizon is None else horizon
-        if horizon is not None and not is_int_at_least(horizon, 0):
-            raise UserError(f"horizon is a number of steps, or 0 for dreams without end, not {short_repr(horizon)}")
         modes = [mode.value for mode in AutoresetMode]
         mode = getattr(autoreset_mode, "value", autoreset_mode)
         if not isinstance(mode, str) or mode not in modes:
             raise UserError(f"autoreset_mode is {', '.join(modes)}, not {short_repr(autoreset_mode)}")
         self.render_mode = check_render_mode(render_mode, ["rgb_array"])
-        check_device(device)
-        sampling = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
-        sample_done = check_value(bool, sample_done, "sample_done")
-        self.folder = resolve_folder(str(model)) if str(model) else pretrained_run(world)
-        self.dream = Dream.load(self.folder, sampling, device, precision)
-        self.dream.sample_done = sample_done
+        if settings.get("horizon") is None:
+            settings["horizon"] = max_episode_steps
+        config = DreamConfig.of(settings | {"model": model})
+        self.folder = resolve_folder(config.model) if config.model else pretrained_run(config.world)
+        self.dream = Dream.load(self.folder, config.sampling, config.device, config.precision)
+        self.dream.sample_done = config.sample_done
         self.contexts = Context.load(self.folder)
         self.dream.check_context(self.contexts)
         if num_envs > 1:
             self.dream.check_memory(num_envs, self.contexts)
         self.env_spec, self.autoreset_mode = self.dream.env_spec, AutoresetMode(mode)
-        self.max_steps = -(-self.env_spec.max_episode_steps // self.dream.stride) if horizon is None else horizon
+        limit = -(-self.env_spec.max_episode_steps // self.dream.stride)
+        self.max_steps = limit if config.horizon is None else config.horizon
         fps = self.env_spec.fps / self.dream.stride
         self.metadata = {"autoreset_mode": self.autoreset_mode, "render_fps": fps, "render_modes": ["rgb_array"]}
         self.single_observation_space = spaces.Box(0, 255, self.env_spec.frame_shape, np.uint8)

@@ -27,7 +27,6 @@ from typing import Any
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import torch
 
 from configs import command
 from rollout.ablation_scores import Measurement, score_prior, score_vqvae
@@ -45,6 +44,7 @@ from worldmodel.training.trainer import TrainerConfig
 from worldmodel.training.vqvae_stage import VQVAEStage, train_vqvae
 from worldmodel.utils.checkpoint import checkpoints, weights_digest, write_json
 from worldmodel.utils.errors import UserError, is_url
+from worldmodel.utils.run_args import DEVICE
 from worldmodel.utils.settings import Address, AtLeast2, Positive, Settings
 
 
@@ -102,7 +102,8 @@ class Args(Settings):
     """Clips that are sampled or reconstructed at a time."""
     n_seeds: Positive = 1
     """Train every row so many times, with seeds 0, 1, ..."""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    device: str = DEVICE
+    """cpu or cuda."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -37,6 +37,7 @@ from configs import command
 from envs.vector import DreamVectorEnv
 from worldmodel.utils.checkpoint import weights_digest, write_json
 from worldmodel.utils.hardware import Precision, calls_per_second, flop_counter, machine_rates
+from worldmodel.utils.run_args import DEVICE
 from worldmodel.utils.settings import AboveZero, NonEmpty, Positive, Settings
 
 
@@ -56,7 +57,8 @@ class Args(Settings):
     """Time of a measurement, in three parts of which the median counts."""
     out: Path = Path("runs/benchmark/dream.json")
     """Where the figures go."""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    device: str = DEVICE
+    """cpu or cuda."""
     eager: bool = False
     """On a GPU, launch kernel by kernel: what CUDA graphs gain."""
 

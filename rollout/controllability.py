@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,33 +32,25 @@ from tqdm import tqdm
 from configs import command
 from envs.policies import MAX_STACKED_FRAMES, Player, load_player, shipped_policies
 from envs.vizdoom import make_engine
-from rollout.heldout import HeldOutClips, dream_frames, load_heldout, reconstructions
+from rollout.heldout import HeldOutArgs, HeldOutClips, dream_frames, load_heldout, reconstructions
 from rollout.inverse_dynamics import ActionClassifier, accuracy, accuracy_ratio, classify_actions, train_classifier
 from worldmodel.data.env_spec import EnvSpec, random_actions
 from worldmodel.data.store import Store
 from worldmodel.generation.dream import Dream
-from worldmodel.generation.sampling import SamplingConfig
 from worldmodel.metrics.frames import psnr
 from worldmodel.metrics.interval import bootstrap, means_to_json
 from worldmodel.utils.checkpoint import weights_digest, write_json
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import Precision
-from worldmodel.utils.settings import Address, Positive, Seed, Settings
+from worldmodel.utils.settings import Positive
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(Settings):
+class Args(HeldOutArgs):
     """Measure the controllability of a dream."""
 
-    run: Path = Path("runs/health_gathering_supreme")
-    """Run folder."""
-    data: Address | None = None
-    """Store of frames; <run>/data.zarr if not given."""
-    split: str = "test"
     n_clips: Positive = 128
     """Starting points, spread over the split's episodes."""
-    context_frames: Positive = 8
-    """Latent frames that are given."""
     steps_ahead: Positive = 4
     """Steps on at which PSNR is taken: Genie's t = 4."""
     steps: Positive = 8
@@ -71,8 +63,6 @@ class Args(Settings):
     """The most steps for which it leads."""
     precision: Precision = "float32"
     """Of the dream."""
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    seed: Seed = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

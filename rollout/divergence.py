@@ -13,7 +13,7 @@ most there is to diverge.
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -24,28 +24,32 @@ import numpy as np
 from tqdm import tqdm
 
 from configs import command
-from rollout.heldout import dream_frames, load_heldout, load_models, other_episode_order, real_clips, sample_videos
+from rollout.heldout import (
+    HeldOutArgs,
+    dream_frames,
+    load_heldout,
+    load_models,
+    other_episode_order,
+    real_clips,
+    sample_videos,
+)
 from worldmodel.data.prior_dataset import PriorBatch
 from worldmodel.generation.dream import Dream
-from worldmodel.generation.sampling import SamplingConfig
 from worldmodel.metrics.interval import bootstrap, means_to_json
 from worldmodel.models.loading import load_prior
 from worldmodel.utils.checkpoint import weights_digest, write_json
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import Precision
-from worldmodel.utils.settings import Address, AtLeast2, NonEmpty, Positive, Seed, Settings
+from worldmodel.utils.settings import AtLeast2, NonEmpty, Positive
 from worldmodel.utils.video_io import save_png, upscale, video_grid
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(Settings):
+class Args(HeldOutArgs):
     """Show how futures of one frame diverge."""
 
     run: Path = Path("runs/pushing")
     """Run folder."""
-    data: Address | None = None
-    """Store of frames; <run>/data.zarr if not given."""
-    split: str = "test"
     n_starts: AtLeast2 = 32
     """Held-out starts, each of another episode where there are enough."""
     context_frames: Positive = 1
@@ -59,8 +63,6 @@ class Args(Settings):
     batch_size: Positive = 64
     precision: Precision = "float32"
     """Of the dream."""
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    seed: Seed = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

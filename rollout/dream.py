@@ -9,42 +9,33 @@ first, reconstructed) and <run>/dreams/strip.png (for each clip three rows of fr
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from configs import command
-from rollout.heldout import dream_frames, load_heldout, reconstructions
+from rollout.heldout import HeldOutArgs, dream_frames, load_heldout, reconstructions
 from worldmodel.generation.dream import Dream
-from worldmodel.generation.sampling import SamplingConfig
-from worldmodel.utils.settings import Address, Positive, Seed, Settings
+from worldmodel.utils.run_args import DEVICE
+from worldmodel.utils.settings import Positive
 from worldmodel.utils.video_io import abs_difference, add_labels, save_gif, save_png, side_by_side, upscale, video_grid
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(Settings):
+class Args(HeldOutArgs):
     """Show dreams beside the truth."""
 
-    run: Path = Path("runs/health_gathering_supreme")
-    """Run folder."""
-    data: Address | None = None
-    """Store of frames; <run>/data.zarr if not given."""
-    split: str = "test"
     n_clips: Positive = 4
     """Clips to show."""
-    context_frames: Positive = 8
-    """Latent frames that are given."""
     steps: Positive = 24
     """Steps that are dreamed."""
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    seed: Seed = 0
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    device: str = DEVICE
+    """cpu or cuda."""
 
 
 def main(args: Args) -> None:

@@ -22,7 +22,7 @@ which takes a run in paper mode or in stream mode. Paper mode does not dream.
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from tqdm import tqdm
 
 from configs import command
 from rollout.heldout import (
+    HeldOutArgs,
     HeldOutClips,
     bits_per_code,
     dream_frames,
@@ -44,39 +45,31 @@ from rollout.heldout import (
 )
 from rollout.provenance import provenance
 from worldmodel.generation.dream import Dream
-from worldmodel.generation.sampling import SamplingConfig
 from worldmodel.metrics.frames import nmse, psnr
 from worldmodel.metrics.interval import bootstrap, means_to_json
 from worldmodel.utils.checkpoint import read_header, write_atomic, write_json
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import Precision
-from worldmodel.utils.settings import Address, AtLeast2, NonEmpty, Positive, Seed, Settings
+from worldmodel.utils.run_args import DEVICE
+from worldmodel.utils.settings import AtLeast2, NonEmpty, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(Settings):
+class Args(HeldOutArgs):
     """Evaluate a dream on held-out episodes."""
 
-    run: Path = Path("runs/health_gathering_supreme")
-    """Run folder."""
-    data: Address | None = None
-    """Store of frames; <run>/data.zarr if not given."""
-    split: str = "test"
     n_clips: AtLeast2 = 128
     """Clips, spread over the split's episodes."""
-    context_frames: Positive = 8
-    """Latent frames that are given."""
     steps_ahead: NonEmpty[Positive] = (1, 5, 10, 15)
     """Steps ahead at which frames are compared."""
     n_dreams: Positive = 4
     """Dreams of each clip."""
     batch_size: Positive = 64
     """Lanes at a time."""
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
     precision: Precision = "float32"
     """Of the dream."""
-    seed: Seed = 0
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    device: str = DEVICE
+    """cpu or cuda."""
 
 
 def measure(args: Args, dream: Dream, heldout_clips: HeldOutClips) -> dict[str, Any]:

@@ -33,6 +33,7 @@ import torch
 from tqdm import tqdm
 
 from configs import command
+from rollout.heldout import SplitArgs
 from worldmodel.data.store import Store
 from worldmodel.generation.dream import Context, Dream
 from worldmodel.generation.dream_state import DreamStep
@@ -42,7 +43,7 @@ from worldmodel.models.layers import Memory
 from worldmodel.models.reward_done import OutcomeModel
 from worldmodel.utils.checkpoint import check_vqvae, weights_digest, write_json
 from worldmodel.utils.errors import UserError
-from worldmodel.utils.settings import Positive, Seed, Settings
+from worldmodel.utils.settings import Positive
 
 Episode = dict[str, np.ndarray]
 Place = tuple[Episode, int]
@@ -50,12 +51,9 @@ Place = tuple[Episode, int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(Settings):
+class Args(SplitArgs):
     """Score an outcome model."""
 
-    run: Path = Path("runs/health_gathering_supreme")
-    """Run folder."""
-    split: str = "test"
     steps: Positive = 50
     """Steps over which rewards are added up."""
     n_clips: Positive = 128
@@ -68,7 +66,6 @@ class Args(Settings):
     """Steps without an end, beside all those with one, for which an end is foretold."""
     n_particles: Positive = 32
     """Of the filter."""
-    seed: Seed = 0
 
 
 @torch.no_grad()

@@ -25,7 +25,6 @@ from typing import Any
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import torch
 from tqdm import tqdm
 
 from configs import command
@@ -38,6 +37,7 @@ from worldmodel.metrics.protocol import PROTOCOLS, Protocol, ProtocolName, Trial
 from worldmodel.metrics.published import matching_figure
 from worldmodel.utils.checkpoint import read_header, write_atomic, write_json
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.run_args import DEVICE
 from worldmodel.utils.settings import AboveZero, AtLeast2, Count, PixelsOr0, Positive, Seed, Settings
 
 
@@ -86,7 +86,8 @@ class Args(Settings):
     """Clips that pass the feature network at a time."""
     seed: Seed = 0
     """Of the samples; the k-th set of them has seed + k."""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    device: str = DEVICE
+    """cpu or cuda."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,30 @@ from worldmodel.models.prior import Prior
 from worldmodel.models.vqvae import VQVAE, to_uint8
 from worldmodel.utils.checkpoint import check_vqvae
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.settings import Address, Positive, Seed, Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitArgs(Settings):
+    """The run that is looked at, and on which episodes."""
+
+    run: Path = Path("runs/health_gathering_supreme")
+    """Run folder."""
+    split: str = "test"
+    """Episodes to take: train, valid, test or all."""
+    seed: Seed = 0
+    """Of everything that is sampled."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutArgs(SplitArgs):
+    """What scripts that set samples beside held-out clips have."""
+
+    data: Address | None = None
+    """Store of frames; <run>/data.zarr if not given."""
+    context_frames: Positive = 8
+    """Latent frames that are given."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
 
 @dataclass(frozen=True)

@@ -36,14 +36,14 @@ from tqdm import tqdm
 
 from configs import command
 from envs.policies import MAX_STACKED_FRAMES, load_player
-from rollout.heldout import reconstructions
+from rollout.heldout import SplitArgs, reconstructions
 from worldmodel.data.store import Store
 from worldmodel.generation.dream import Context, Dream
 from worldmodel.generation.sampling import SamplingConfig
 from worldmodel.models.quantizer import codebook_usage
 from worldmodel.utils.checkpoint import weights_digest, write_json
 from worldmodel.utils.errors import UserError
-from worldmodel.utils.settings import NonEmpty, NotNegative, Positive, Seed, Settings
+from worldmodel.utils.settings import NonEmpty, NotNegative, Positive
 from worldmodel.utils.video_io import save_png, upscale, video_grid
 
 FIGURES = ("sharpness", "codes", "bits")
@@ -54,11 +54,9 @@ Curves = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(Settings):
+class Args(SplitArgs):
     """Watch long dreams."""
 
-    run: Path = Path("runs/health_gathering_supreme")
-    """Run folder."""
     compare_runs: tuple[Path, ...] = ()
     """Run folders on the same data to compare with it."""
     temperature: NonEmpty[NotNegative] = (1.0,)
@@ -73,8 +71,6 @@ class Args(Settings):
     """Who plays: a policy's folder or shipped name, which may end in @share of random actions."""
     hold: Positive = 4
     """Steps for which an action is held if all are random."""
-    split: str = "test"
-    seed: Seed = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -17,7 +17,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,33 +29,29 @@ import torch
 from tqdm import tqdm
 
 from configs import command
-from rollout.heldout import RealClips, encode_given, load_models, real_clips, sample_videos
+from rollout.heldout import HeldOutArgs, RealClips, encode_given, load_models, real_clips, sample_videos
 from rollout.provenance import provenance
 from worldmodel.data.prior_dataset import PriorBatch
 from worldmodel.data.store import Store
-from worldmodel.generation.sampling import SamplingConfig
 from worldmodel.metrics.frames import nmse, psnr
 from worldmodel.metrics.interval import MeanInterval, bootstrap
 from worldmodel.metrics.ssim import ssim
 from worldmodel.models.prior import Prior
 from worldmodel.utils.checkpoint import write_atomic, write_json
 from worldmodel.utils.errors import UserError
-from worldmodel.utils.settings import Address, AtLeast2, Count, Positive, Seed, Settings
+from worldmodel.utils.run_args import DEVICE
+from worldmodel.utils.settings import AtLeast2, Count, Positive
 from worldmodel.utils.video_io import add_labels, save_gif, save_png, side_by_side, upscale, video_grid
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(Settings):
+class Args(HeldOutArgs):
     """Sample videos."""
 
     run: Path = Path("runs/moving_mnist")
     """Run folder."""
     prior: str = "prior"
     """Folder of the prior inside the run."""
-    data: Address | None = None
-    """Store of frames; <run>/data.zarr if not given."""
-    split: str = "test"
-    """Where conditions and conditioning frames are from."""
     n_clips: AtLeast2 = 16
     """Clips whose conditions are sampled under."""
     samples_per_clip: Positive = 4
@@ -66,11 +62,10 @@ class Args(Settings):
     """Put the conditioning frames themselves in place of what was drawn for them."""
     class_name: str = ""
     """Class to sample, for all clips, instead of their own."""
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
     batch_size: Positive = 16
     """Videos at a time."""
-    seed: Seed = 0
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    device: str = DEVICE
+    """cpu or cuda."""
 
 
 def scores(

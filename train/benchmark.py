@@ -48,6 +48,7 @@ from worldmodel.training.trainer import keep_freed_memory
 from worldmodel.utils.checkpoint import write_json
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import calls_per_second, machine_rates, resolve_precision
+from worldmodel.utils.run_args import DEVICE
 from worldmodel.utils.settings import AboveZero, FractionBelow1, NonEmpty, Positive, Settings
 
 WorkloadName = Literal["vqvae", "prior", "sample", "store", "masks"]
@@ -91,7 +92,8 @@ class Args(Settings):
     """Of both sides: freed memory is kept, or left to glibc."""
     out: Path = Path("runs/benchmark/train.json")
     """Where the figures go."""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    device: str = DEVICE
+    """cpu or cuda."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -29,7 +29,6 @@ if not __package__:  # run as a file: `import vizdoom` must not find a script be
 
 import gymnasium as gym
 import numpy as np
-import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.logger import TensorBoardOutputFormat
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecFrameStack, VecMonitor
@@ -43,6 +42,7 @@ from worldmodel.utils.checkpoint import check_same_config, checkpoints, load_wei
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import Precision
 from worldmodel.utils.lock import folder_lock
+from worldmodel.utils.run_args import DEVICE
 from worldmodel.utils.settings import Channels, Count, Fraction, NotNegative, Positive, Range, Seed, Settings
 
 
@@ -105,7 +105,8 @@ class Args(Settings):
     """Also write the policy here at the end, in half precision and without what training needs to go on."""
     seed: Seed = 0
     """Of the environments, the weights and the actions."""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    device: str = DEVICE
+    """cpu or cuda."""
     """Of the policy and the dream."""
 
     def __post_init__(self) -> None:

@@ -36,15 +36,14 @@ from worldmodel.models.vqvae import VQVAE, to_uint8
 from worldmodel.utils.checkpoint import read_header, replace_config, weights_digest, write_json
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.lock import folder_lock
-from worldmodel.utils.settings import Address, NotNegative, Positive, Settings
+from worldmodel.utils.run_args import RunArgs
+from worldmodel.utils.settings import Address, NotNegative, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(Settings):
+class Args(RunArgs):
     """Measure, and choose, the hysteresis of a VQ-VAE."""
 
-    run: Path = Path("runs/health_gathering_supreme")
-    """Run folder."""
     data: Address | None = None
     """Store of frames; <run>/data.zarr if not given."""
     hysteresis: tuple[NotNegative, ...] = (0, 0.02, 0.05, 0.1, 0.2)
@@ -57,7 +56,6 @@ class Args(Settings):
     """First frames of each episode to take."""
     still_threshold: Positive = 12
     """Grey levels within which a place's pixels stay if nothing happens there."""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def max_change(frames: np.ndarray, stride: tuple[int, int, int]) -> np.ndarray:

@@ -230,8 +230,8 @@ def test_mistakes_are_told_in_a_sentence(toy_run: Path) -> None:
 def test_what_a_batch_is_made_with_is_refused_in_a_sentence_or_taken(toy_run: Path) -> None:
     for wrong, sentence in (
         ({"autoreset_mode": "Sometimes"}, "autoreset_mode is NextStep, SameStep, Disabled, not 'Sometimes'"),
-        ({"horizon": -5}, "horizon is a number of steps, or 0"),
-        ({"horizon": 2.5}, "horizon is a number of steps, or 0"),
+        ({"horizon": -5}, "horizon must be at least 0, not -5"),
+        ({"horizon": 2.5}, "horizon must be at least 0, not -5"),
         ({"device": "foo"}, "'foo' is no device; choose cpu or cuda"),
         ({"temperature": float("nan")}, "temperature must be a finite number of at least 0, not nan"),
         ({"render_mode": "human"}, "rendered as rgb_array, not 'human'"),

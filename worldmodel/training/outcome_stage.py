@@ -6,7 +6,6 @@ What train/outcome.py runs: its settings, the sequences that it learns from, and
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,18 +20,17 @@ from worldmodel.models.vqvae import VQVAE
 from worldmodel.training.trainer import Batch, TrainerConfig, eval_mode, fit
 from worldmodel.utils.checkpoint import check_vqvae
 from worldmodel.utils.errors import UserError
-from worldmodel.utils.settings import Channels, Count, Positive, Settings
+from worldmodel.utils.run_args import StageArgs
+from worldmodel.utils.settings import Channels, Count, Positive
 
 TARGETS = ("condition", "reward", "done", "variables")
 """What it learns from, beside codes."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutcomeStage(Settings):
+class OutcomeStage(StageArgs):
     """Train an outcome model on the codes of a store."""
 
-    run: Path = Path("runs/health_gathering_supreme")
-    """Run folder."""
     n_latent_frames: Positive = 48
     """Latent frames of a training sequence."""
     hidden_dim: Channels = 256
@@ -47,9 +45,6 @@ class OutcomeStage(Settings):
     )
     n_eval_clips: Positive = 256
     """Sequences of the validation split to evaluate on."""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    restart: bool = False
-    """Overwrite a run of other settings."""
 
 
 class EpisodeWindows:

@@ -24,16 +24,15 @@ from worldmodel.models.vqvae import VQVAE, to_uint8
 from worldmodel.training.trainer import Batch, TrainerConfig, eval_mode, fit
 from worldmodel.utils.checkpoint import check_vqvae, load_weights, read_header, weights_digest
 from worldmodel.utils.errors import UserError
-from worldmodel.utils.settings import Address, Positive, Settings
+from worldmodel.utils.run_args import StageArgs
+from worldmodel.utils.settings import Address, Positive
 from worldmodel.utils.video_io import add_video, side_by_side, upscale
 
 
 @dataclass(frozen=True, kw_only=True)
-class PriorStage(Settings):
+class PriorStage(StageArgs):
     """Train a prior over the codes of a store."""
 
-    run: Path = Path("runs/health_gathering_supreme")
-    """Run folder."""
     actions: bool = False
     """Condition on actions."""
     every_action: bool = False
@@ -52,13 +51,10 @@ class PriorStage(Settings):
     out (--no-terminal-frames) where the outcome model foretells ends (train/outcome.py --predict-from-past)."""
     n_eval_clips: Positive = 64
     """Clips of the validation split to evaluate on."""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
     out: str = "prior"
     """Folder of the prior inside the run."""
     init_from: Path | None = None
     """Begin with the weights of another prior of the same sizes, to train it further under other settings."""
-    restart: bool = False
-    """Overwrite a run of other settings."""
 
 
 def configure(args: PriorStage, vqvae: VQVAE, action_dim: int, n_classes: int = 0) -> PriorConfig:

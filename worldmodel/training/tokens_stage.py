@@ -23,7 +23,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -41,18 +40,17 @@ from worldmodel.models.vqvae import VQVAE
 from worldmodel.utils.checkpoint import codes_digest
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.lock import folder_lock
-from worldmodel.utils.settings import Address, Fraction, Positive, Settings
+from worldmodel.utils.run_args import StageArgs
+from worldmodel.utils.settings import Address, Fraction, Positive
 
 MAX_BEFORE_END = 14
 """Latent frames between the end of a context and that of its episode, at most, for `before_end_fraction`."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokensStage(Settings):
+class TokensStage(StageArgs):
     """Encode a store of frames into codes."""
 
-    run: Path = Path("runs/health_gathering_supreme")
-    """Run folder."""
     data: tuple[Address, ...] = ()
     """Store of frames, or several; <run>/data.zarr if not given."""
     clip_stride: Positive = 4
@@ -65,9 +63,6 @@ class TokensStage(Settings):
     """Share of them that end at most 14 latent frames before an episode does instead: there is something to learn."""
     context_frames: Positive = 8
     """Latent frames of a starting context."""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    restart: bool = False
-    """Overwrite the codes of another VQ-VAE."""
 
 
 def clip_starts(model: VQVAE, rows: int, clip_stride: int) -> list[int]:

@@ -22,28 +22,24 @@ from worldmodel.models.vqvae import VQVAE, VQVAEConfig, VQVAESettings, to_uint8
 from worldmodel.training.trainer import TrainerConfig, eval_mode, fit
 from worldmodel.utils.checkpoint import weights_digest
 from worldmodel.utils.errors import UserError
-from worldmodel.utils.settings import Address, Positive, Settings
+from worldmodel.utils.run_args import StageArgs
+from worldmodel.utils.settings import Address, Positive
 from worldmodel.utils.video_io import add_video, side_by_side, upscale
 
 
 @dataclass(frozen=True, kw_only=True)
-class VQVAEStage(Settings):
+class VQVAEStage(StageArgs):
     """Train a VQ-VAE on the frames of a store."""
 
-    run: Path = Path("runs/health_gathering_supreme")
-    """Run folder."""
     data: Address | None = None
     """Store of frames; <run>/data.zarr if not given."""
     model: VQVAESettings = field(default_factory=lambda: VQVAESettings(mode="stream"))
     trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(learning_rate=7e-4))
     n_eval_clips: Positive = 32
     """Clips of the validation split to evaluate on."""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
     init_from: Path | None = None
     """Begin with the weights of another VQ-VAE, whose codebook may have another shape: several smaller books of as many
     numbers in all."""
-    restart: bool = False
-    """Overwrite a run of other settings."""
 
 
 def init_model_from(folder: Path, model: VQVAE) -> dict[str, str]:
