@@ -121,6 +121,9 @@ def of_frames(name: Path, path: Path, clips: np.ndarray | None, length: int) -> 
     array = read_array(name, path, (4,), "input_raw_data is (all frames, 1, height, width)", floats=True)
     if clips is not None:
         length = clip_length(name, clips)
+        if len(array) != clips.shape[1] * length:
+            told = f"{clips.shape[1]} videos of {length} frames"
+            raise UserError(f"{name} has {len(array)} frames, but its clips tell of {told}; fetch it again")
     if array.shape[1] != 1 or len(array) % length:
         raise UserError(f"{name} holds {array.shape}, which are not videos of {length} frames; give their --length")
     return VideoArray(name, path, (len(array) // length, length, *array.shape[2:]), "nthw")

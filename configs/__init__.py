@@ -81,8 +81,11 @@ def read_preset(name: str) -> dict[str, Any]:
     path = FOLDER / f"{name}.yaml" if not name.endswith((".yaml", ".yml")) else Path(name)
     if not path.exists():
         raise UserError(f"there is no preset {name!r}; {suggestion(name, [p.stem for p in FOLDER.glob('*.yaml')])}")
-    with path.open("rb") as file:
-        data = file.read(MAX_PRESET_BYTES + 1)
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_PRESET_BYTES + 1)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); give a file of YAML") from None
     if len(data) > MAX_PRESET_BYTES:
         raise UserError(f"{path} is larger than {MAX_PRESET_BYTES:,} bytes, so it is no preset; give another file")
     try:

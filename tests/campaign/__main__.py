@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import importlib
+import os
 import sys
 from pathlib import Path
+
+import torch
 
 from tests.campaign.harness import table
 
@@ -19,6 +23,27 @@ AREAS = {
     "page": 2.0,
 }
 """Each area's module, and its share of the time."""
+
+
+PAGE = """# Fault campaign
+
+`make campaign` damages stores, caches and checkpoints, kills every stage of a training, and feeds the readers, the
+command lines, the environments and the page with what they should refuse. Each attempt is drawn from a seed and a
+number, so it can be made again.
+
+An attempt is good if its result is **right**, or if it ends in one **sentence** that names the cause and the cure. It
+is bad if it ends in a **traceback**, if it **hangs**, or if it is **silent** about a wrong result.
+
+{table}
+
+*{date}, seed {seed}, {minutes:g} minutes, {machine}.*
+"""
+
+
+def page(table: str, minutes: float, seed: int) -> str:
+    """The table with its date and machine."""
+    machine = f"{os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}, PyTorch {torch.__version__}"
+    return PAGE.format(table=table, minutes=minutes, seed=seed, date=datetime.date.today(), machine=machine)
 
 
 def main() -> int:
@@ -36,7 +61,7 @@ def main() -> int:
         print("\n".join(tallies[-1].faults), file=sys.stderr)
     print(table(tallies))
     if args.out:
-        args.out.write_text(table(tallies) + "\n")
+        args.out.write_text(page(table(tallies), args.minutes, args.seed))
     return 0 if all(tally.clean for tally in tallies) else 1
 
 

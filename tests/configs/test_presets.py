@@ -164,6 +164,9 @@ def test_mistakes_are_told_in_a_sentence(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=sentence):
             parse(Args, "vqvae", ["--preset", write(tmp_path / "x.yaml", text)])
+    with pytest.raises(UserError, match=r"cannot be read \(Is a directory\); give a file of YAML"):
+        (tmp_path / "folder.yaml").mkdir()
+        read_preset(str(tmp_path / "folder.yaml"))
     with pytest.raises(UserError, match="there is no preset 'dmeo'; did you mean 'demo'"):
         read_preset("dmeo")
 

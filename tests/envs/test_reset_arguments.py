@@ -101,6 +101,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"seed": "12"}, "seed should be of type int, not '12'"),
     ({"seed": b"x"}, "seed should be of type int, not b'x'"),
     ({"seed": True}, "seed should be of type int, not True"),
+    (
+        contexts("frames", np.zeros((257, 16, 16, 3), np.uint8)),
+        "257 frames is too long; give the last 256",
+    ),
     (contexts("frames", 5), "needs at least one frame of uint8"),
     (contexts("frames", None), "needs at least one frame of uint8"),
     (contexts("frames", [[1], [1, 2]]), "needs at least one frame of uint8"),

@@ -43,6 +43,8 @@ from worldmodel.utils.settings import as_array, check_value
 
 CONTEXTS_FILE = "contexts.safetensors"
 """In a run folder: what its dreams start from."""
+MAX_CONTEXT_FRAMES = 256
+"""Latent frames of a context. Its memory grows with them, and the prior looks back at far fewer."""
 MAX_CUDA_GRAPHS = 4
 """How many CUDA graphs a dream keeps, for the numbers of lanes it is stepped with."""
 
@@ -151,6 +153,8 @@ class Dream:
         if frames.dtype != np.uint8 or frames.ndim != 5 or frames.shape[1] < 1:
             raise UserError(f"a context needs at least one frame of uint8, not {frames.dtype} {frames.shape}")
         n, t, v = *frames.shape[:2], len(self.env_spec.variables)
+        if t > (most := MAX_CONTEXT_FRAMES * self.stride):
+            raise UserError(f"a context of {t:,} frames is too long; give the last {most} of them, or fewer")
         if actions.shape[1:2] != (t - 1,):
             given = actions.shape[1] if actions.ndim > 1 else "none"
             raise UserError(f"between {t} frames lie {t - 1} actions, but {given} are given")
