@@ -131,8 +131,7 @@ def fill_store(
 
 def store_size(writer: StoreWriter) -> str:
     """How much is in a store, in words."""
-    mean = writer.n_rows / writer.n_episodes
-    return f"{writer.n_episodes:,} episodes, {writer.n_rows:,} frames, {mean:.1f} on average"
+    return f"{writer.n_episodes:,} episodes, {writer.n_rows:,} frames"
 
 
 def _run(writer: StoreWriter, args: ReaderArgs, items: Sequence[Item], read: Read[Item], noted: bool) -> Filled[Item]:

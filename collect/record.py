@@ -64,7 +64,8 @@ def record_store(
                 bare = sum(pool.run_everywhere(bare_rate)) if bare_rate else 0
             share = f": {rate / bare:.0%} of the bare engine's {bare:,.0f} frames/s" if bare else ""
             print(f"{rate:,.0f} frames/s by {args.num_workers} processes{share}")
-        print(f"data: {out} {'was complete already' if complete else 'is complete'}: {store_size(writer)}")
+        state = "was complete already" if complete else "is complete"
+        print(f"data: {out} {state}: {store_size(writer)}, {writer.n_rows / writer.n_episodes:.1f} on average")
 
 
 def record_episodes(pool: WorkerPool, writer: StoreWriter, group_size: int, total: int, length: int) -> float:

@@ -13,10 +13,11 @@ from torch import nn
 
 from envs.policies import save_policy
 from tests.conftest import TOY
+from tests.tiny import tiny_prior, tiny_vqvae
 from worldmodel.generation.dream import CONTEXTS_FILE, Context
-from worldmodel.models.prior import Prior, PriorConfig
+from worldmodel.models.prior import Prior
 from worldmodel.models.reward_done import OutcomeConfig, OutcomeModel
-from worldmodel.models.vqvae import VQVAE, VQVAEConfig
+from worldmodel.models.vqvae import VQVAE
 from worldmodel.utils.checkpoint import codes_digest, save_checkpoint
 
 CODES = {"n_codebooks": 1, "n_codes": 16, "embedding_dim": 8, "condition_dim": 3}
@@ -25,35 +26,10 @@ CODES = {"n_codebooks": 1, "n_codes": 16, "embedding_dim": 8, "condition_dim": 3
 def make_run(run: Path, seed: int) -> None:
     """Everything a dream needs, as a training of two steps would leave it, and a policy for its world."""
     torch.manual_seed(seed)
-    vqvae = VQVAE(
-        VQVAEConfig(
-            mode="stream",
-            n_frames=8,
-            frame_size=(16, 16),
-            stride=(1, 4, 4),
-            hidden_channels=8,
-            residual_channels=8,
-            n_res_blocks=1,
-            n_codes=16,
-            embedding_dim=8,
-            window=2,
-        )
-    )
+    vqvae = VQVAE(tiny_vqvae(n_codes=16, embedding_dim=8))
     save_two(run / "vqvae", vqvae, {"kind": "vqvae", "model": asdict(vqvae.config), "env_spec": TOY.to_json()})
     made = {"vqvae": codes_digest(run / "vqvae")}
-    gpt = PriorConfig(
-        mode="stream",
-        decoding_order="diagonal",
-        latent_shape=(8, 4, 4),
-        conditioning="frame",
-        window=4,
-        d_model=16,
-        n_heads=2,
-        n_layers=1,
-        d_ff=16,
-        dropout=0.0,
-        **CODES,
-    )
+    gpt = tiny_prior(latent_shape=(8, 4, 4), conditioning="frame", window=4, n_layers=1, dropout=0.0, **CODES)
     prior = Prior(gpt, vqvae.quantizer.embedding)
     save_two(run / "prior", prior, {"kind": "prior", "model": asdict(gpt), "env_spec": TOY.to_json()} | made)
     info = {"variable_mean": (1.5,), "variable_std": (1.0,), "variable_low": (0.0,), "variable_high": (3.0,)}

@@ -148,7 +148,8 @@ def test_the_page_to_play_answers() -> None:
     assert text == "python rollout/play.py\n"
     server = play.serve(parse(play.Args, "play", ["--port", "0"]))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/state", b"{}") as answer:
+    state = f"http://127.0.0.1:{server.server_port}/state"
+    with urllib.request.urlopen(urllib.request.Request(state, b"{}", {"Content-Type": "application/json"})) as answer:
         assert json.loads(answer.read())["keys"]["w"] == 1
     server.shutdown()
     server.server_close()

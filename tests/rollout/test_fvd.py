@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from rollout import clip_sources, fvd
+from tests.tiny import tiny_vqvae
 from worldmodel.data.store import Store
 from worldmodel.metrics.features import C3D_LOGITS, I3D_LOGITS, Features, load_features
 from worldmodel.metrics.frechet import frechet_distance
 from worldmodel.metrics.inception import inception_score, probabilities
 from worldmodel.metrics.protocol import PAPER, TGAN2, Trials
 from worldmodel.models.loading import load_vqvae
-from worldmodel.models.vqvae import VQVAE, VQVAEConfig, to_uint8
+from worldmodel.models.vqvae import VQVAE, to_uint8
 from worldmodel.utils.checkpoint import save_checkpoint, weights_digest
 from worldmodel.utils.errors import UserError
 
@@ -62,18 +63,7 @@ def network(tmp_path: Path) -> tuple[Path, str]:
 @pytest.fixture
 def run(toy_store: Path) -> Path:
     """A run folder of the toy world with an untrained VQ-VAE."""
-    config = VQVAEConfig(
-        mode="stream",
-        n_frames=8,
-        frame_size=(16, 16),
-        stride=(1, 4, 4),
-        hidden_channels=8,
-        residual_channels=8,
-        n_res_blocks=1,
-        n_codes=8,
-        embedding_dim=4,
-        window=2,
-    )
+    config = tiny_vqvae()
     torch.manual_seed(0)
     save_checkpoint(toy_store.parent / "vqvae", VQVAE(config), {"kind": "vqvae", "model": asdict(config)})
     return toy_store.parent

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.tiny import tiny_prior
 from worldmodel.generation.sampling import FrameScore, SamplingConfig, sample_codes
 from worldmodel.models.attention import KVCache
-from worldmodel.models.prior import Prior, PriorConfig
+from worldmodel.models.prior import Prior
 from worldmodel.utils.errors import UserError
 
 LOGITS = torch.tensor([0.1, 0.4, 0.2, 0.3]).log().view(1, 1, 4)
@@ -48,19 +49,7 @@ def test_nonsense_is_refused() -> None:
 
 def small_prior(patch: int) -> Prior:
     torch.manual_seed(0)
-    config = PriorConfig(
-        latent_shape=(4, 2, 4),
-        patch_size=patch,
-        n_codes=7,
-        embedding_dim=4,
-        mode="stream",
-        decoding_order="diagonal",
-        window=3,
-        d_model=16,
-        n_heads=2,
-        n_layers=2,
-        d_ff=32,
-    )
+    config = tiny_prior(latent_shape=(4, 2, 4), patch_size=patch, n_codes=7)
     prior = Prior(config, torch.randn(1, 7, 4)).double().eval()
     for parameter in prior.head.out.parameters():
         torch.nn.init.normal_(parameter, std=1.0)

@@ -20,8 +20,9 @@ from tensorboard.plugins.hparams.metadata import (
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
 
-from worldmodel.models.prior import Prior, PriorConfig
-from worldmodel.models.vqvae import VQVAE, VQVAEConfig
+from tests.tiny import tiny_prior, tiny_vqvae
+from worldmodel.models.prior import Prior
+from worldmodel.models.vqvae import VQVAE
 from worldmodel.training.logging import Meter, log_on_disk, log_settings
 from worldmodel.training.trainer import TrainerConfig, fit, learning_rate_at
 from worldmodel.utils import tensor_file
@@ -35,20 +36,7 @@ QUIET = {"log_every": 2, "save_every": 100, "eval_every": 100}
 
 def vqvae() -> VQVAE:
     torch.manual_seed(0)
-    return VQVAE(
-        VQVAEConfig(
-            mode="stream",
-            n_frames=4,
-            frame_size=(8, 8),
-            stride=(1, 4, 4),
-            hidden_channels=8,
-            residual_channels=8,
-            n_res_blocks=1,
-            n_codes=16,
-            embedding_dim=4,
-            window=2,
-        )
-    )
+    return VQVAE(tiny_vqvae(n_frames=4, frame_size=(8, 8), n_codes=16))
 
 
 def frames(rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -57,19 +45,7 @@ def frames(rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 def prior() -> Prior:
     torch.manual_seed(0)
-    config = PriorConfig(
-        latent_shape=(4, 2, 2),
-        n_codes=8,
-        embedding_dim=4,
-        mode="stream",
-        decoding_order="diagonal",
-        window=2,
-        d_model=16,
-        n_heads=2,
-        n_layers=2,
-        d_ff=32,
-        dropout=0.3,
-    )
+    config = tiny_prior(latent_shape=(4, 2, 2), window=2, dropout=0.3)
     return Prior(config, torch.randn(1, 8, 4))
 
 

@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.tiny import tiny_prior, tiny_vqvae
 from worldmodel.data.env_spec import ActionSpec, EnvSpec
 from worldmodel.generation.dream import Context, Dream
-from worldmodel.models.prior import Prior, PriorConfig
+from worldmodel.models.prior import Prior
 from worldmodel.models.reward_done import OutcomeConfig, OutcomeModel
-from worldmodel.models.vqvae import VQVAE, VQVAEConfig
+from worldmodel.models.vqvae import VQVAE
 from worldmodel.training.trainer import Batch, TrainerConfig, fit, trial_step
 from worldmodel.utils import hardware
 from worldmodel.utils.checkpoint import read_tensors
@@ -36,41 +37,12 @@ def units(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def vqvae(norm: str = "layer") -> VQVAE:
     torch.manual_seed(0)
-    return VQVAE(
-        VQVAEConfig(
-            mode="stream",
-            n_frames=4,
-            frame_size=(16, 16),
-            stride=(1, 4, 4),
-            hidden_channels=16,
-            residual_channels=8,
-            n_res_blocks=1,
-            n_codes=8,
-            embedding_dim=4,
-            window=2,
-            norm=norm,
-        )
-    )
+    return VQVAE(tiny_vqvae(n_frames=4, hidden_channels=16, norm=norm))
 
 
 def prior() -> Prior:
     torch.manual_seed(0)
-    config = PriorConfig(
-        latent_shape=(4, 4, 4),
-        n_codes=8,
-        embedding_dim=4,
-        mode="stream",
-        decoding_order="diagonal",
-        window=3,
-        d_model=16,
-        n_heads=2,
-        n_layers=2,
-        d_ff=32,
-        dropout=0.3,
-        code_noise=0.1,
-        conditioning="frame",
-        condition_dim=3,
-    )
+    config = tiny_prior(dropout=0.3, code_noise=0.1, conditioning="frame", condition_dim=3)
     model = Prior(config, torch.randn(BOOK))
     nn.init.normal_(model.head.out[0].weight)  # it begins at zero, and then all codes are as likely in any precision
     return model
