@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from worldmodel.models.layers import AxialAttention, AxialPositionEmbedding, ChannelNorm, Conv, ConvTranspose, Memory
 from worldmodel.models.quantizer import Quantizer, codebook_usage
 from worldmodel.utils.errors import UserError
-from worldmodel.utils.settings import AboveZero, Channels, Layers, NotNegative, Pixels, Positive, Range, Settings
+from worldmodel.utils.settings import AboveZero, Channels, Count, Layers, NotNegative, Pixels, Positive, Range, Settings
 
 Kernel = Annotated[int, Range(1, 64)]
 
@@ -50,6 +50,13 @@ class VQVAESettings(Settings):
     """paper: sees the whole clip; stream: causal in time, finite memory."""
     window: Positive = 4
     """stream: latent frames that temporal attention reaches, the current one included."""
+    past_frames: Count = 0
+    """stream: last reconstructions that encoder and decoder receive (worldmodel/models/recurrent_vqvae.py); 0 for none.
+    """
+    max_flow: AboveZero = 6.0
+    """past_frames: pixels by which the last picture can be moved, at most."""
+    worst_pixels_weight: NotNegative = 1.0
+    """past_frames: weight in the loss of a frame's worst hundredth of pixels."""
     hidden_channels: Channels = 240
     """Channels of the convolutions."""
     downsample_channels: tuple[Channels, ...] = ()
@@ -118,6 +125,8 @@ class VQVAESettings(Settings):
 class VQVAEConfig(VQVAESettings):
     """All that a VQ-VAE is built from."""
 
+    action_dim: Count = 0
+    """past_frames: numbers of an encoded action."""
     data_variance: AboveZero = 0.06
     """Variance of the data at [-0.5, 0.5]; train/vqvae.py measures it."""
 
