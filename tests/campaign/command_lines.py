@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load
 
 from tests.campaign.forks import End, Forks
 from tests.campaign.harness import Tally, Verdict, attempts, judge_exit
@@ -70,5 +70,5 @@ def finite(path: Path) -> bool:
     if path.name == "config.json":
         return not re.search(r"\b(NaN|Infinity)\b", path.read_text())
     if path.suffix == ".safetensors":
-        return all(torch.isfinite(tensor).all() for tensor in load_file(path).values())
+        return all(torch.isfinite(tensor).all() for tensor in load(path.read_bytes()).values())
     return True

@@ -113,6 +113,8 @@ def test_a_url_stays_whole_where_stores_are_read_and_is_refused_elsewhere(tmp_pa
     ):
         with pytest.raises(UserError, match=f"{name} must be on this machine, but .* is a URL; give a local path"):
             parse(Places, "vqvae", flags)
+    with pytest.raises(UserError, match="out is empty; give a path, or leave it out"):
+        parse(Places, "vqvae", ["--out", ""])
     assert parse(Places, "vqvae", ["--out", "C:/a", "--name", "module:name"]).out == Path("C:/a")
 
 

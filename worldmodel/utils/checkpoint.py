@@ -40,6 +40,8 @@ CURE = "restore a copy, or delete it and train again"
 @contextmanager
 def atomic_file(path: Path, data: bytes) -> Iterator[Path]:
     """The data on the disk, under a name of its own beside the path, to be renamed to it; gone if it is not."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; give the name of a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:

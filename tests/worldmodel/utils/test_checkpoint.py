@@ -167,6 +167,11 @@ def test_numbers_that_json_has_not_are_neither_written_nor_read(tmp_path: Path) 
             load_json(text)
 
 
+def test_a_folder_is_no_file_to_write(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a folder; give the name of a file"):
+        write_atomic(tmp_path, b"")
+
+
 def fill(folder: Path, steps: range, keep: int) -> None:
     for step in steps:
         save_checkpoint(folder, torch.nn.Linear(2, 2), {}, {"step": step}, keep=keep)
