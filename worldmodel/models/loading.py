@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from worldmodel.models.prior import Prior, PriorConfig
+from worldmodel.models.recurrent_vqvae import RecurrentVQVAE
 from worldmodel.models.reward_done import OutcomeConfig, OutcomeModel
 from worldmodel.models.vqvae import VQVAE, VQVAEConfig
 from worldmodel.utils.checkpoint import read_checkpoint
@@ -52,8 +53,12 @@ def pretrained_names(kind: str) -> str:
     return ", ".join(sorted(folder.name.removesuffix(kind) for folder in folders)) or "none"
 
 
-def load_vqvae(folder: Path) -> VQVAE:
-    return _load(folder, "vqvae", lambda settings: VQVAE(VQVAEConfig(**settings)))
+def build_vqvae(config: VQVAEConfig) -> VQVAE | RecurrentVQVAE:
+    return RecurrentVQVAE(config) if config.past_frames else VQVAE(config)
+
+
+def load_vqvae(folder: Path) -> VQVAE | RecurrentVQVAE:
+    return _load(folder, "vqvae", lambda settings: build_vqvae(VQVAEConfig(**settings)))
 
 
 def load_prior(folder: Path) -> Prior:

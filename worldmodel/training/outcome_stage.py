@@ -129,7 +129,7 @@ def train_outcome(args: OutcomeStage) -> None:
     fit(
         model,
         loss=loss,
-        sample=lambda rng: train.sample(rng, args.trainer.batch_size),
+        sample=lambda rng, step: train.sample(rng, args.trainer.batch_size),
         config=args.trainer,
         out=args.run / "outcome",
         settings={

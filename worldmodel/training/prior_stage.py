@@ -135,7 +135,7 @@ def train_prior(args: PriorStage) -> None:
     fit(
         prior,
         loss=loss,
-        sample=lambda rng: train.sample(rng, args.trainer.batch_size),
+        sample=lambda rng, step: train.sample(rng, args.trainer.batch_size),
         config=args.trainer,
         out=args.run / args.out,
         settings={

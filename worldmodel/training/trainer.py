@@ -43,7 +43,8 @@ from worldmodel.utils.lock import folder_lock
 from worldmodel.utils.settings import Count, NotNegative, Positive, Seed, Settings
 
 Batch = dict[str, Tensor]
-Sample = Callable[[np.random.Generator], dict[str, np.ndarray]]
+Sample = Callable[[np.random.Generator, int], dict[str, np.ndarray]]
+"""A batch from the random numbers of a step, and its number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,19 +114,22 @@ def fit(
     settings: dict[str, Any],
     evaluate: Callable[[SummaryWriter, int], None] | None = None,
     restart: bool = False,
+    state: dict[str, Tensor] | None = None,
 ) -> None:
     """Train to the last step, or from where the run in `out` stopped.
 
     `sample` draws a batch of arrays, the clips first, `loss` turns it into scalars with "loss" among them, `settings`
     are what the checkpoint carries as its config (with the model's under "model"), `evaluate` writes what it likes now
-    and then.
+    and then. `state` has tensors that go from step to step: `loss` returns each anew under its name, and checkpoints
+    keep them.
     """
     keep_freed_memory()
+    state = {} if state is None else state
     with folder_lock(out):
         device = next(model.parameters()).device
         settings = settings | {"trainer": config.settings()}
         optimizer = torch.optim.Adam(model.parameters(), config.learning_rate)
-        step = 0 if restart else resume(model, optimizer, out, settings)
+        step = 0 if restart else resume(model, optimizer, out, settings, state)
         if step >= config.steps:
             print(f"{out}: already trained for {step:,} steps")
             return
@@ -137,7 +141,7 @@ def fit(
 
         def save() -> None:
             nonlocal keep
-            save_checkpoint(out, model, settings, {"step": step}, optimizer, keep)
+            save_checkpoint(out, model, settings, {"step": step}, optimizer, keep, state)
             keep = config.keep_checkpoints
 
         started = time.monotonic()
@@ -157,6 +161,7 @@ def fit(
                     values = train_step(
                         model, loss, {k: v.to(device) for k, v in batch.items()}, optimizer, config, step
                     )
+                state.update({name: values.pop(name) for name in state})
                 step += 1
                 bar.update()
                 meter.add(values, config.batch_size)
@@ -178,7 +183,9 @@ def fit(
                     )
 
 
-def resume(model: nn.Module, optimizer: torch.optim.Optimizer, out: Path, settings: dict[str, Any]) -> int:
+def resume(
+    model: nn.Module, optimizer: torch.optim.Optimizer, out: Path, settings: dict[str, Any], state: dict[str, Tensor]
+) -> int:
     """Load what is there, if it is the same run; returns the number of steps done."""
     if not checkpoints(out):
         return 0
@@ -186,7 +193,10 @@ def resume(model: nn.Module, optimizer: torch.optim.Optimizer, out: Path, settin
     check_same_config(out, settings)
     load_weights(out, model)
     load_optimizer(out, optimizer)
-    return read_checkpoint(out).steps("step")
+    found = read_checkpoint(out)
+    for name, tensor in state.items():
+        tensor.copy_(found.tensor_of_run(name, tensor))
+    return found.steps("step")
 
 
 def train_step(
@@ -247,7 +257,7 @@ def trial_step(
 
 def read_batch(sample: Sample, config: TrainerConfig, step: int) -> Batch:
     """The batch of a step."""
-    arrays = sample(np.random.default_rng([config.seed, step]))
+    arrays = sample(np.random.default_rng([config.seed, step]), step)
     return {k: torch.from_numpy(v) for k, v in arrays.items()}
 
 

@@ -7,23 +7,30 @@ because no script imports another.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from worldmodel.data.clips import Clips
+from worldmodel.data.env_spec import EnvSpec
 from worldmodel.data.store import Store
+from worldmodel.data.streams import Streams
 from worldmodel.metrics.frames import nmse, psnr
+from worldmodel.models.layers import Memory
 from worldmodel.models.loading import load_vqvae
 from worldmodel.models.quantizer import codebook_usage
+from worldmodel.models.recurrent_vqvae import RecurrentVQVAE
 from worldmodel.models.vqvae import VQVAE, VQVAEConfig, VQVAESettings, to_uint8
-from worldmodel.training.trainer import TrainerConfig, eval_mode, fit
+from worldmodel.training.trainer import Batch, TrainerConfig, eval_mode, fit
 from worldmodel.utils.checkpoint import weights_digest
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.run_args import StageArgs
-from worldmodel.utils.settings import Address, Positive
+from worldmodel.utils.settings import Address, AtLeast2, Positive
 from worldmodel.utils.video_io import add_video, side_by_side, upscale
 
 
@@ -37,12 +44,14 @@ class VQVAEStage(StageArgs):
     trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(learning_rate=7e-4))
     n_eval_clips: Positive = 32
     """Clips of the validation split to evaluate on."""
+    n_eval_frames: AtLeast2 = 30
+    """past_frames: frames of such a clip, the first of which is given."""
     init_from: Path | None = None
     """Begin with the weights of another VQ-VAE, whose codebook may have another shape: several smaller books of as many
     numbers in all."""
 
 
-def init_model_from(folder: Path, model: VQVAE) -> dict[str, str]:
+def init_model_from(folder: Path, model: VQVAE | RecurrentVQVAE) -> dict[str, str]:
     """Give a model the weights of another, but for a codebook of another shape; returns what to note of it."""
     other = load_vqvae(folder)
     if other.quantizer.embedding.shape != model.quantizer.embedding.shape:
@@ -77,6 +86,28 @@ def evaluate(model: VQVAE, frames: torch.Tensor, fps: float, writer: SummaryWrit
     add_video(writer, "held_out/truth_and_reconstruction", video, step, fps)
 
 
+@torch.no_grad()
+def evaluate_stream(
+    model: RecurrentVQVAE, arrays: dict[str, np.ndarray], fps: float, writer: SummaryWriter, step: int
+) -> None:
+    """Held-out windows in closed loop: the first frame is given, all others are made of reconstructions."""
+    frames, actions = (torch.from_numpy(arrays[name]).to(model.grid.device) for name in ("frames", "actions"))
+    with eval_mode(model):
+        memory: Memory = {model: model.start(frames[:, 0])}
+        codes = model.encode(frames[:, 1:], actions, memory)
+        decoded = model.decode(codes, actions, {model: model.start(frames[:, 0])}).cpu().numpy()
+    truth = arrays["frames"][:, 1:]
+    writer.add_scalar("held_out/nmse", nmse(decoded, truth, model.config.data_variance).mean(), step)
+    for ahead in (1, truth.shape[1]):
+        writer.add_scalar(f"held_out/psnr_{ahead}", psnr(decoded[:, ahead - 1], truth[:, ahead - 1]).mean(), step)
+    for name, value in codebook_usage(codes, model.config.n_codes).items():
+        writer.add_scalar(f"held_out/{name}", value, step)
+    writer.add_scalar("held_out/codes_kept", (codes[:, 1:] == codes[:, :-1]).float().mean(), step)
+    add_video(
+        writer, "held_out/truth_and_reconstruction", upscale(side_by_side([truth[:4], decoded[:4]]), 2), step, fps
+    )
+
+
 def train_vqvae(args: VQVAEStage) -> None:
     store = Store(args.data or args.run / "data.zarr")
     if store.env_spec.frame_shape != (*args.model.frame_size, args.model.channels):
@@ -84,18 +115,62 @@ def train_vqvae(args: VQVAEStage) -> None:
             f"{store.path} has frames of {store.env_spec.frame_shape}, but the VQ-VAE is set to "
             f"{(*args.model.frame_size, args.model.channels)}; set --model.frame-size or record frames of that size"
         )
+    (train_on_streams if args.model.past_frames else train_on_clips)(args, store)
+
+
+def train_on_clips(args: VQVAEStage, store: Store) -> None:
+    """A VQ-VAE whose frames depend on no reconstruction: clips from anywhere."""
     train, valid = (Clips(store, split, args.model.n_frames, ["frames"]) for split in ("train", "valid"))
     torch.manual_seed(args.trainer.seed)
     model = VQVAE(VQVAEConfig(**vars(args.model), data_variance=pixel_variance(train))).to(args.device)
-    init_settings = {} if args.init_from is None else init_model_from(args.init_from, model)
     frames = torch.from_numpy(valid.fixed_sample(min(args.n_eval_clips, len(valid)))["frames"]).to(args.device)
     fit(
         model,
         loss=lambda batch: model(batch["frames"]),
-        sample=lambda rng: train.sample(rng, args.trainer.batch_size),
-        config=args.trainer,
-        out=args.run / "vqvae",
-        settings={"kind": "vqvae", "model": asdict(model.config), "env_spec": store.env_spec.to_json()} | init_settings,
+        sample=lambda rng, step: train.sample(rng, args.trainer.batch_size),
         evaluate=lambda writer, step: evaluate(model, frames, store.env_spec.fps, writer, step),
-        restart=args.restart,
+        **fit_settings(args, store, model),
     )
+
+
+def train_on_streams(args: VQVAEStage, store: Store) -> None:
+    """A recurrent VQ-VAE: lanes go through episodes from start to end, each from its own reconstructions."""
+    arrays = ["frames"] + ["action"] * ("action" in store.array_names)
+    train = Streams(store, "train", args.trainer.batch_size, args.model.n_frames, arrays, args.trainer.seed)
+    valid = Clips(store, "valid", args.n_eval_frames, arrays)
+    encode = partial(encoded_actions, store.env_spec)
+    torch.manual_seed(args.trainer.seed)
+    derived: dict[str, Any] = {"data_variance": pixel_variance(valid), "action_dim": store.env_spec.action.encoded_dim}
+    model = RecurrentVQVAE(VQVAEConfig(**vars(args.model), **derived)).to(args.device)
+    lanes = {"lanes": model.start(torch.from_numpy(train.read(0)["frames"][:, 0])).to(args.device)}
+
+    def loss(batch: Batch) -> dict[str, Tensor]:
+        frames, fresh = batch["frames"], batch["fresh"][:, None, None, None, None]
+        state = torch.where(fresh, model.start(frames[:, 0]), lanes["lanes"][: len(frames)])
+        values, after = model(frames, batch["actions"], state)
+        return values | {"lanes": after}
+
+    held = valid.fixed_sample(min(args.n_eval_clips, len(valid)))
+    fit(
+        model,
+        loss=loss,
+        sample=lambda rng, step: encode(train.read(step)),
+        evaluate=lambda writer, step: evaluate_stream(model, encode(held), store.env_spec.fps, writer, step),
+        state=lanes,
+        **fit_settings(args, store, model),
+    )
+
+
+def encoded_actions(env_spec: EnvSpec, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Rows (b, n + 1, ...) of a store, their actions as "actions" (b, n, a): those that lead into all but the first."""
+    frames = arrays["frames"]
+    none = np.zeros((len(frames), frames.shape[1] - 1, 0), np.float32)
+    actions = env_spec.action.encode(arrays["action"][:, :-1]) if "action" in arrays else none
+    return {"frames": frames, "actions": actions} | ({"fresh": arrays["fresh"]} if "fresh" in arrays else {})
+
+
+def fit_settings(args: VQVAEStage, store: Store, model: VQVAE | RecurrentVQVAE) -> dict[str, Any]:
+    """What both ways of training tell `fit`."""
+    init_settings = {} if args.init_from is None else init_model_from(args.init_from, model)
+    settings = {"kind": "vqvae", "model": asdict(model.config), "env_spec": store.env_spec.to_json()} | init_settings
+    return {"config": args.trainer, "out": args.run / "vqvae", "settings": settings, "restart": args.restart}

@@ -6,7 +6,7 @@
     <folder>/config.json              the same config, for people
 
 A damaged file is noticed (`tensor_file`), and the newest whole one is taken instead. No pickle is read or written.
-Optimizer state is stored as `optimizer.<parameter index>.<name>`.
+Optimizer state is stored as `optimizer.<parameter index>.<name>`, other state of a run as `run.<name>`.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from worldmodel.utils.settings import Count, check_value
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 OPTIMIZER_KEY = re.compile(r"optimizer\.(\d{1,6})\.(\w+)")
+STATE_PREFIX = "run."
 CURE = "restore a copy, or delete it and train again"
 
 
@@ -74,6 +75,8 @@ class Checkpoint:
     weights: dict[str, Tensor]
     optimizer: dict[int, dict[str, Tensor]]
     """By parameter index."""
+    state: dict[str, Tensor]
+    """What else a training carries from step to step."""
 
     @property
     def digest(self) -> str:
@@ -95,6 +98,14 @@ class Checkpoint:
             return check_value(Count, self.progress.get(name), f"{self.path}: {name}")
         except UserError as error:
             raise UserError(f"{error}; {CURE}") from None
+
+    def tensor_of_run(self, name: str, like: Tensor) -> Tensor:
+        """A tensor of `state`, which must be like another."""
+        found = self.state.get(name)
+        if (there := _describe(found)) != (here := _describe(like)):
+            raise UserError(f"{self.path}: {STATE_PREFIX}{name} is {there} there and {here} here; {CURE}")
+        assert found is not None
+        return found
 
     def check_fit(self, model: nn.Module) -> None:
         """`UserError` naming the first tensor that a model has otherwise."""
@@ -118,19 +129,20 @@ def save_checkpoint(
     progress: dict[str, Any] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     keep: int = 1,
+    state: dict[str, Tensor] | None = None,
 ) -> None:
     """Commit a model with its config, and with what a run needs to go on.
 
     `keep` checkpoints stay, this one among them: those before it must be of the same run.
     """
-    state = {} if optimizer is None else optimizer.state_dict()["state"]
-    _commit(folder, _unique_tensors(model), state, config, progress or {}, keep)
+    moments = {} if optimizer is None else optimizer.state_dict()["state"]
+    _commit(folder, _unique_tensors(model), moments, config, progress or {}, keep, state or {})
 
 
 def replace_config(folder: Path, config: dict[str, Any]) -> None:
     """Give a checkpoint another config; its tensors and its progress stay."""
     found = read_checkpoint(folder)
-    _commit(folder, found.weights, found.optimizer, config, found.progress, keep=1)
+    _commit(folder, found.weights, found.optimizer, config, found.progress, 1, found.state)
 
 
 def _commit(
@@ -140,8 +152,10 @@ def _commit(
     config: dict[str, Any],
     progress: dict[str, Any],
     keep: int,
+    run_state: dict[str, Tensor],
 ) -> None:
-    state = {f"optimizer.{index}.{name}": value for index, of in optimizer.items() for name, value in of.items()}
+    state = {STATE_PREFIX + name: tensor for name, tensor in run_state.items()}
+    state |= {f"optimizer.{index}.{name}": value for index, of in optimizer.items() for name, value in of.items()}
     if name := tensor_file.first_not_finite(weights | state):
         raise UserError(
             f"{folder}: {name} has values that are not finite, so nothing was saved; run the same command again, which "
@@ -209,12 +223,15 @@ def _read(path: Path) -> Checkpoint:
         raise UserError(f"{path} is no checkpoint; {CURE}")
     weights: dict[str, Tensor] = {}
     optimizer: dict[int, dict[str, Tensor]] = {}
+    state: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         if found := OPTIMIZER_KEY.fullmatch(key):
             optimizer.setdefault(int(found[1]), {})[found[2]] = tensor
+        elif key.startswith(STATE_PREFIX):
+            state[key.removeprefix(STATE_PREFIX)] = tensor
         else:
             weights[key] = tensor
-    return Checkpoint(path, config, progress, weights, optimizer)
+    return Checkpoint(path, config, progress, weights, optimizer, state)
 
 
 def restore_newest(folder: Path) -> None:

@@ -39,7 +39,7 @@ def vqvae() -> VQVAE:
     return VQVAE(tiny_vqvae(n_frames=4, frame_size=(8, 8), n_codes=16))
 
 
-def frames(rng: np.random.Generator) -> dict[str, np.ndarray]:
+def frames(rng: np.random.Generator, step: int = 0) -> dict[str, np.ndarray]:
     return {"frames": rng.integers(256, size=(4, 4, 8, 8, 3), dtype=np.uint8)}
 
 
@@ -49,7 +49,7 @@ def prior() -> Prior:
     return Prior(config, torch.randn(1, 8, 4))
 
 
-def codes(rng: np.random.Generator) -> dict[str, np.ndarray]:
+def codes(rng: np.random.Generator, step: int = 0) -> dict[str, np.ndarray]:
     return {"codes": rng.integers(4, size=(4, 4, 2, 2, 1))}
 
 

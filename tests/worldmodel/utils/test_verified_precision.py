@@ -63,7 +63,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def sample(rng: np.random.Generator) -> dict[str, np.ndarray]:
+def sample(rng: np.random.Generator, step: int = 0) -> dict[str, np.ndarray]:
     return {
         "frames": rng.integers(256, size=(3, 4, *FRAMES), dtype=np.uint8),
         "codes": rng.integers(8, size=(3, 4, 4, 4, 1)),
