@@ -211,7 +211,7 @@ def test_a_log_that_cannot_be_written_is_told_in_a_sentence(
 
     monkeypatch.setattr(RecordWriter, "write", filling)
     with pytest.raises(
-        UserError, match=r"the log in .* could not be written \(No space left on device\); the last check"
+        UserError, match=r"the log in .* could not be written \(No space left on device\), but the last check"
     ):
         run("prior", tmp_path, config)
     assert "Traceback" not in capfd.readouterr().err
