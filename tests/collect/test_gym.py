@@ -369,7 +369,7 @@ REFUSED = {
     "no such module": ({"env_id": "nothing_here:Nothing-v0"}, "nothing_here:Nothing-v0 cannot be made"),
     "no such argument": ({"env_id": "CartPole-v1", "env_kwargs": '{"x": 1}'}, "CartPole-v1 cannot be made: .*'x'"),
     "not JSON": ({"env_kwargs": "x=1"}, "kwargs 'x=1' are not JSON"),
-    "not finite": ({"env_kwargs": '{"x": NaN}'}, "are not JSON .NaN is no finite number."),
+    "not finite": ({"env_kwargs": '{"x": NaN}'}, "are not JSON .NaN is not a finite number."),
     "no time limit": ({"env_id": "ClockForever-v0"}, "has no time limit, .*; give --max-episode-steps"),
     "no picture": (
         {"env_id": "ClockVector-v0", "env_kwargs": '{"shows": false}'},

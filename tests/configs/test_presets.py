@@ -77,13 +77,13 @@ def test_seeds_and_devices_that_cannot_be_are_refused_for_every_script(monkeypat
     for flags, sentence in (
         ("--chance.seed -1", "seed must be from 0 to 2147483647, not -1"),
         ("--chance.seed 2147483648", "seed must be from 0"),
-        ("--device cuda:1", "there is no cuda:1 on this machine; choose the device cpu"),
-        ("--device gpu", "'gpu' is no device; choose cpu or cuda"),
+        ("--device cuda:1", "the device cuda:1 is not available on this machine; choose the device cpu"),
+        ("--device gpu", "'gpu' is not a device; choose cpu or cuda"),
     ):
         with pytest.raises(UserError, match=sentence):
             parse(Usual, "vqvae", flags.split())
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(UserError, match="there is no cuda on this machine"):
+    with pytest.raises(UserError, match="the device cuda is not available on this machine"):
         parse(Usual, "vqvae", ["--device", "cuda"])
 
 
@@ -224,7 +224,7 @@ def test_a_group_of_settings_is_named_by_flags_and_presets(tmp_path: Path) -> No
         ("--inner.chance.seed -1", "^inner.chance.seed must be from 0 to 2147483647, not -1$"),
         ("--share nan", "^share is a share, from 0 to 1, not nan$"),
         (f"--preset {preset}", r"x.yaml: vqvae.inner.chance.seed must be from 0"),
-        ("--inner.device gpu", "'gpu' is no device"),
+        ("--inner.device gpu", "'gpu' is not a device"),
     ):
         with pytest.raises(UserError, match=sentence):
             parse(Outer, "vqvae", flags.split())

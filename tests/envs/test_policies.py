@@ -65,7 +65,7 @@ def test_a_policy_of_another_world_is_refused(tmp_path: Path, policy: ActorCriti
         load_policy("nowhere")
     with pytest.raises(UserError, match="nowhere holds no checkpoint"):
         load_policy(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="read from this machine, but https://a/b is a URL; copy it here"):
+    with pytest.raises(UserError, match="https://a/b is a URL, but models are read from local folders; copy it here"):
         load_policy("https://a/b")
 
 

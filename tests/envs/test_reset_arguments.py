@@ -39,16 +39,16 @@ NAN = float("nan")
         ("horizon", True, "horizon should be of type int, not True"),
         ("horizon", NAN, "horizon should be of type int, not nan"),
         ("world", None, "world should be of type str, not None"),
-        ("world", "x", "no model ships for the world 'x'"),
+        ("world", "x", "no pretrained model is named 'x'"),
         ("model", np.zeros(3), "model should be of type str, not array"),
         pytest.param("model", 10**5000, "model should be of type str, not a very long int", id="longest"),
         ("temprature", 1.0, "a dream has no setting 'temprature'; did you mean 'temperature'"),
-        ("model", "x" * 5000, "there is no folder .*: File name too long"),
-        ("model", "a\0b", "there is no folder"),
-        pytest.param("device", 10**5000, "a very long int is no device", id="long"),
+        ("model", "x" * 5000, "the folder .* cannot be opened .File name too long"),
+        ("model", "a\0b", "no folder and no pretrained model is named"),
+        pytest.param("device", 10**5000, "a very long int is not a device", id="long"),
         ("precision", np.zeros(3), "precision cannot be array"),
-        ("device", None, "None is no device; choose cpu or cuda"),
-        ("device", "meta", "there is no meta on this machine; choose the device cpu"),
+        ("device", None, "None is not a device; choose cpu or cuda"),
+        ("device", "meta", "the device meta is not available on this machine; choose the device cpu"),
         ("precision", ["float32"], r"precision cannot be \['float32'\]; did you mean 'float32'"),
         ("render_mode", "ansi", "it is rendered as rgb_array.*, not 'ansi'"),
     ],
@@ -105,11 +105,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         contexts("frames", np.zeros((257, 16, 16, 3), np.uint8)),
         "257 frames is too long; give the last 256",
     ),
-    (contexts("frames", 5), "needs at least one frame of uint8"),
-    (contexts("frames", None), "needs at least one frame of uint8"),
-    (contexts("frames", [[1], [1, 2]]), "needs at least one frame of uint8"),
+    (contexts("frames", 5), "needs at least one frame, as uint8"),
+    (contexts("frames", None), "needs at least one frame, as uint8"),
+    (contexts("frames", [[1], [1, 2]]), "needs at least one frame, as uint8"),
     (contexts("frames", np.zeros((4, 8, 16, 3), np.uint8)), "this VQ-VAE takes clips of"),
-    (contexts("actions", "abc"), "between 4 frames lie 3 actions, but none are given"),
+    (contexts("actions", "abc"), "4 frames have 3 actions between them, but none are given"),
     (contexts("actions", [0, 1, 3]), r"action 3 is outside Discrete\(3\)"),
     (contexts("actions", [0, 1, NAN]), r"action \S+ is outside Discrete\(3\)"),
     (contexts("variables", [NAN]), "game variables must be finite numbers"),
@@ -223,8 +223,8 @@ def test_a_fork_is_refused_when_it_is_asked(toy_run: Path) -> None:
 def test_contexts_that_are_not_of_these_models_are_refused(toy_run: Path) -> None:
     dream, context = Dream.load(toy_run), Context.load(toy_run)
     for wrong, sentence in (
-        (replace(context, codes=context.codes + 16), "has codes that are not from 0 to 15"),
-        (replace(context, codes=context.codes - 99), "has codes that are not from 0 to 15"),
+        (replace(context, codes=context.codes + 16), "has codes that are not between 0 and 15"),
+        (replace(context, codes=context.codes - 99), "has codes that are not between 0 and 15"),
         (replace(context, codes=context.codes[:, :, :2]), "the codes of this context are"),
         (replace(context, condition=context.condition[..., :1]), "the condition of this context are"),
         (replace(context, variables=context.variables * NAN), "the variables of this context are not finite"),
@@ -237,7 +237,7 @@ def test_contexts_that_are_not_of_these_models_are_refused(toy_run: Path) -> Non
 def test_models_and_a_world_that_do_not_belong_together_are_refused(toy_run: Path) -> None:
     dream = Dream.load(toy_run)
     for wrong in (replace(dream.env_spec, frame_shape=(8, 8, 3)), replace(dream.env_spec, variables=())):
-        with pytest.raises(UserError, match="models and world do not belong together"):
+        with pytest.raises(UserError, match="models and environment do not fit each other"):
             Dream(dream.vqvae, dream.prior, dream.outcome, wrong)
 
 

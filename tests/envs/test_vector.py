@@ -232,7 +232,7 @@ def test_what_a_batch_is_made_with_is_refused_in_a_sentence_or_taken(toy_run: Pa
         ({"autoreset_mode": "Sometimes"}, "autoreset_mode is NextStep, SameStep, Disabled, not 'Sometimes'"),
         ({"horizon": -5}, "horizon must be at least 0, not -5"),
         ({"horizon": 2.5}, "horizon must be at least 0, not -5"),
-        ({"device": "foo"}, "'foo' is no device; choose cpu or cuda"),
+        ({"device": "foo"}, "'foo' is not a device; choose cpu or cuda"),
         ({"temperature": float("nan")}, "temperature must be a finite number of at least 0, not nan"),
         ({"render_mode": "human"}, "rendered as rgb_array, not 'human'"),
     ):
@@ -243,5 +243,5 @@ def test_what_a_batch_is_made_with_is_refused_in_a_sentence_or_taken(toy_run: Pa
     again, _ = env.reset(seed=np.array([3, 4]))  # type: ignore[arg-type]
     assert np.array_equal(frames, again)
     assert np.array_equal(np.stack(env.render()), frames)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="between 1 frames lie 0 actions, but none are given"):
+    with pytest.raises(UserError, match="1 frames have 0 actions between them, but none are given"):
         env.reset(options={"frames": frames[:1], "actions": 0})

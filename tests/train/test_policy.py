@@ -138,7 +138,7 @@ def test_a_policy_learns_in_a_dream(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_mistakes_are_told_in_a_sentence(tmp_path: Path) -> None:
     for change, sentence in (
         ({"env_id": "VizdoomFrame-v0"}, "VizdoomFrame"),
-        ({"env_id": "VideoGPTDream-v0", "scenario": "nowhere"}, "no model ships for the world"),
+        ({"env_id": "VideoGPTDream-v0", "scenario": "nowhere"}, "no pretrained model is named"),
         ({"scenario": "basik"}, "there is no scenario 'basik'"),
         ({"n_stack": 5}, "stack must be from 1 to 4, not 5"),
         ({"num_envs": 0}, "num_envs must be at least 1, not 0"),
