@@ -183,7 +183,7 @@ def test_the_engine_is_closed_with_the_page_and_where_there_is_none(run: Path, m
 
 
 def test_an_engine_of_somebody_elses_is_made_for_who_trusts_it(run: Path) -> None:
-    with pytest.raises(UserError, match="toy was recorded from 'ToyEngine-v0', which is not of this project"):
+    with pytest.raises(UserError, match="toy was recorded from 'ToyEngine-v0', which is not part of this project"):
         serve(Args(run=str(run), port=0))
 
 
