@@ -376,7 +376,7 @@ REFUSED = {
         "shows no picture as rgb_array; wrap it",
     ),
     "endless actions": ({"env_id": "ClockEndless-v0"}, "bounds are finite"),
-    "whole numbers": ({"env_id": "ClockWhole-v0"}, "cannot be recorded; wrap the environment to have .* flat Box of floats"),
+    "whole numbers": ({"env_id": "ClockWhole-v0"}, "cannot be recorded; wrap the environment to have .* flat Box"),
     "not a dictionary": ({"env_kwargs": "[1]"}, "must be a dictionary"),
     "shown by the user": ({"env_kwargs": '{"render_mode": "human"}'}, "render_mode is chosen here"),
     "does not begin": ({"env_id": "ClockBroken-v0"}, "ClockBroken-v0 cannot begin or be shown: no display; mend it"),

@@ -229,7 +229,7 @@ def test_mistakes_are_told_in_a_sentence(toy_run: Path) -> None:
 
 def test_what_a_batch_is_made_with_is_refused_in_a_sentence_or_taken(toy_run: Path) -> None:
     for wrong, sentence in (
-        ({"autoreset_mode": "Sometimes"}, "autoreset_mode must be one of NextStep, SameStep, Disabled, not 'Sometimes'"),
+        ({"autoreset_mode": "Sometimes"}, "must be one of NextStep, SameStep, Disabled, not 'Sometimes'"),
         ({"horizon": -5}, "horizon must be at least 0, not -5"),
         ({"horizon": 2.5}, "horizon must be at least 0, not -5"),
         ({"device": "foo"}, "'foo' is no device; choose cpu or cuda"),
