@@ -59,7 +59,7 @@ def test_no_pickle_is_written(tmp_path: Path, policy: ActorCriticCnnPolicy) -> N
 def test_a_policy_of_another_world_is_refused(tmp_path: Path, policy: ActorCriticCnnPolicy) -> None:
     save_policy(tmp_path, policy, {}, {})
     for change in ({"frame_shape": (32, 32, 3)}, {"action": ActionSpec(kind="Discrete", nvec=(5,))}):
-        with pytest.raises(UserError, match=r"acts on 64x64 frames with Discrete\(4\), but toy has"):
+        with pytest.raises(UserError, match=r"was trained on 64x64 frames with actions Discrete\(4\), but toy has"):
             load_policy(tmp_path, dataclasses.replace(WORLD, **change))
     with pytest.raises(UserError, match=r"no folder nowhere, .* what does: battle2, .*take_cover_dream"):
         load_policy("nowhere")
@@ -150,5 +150,5 @@ def test_a_cycle_that_cannot_be_played_says_what_one_looks_like(name: str) -> No
 
 
 def test_a_cycle_needs_single_actions() -> None:
-    with pytest.raises(UserError, match="it has"):
+    with pytest.raises(UserError, match="which has"):
         load_player("cycle:0x2", dataclasses.replace(WORLD, action=ActionSpec(kind="MultiDiscrete", nvec=(2, 2))))

@@ -199,7 +199,7 @@ def test_a_broken_snapshot_is_refused_and_changes_nothing(toy_run: Path) -> None
         with pytest.raises(UserError, match=r"this is not a snapshot; give what snapshot\(\) returned"):
             env.restore(wrong)
             raise AssertionError(i)
-    with pytest.raises(UserError, match="of another dream"):
+    with pytest.raises(UserError, match="from another dream"):
         env.restore(moment | {"model_digests": {}})
     assert knows(env) == before
     env.restore(moment)

@@ -231,7 +231,7 @@ def test_what_a_batch_is_made_with_is_refused_in_a_sentence_or_taken(toy_run: Pa
     for wrong, sentence in (
         ({"autoreset_mode": "Sometimes"}, "must be one of NextStep, SameStep, Disabled, not 'Sometimes'"),
         ({"horizon": -5}, "horizon must be at least 0, not -5"),
-        ({"horizon": 2.5}, "horizon must be at least 0, not -5"),
+        ({"horizon": 2.5}, "horizon should be of type int, not 2.5"),
         ({"device": "foo"}, "'foo' is no device; choose cpu or cuda"),
         ({"temperature": float("nan")}, "temperature must be a finite number of at least 0, not nan"),
         ({"render_mode": "human"}, "render_mode must be rgb_array, or not given, not 'human'"),

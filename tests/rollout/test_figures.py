@@ -157,7 +157,7 @@ def test_rank_correlation_and_its_interval() -> None:
         rank.rank_correlation(means + rng.normal(size=(5, 50)) / 10, -means + rng.normal(size=(5, 50)) / 10, 0)[0]
         < -0.9
     )
-    with pytest.raises(UserError, match="2 policies have no order"):
+    with pytest.raises(UserError, match="not 2 policies"):
         rank.main(rank.Args(policy=("a", "b")))
 
 
