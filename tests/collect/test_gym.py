@@ -360,7 +360,7 @@ def test_the_policy_that_ships_plays_where_its_frames_fit() -> None:
     gym.register("ClockDoom-v0", entry_point="envs.vizdoom:VizdoomFrames", max_episode_steps=4)
     with script.playing(script.Args(env_id="ClockDoom-v0", policy="health_gathering_supreme", epsilon=0)) as one:
         assert [len(e["frames"]) for e in one(0)] == [5] * script.LANES
-    with pytest.raises(UserError, match="acts on 64x64 frames"):
+    with pytest.raises(UserError, match="was trained on 64x64 frames"):
         group(env_id="ClockVector-v0", policy="health_gathering_supreme")
 
 
@@ -376,7 +376,7 @@ REFUSED = {
         "shows no picture as rgb_array; wrap it",
     ),
     "endless actions": ({"env_id": "ClockEndless-v0"}, "bounds are finite"),
-    "whole numbers": ({"env_id": "ClockWhole-v0"}, "cannot be recorded; wrap it into .* flat Box of floats"),
+    "whole numbers": ({"env_id": "ClockWhole-v0"}, "cannot be recorded; wrap the environment to have .* flat Box"),
     "not a dictionary": ({"env_kwargs": "[1]"}, "must be a dictionary"),
     "shown by the user": ({"env_kwargs": '{"render_mode": "human"}'}, "render_mode is chosen here"),
     "does not begin": ({"env_id": "ClockBroken-v0"}, "ClockBroken-v0 cannot begin or be shown: no display; mend it"),

@@ -172,9 +172,9 @@ def test_mistakes_are_told_in_a_sentence(env: gym.Env, tmp_path: Path) -> None:
     env.reset(seed=0)
     with pytest.raises(UserError, match=r"action 7 is outside Discrete\(3\)"):
         env.unwrapped.step(7)
-    with pytest.raises(UserError, match="starting contexts 0 to 3, but 99"):
+    with pytest.raises(UserError, match="context must be from 0 to 3, not 99"):
         env.reset(options={"context": 99})
     with pytest.raises(UserError, match="both frames and the actions"):
         env.reset(options={"frames": np.zeros((2, 16, 16, 3), np.uint8)})
-    with pytest.raises(UserError, match="takes no option 'contxt'"):
+    with pytest.raises(UserError, match="reset has no option 'contxt'"):
         env.reset(options={"contxt": 1})

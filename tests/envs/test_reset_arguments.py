@@ -42,7 +42,7 @@ NAN = float("nan")
         ("world", "x", "no pretrained model is named 'x'"),
         ("model", np.zeros(3), "model should be of type str, not array"),
         pytest.param("model", 10**5000, "model should be of type str, not a very long int", id="longest"),
-        ("temprature", 1.0, "a dream has no setting 'temprature'; did you mean 'temperature'"),
+        ("temprature", 1.0, "unknown setting 'temprature' of a dream; did you mean 'temperature'"),
         ("model", "x" * 5000, "the folder .* cannot be opened .File name too long"),
         ("model", "a\0b", "no folder and no pretrained model is named"),
         pytest.param("device", 10**5000, "a very long int is not a device", id="long"),
@@ -50,7 +50,7 @@ NAN = float("nan")
         ("device", None, "None is not a device; choose cpu or cuda"),
         ("device", "meta", "the device meta is not available on this machine; choose the device cpu"),
         ("precision", ["float32"], r"precision cannot be \['float32'\]; did you mean 'float32'"),
-        ("render_mode", "ansi", "it is rendered as rgb_array.*, not 'ansi'"),
+        ("render_mode", "ansi", "render_mode must be rgb_array.*, not 'ansi'"),
     ],
 )
 def test_arguments_of_a_dream(kind: Callable, argument: str, value: Any, sentence: str, toy_run: Path) -> None:
@@ -68,7 +68,7 @@ def test_a_batch_that_there_is_not_the_memory_for_is_told_how_much_it_takes(
     env = DreamVectorEnv(2, toy_run)
     env.reset()
     for n in (10**5000, np.float64(2)):
-        with pytest.raises(UserError, match="1 copy or more"):
+        with pytest.raises(UserError, match="at least 1 copy"):
             env.fork(n)
     with pytest.raises(UserError, match="2,000,000,000,000 lanes would take"):
         env.fork(10**12)
@@ -85,14 +85,14 @@ def contexts(name: str, value: Any) -> dict[str, Any]:
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"options": [1]}, r"options should be a dictionary, not \[1\]"),
-    ({"options": "context"}, "options should be a dictionary"),
-    ({"options": {1: 2, "a": 3}}, "reset takes no option 1; it takes context, frames"),
-    ({"options": {"context": 2.5}}, r"starting contexts 0 to 3, but 2\.5"),
-    ({"options": {"context": True}}, "starting contexts 0 to 3, but True"),
-    ({"options": {"context": "a"}}, "starting contexts 0 to 3, but 'a'"),
-    ({"options": {"context": 10**23}}, "starting contexts 0 to 3"),
-    ({"options": {"context": [[0]]}}, "context is a number, or"),
+    ({"options": [1]}, r"options must be a dictionary, not \[1\]"),
+    ({"options": "context"}, "options must be a dictionary"),
+    ({"options": {1: 2, "a": 3}}, "reset has no option 1; it takes context, frames"),
+    ({"options": {"context": 2.5}}, r"context must be from 0 to 3, not 2\.5"),
+    ({"options": {"context": True}}, "context must be from 0 to 3, not True"),
+    ({"options": {"context": "a"}}, "context must be from 0 to 3, not 'a'"),
+    ({"options": {"context": 10**23}}, "context must be from 0 to 3"),
+    ({"options": {"context": [[0]]}}, "context must be one number or"),
     ({"options": {"context": 0, "frames": 1}}, "not both"),
     ({"options": {"reset_mask": [[True], [True, False]]}}, "reset_mask must be"),
     ({"options": {"reset_mask": None}}, "reset_mask must be"),
@@ -196,10 +196,10 @@ def test_a_broken_snapshot_is_refused_and_changes_nothing(toy_run: Path) -> None
     env.step(np.array([1, 2]))
     before = knows(env)
     for i, wrong in enumerate(broken(moment)):
-        with pytest.raises(UserError, match=r"this is no snapshot; give what snapshot\(\) returned"):
+        with pytest.raises(UserError, match=r"this is not a snapshot; give what snapshot\(\) returned"):
             env.restore(wrong)
             raise AssertionError(i)
-    with pytest.raises(UserError, match="of another dream"):
+    with pytest.raises(UserError, match="from another dream"):
         env.restore(moment | {"model_digests": {}})
     assert knows(env) == before
     env.restore(moment)
@@ -209,7 +209,7 @@ def test_a_fork_is_refused_when_it_is_asked(toy_run: Path) -> None:
     env = DreamVectorEnv(3, toy_run, horizon=1, autoreset_mode="Disabled")
     env.reset(seed=1)
     for n in (0, -1, 2.5, "2", None, True):
-        with pytest.raises(UserError, match="a lane can be forked into 1 copy or more, not"):
+        with pytest.raises(UserError, match="a lane needs at least 1 copy, not"):
             env.fork(n)  # type: ignore[arg-type]
     for seed in (-1, 2.5, "a"):
         with pytest.raises(UserError, match=r"^seed "):
@@ -249,11 +249,11 @@ def test_models_and_a_world_that_do_not_belong_together_are_refused(toy_run: Pat
         (VizdoomFrames, {"frame_skip": 0}, "frame_skip must be at least 1, not 0"),
         (VizdoomFrames, {"horizon": -1}, "horizon must be at least 0, not -1"),
         (VizdoomFrames, {"scenario": ["basic"]}, "scenario should be of type str"),
-        (VizdoomFrames, {"render_mode": "ansi"}, "rendered as rgb_array or human, not 'ansi'"),
+        (VizdoomFrames, {"render_mode": "ansi"}, "must be rgb_array or human, or not given, not 'ansi'"),
         (Pushing, {"size": NAN}, "size should be of type int, not nan"),
         (Pushing, {"horizon": 0}, "horizon must be at least 1, not 0"),
-        (Pushing, {"render_mode": 1}, "rendered as rgb_array or human, not 1"),
-        (SB3VecEnv, {"env": 3}, "is given what gym.make_vec makes, not int"),
+        (Pushing, {"render_mode": 1}, "must be rgb_array or human, or not given, not 1"),
+        (SB3VecEnv, {"env": 3}, "needs a vector environment, not int"),
     ],
 )
 def test_arguments_of_the_others(kind: Callable, given: dict[str, Any], sentence: str) -> None:

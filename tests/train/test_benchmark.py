@@ -149,7 +149,7 @@ def test_a_trained_prior_is_sampled_ahead(tmp_path: Path) -> None:
     assert (code_by_code.prior.d_model, ahead.prior.d_model) == (8, 16)
     codes = workloads.build_workload(ahead).call()
     assert isinstance(codes, torch.Tensor) and codes.shape == (2, 2, 4, 4, 1)
-    with pytest.raises(UserError, match="give an unconditional prior in raster order"):
+    with pytest.raises(UserError, match="use an unconditional prior in raster order"):
         list(benchmark.list_tasks(replace(args, trained_prior=tmp_path / "told"), tmp_path))
 
 
