@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worldmodel.generation.sampling import SamplingConfig
+from worldmodel.generation.sampling import SamplingConfig, sample_positions
 from worldmodel.models.attention import KVCache
 from worldmodel.models.prior import Prior
 from worldmodel.models.transformer import Block, StepContext
@@ -64,13 +64,19 @@ def predictive_sample(
         # each lane's chunk starts at its first position that is not final; the last chunk is shifted back to fit
         at = n_final.clamp(max=n - chunk_size)[:, None] + torch.arange(chunk_size, device=n_final.device)
         guessed = cache.codes[lanes, at]
-        new = _sample_chunk(prior, chunk_features(prior, cache, kv, at, context), noise[lanes, at], sampling)
+        features = chunk_features(prior, cache, kv, at, context)
+        new = sample_positions(prior, features, partial(_choose, sampling, noise[lanes, at]))
         new = torch.where((at < n_final[:, None])[..., None], guessed, new)
         cache.codes[lanes, at] = new
         n_correct = (new == guessed).all(-1).cumprod(1).sum(1) + 1  # the first wrong guess has its right code now
         n_final = at[:, 0] + n_correct.clamp(max=chunk_size)
     kv.copy_to_cache(cache)
     return prior.ungroup_codes(cache.codes.clone()[:, None])
+
+
+def _choose(sampling: SamplingConfig, noise: Tensor, logits: Tensor, k: int) -> Tensor:
+    """Codes (b, w) of number k in their positions, for noise (b, w, m, k)."""
+    return sampling.gumbel_max(logits, noise[:, :, k])
 
 
 def gumbel_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -150,14 +156,3 @@ def _chunk_mask(prior: Prior, cache: KVCache, at: Tensor, past: Tensor | None) -
     if past is not None:
         seen = seen & F.pad(past, (0, n), value=True)[:, None]
     return torch.zeros_like(seen, dtype=cache.kv[0].dtype).masked_fill_(~seen, float("-inf"))[:, None]
-
-
-def _sample_chunk(prior: Prior, x: Tensor, noise: Tensor, sampling: SamplingConfig) -> Tensor:
-    """Sample codes (b, w, m) from features (b, w, width) with noise (b, w, m, k)."""
-    hidden, sampled, m = prior.head.split_hidden(x), [], prior.config.codes_per_position
-    for k in range(m):
-        logits = prior.head.logits(hidden)
-        sampled.append(sampling.gumbel_max(logits.to(torch.promote_types(logits.dtype, torch.float32)), noise[:, :, k]))
-        if k + 1 < m:
-            hidden = prior.head.condition_on(hidden, prior.codebook[k % prior.config.n_codebooks, sampled[-1]])
-    return torch.stack(sampled, -1)

@@ -10,6 +10,7 @@ Dimensions: b lanes, n positions of a frame with m codes each, k code values.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -118,18 +119,36 @@ def sample_codes(
     Returns:
         Codes (b, 1, h, w, g).
     """
-    n, m = len(prior.order), prior.config.codes_per_position
-    noise = noise.view(-1, n, m)
+    noise = noise.view(-1, len(prior.order), prior.config.codes_per_position)
     for positions in prior.passes():
-        hidden = prior.head.split_hidden(prior.forward_pass(cache, positions, context))
-        for k in range(m):
-            logits = prior.head.logits(hidden)
-            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+        def choose(logits: Tensor, k: int, positions: Tensor = positions) -> Tensor:
             probs = logits.softmax(-1)
             codes = sampling.sample(logits, noise[:, positions, k], probs)
-            cache.codes[:, positions, k] = codes
             if score is not None:
                 score.add(logits, probs, codes)
-            if k + 1 < m:
-                hidden = prior.head.condition_on(hidden, prior.codebook[k % prior.config.n_codebooks, codes])
+            return codes
+
+        features = prior.forward_pass(cache, positions, context)
+        cache.codes[:, positions] = sample_positions(prior, features, choose)
     return prior.ungroup_codes(cache.codes.clone()[:, None])
+
+
+def sample_positions(prior: Prior, features: Tensor, choose: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """Sample the m codes of each position, one after another: each is conditioned on those before it.
+
+    Args:
+        prior: The model whose head is used.
+        features: (b, w, d_model) of w positions.
+        choose: Picks codes (b, w) from their logits (b, w, k) and their number in the position.
+
+    Returns:
+        Codes (b, w, m).
+    """
+    hidden, codes, m = prior.head.split_hidden(features), [], prior.config.codes_per_position
+    for k in range(m):
+        logits = prior.head.logits(hidden)
+        codes.append(choose(logits.to(torch.promote_types(logits.dtype, torch.float32)), k))
+        if k + 1 < m:
+            hidden = prior.head.condition_on(hidden, prior.codebook[k % prior.config.n_codebooks, codes[-1]])
+    return torch.stack(codes, -1)
