@@ -125,7 +125,10 @@ def resealed(path: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
         (lambda mark: mark["world"].update(action=BOX | {"low": [2.0]}), "of a Box must not be above"),
         (lambda mark: mark["world"].update(action=BOX | {"low": [-(10**400)]}), "action.low must be at least"),
         (lambda mark: mark["world"]["action"].update(kind="Tuple"), "world.action.kind cannot be 'Tuple'"),
-        (lambda mark: mark["world"]["action"].update(nvec=[]), r"world.action: a Discrete space cannot have \(\)"),
+        (
+            lambda mark: mark["world"]["action"].update(nvec=[]),
+            r"world.action: a Discrete space cannot have nvec = \(\)",
+        ),
         (lambda mark: mark["world"].update(action=None), "world.action should be a group of values, not None"),
         (lambda mark: mark.update(split_seed=-1), "split_seed must be at least 0, not -1"),
         (lambda mark: mark.update(split_seed=True), "split_seed should be of type int, not True"),
