@@ -149,7 +149,7 @@ def test_contexts_of_ones_own(dream: Dream) -> None:
     assert variables[0].round().item() == 1
     none = np.zeros((1, 3), int)
     for bad, sentence in (
-        ((frames / 255.0, none), "uint8, not float64"),
+        ((frames / 255.0, none), "uint8 .*, not float64"),
         ((frames, none[:, :2]), "4 frames have 3 actions between them, but 2"),
         ((frames, none, np.ones((1, 4, 2), np.float32)), "toy has 1 game variables"),
         ((frames[:, :, :8], none), "takes clips of"),
