@@ -73,7 +73,7 @@ def script(model: nn.Module, path: Path) -> Path:
 
 def test_a_file_with_another_hash_is_refused(tmp_path: Path) -> None:
     path = script(Plain(), tmp_path / "net.pt")
-    with pytest.raises(UserError, match=f"has sha256 {digest(path)} instead of {'0' * 64}; it is another file"):
+    with pytest.raises(UserError, match=f"has sha256 {digest(path)} instead of {'0' * 64}, so it is another file"):
         load_features("torchscript", path, "0" * 64)
     with pytest.raises(UserError, match=f"has sha256 {digest(path)}; compare"):
         load_features("torchscript", path)

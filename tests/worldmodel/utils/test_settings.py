@@ -104,7 +104,7 @@ def test_rules_between_settings_come_after_those_of_each() -> None:
     for changes, sentence in (({"low": None}, "low should be of type float"), ({"low": 1, "high": 0}, "low is above")):
         with pytest.raises(UserError, match=sentence):
             Both(**changes)
-    with pytest.raises(UserError, match="high is a share"):
+    with pytest.raises(UserError, match="high must be a fraction"):
         replace(Both(), high=NAN)
 
 
