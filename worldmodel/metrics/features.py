@@ -90,7 +90,7 @@ class Features:
     def check(self, clips: np.ndarray) -> None:
         """Check that the network can take the clips; `UserError` if not."""
         if clips.dtype != np.uint8 or clips.ndim != 5 or clips.shape[-1] != 3 or not len(clips):
-            raise UserError(f"features are of uint8 clips (n, t, h, w, 3), not of {clips.dtype} {clips.shape}")
+            raise UserError(f"features need uint8 clips (n, t, h, w, 3), not {clips.dtype} {clips.shape}")
         frames = clips.shape[1]
         if self.kind == "c3d" and frames != FRAMES:
             raise UserError(f"C3D takes clips of {FRAMES} frames, not {frames}; use clips of {FRAMES} frames")
@@ -182,7 +182,7 @@ def read_state(path: Path, data: bytes) -> dict[str, Tensor]:
     except Exception as error:  # each format has errors of its own, and torch.load those of pickle and of zip
         message = " ".join(str(error).split())[:80] or type(error).__name__
         cure = "" if isinstance(error, SafetensorError) else ", or its kind is torchscript"
-        raise UserError(f"{path} is no state dict of tensors ({message}); convert it to safetensors{cure}") from None
+        raise UserError(f"{path} is not a state dict of tensors ({message}); convert it to safetensors{cure}") from None
 
 
 def load_state(model: nn.Module, state: dict[str, Tensor], path: Path) -> nn.Module:
@@ -194,7 +194,8 @@ def load_state(model: nn.Module, state: dict[str, Tensor], path: Path) -> nn.Mod
         if shapes[0] != shapes[1]:
             name = type(model).__name__
             raise UserError(
-                f"{path} is no {name} as {name.lower()}.py has it: {key} is {shapes[0]} there and {shapes[1]} here"
+                f"{path} does not fit {name} as {name.lower()}.py defines it: {key} is {shapes[0]} there and "
+                f"{shapes[1]} here"
             )
     model.load_state_dict({k: v for k, v in state.items() if k not in counters}, strict=False)
     return model.float().eval().requires_grad_(False)
@@ -220,7 +221,9 @@ def _torchscript(path: Path, data: bytes, sha256: str, device: str) -> Features:
             script = torch.jit.load(io.BytesIO(data), map_location=device).eval()
         known = {a.name for a in script.forward.schema.arguments}
     except RuntimeError as error:
-        raise UserError(f"{path} is no TorchScript ({' '.join(str(error).split())[:80]}); use another kind") from None
+        raise UserError(
+            f"{path} is not a TorchScript file ({' '.join(str(error).split())[:80]}); use another kind"
+        ) from None
     options = {"rescale": False, "resize": False, "return_features": True}
     options = {name: value for name, value in options.items() if name in known}
     features = Features(
