@@ -244,7 +244,7 @@ def test_a_broken_file_is_skipped_and_counted_and_the_others_are_kept(
 def test_settings_that_make_no_sense(source: Path) -> None:
     with pytest.raises(UserError, match="must lie below high"):
         args(source, low=(0.0, 0.0, 0.0, 20.0))
-    with pytest.raises(UserError, match="valid is a share"):
+    with pytest.raises(UserError, match="valid must be a fraction"):
         args(source, valid=1.0)
     with pytest.raises(UserError, match="does not exist"):
         bair.main(args(source / "nothing"))

@@ -168,7 +168,7 @@ def test_lists_that_are_wrong_or_not_there(source: Path, tmp_path: Path) -> None
         ucf101.main(args(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="fold cannot be 4"):
         ucf101.Args(fold=4)
-    with pytest.raises(UserError, match="valid is a share"):
+    with pytest.raises(UserError, match="valid must be a fraction"):
         ucf101.Args(valid=1.0)
 
 

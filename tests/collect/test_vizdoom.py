@@ -173,7 +173,7 @@ def test_the_share_of_random_steps_and_how_long_they_are_held() -> None:
     everything = Exploration(epsilon=0.0, random_share=1.0)
     (episode,) = play_group([Counting(2000)], WORLD, always_four, everything, seed=1, group=0)
     assert abs((episode["action"] != 4).mean() - 0.8) < 0.1
-    with pytest.raises(UserError, match="random_share is a share, from 0 to 1, not 2"):
+    with pytest.raises(UserError, match="random_share must be a fraction from 0 to 1, not 2"):
         Exploration(random_share=2)
 
 

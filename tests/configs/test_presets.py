@@ -222,7 +222,7 @@ def test_a_group_of_settings_is_named_by_flags_and_presets(tmp_path: Path) -> No
     preset = write(tmp_path / "x.yaml", "vqvae: {inner: {chance: {seed: -1}}}")
     for flags, sentence in (
         ("--inner.chance.seed -1", "^inner.chance.seed must be from 0 to 2147483647, not -1$"),
-        ("--share nan", "^share is a share, from 0 to 1, not nan$"),
+        ("--share nan", "^share must be a fraction from 0 to 1, not nan$"),
         (f"--preset {preset}", r"x.yaml: vqvae.inner.chance.seed must be from 0"),
         ("--inner.device gpu", "'gpu' is not a device"),
     ):

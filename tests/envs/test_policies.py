@@ -61,7 +61,7 @@ def test_a_policy_of_another_world_is_refused(tmp_path: Path, policy: ActorCriti
     for change in ({"frame_shape": (32, 32, 3)}, {"action": ActionSpec(kind="Discrete", nvec=(5,))}):
         with pytest.raises(UserError, match=r"was trained on 64x64 frames with actions Discrete\(4\), but toy has"):
             load_policy(tmp_path, dataclasses.replace(WORLD, **change))
-    with pytest.raises(UserError, match=r"no folder nowhere, .* what does: battle2, .*take_cover_dream"):
+    with pytest.raises(UserError, match=r"named nowhere; give a folder, or one of: battle2, .*take_cover_dream"):
         load_policy("nowhere")
     with pytest.raises(UserError, match="nowhere holds no checkpoint"):
         load_policy(tmp_path / "nowhere")

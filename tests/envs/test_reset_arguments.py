@@ -34,7 +34,7 @@ NAN = float("nan")
         ("top_k", 2.5, "top_k should be of type int, not 2.5"),
         ("top_k", True, "top_k should be of type int, not True"),
         ("top_k", 10**23, "top_k must be at most 2147483647"),
-        ("top_p", NAN, "top_p is a share, above 0 to 1, not nan"),
+        ("top_p", NAN, "top_p must be a fraction above 0 to 1, not nan"),
         ("temperature", "1", "temperature should be of type float, not '1'"),
         ("horizon", True, "horizon should be of type int, not True"),
         ("horizon", NAN, "horizon should be of type int, not nan"),

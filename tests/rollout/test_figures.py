@@ -126,7 +126,7 @@ def test_planning_finds_the_actions_that_end_where_it_pays(toy_run: Path) -> Non
     assert fork.variables[0, 0] > 1.5, "columns 2 and 3 are worth most"
     with pytest.raises(UserError, match="n_elite must be at most n_candidates, 3, not 9"):
         CEMConfig(n_elite=9, n_candidates=3)
-    with pytest.raises(UserError, match=r"momentum is a share, from 0 to 1, not 1\.5"):
+    with pytest.raises(UserError, match=r"momentum must be a fraction from 0 to 1, not 1\.5"):
         CEMConfig(momentum=1.5)
 
 

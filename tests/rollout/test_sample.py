@@ -131,7 +131,7 @@ def test_mistakes_are_told_in_a_sentence(classes: Path, toy_run: Path) -> None:
     with pytest.raises(UserError, match="so 8 given ones leave nothing to sample; lower --context-frames"):
         sample.main(sample.Args(run=toy_run, n_clips=2, samples_per_clip=1, context_frames=8))
     config = load_prior(classes / "prior").config
-    with pytest.raises(UserError, match="has no label; collect data with it"):
+    with pytest.raises(UserError, match="has no label; collect data that has it"):
         PriorDataset(config, Store(toy_run / "tokens.zarr"), "train")
 
 
@@ -147,7 +147,7 @@ def test_frames_of_other_data_are_refused(toy_run: Path, tmp_path: Path) -> None
     prior = heldout.load_models(toy_run, "prior", "cpu")[1]
     with StoreWriter(tmp_path / "other.zarr", Store(toy_run / "data.zarr").env_spec, {"seed": 99}) as writer:
         writer.append(Store(toy_run / "data.zarr").read_episode(0))
-    with pytest.raises(UserError, match=r"holds codes of other frames than those of .*; give --data the store"):
+    with pytest.raises(UserError, match=r"was encoded from other frames than those of .*; give --data the store"):
         heldout.real_clips(toy_run, prior, 1, 4, "test", tmp_path / "other.zarr")
 
 

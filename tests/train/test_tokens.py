@@ -98,7 +98,7 @@ def test_contexts_may_come_before_ends(toy_run: Path) -> None:
             store.read_episode(i)["codes"].astype(np.int32).tobytes() for i in store.episode_indices(split)
         )
         assert all(codes.numpy().astype(np.int32).tobytes() in played for codes in chosen)
-    with pytest.raises(UserError, match=r"before_end_fraction is a share, from 0 to 1, not 1\.5"):
+    with pytest.raises(UserError, match=r"before_end_fraction must be a fraction from 0 to 1, not 1\.5"):
         tokens.Args(before_end_fraction=1.5)
 
 

@@ -74,7 +74,9 @@ class CudaGraphStep:
         lanes.kv_cache.n_cached = 0
         condition = self.condition.to(self.prior.start_token.dtype)
         context = self.prior.step_context(lanes.kv_cache.time, 1, condition[:, None], None)
-        context = context._replace(rotary=self.rotary)  # from the buffer: the graph must not record today's time
+        context = context._replace(
+            rotary=self.rotary
+        )  # from the buffer: a graph would replay the time at which it was recorded
         self.output = self.step_fn(lanes, context, self.condition, self.noise)
         self.lanes.copy_(lanes)
 

@@ -44,7 +44,7 @@ class VQVAEStage(StageArgs):
 
 
 def init_model_from(folder: Path, model: VQVAE) -> dict[str, str]:
-    """Initialize a model from the weights of another; a codebook of another shape starts anew.
+    """Initialize a model from the weights of another; a codebook of another shape is initialized from data.
 
     Args:
         folder: Folder of the other VQ-VAE.

@@ -52,7 +52,7 @@ class Range(NamedTuple):
     def rule(self, kind: type[int] | type[float]) -> str:
         """Describe, for a message, what a number of that type must be."""
         if self[:2] == (0, 1):
-            return f"is a share, {self}"
+            return f"must be a fraction {self}"
         what = "" if kind is int else "a finite number of " if str(self).startswith("at") else "a finite number "
         return f"must be {what}{self}".rstrip()
 

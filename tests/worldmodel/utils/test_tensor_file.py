@@ -62,7 +62,7 @@ def test_values_that_are_not_finite_are_refused_on_the_way_in_and_out(
     monkeypatch.setattr(tensor_file, "first_not_finite", lambda tensors: "")
     (tmp_path / "x").write_bytes(tensor_file.pack(spoiled, TOLD))
     monkeypatch.undo()
-    with pytest.raises(UserError, match=r"x is spoiled: half has values that are not finite; train it again$"):
+    with pytest.raises(UserError, match=r"x: half has values that are not finite; train it again$"):
         tensor_file.read(tmp_path / "x", "train it again")
 
 
