@@ -272,11 +272,11 @@ def test_an_episode_with_numbers_that_are_not_finite_is_skipped(tmp_path: Path, 
 def test_a_store_without_steps_and_a_name_that_is_taken_leave_nothing_behind(tmp_path: Path) -> None:
     with StoreWriter(tmp_path / "film.zarr", EnvSpec(name="film"), {}) as writer:
         writer.append({"frames": np.zeros((3, 64, 64, 3), np.uint8)})
-    with pytest.raises(UserError, match="has no action, and Minari holds steps"):
+    with pytest.raises(UserError, match="has no array action, which Minari needs"):
         send_out(tmp_path / "film.zarr")
     assert not (tmp_path / "minari/toys").exists()
     send_out(recorded(tmp_path / "data.zarr", BOX))
-    with pytest.raises(UserError, match=r"exists already, .*`minari delete` it"):
+    with pytest.raises(UserError, match=r"already exists, .*`minari delete` it"):
         send_out(tmp_path / "data.zarr")
 
 
@@ -303,7 +303,7 @@ def test_names_that_are_none(tmp_path: Path) -> None:
     for name, why in {
         "": "name a data set",
         "no version": "is no data set",
-        "aa/bb-v9": "`minari download` fetches",
+        "aa/bb-v9": "get it with `minari download`",
     }.items():
         with pytest.raises(UserError, match=why):
             bring_in(tmp_path, name)
@@ -316,5 +316,5 @@ def test_names_that_are_none(tmp_path: Path) -> None:
 
 def test_without_minari_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "minari", None)
-    with pytest.raises(UserError, match=r'Minari cannot be used .*; pip install "minari\[hdf5\]>=0.5.4"'):
+    with pytest.raises(UserError, match=r'Minari cannot be imported .*; pip install "minari\[hdf5\]>=0.5.4"'):
         bring_in(tmp_path)
