@@ -136,7 +136,7 @@ def read_frames(file: h5py.File, camera: int, size: int) -> np.ndarray:
     name = f"env/cam{camera}_video"
     if name not in file:
         known = ", ".join(sorted(k[3:-6] for k in file.get("env", {}) if k.endswith("_video"))) or "none"
-        raise UserError(f"there is no camera {camera}; set --camera to one of {known}")
+        raise UserError(f"there is no camera {camera}; set --camera; it has {known}")
     group = file[name]
     if "frames" in group:
         frames, mixed = decode_mp4(group["frames"][:].tobytes()), channel_order(group["frames"]) == "BGR"

@@ -301,7 +301,7 @@ def test_interrupted_in_its_midst_it_leaves_nothing_behind(tmp_path: Path, monke
 
 def test_names_that_are_none(tmp_path: Path) -> None:
     for name, why in {
-        "": "name a data set",
+        "": "no data set was given",
         "no version": "is no data set",
         "aa/bb-v9": "get it with `minari download`",
     }.items():

@@ -133,10 +133,10 @@ def test_a_npz_of_something_else(tmp_path: Path) -> None:
     wrong = clips(55, 10, 10)
     wrong[0, 3, 0] += 1
     for arrays, text in (
-        ({"x_train": VIDEOS, "labels": VIDEOS[0]}, "holds x_train, labels, but no arr_0 or input_raw_data"),
-        ({}, "holds nothing, but no arr_0"),
+        ({"x_train": VIDEOS, "labels": VIDEOS[0]}, "has x_train, labels, but no arr_0 or input_raw_data"),
+        ({}, "has nothing, but no arr_0"),
         ({"arr_0": VIDEOS / 2}, "holds float64 .*, but Moving MNIST is uint8"),
-        ({"input_raw_data": frames, "clips": clips(50, 10, 10)}, "but its clips tell of 50 videos of 20 frames"),
+        ({"input_raw_data": frames, "clips": clips(50, 10, 10)}, "but its clips need 50 videos of 20 frames"),
         ({"input_raw_data": frames, "clips": wrong}, "are not videos of one length"),
         ({"input_raw_data": frames, "clips": clips(55, 10, 10) / 2}, "are not videos of one length"),
         ({"input_raw_data": frames[:-1]}, r"holds \(1099, 1, 6, 4\), which are not videos of 20 frames; .*--length"),
