@@ -58,7 +58,7 @@ class Args(ReaderArgs):
     view: Literal["aux1", "main"] = "aux1"
     """Camera of the frames."""
     both_views: bool = False
-    """Also store the frames of the other camera, as the array frames_main (or frames_aux1)."""
+    """Also store the frames of the other camera; their array is frames_main (or frames_aux1)."""
     valid: FractionBelow1 = 0.02
     """Fraction of the training episodes that become the validation split."""
     low: Box4 = (-10.0, -10.0, -10.0, -10.0)

@@ -62,7 +62,7 @@ class Args(Settings):
     export: Address = Address("")
     """Store to export to Minari; by default the data set is read instead."""
     image: str = ""
-    """Key of the image in dictionary observations; by default the only image."""
+    """Key of the image in dictionary observations, by default the only image."""
     size: PixelsOr0 = 0
     """Height and width to scale images to; 0 keeps their size."""
     num_workers: Workers = min(os.cpu_count() or 1, 16)

@@ -52,11 +52,11 @@ class Args(ReaderArgs):
     source: Path = Path()
     """File as published (mnist_test_seq.npy), or a .npz of it; by default videos are generated."""
     axes: str = ""
-    """Order of the source's axes, such as tnhw for time, video, height, width; by default derived from its shape."""
+    """Order of the source's axes, such as tnhw; t is time, n the video; by default derived from its shape."""
     out: Path = Path("runs/moving_mnist/data.zarr")
     """Store to write; an unfinished one resumes."""
     digits: str = "font"
-    """Images of digits: "font", a .npy of uint8 (n, h, w), or MNIST's idx3-ubyte file, gzipped or not."""
+    """Images of digits: "font", a .npy of uint8 (n, h, w), or MNIST's idx3-ubyte file; it may be gzipped."""
     episodes: Positive = 10_000
     """Number of videos to generate."""
     length: Positive = 20

@@ -53,7 +53,7 @@ class Args(RecordArgs):
     episodes: Positive = 2000
     """Number of episodes to record, of 30 frames each."""
     noise: NotNegative = 0.2
-    """Standard deviation of the noise on the pusher's dx and dy, in tenths of a meter."""
+    """Noise on the pusher's dx and dy; standard deviation in tenths of a meter."""
     hold: NonEmpty[Hold] = (1.0, 4.0)
     """Mean number of steps for which a random action is held; each episode picks one of several values at random."""
     random_share: Fraction = 0.3

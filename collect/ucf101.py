@@ -51,7 +51,7 @@ class Args(VideoArgs):
     fold: Literal[1, 2, 3] = 1
     """Number of the published split, 1 to 3."""
     valid: FractionBelow1 = 0.02
-    """Fraction of the groups of the training list that become the validation split."""
+    """Fraction of the training groups that become the validation split."""
 
 
 def read_lines(args: Args, name: str) -> tuple[Path, list[list[str]]]:

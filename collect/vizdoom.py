@@ -55,7 +55,7 @@ class Args(RecordArgs):
     """Policies that play: folders, "random", or cycles such as "cycle:1x20,2x20"; by default the one that ships for the
     scenario. Several policies take turns in groups of four episodes."""
     obs_vqvae: str = ""
-    """Run folder or name of a model that ships, whose VQ-VAE reconstructions the policies observe; by default they
+    """Run folder whose VQ-VAE reconstructions the policies observe, or a model that ships; by default they
     observe the frames. envs/vqvae_wrapper.py explains why."""
     episodes: Positive = 200
     """Number of episodes to record, or of segments if length is set."""
