@@ -136,7 +136,7 @@ def test_what_is_read_by_two_processes(source: Path, tmp_path: Path) -> None:
     ]
     done = subprocess.run([*script, "--out", "data.zarr"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "4 episodes, 120 frames\n" in done.stdout
+    assert "4 episodes, 120 frames, 30.0 on average\n" in done.stdout
     assert "actions range from [0.0, 0.0, -1.75, 0.0] to [0.5, 1.75, 0.0, 0.25]" in done.stdout
     store = Store(tmp_path / "data.zarr")
     assert store.array_names == ("action", "frames", "reward", "split", "terminated", "truncated", "variables")
@@ -235,7 +235,7 @@ def test_a_broken_file_is_skipped_and_counted_and_the_others_are_kept(
     path = source / "train/traj_0_to_1.tfrecords"
     path.write_bytes(flipped(path.read_bytes(), 5000))
     bair.main(args(source))
-    assert "2 episodes, 60 frames; 1 of 3 files were skipped" in capsys.readouterr().out
+    assert "2 episodes, 60 frames, 30.0 on average; 1 of 3 files were skipped" in capsys.readouterr().out
     store = Store(source.parent / "data.zarr")
     assert [store.read_episode(i)["frames"][0, 0, 0, 0] for i in range(2)] == [3, 4]
     assert str(path) in (source.parent / "data.zarr/skipped.txt").read_text()

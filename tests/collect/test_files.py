@@ -65,7 +65,7 @@ def test_episodes_come_in_the_order_of_the_files_and_broken_ones_are_told(
 ) -> None:
     run(args(source, workers=2))
     out, progress = capsys.readouterr()
-    assert "7 episodes, 4,900 frames; 2 of 5 files were skipped" in out
+    assert "7 episodes, 4,900 frames, 700.0 on average; 2 of 5 files were skipped" in out
     assert "skipped: " in out + progress and "files" in progress
     store = Store(source.parent / "data.zarr")
     assert store.read("frames", 0, store.n_rows)[::700, 0, 0, 0].tolist() == [0, 1, 2, 20, 21, 22, 23]

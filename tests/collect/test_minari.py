@@ -223,7 +223,7 @@ def test_an_episode_that_is_broken_is_named_and_the_others_are_kept(
     with h5py.File(data / "main_data.hdf5", "a") as file:
         del file["episode_1/rewards"]
     store = bring_in(tmp_path)
-    assert "2 episodes, 12 frames; 1 of 3 files were skipped" in capsys.readouterr().out
+    assert "2 episodes, 12 frames, 6.0 on average; 1 of 3 files were skipped" in capsys.readouterr().out
     assert f"{data}: episode 1: " in (tmp_path / "back.zarr/skipped.txt").read_text()
     np.testing.assert_array_equal(
         store.read_episode(1)["action"], Store(tmp_path / "data.zarr").read_episode(2)["action"]

@@ -72,7 +72,7 @@ def test_what_is_in_the_store(source: Path, capsys: pytest.CaptureFixture[str]) 
     tgif.main(args(source))
     said = capsys.readouterr().out
     assert "1 of the 6 GIFs of tgif-v1.0.tsv are not in gifs" in said
-    assert "3 episodes, 19 frames; 2 of 5 files were skipped" in said
+    assert "3 episodes, 19 frames, 6.3 on average; 2 of 5 files were skipped" in said
     store = Store(source.parent / "data.zarr")
     assert (store.env_spec.name, store.env_spec.fps, store.env_spec.frame_shape) == ("tgif", 10.0, (16, 16, 3))
     assert store.array_names == ("frames",)

@@ -183,7 +183,10 @@ def test_files_that_are_broken_are_named(
     write(folder / "good.avi", ramp(6))
     out = tmp_path / "other"
     video.main(replace(args, out=out))
-    assert f"1 episodes, 6 frames; {len(why)} of {len(why) + 1} files were skipped" in capsys.readouterr().out
+    assert (
+        f"1 episodes, 6 frames, 6.0 on average; {len(why)} of {len(why) + 1} files were skipped"
+        in capsys.readouterr().out
+    )
     skipped = (out / "skipped.txt").read_text().splitlines()
     assert [line.partition(":")[0] for line in skipped] == sorted(why)
     assert levels(Store(out).read("frames", 0, 6)) == list(range(6))
@@ -287,7 +290,7 @@ def test_two_processes_make_the_same_store_and_the_script_says_what_it_did(here:
     first, second, last = done.stdout.splitlines()
     assert first.startswith("skipped: 2.avi: Invalid data found")
     assert second.startswith("skipped: 5.gif: cannot identify image")
-    assert last == "data: two: 5 episodes, 40 frames; 2 of 7 files were skipped"
+    assert last == "data: two: 5 episodes, 40 frames, 8.0 on average; 2 of 7 files were skipped"
     video.main(video.Args(source=tmp_path / "in", out=tmp_path / "one", num_workers=1, size=16, min_frames=2))
     same(tmp_path / "one", tmp_path / "two")
 
