@@ -126,7 +126,7 @@ def test_videos_that_are_missing_or_broken_are_named(source: Path, capsys: pytes
     (source / "UCF-101" / torn).write_bytes((source / "UCF-101" / torn).read_bytes()[:3000])
     ucf101.main(args(source))
     out = source.parent / "data.zarr"
-    assert f"46 episodes, {46 * FRAMES} frames; 2 of 48 files were skipped" in capsys.readouterr().out
+    assert f"46 episodes, {46 * FRAMES} frames, 3.0 on average; 2 of 48 files were skipped" in capsys.readouterr().out
     lines = (out / "skipped.txt").read_text().splitlines()
     assert lines[0] == f"{gone}: No such file or directory"
     assert lines[1].startswith(f"{torn}: ")
