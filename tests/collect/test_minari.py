@@ -198,7 +198,7 @@ def test_a_picture_in_a_dictionary(tmp_path: Path) -> None:
     vector = gym.spaces.Box(-1, 1, (2,))
     space = gym.spaces.Dict({"eye": PICTURE, "other": PICTURE, "pose": vector})
     made_elsewhere({"eye": FLAT, "other": 255 - FLAT, "pose": np.zeros((6, 2), np.float32)}, space)
-    with pytest.raises(UserError, match=r"has no one picture .*choose one by --image: eye, other"):
+    with pytest.raises(UserError, match=r"has no single image .*choose one by --image: eye, other"):
         bring_in(tmp_path, "other/toy-v3")
     assert bring_in(tmp_path, "other/toy-v3", image="other").read("frames", 1, 2)[0, 0, 0].tolist() == [215] * 3
 
@@ -211,7 +211,7 @@ def test_observations_without_a_picture(tmp_path: Path) -> None:
 
 def test_actions_that_a_store_cannot_hold(tmp_path: Path) -> None:
     made_elsewhere(FLAT, PICTURE, action_space=gym.spaces.Discrete(3, start=-1))
-    with pytest.raises(UserError, match="cannot be recorded; wrap it"):
+    with pytest.raises(UserError, match="cannot be recorded; wrap the environment"):
         bring_in(tmp_path, "other/toy-v3")
 
 
@@ -302,7 +302,7 @@ def test_interrupted_in_its_midst_it_leaves_nothing_behind(tmp_path: Path, monke
 def test_names_that_are_none(tmp_path: Path) -> None:
     for name, why in {
         "": "no data set was given",
-        "no version": "is no data set",
+        "no version": "is not a Minari data set",
         "aa/bb-v9": "get it with `minari download`",
     }.items():
         with pytest.raises(UserError, match=why):
