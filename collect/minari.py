@@ -125,9 +125,7 @@ def image_key(dataset: MinariDataset, image: str) -> str:
     if image in pictures or (not image and len(pictures) == 1):
         return image or pictures[0]
     known = f"choose one by --image: {', '.join(pictures)}" if pictures else "record the environment by collect/gym.py"
-    raise UserError(
-        f"{dataset.id} has no {'such' if image else 'single'} image of bytes among its observations; {known}"
-    )
+    raise UserError(f"{dataset.id} has no {'such' if image else 'single'} uint8 image in its observations; {known}")
 
 
 def make_env_spec(dataset: MinariDataset, key: str, size: int) -> EnvSpec:

@@ -383,8 +383,8 @@ REFUSED = {
     "not a dictionary": ({"env_kwargs": "[1]"}, "must be a dictionary"),
     "shown by the user": ({"env_kwargs": '{"render_mode": "human"}'}, "render_mode is chosen here"),
     "does not begin": ({"env_id": "ClockBroken-v0"}, "ClockBroken-v0 cannot be reset or rendered: no display; fix it"),
-    "actions from 1": ({"env_id": "ClockLate-v0"}, "cannot be recorded; wrap it"),
-    "a tuple": ({"env_id": "ClockTuple-v0"}, "cannot be recorded; wrap it"),
+    "actions from 1": ({"env_id": "ClockLate-v0"}, "cannot be recorded; wrap the environment"),
+    "a tuple": ({"env_id": "ClockTuple-v0"}, "cannot be recorded; wrap the environment"),
     "too long": ({"env_id": "ClockDiscrete-v0", "length": 11}, "at most 10 frames"),
 }
 
