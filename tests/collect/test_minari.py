@@ -198,7 +198,7 @@ def test_a_picture_in_a_dictionary(tmp_path: Path) -> None:
     vector = gym.spaces.Box(-1, 1, (2,))
     space = gym.spaces.Dict({"eye": PICTURE, "other": PICTURE, "pose": vector})
     made_elsewhere({"eye": FLAT, "other": 255 - FLAT, "pose": np.zeros((6, 2), np.float32)}, space)
-    with pytest.raises(UserError, match=r"has no single image .*choose one by --image: eye, other"):
+    with pytest.raises(UserError, match=r"has no single uint8 image .*choose one by --image: eye, other"):
         bring_in(tmp_path, "other/toy-v3")
     assert bring_in(tmp_path, "other/toy-v3", image="other").read("frames", 1, 2)[0, 0, 0].tolist() == [215] * 3
 
