@@ -45,7 +45,7 @@ def test_numbers_that_are_not_planned_do_nothing() -> None:
 
 
 def test_several_choices_a_step_are_refused() -> None:
-    with pytest.raises(UserError, match=r"not of MultiDiscrete\(3, 2\)"):
+    with pytest.raises(UserError, match=r"not MultiDiscrete\(3, 2\)"):
         cross_entropy_method(
             ActionSpec(kind="MultiDiscrete", nvec=(3, 2)), CEMConfig(), lambda a: a, np.random.default_rng(0)
         )
