@@ -77,7 +77,7 @@ class Args(Settings):
     """Train and evaluate the rows of one of the paper's ablation tables."""
 
     table: Table = 3
-    """Table of the paper: 3 attention, 4 layers of the prior, 5 latent sizes, 6 codes, 7 codebooks."""
+    """Table of the paper, 3 to 7: attention, layers of the prior, latent sizes, codes, codebooks."""
     data: Address = Address("runs/bair/data.zarr")
     """Store of frames to train and evaluate on."""
     out: Path = Path("runs/ablations")

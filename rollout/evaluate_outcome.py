@@ -65,7 +65,7 @@ class Args(SplitArgs):
     n_dreams: Positive = 4
     """Dreams per starting point."""
     n_negatives: Positive = 4000
-    """Number of steps without termination to predict, in addition to all steps with one."""
+    """Number of steps without termination to predict; all steps with one are used."""
     n_particles: Positive = 32
     """Number of particles of the filter."""
 

@@ -54,7 +54,7 @@ class Args(Settings):
     episodes: Positive = 50
     """Episodes per policy."""
     obs_vqvae: str = ""
-    """Run folder or name of a model that ships, whose VQ-VAE reconstructions the policies observe; by default they
+    """Run folder whose VQ-VAE reconstructions the policies observe, or a model that ships; by default they
     observe the frames."""
     deterministic: bool = False
     """Take the most likely action instead of sampling."""

@@ -50,7 +50,7 @@ class Args(Settings):
     """Evaluate the pusher in the simulated bin."""
 
     policy: str = "pushing"
-    """Folder of a pusher; by default the one that ships."""
+    """Folder of a pusher, by default the one that ships."""
     noise: NotNegative = 0.2
     """Exploration noise of the pusher's second row, as in collect/pushing.py."""
     episodes: AtLeast2 = 300

@@ -46,17 +46,17 @@ class Args(Settings):
     """Compute FVD or the inception score of samples."""
 
     run: Path | None = None
-    """Run folder: its prior samples, its VQ-VAE reconstructs, and the clips are its test split."""
+    """Run folder with the prior, the VQ-VAE and the test clips to evaluate."""
     samples: Path | None = None
     """File (.npy) of samples to use instead of a run; needs real clips too."""
     real: Path | None = None
     """File (.npy) of the real clips that the samples continue; not needed for the inception score."""
     reconstructions: Path | None = None
-    """File (.npy) of reconstructions of the real clips; by default they are made by the run's VQ-VAE, if any."""
+    """File (.npy) of reconstructions of the real clips, by default made by the run's VQ-VAE."""
     dataset: str = ""
-    """Name of the data in the results; by default the name of the run's environment."""
+    """Name of the data in the results, by default the name of the run's environment."""
     out: Path | None = None
-    """Folder for the results; by default <run>/evaluation, or the folder of the samples."""
+    """Folder for the results, by default <run>/evaluation, or the folder of the samples."""
     protocol: ProtocolName = "paper"
     """Evaluation protocol: numbers of clips, samples, frames and trials."""
     features: Kind = "torchscript"
@@ -66,17 +66,17 @@ class Args(Settings):
     sha256: str = ""
     """SHA-256 of the weights file as its publisher states it; another file is refused."""
     epsilon: AboveZero = 1e-5
-    """Epsilon of the batch norm of --features i3d: 1e-5 in the paper's code, 1e-3 in DeepMind's."""
+    """Batch norm epsilon of --features i3d; 1e-5 in the paper's code, 1e-3 in DeepMind's."""
     n_frames: Positive | None = None
-    """Frames per clip; by default those of the protocol."""
+    """Frames per clip, by default those of the protocol."""
     n_cond_frames: Count | None = None
-    """Frames that samples are given; by default those of the protocol."""
+    """Frames that samples are given, by default those of the protocol."""
     n_clips: AtLeast2 | None = None
-    """Real clips per trial; by default those of the protocol."""
+    """Real clips per trial, by default those of the protocol."""
     samples_per_clip: Positive | None = None
-    """Samples per clip; by default those of the protocol."""
+    """Samples per clip, by default those of the protocol."""
     n_trials: Positive | None = None
-    """Number of trials; by default that of the protocol."""
+    """Number of trials, by default that of the protocol."""
     frame_size: PixelsOr0 | None = None
     """Height and width of clips, 0 for any; by default that of the protocol."""
     action_conditioned: bool = False

@@ -42,7 +42,7 @@ class HeldOutArgs(SplitArgs):
     """Settings of the scripts that compare samples with held-out clips."""
 
     data: Address | None = None
-    """Store of frames; by default <run>/data.zarr."""
+    """Store of frames, by default <run>/data.zarr."""
     context_frames: Positive = 8
     """Latent frames of true codes given as context."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)

@@ -46,11 +46,11 @@ class Args(Settings):
     """Plan in a dream and act in its engine."""
 
     run: str = ""
-    """Run folder of the dream; by default the model that ships for `world`, or else runs/<world>."""
+    """Run folder of the dream, by default the model that ships for `world`, or else runs/<world>."""
     world: str = "health_gathering_supreme"
     """Name of the environment to plan in."""
     policy: str = ""
-    """Policy to compare with; by default those that ship for `world`."""
+    """Policy to compare with, by default those that ship for `world`."""
     episodes: AtLeast2 = 5
     """Episodes per policy and for planning."""
     replan_every: Positive = 2
@@ -62,13 +62,13 @@ class Args(Settings):
     temperature: NotNegative = 1.0
     """Sampling temperature of the dream; below 1 futures differ less by chance."""
     value_policy: str = ""
-    """Policy whose value function scores the end of a future: a folder, or one that ships; by default HEALTH does."""
+    """Policy whose value function scores the end of a future; by default HEALTH does. A folder, or one that ships."""
     health_weight: float = 1.0
     """Value of a point of HEALTH at the end of a future; used without value_policy."""
     object: Count | None = None
     """Number of the object to push, from 0; by default random in each episode. Only for pushing."""
     goal: tuple[Count, Count] | None = None
-    """Row and column of the pixel to push the object to; by default random in each episode. Only for pushing."""
+    """Pixel to push the object to, as row and column; by default random in each episode. Only for pushing."""
     cem: CEMConfig = field(default_factory=CEMConfig)
     """Settings of the cross-entropy method."""
     seed: Seed = 0

@@ -63,7 +63,7 @@ class Args(Settings):
     """Serve a local web page to play a dream with the keyboard."""
 
     run: str = ""
-    """Run folder of the dream; by default the model that ships for `world`."""
+    """Run folder of the dream, by default the model that ships for `world`."""
     world: str = "health_gathering_supreme"
     """Name of the model that ships; used without a run folder."""
     context_frames: Positive = 8
@@ -73,7 +73,7 @@ class Args(Settings):
     port: Annotated[int, Range(0, 65535)] = 8000
     """Port of the page, reachable from this machine only; 0 uses a free port."""
     trust_env: bool = False
-    """Allow an engine that is not part of this project, if the run folder names one. This imports and runs its code, so
+    """Allow an engine that is not part of this project. The run folder names it. This imports and runs its code, so
     use it only if you trust the author of the run."""
     seed: Seed = 0
     """Seed of the first episode."""

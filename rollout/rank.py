@@ -47,7 +47,7 @@ class Args(Settings):
     """Policies to rank, at least 3: folders, names of policies that ship (either may end in @0.3 for 30% random
     actions), "random", or cycles of actions."""
     run: str = ""
-    """Run folder of the dream; by default the model that ships for `world`."""
+    """Run folder of the dream, by default the model that ships for `world`."""
     world: str = "health_gathering_supreme"
     """Name of the model that ships; used without a run folder."""
     episodes: Positive = 64

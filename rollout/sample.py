@@ -61,7 +61,7 @@ class Args(HeldOutArgs):
     copy_cond_frames: bool = False
     """Replace the sampled conditioning frames by the real ones."""
     class_name: str = ""
-    """Class of all samples; by default that of each clip."""
+    """Class of all samples, by default that of each clip."""
     batch_size: Positive = 16
     """Videos sampled in one batch."""
     device: str = DEVICE

@@ -63,9 +63,9 @@ class Args(Settings):
     """Benchmark training, sampling and reading."""
 
     workloads: NonEmpty[WorkloadName] = ("vqvae", "prior", "sample", "store", "masks")
-    """What to measure: training steps of the VQ-VAE and the prior, sampling, reading clips, memory of masks."""
+    """What to measure. masks counts the memory of attention masks; the others are timed."""
     official: Path | None = None
-    """Folder of a checkout of github.com/wilson1yan/VideoGPT to compare with; by default only our code is timed."""
+    """Checkout of github.com/wilson1yan/VideoGPT to compare with; by default only our code is timed."""
     preset_models: str = ""
     """Preset whose VQ-VAE and prior are timed; by default those of the settings vqvae and prior."""
     vqvae: VQVAEConfig = field(default_factory=VQVAEConfig)
@@ -75,8 +75,8 @@ class Args(Settings):
     )
     """Sizes of the prior that is timed."""
     trained_prior: Path | None = None
-    """Folder of a trained prior, unconditional and in raster order, to time predictive sampling with; by default it is
-    not timed."""
+    """Folder of a trained prior to time predictive sampling with; by default it is not timed. The prior must be
+    unconditional and in raster order."""
     attention_dropout: tuple[FractionBelow1, ...] = (0.3, 0.0)
     """Attention dropouts of the prior's training to time; the official code uses 0.3."""
     precision: NonEmpty[Precision] = ("float32", "bfloat16")
@@ -92,7 +92,7 @@ class Args(Settings):
     rounds: Positive = 2
     """Processes per measurement; the median counts."""
     seconds: AboveZero = 3.0
-    """Seconds per measurement, in three parts of at least one call, of which the median counts."""
+    """Seconds per measurement; the median of three parts of at least one call counts."""
     allocator: Literal["keep", "default"] = "keep"
     """Memory allocator of both sides: keep freed memory, or glibc's default."""
     out: Path = Path("runs/benchmark/train.json")

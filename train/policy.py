@@ -63,7 +63,7 @@ class Args(Settings):
     scenario: str = "health_gathering_supreme"
     """ViZDoom scenario, or the name of the dream that ships."""
     run: str = ""
-    """Run folder of your own world model; by default the dream that ships for `scenario`."""
+    """Run folder of your own world model, by default the dream that ships for `scenario`."""
     temperature: NotNegative = 1.0
     """Sampling temperature of the dream. Above 1 it is more random and harder to exploit (Ha and Schmidhuber, 2018)."""
     horizon: Count | None = None
@@ -104,7 +104,7 @@ class Args(Settings):
     keep_checkpoints: int = 2
     """Number of latest checkpoints to keep, so that a run survives a damaged one."""
     export: Path | None = None
-    """Also write the final policy to this folder, in half precision and without optimizer state."""
+    """Folder for a copy of the final policy in half precision, without optimizer state."""
     seed: Seed = 0
     """Seed of the environments, the initial weights and the actions."""
     device: str = DEVICE

@@ -36,7 +36,7 @@ class Args(Settings):
     out: Path = Path("runs/pushing/policy")
     """Folder for the policy and its TensorBoard log; an unfinished run in it resumes."""
     export: Path | None = None
-    """Also write the final policy to this folder, without optimizer state."""
+    """Folder for a copy of the final policy without optimizer state."""
     total_timesteps: Positive = 1_200_000
     """Environment steps of the whole training; the learning rate falls to zero over them."""
     stop_at_step: Count = 0

@@ -47,7 +47,7 @@ class Args(RunArgs):
     """Measure and set the hysteresis of a VQ-VAE."""
 
     data: Address | None = None
-    """Store of frames; by default <run>/data.zarr."""
+    """Store of frames, by default <run>/data.zarr."""
     hysteresis: tuple[NotNegative, ...] = (0, 0.02, 0.05, 0.1, 0.2)
     """Values to measure, as fractions of the codes' variance; an empty list measures nothing."""
     set_hysteresis: NotNegative | None = None

@@ -263,7 +263,7 @@ def test_arguments_of_the_others(kind: Callable, given: dict[str, Any], sentence
 
 def test_an_engine_is_told_to_begin_first_and_takes_no_options() -> None:
     for env in (VizdoomFrames("basic", render_mode="rgb_array"), Pushing(render_mode="rgb_array")):
-        with pytest.raises(UserError, match="no episode has begun; call reset first"):
+        with pytest.raises(UserError, match="no episode has started; call reset first"):
             env.step(0)
         with pytest.raises(UserError, match="nothing to render yet; call reset first"):
             env.render()

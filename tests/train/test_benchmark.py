@@ -111,7 +111,7 @@ def test_the_official_side(checkout: Path) -> None:
     assert made.n_units == 2 and made.flops > 1000, "its last convolution was repaired"
     positions = sys.modules["videogpt.attention"].AddBroadcastPosEmbed((2, 3, 4), 8)
     assert [tuple(p.shape) for p in positions.parameters()] == [(2, 3), (3, 3), (4, 2)]
-    with pytest.raises(UserError, match=r"holds no videogpt/gpt\.py"):
+    with pytest.raises(UserError, match=r"has no videogpt/gpt\.py"):
         workloads_official.load_official(checkout / "videogpt")
 
 
