@@ -225,10 +225,10 @@ def test_contexts_that_are_not_of_these_models_are_refused(toy_run: Path) -> Non
     for wrong, sentence in (
         (replace(context, codes=context.codes + 16), "has codes that are not between 0 and 15"),
         (replace(context, codes=context.codes - 99), "has codes that are not between 0 and 15"),
-        (replace(context, codes=context.codes[:, :, :2]), "the codes of this context are"),
+        (replace(context, codes=context.codes[:, :, :2]), "the codes of this context have shape"),
         (replace(context, condition=context.condition[..., :1]), "the condition of this context are"),
         (replace(context, variables=context.variables * NAN), "the variables of this context are not finite"),
-        (context[:0], "the codes of this context are"),
+        (context[:0], "the codes of this context have shape"),
     ):
         with pytest.raises(UserError, match=sentence):
             dream.reset(wrong, [0] * len(context))

@@ -167,7 +167,7 @@ def test_an_exported_run_dreams_at_half_the_size(run: Path, tmp_path: Path) -> N
     assert len(contexts) == 3
     size = lambda folder: sum(f.stat().st_size for f in folder.rglob("*/checkpoint.safetensors"))  # noqa: E731
     assert size(tmp_path / "small") < size(run) / 5, "no optimizer, half precision"
-    with pytest.raises(UserError, match="is the run itself"):
+    with pytest.raises(UserError, match="is the run folder itself"):
         export.main(export.Args(run=run, out=run))
     big = Dream.load(run)
     for name in ("vqvae", "prior", "outcome"):

@@ -105,7 +105,7 @@ def test_clips_of_one_frame_diverge_under_different_conditions(classes: Path) ->
     same, other = (told[name][1]["mean"] for name in ("same actions", "different actions"))
     assert same == 0
     assert other > 0.05
-    with pytest.raises(UserError, match="clips have 7 frames after the given ones, not 15; lower --steps"):
+    with pytest.raises(UserError, match="this prior samples 7 frames after the given ones, not 15; lower --steps"):
         divergence.main(replace(args, steps=15))
 
 

@@ -142,7 +142,7 @@ def test_mistakes_are_told_in_a_sentence(tmp_path: Path) -> None:
         ({"scenario": "basik"}, "there is no scenario 'basik'"),
         ({"n_stack": 5}, "stack must be from 1 to 4, not 5"),
         ({"num_envs": 0}, "num_envs must be at least 1, not 0"),
-        ({"num_envs": 1, "n_steps": 7}, r"num_envs \* n_steps must be at least 8, not 7: an update has 4 parts"),
+        ({"num_envs": 1, "n_steps": 7}, r"num_envs \* n_steps must be at least 8, not 7: an update has 4 minibatches"),
         (
             {"termination_penalty": 1.0},
             "VizdoomFrames-v0 is not a dream, so it predicts no termination; leave --termination-penalty out",
