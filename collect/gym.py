@@ -132,7 +132,8 @@ def make_env(args: Args, **more: Any) -> gym.Env[Any, Any]:
     try:
         return gym.make(args.env_id, disable_env_checker=True, **made, **more)
     except Exception as error:  # environments raise errors of any type
-        raise UserError(f"{args.env_id} cannot be made: {one_line(error)}; install it, or give another id") from None
+        why = one_line(error).rstrip(".")
+        raise UserError(f"{args.env_id} cannot be made: {why}; fix or install it, or give another id") from None
 
 
 def parse_env_kwargs(args: Args) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from configs import command
 from rollout.heldout import SplitArgs
-from worldmodel.data.store import Store
+from worldmodel.data.store import Store, open_tokens
 from worldmodel.generation.dream import Context, Dream
 from worldmodel.generation.dream_state import DreamStep
 from worldmodel.metrics.calibration import auroc, expected_calibration_error
@@ -234,7 +234,7 @@ def measure(args: Args, dream: Dream, store: Store) -> dict[str, Any]:
 
 
 def main(args: Args) -> None:
-    dream, store = Dream.load(args.run), Store(args.run / "tokens.zarr")
+    dream, store = Dream.load(args.run), open_tokens(args.run)
     check_vqvae(store.path, store.settings["vqvae"]["weights"], args.run / "vqvae")
     result = measure(args, dream, store)
     for name, end in result["end"].items():

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from worldmodel.data.clips import Clips, read_windows_clamped
 from worldmodel.data.prior_dataset import PriorBatch, PriorDataset, encode_cond_frames
-from worldmodel.data.store import Store, open_frame_store
+from worldmodel.data.store import open_frame_store, open_tokens
 from worldmodel.generation.dream import Context, Dream
 from worldmodel.generation.generate import generate
 from worldmodel.generation.sampling import SamplingConfig
@@ -77,7 +77,7 @@ def load_heldout(dream: Dream, run: Path, data: str | Path | None, split: str, n
     Raises:
         UserError: The stores are missing, do not belong together, or have no such clips.
     """
-    tokens = Store(run / "tokens.zarr")
+    tokens = open_tokens(run)
     recorded = open_frame_store(tokens, data or run / "data.zarr")
     check_vqvae(tokens.path, tokens.settings["vqvae"]["weights"], run / "vqvae")
     source = Clips(tokens, split, length, ["codes", "condition", "variables"])
@@ -157,7 +157,7 @@ class RealClips:
 
 def real_clips(run: Path, prior: Prior, stride: int, n: int, split: str, data: str | Path | None = None) -> RealClips:
     """n clips of a split, the same at every call. `stride` is the distance between clips in frames."""
-    tokens, t = Store(run / "tokens.zarr"), prior.config.latent_shape[0]
+    tokens, t = open_tokens(run), prior.config.latent_shape[0]
     store = open_frame_store(tokens, data or run / "data.zarr")
     check_vqvae(tokens.path, tokens.settings["vqvae"]["weights"], run / "vqvae")
     align = t if prior.config.mode == "paper" else 1

@@ -37,7 +37,7 @@ from tqdm import tqdm
 from configs import command
 from envs.policies import MAX_STACKED_FRAMES, load_player
 from rollout.heldout import SplitArgs, reconstructions
-from worldmodel.data.store import Store
+from worldmodel.data.store import open_tokens
 from worldmodel.generation.dream import Context, Dream
 from worldmodel.generation.sampling import SamplingConfig
 from worldmodel.models.quantizer import codebook_usage
@@ -126,7 +126,7 @@ def long_dream(args: Args, run: Path, temperature: float) -> tuple[Curves, np.nd
 @torch.no_grad()
 def real_curves(args: Args) -> Curves:
     """The metrics of real windows, each with as many frames as a window of the dreams."""
-    dream, store = Dream.load(args.run), Store(args.run / "tokens.zarr")
+    dream, store = Dream.load(args.run), open_tokens(args.run)
     clips: list[tuple[torch.Tensor, torch.Tensor]] = []
     for i in store.episode_indices(args.split):
         episode = store.read_episode(i)

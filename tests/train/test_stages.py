@@ -97,7 +97,7 @@ def test_mistakes_are_told_in_a_sentence_and_nothing_is_lost(
     toy_fill(run / "few.zarr", 1)
     with pytest.raises(UserError, match="has no episodes in split 'valid'; collect at least"):
         vqvae.main(replace(v, data=run / "few.zarr"))
-    with pytest.raises(UserError, match=r"tokens.zarr holds no store"):
+    with pytest.raises(UserError, match=r"tokens.zarr does not exist; run train/tokens.py --run .* first"):
         prior.main(p)
     vqvae.main(v)
     before = (run / "vqvae" / CHECKPOINT_FILE).read_bytes()

@@ -150,6 +150,18 @@ class Store:
         return read_rows(self._open(name, stop), self.path, name, start, stop)
 
 
+def open_tokens(run: Path) -> Store:
+    """The codes of a run folder.
+
+    Raises:
+        UserError: If there are none yet.
+    """
+    path = run / "tokens.zarr"
+    if not path.exists():
+        raise UserError(f"{path} does not exist; run train/tokens.py --run {run} first")
+    return Store(path)
+
+
 def open_frame_store(tokens: Store, path: str | Path) -> Store:
     """Open the store of frames that a store of codes was encoded from.
 

@@ -29,6 +29,7 @@ from zarr.storage import LocalStore
 from worldmodel.data.commit_mark import CURE, ArrayContents, CommitMark, from_attributes, metadata_digest
 from worldmodel.utils.checkpoint import write_atomic
 from worldmodel.utils.errors import UserError, is_url, one_line
+from worldmodel.utils.settings import MAX_INT
 
 SPLITS = ("train", "valid", "test")
 CHUNK, SHARD, SHARD_BYTES = 16, 1024, 64 << 20
@@ -102,7 +103,7 @@ def open_array(root: zarr.Group, path: str, name: str, rows: int, contents: Arra
         raise damaged_array(path, name, error) from None
     if not same:
         raise damaged_array(path, name, "its zarr.json has been changed")
-    if array.shape[0] < rows:
+    if not rows <= array.shape[0] <= MAX_INT:  # an append that was interrupted leaves some more
         raise damaged_array(path, name, f"{array.shape[0]} rows instead of {rows}")
     return array
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from worldmodel.data.prior_dataset import condition_scale
-from worldmodel.data.store import Store
+from worldmodel.data.store import Store, open_tokens
 from worldmodel.models.loading import load_vqvae
 from worldmodel.models.reward_done import OutcomeConfig, OutcomeModel
 from worldmodel.models.vqvae import VQVAE
@@ -116,7 +116,7 @@ def train_outcome(args: OutcomeStage) -> None:
     Raises:
         UserError: If the codes are from another VQ-VAE, the data lacks rewards or actions, and as `fit`.
     """
-    store, vqvae = Store(args.run / "tokens.zarr"), load_vqvae(args.run / "vqvae")
+    store, vqvae = open_tokens(args.run), load_vqvae(args.run / "vqvae")
     check_vqvae(store.path, store.settings["vqvae"]["weights"], args.run / "vqvae")
     if not vqvae.config.causal:
         raise UserError(

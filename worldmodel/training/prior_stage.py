@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from worldmodel.data.prior_dataset import PriorBatch, PriorDataset, condition_scale, encode_cond_frames, to_batch
-from worldmodel.data.store import Store, open_frame_store
+from worldmodel.data.store import open_frame_store, open_tokens
 from worldmodel.generation.generate import generate
 from worldmodel.models.loading import load_vqvae
 from worldmodel.models.prior import Prior
@@ -127,7 +127,7 @@ def train_prior(args: PriorStage) -> None:
     Raises:
         UserError: If the codes are from another VQ-VAE, the data lacks what the prior takes, and as `fit`.
     """
-    store = Store(args.run / "tokens.zarr")
+    store = open_tokens(args.run)
     vqvae, env_spec = load_vqvae(args.run / "vqvae").to(args.device), store.env_spec
     check_vqvae(store.path, store.settings["vqvae"]["weights"], args.run / "vqvae")
     torch.manual_seed(args.trainer.seed)

@@ -153,6 +153,15 @@ def test_a_mark_with_other_values_is_a_sentence(
         Store(resealed(store, change))
 
 
+@pytest.mark.parametrize("rows", [3, 2**40, 10**30])
+def test_an_array_of_other_rows_is_refused_before_it_is_cut(store: Path, rows: int) -> None:
+    metadata = store / "data" / "frames" / "zarr.json"
+    document = json.loads(metadata.read_text())
+    metadata.write_text(json.dumps(document | {"shape": [rows, *document["shape"][1:]]}))
+    with pytest.raises(UserError, match=r"frames.* is damaged"):
+        StoreWriter(store, WORLD, {"epsilon": 0.25}, split_seed=3)
+
+
 def test_a_mark_that_was_edited_is_refused(store: Path) -> None:
     document = json.loads((store / "zarr.json").read_text())
     document["attributes"]["settings"]["epsilon"] = 0.5
