@@ -195,7 +195,7 @@ def test_a_process_that_dies_is_replaced_and_its_task_done_again(tmp_path: Path)
     with WorkerPool(partial(squares, tmp_path), 2, said.append) as pool:
         assert list(pool.map(range(12))) == [i * i for i in range(12)]
         assert said == ["a process died in task 5 (killed); another one repeats it"]
-        with pytest.raises(UserError, match=r"task 99 ended 3 processes .*engine gone"):
+        with pytest.raises(UserError, match=r"task 99 crashed 3 processes .*engine gone"):
             list(pool.map([99]))
 
 
