@@ -227,7 +227,7 @@ def test_contexts_that_are_not_of_these_models_are_refused(toy_run: Path) -> Non
         (replace(context, codes=context.codes - 99), "has codes that are not between 0 and 15"),
         (replace(context, codes=context.codes[:, :, :2]), "the codes of this context have shape"),
         (replace(context, condition=context.condition[..., :1]), "the condition of this context have shape"),
-        (replace(context, variables=context.variables * NAN), "the variables of this context have shape not finite"),
+        (replace(context, variables=context.variables * NAN), "the variables of this context are not finite"),
         (context[:0], "the codes of this context have shape"),
     ):
         with pytest.raises(UserError, match=sentence):
