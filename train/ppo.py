@@ -18,7 +18,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
 from worldmodel.training.logging import log_on_disk
-from worldmodel.utils.checkpoint import load_optimizer, load_weights, read_checkpoint, restore_newest
+from worldmodel.utils.checkpoint import restore_newest
 from worldmodel.utils.errors import UserError
 
 
@@ -83,10 +83,10 @@ class CheckpointCallback(BaseCallback):
 
 def resume(ppo: PPO, folder: Path, seed: int) -> None:
     """Resume from the newest checkpoint. The seed depends on the step, so that episodes do not repeat."""
-    restore_newest(folder)
-    load_weights(folder, ppo.policy)
-    load_optimizer(folder, ppo.policy.optimizer)
-    ppo.num_timesteps = read_checkpoint(folder).steps("steps")
+    found = restore_newest(folder)
+    found.fill(ppo.policy)
+    found.fill_optimizer(ppo.policy.optimizer)
+    ppo.num_timesteps = found.steps("steps")
     ppo.set_random_seed(seed + ppo.num_timesteps)
 
 

@@ -31,9 +31,6 @@ from worldmodel.training.logging import Meter, StopSignal, log_on_disk, log_sett
 from worldmodel.utils.checkpoint import (
     check_same_config,
     checkpoints,
-    load_optimizer,
-    load_weights,
-    read_checkpoint,
     restore_newest,
     save_checkpoint,
 )
@@ -207,11 +204,11 @@ def resume(model: nn.Module, optimizer: torch.optim.Optimizer, out: Path, settin
     """
     if not checkpoints(out):
         return 0
-    restore_newest(out)
+    found = restore_newest(out)
     check_same_config(out, settings)
-    load_weights(out, model)
-    load_optimizer(out, optimizer)
-    return read_checkpoint(out).steps("step")
+    found.fill(model)
+    found.fill_optimizer(optimizer)
+    return found.steps("step")
 
 
 def train_step(

@@ -19,7 +19,7 @@ import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -135,6 +135,24 @@ class Checkpoint:
         """Load the weights into a model; `UserError` if they do not fit."""
         self.check_fit(model)
         model.load_state_dict(self.weights, strict=False)
+
+    def fill_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Load the state of Adam; its hyperparameters stay those that it was built with.
+
+        Raises:
+            UserError: If there is no state or it does not fit the parameters.
+        """
+        state = optimizer.state_dict()
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        for i, moments in self.optimizer.items():
+            shape = parameters[i].shape if i < len(parameters) else None
+            shapes = {name: tensor.shape for name, tensor in moments.items()}
+            if shapes != {"step": torch.Size(()), "exp_avg": shape, "exp_avg_sq": shape} or not moments["step"] > 0:
+                raise UserError(f"{self.path} has an optimizer state that does not fit (parameter {i}); {CURE}")
+        if not self.optimizer:
+            raise UserError(f"{self.path} has no optimizer state, so no run can resume from it; {CURE}")
+        state["state"] = self.optimizer
+        optimizer.load_state_dict(state)
 
 
 def save_checkpoint(
@@ -257,10 +275,10 @@ def _read(path: Path) -> Checkpoint:
     return Checkpoint(path, config, progress, weights, optimizer)
 
 
-def restore_newest(folder: Path) -> None:
+def restore_newest(folder: Path) -> Checkpoint:
     """Before a run resumes: rename the newest intact checkpoint to `CHECKPOINT_FILE`, replacing a damaged one."""
-    path = read_checkpoint(folder).path
-    path.replace(folder / CHECKPOINT_FILE)
+    found = read_checkpoint(folder)
+    return replace(found, path=found.path.replace(folder / CHECKPOINT_FILE))
 
 
 def read_header(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -323,25 +341,6 @@ def _unique_tensors(model: nn.Module) -> dict[str, Tensor]:
     names: dict[int, str] = {}
     state = model.state_dict(keep_vars=True)
     return {name: tensor for name, tensor in state.items() if names.setdefault(id(tensor), name) == name}
-
-
-def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
-    """Load the state of Adam; its hyperparameters stay those that it was built with.
-
-    Raises:
-        UserError: If there is no state or it does not fit the parameters.
-    """
-    found, state = read_checkpoint(folder), optimizer.state_dict()
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for i, moments in found.optimizer.items():
-        shape = parameters[i].shape if i < len(parameters) else None
-        shapes = {name: tensor.shape for name, tensor in moments.items()}
-        if shapes != {"step": torch.Size(()), "exp_avg": shape, "exp_avg_sq": shape} or not moments["step"] > 0:
-            raise UserError(f"{found.path} has an optimizer state that does not fit (parameter {i}); {CURE}")
-    if not found.optimizer:
-        raise UserError(f"{found.path} has no optimizer state, so no run can resume from it; {CURE}")
-    state["state"] = found.optimizer
-    optimizer.load_state_dict(state)
 
 
 def check_same_config(folder: Path, config: dict[str, Any]) -> None:

@@ -20,7 +20,6 @@ from worldmodel.utils.checkpoint import (
     atomic_file,
     check_same_config,
     checkpoints,
-    load_optimizer,
     load_weights,
     read_checkpoint,
     read_header,
@@ -52,7 +51,7 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     other, fresh = torch.nn.Linear(3, 2), None
     fresh = torch.optim.Adam(other.parameters(), lr=0.5)
     load_weights(tmp_path, other)
-    load_optimizer(tmp_path, fresh)
+    read_checkpoint(tmp_path).fill_optimizer(fresh)
     assert torch.equal(other.weight, model.weight)
     assert fresh.param_groups[0]["lr"] == 0.5, "settings are the caller's"
     for mine, theirs in zip(optimizer.state.values(), fresh.state.values(), strict=True):
@@ -143,10 +142,10 @@ def test_an_optimizer_that_does_not_fit_is_refused(tmp_path: Path, change: dict[
     optimizer.state[model.weight] = changed
     save_checkpoint(tmp_path, model, {}, {"step": 1}, optimizer)
     with pytest.raises(UserError, match=r"has an optimizer state that does not fit \(parameter 0\)"):
-        load_optimizer(tmp_path, trained()[1])
+        read_checkpoint(tmp_path).fill_optimizer(trained()[1])
     save_checkpoint(tmp_path, model, {}, {"step": 1})
     with pytest.raises(UserError, match="has no optimizer state, so no run can resume from it"):
-        load_optimizer(tmp_path, trained()[1])
+        read_checkpoint(tmp_path).fill_optimizer(trained()[1])
 
 
 def test_weights_of_another_kind_of_number_are_refused(tmp_path: Path) -> None:
