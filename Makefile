@@ -1,12 +1,12 @@
-# make demo   sets up everything and runs the main job: data, VQ-VAE, prior, dream, figures (README has the minutes)
-# make test   sets up everything, runs the linter and the type checker, builds the site and runs the tests
+# make demo   installs everything and runs all stages: data, VQ-VAE, prior, outcome model, dream, evaluation
+# make test   installs everything, runs the linter and the type checker, builds the site and runs the tests
 # make docs   builds the site into site/; open site/index.html
 # make ucf101 SOURCE=folder
-#             reads UCF-101 as published, trains the paper's models of it without conditions, and draws samples;
-#             ucf101_128 and tgif likewise. PRESET=video_small is for two cores, PRIOR=--classes for class conditions
+#             reads UCF-101 as published, trains the paper's unconditional models, and samples from them; ucf101_128
+#             and tgif likewise. PRESET=video_small is for two cores, PRIOR=--classes for class-conditional models
 # make campaign
-#             tries damaged files, kills and hostile input for 20 minutes, and prints what came of them
-# All go on where they were interrupted. PYTHON=python3.12 make ... takes another interpreter.
+#             tests damaged files, killed processes and hostile input for 20 minutes, and writes docs/campaign.md
+# An interrupted command resumes when it is run again. PYTHON=python3.12 make ... uses another interpreter.
 
 PYTHON ?= python3.11
 BIN := .venv/bin
@@ -32,7 +32,7 @@ ucf101 ucf101_128 tgif: PRESET = $@
 ucf101 ucf101_128 tgif: RUN = runs/$@$(patsubst %,_%,$(filter-out $@,$(basename $(notdir $(PRESET)))))
 ucf101 ucf101_128 tgif: NAME = prior$(subst --,_,$(firstword $(PRIOR)))
 ucf101 ucf101_128 tgif: .venv/ready
-	$(if $(SOURCE),,$(error give the folder of the data as published: make $@ SOURCE=folder))
+	$(if $(SOURCE),,$(error SOURCE is missing; give the folder of the data as published: make $@ SOURCE=folder))
 	$(BIN)/python collect/$(@:_128=).py --preset $(PRESET) --source "$(SOURCE)" --out $(RUN)/data.zarr
 	$(BIN)/python train/vqvae.py --preset $(PRESET) --run $(RUN)
 	$(BIN)/python train/tokens.py --preset $(PRESET) --run $(RUN)

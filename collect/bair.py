@@ -1,20 +1,20 @@
-"""Robot pushing of Ebert et al. (2017), the BAIR data set, from the TFRecords that were published, into a store.
+"""Read BAIR robot pushing (Ebert et al., 2017) from the published TFRecords into a store.
 
     python collect/bair.py --source softmotion30_44k
 
-Each record is an episode of 30 frames of a Sawyer arm, seen by two cameras: `aux1`, which video models are compared
-on, and `main`. Row t has frame t, the action taken at it, and where the gripper was. The last frame's action led to
-a frame that was not recorded: it drops out, as a store's last row has no action. There is no reward; the end of an
-episode is `truncated`, since the arm went on.
+Each record is an episode of 30 frames of a Sawyer arm from two cameras: `aux1`, the standard view of video prediction
+papers, and `main`. Row t has frame t, the action taken at it, and the gripper position. The action of the last frame is
+dropped, because its next frame was not recorded. There is no reward. The last step is `truncated`, since the arm
+continued.
 
-Split: test/ is the test set (256 episodes in all). The data has no validation set, so a share of the episodes of
-train/ becomes one, drawn by the seed for each file on its own: a file that is skipped moves no other's episodes.
+Split: test/ is the test set (256 episodes). There is no published validation set, so a random fraction of train/
+becomes one. It is chosen per file, so that a skipped file does not change the split of others.
 
-A file with one damaged record is skipped whole: it holds 256 episodes of 43,264, and can be fetched again.
+A file with one damaged record is skipped as a whole: it has 256 of 43,264 episodes, and can be fetched again.
 
-Bounds: the publication names none. An action beyond `--low` and `--high` means a file that is not what it should
-be, and is refused. The defaults only keep such nonsense out; the last line says in which range the actions lay, and
-a random policy is as wild as the robot was where that range is given instead.
+Bounds: none were published. A file with an action outside `--low` and `--high` is refused. The default bounds only
+exclude corrupt values. The last line of the output is the range of the actions; with it as bounds, the store's random
+actions have the range of the robot's.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ STEPS, FRAME = 30, (64, 64, 3)
 VIEWS = ("aux1", "main")
 Box4 = tuple[float, float, float, float]
 Item = tuple[Path, int, bool]
-"""A file, its position among those of its folder, and whether it is of the test set."""
+"""A file, its position in its folder, and whether it belongs to the test set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,24 +52,24 @@ class Args(ReaderArgs):
     """Read BAIR robot pushing."""
 
     source: Path = Path("softmotion30_44k")
-    """The folder with train/ and test/."""
+    """Folder with train/ and test/ in it."""
     out: Path = Path("runs/bair/data.zarr")
-    """The store; one that is not complete goes on."""
+    """Store to write; an unfinished one resumes."""
     view: Literal["aux1", "main"] = "aux1"
-    """The camera whose pictures are the frames."""
+    """Camera of the frames."""
     both_views: bool = False
-    """Keep the other camera's pictures too, as the array frames_main (or frames_aux1)."""
+    """Also store the frames of the other camera; their array is frames_main (or frames_aux1)."""
     valid: FractionBelow1 = 0.02
-    """Share of the training episodes that are for validation."""
+    """Fraction of the training episodes that become the validation split."""
     low: Box4 = (-10.0, -10.0, -10.0, -10.0)
-    """The least that each number of an action may be."""
+    """Lower bound of each number of an action."""
     high: Box4 = (10.0, 10.0, 10.0, 10.0)
-    """The most that each number of an action may be."""
+    """Upper bound of each number of an action."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not np.less(self.low, self.high).all():
-            raise UserError(f"low {self.low} must lie below high {self.high}")
+            raise UserError(f"low must be below high, {self.high}, not {self.low}")
 
 
 def make_env_spec(args: Args) -> EnvSpec:
@@ -89,7 +89,7 @@ def list_files(args: Args) -> list[Item]:
 
 
 def first_trajectory(path: Path) -> tuple[int, str]:
-    """Files are named traj_10_to_265.tfrecords: by number, not by letter."""
+    """Sort key of files named like traj_10_to_265.tfrecords: by number, not by letter."""
     number = next((part for part in path.stem.split("_") if part.isdigit()), "0")
     return int(number), path.name
 
@@ -105,19 +105,19 @@ def read_file(args: Args, item: Item) -> Sequence[Episode]:
 
 
 def file_seed(seed: int, index: int) -> int:
-    """A seed of its own for each file."""
+    """A different seed for each file."""
     return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
 
 
 def make_episode(args: Args, path: Path, i: int, features: dict[str, Feature]) -> Episode:
-    """Rows of the store's clock; `BrokenFile` where something is missing or is not what it should be."""
+    """The rows of an episode; `BrokenFile` if a feature is missing or invalid."""
     take = partial(read_feature, path, i, features)
     other = VIEWS[1 - VIEWS.index(args.view)]
     action = np.stack([take(f"{t}/action", (4,)) for t in range(STEPS)])
     try:
         action = make_env_spec(args).action.check(action)
     except UserError as error:
-        raise broken(path, f"record {i}: {error}", "fetch it again, or give other bounds if it is sound") from None
+        raise broken(path, f"record {i}: {error}", "fetch it again, or set other bounds if the file is fine") from None
     action[-1] = 0
     truncated = np.zeros(STEPS, bool)
     truncated[-2] = True
@@ -135,7 +135,7 @@ def make_episode(args: Args, path: Path, i: int, features: dict[str, Feature]) -
 
 
 def read_feature(path: Path, i: int, features: dict[str, Feature], name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """A feature as an array of a shape: pictures are raw bytes, whatever their name says; numbers are finite."""
+    """A feature as an array of a shape. Images are raw bytes, although their name says "encoded"."""
     found = features.get(name, [])
     if isinstance(found, list):
         array = np.frombuffer(found[0], np.uint8) if len(found) == 1 else np.zeros(0, np.uint8)
@@ -159,7 +159,7 @@ def main(args: Args) -> None:
     fill_store(args, make_env_spec(args), found, partial(read_file, args), **how)
     store = Store(args.out)
     actions = store.read("action", 0, store.n_rows)
-    print(f"actions lay between {actions.min(0).tolist()} and {actions.max(0).tolist()}")
+    print(f"actions range from {actions.min(0).tolist()} to {actions.max(0).tolist()}")
 
 
 if __name__ == "__main__":

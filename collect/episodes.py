@@ -1,14 +1,13 @@
-"""Episodes of any Gymnasium environment, for a model of its world to learn from.
+"""Plays episodes of any Gymnasium environment, with exploration, to train a world model on.
 
-A process plays a group of episodes in as many engines, with one pass of the policy for all. Group g depends on
-(seed, g) alone, down to the size of each batch, which decides how sums are rounded: a collection that was cut short,
-or spread over other processes, is the same collection.
+A process plays a group of episodes in parallel, with one forward pass of the policy for all. Group g depends on
+(seed, g) alone. This includes the batch sizes, which decide how sums are rounded. So a recording that was interrupted,
+or that used another number of processes, is the same recording.
 
-Exploration. A world model must know what happens in places where a good policy does not go, and what an action
-does when it makes no sense. Single random actions would not show it: the policy corrects each one at the next
-step. So a random action is held for a while, `hold` steps on average, which carries the player away; a share
-`epsilon` of all steps is spent so. A share of the episodes is random throughout: that is where the training of a
-new policy inside the dream begins.
+Exploration. A world model has to be trained on states that a good policy does not reach, and on actions that it would
+not take. Single random actions are not enough, because the policy corrects each one at the next step. So a random
+action is held for `hold` steps on average, and a fraction `epsilon` of all steps is spent this way. A fraction of the
+episodes is entirely random, because the training of a new policy in the dream starts from random actions.
 """
 
 from __future__ import annotations
@@ -37,18 +36,18 @@ Hold = Annotated[float, Range(1)]
 
 @dataclass(frozen=True, kw_only=True)
 class Exploration(Settings):
-    """How much of what is played is random."""
+    """How often random actions replace those of the policy."""
 
     epsilon: Fraction = 0.2
-    """Share of an episode's steps that are random."""
+    """Fraction of an episode's steps with random actions."""
     hold: NonEmpty[Hold] = (4.0,)
-    """Steps for which a random action is held, on average; of several, each episode draws one."""
+    """Mean number of steps for which a random action is held; each episode picks one of several values at random."""
     random_share: Fraction = 0.1
-    """Share of the episodes that are random throughout."""
+    """Fraction of the episodes that are entirely random."""
 
 
 class Lane:
-    """One engine, its episode so far, and the random action that it may be holding."""
+    """One environment, its episode so far, and the random action that is held."""
 
     def __init__(
         self,
@@ -64,9 +63,9 @@ class Lane:
         self.hold = exploration.hold[rng.integers(len(exploration.hold))]
         self.hold_start_prob = epsilon / (
             epsilon + self.hold * (1 - epsilon)
-        )  # makes a share epsilon of all steps random
+        )  # so that a fraction epsilon of all steps is random
         self.hold_steps_left, self.held_action = 0, np.empty(0)
-        self.policy_frames: deque[np.ndarray] = deque(maxlen=MAX_STACKED_FRAMES)  # what its player sees
+        self.policy_frames: deque[np.ndarray] = deque(maxlen=MAX_STACKED_FRAMES)  # the player's observations
         self.frames: list[np.ndarray] = []
         self.variables: list[list[float]] = []
         self.steps: list[tuple[np.ndarray, float, bool, bool]] = []
@@ -74,7 +73,7 @@ class Lane:
 
     def _record(self, frame: np.ndarray, info: dict[str, Any]) -> None:
         self.policy_frames.append(frame)
-        self.frames.append(info.get("frame", frame))  # a player with other eyes (envs/vqvae_wrapper.py) saw less
+        self.frames.append(info.get("frame", frame))  # VQVAEObservation keeps the original here
         self.variables.append([float(info[name]) for name in self.env_spec.variables])
 
     def is_exploring(self) -> bool:
@@ -94,10 +93,10 @@ class Lane:
         self.done = terminated or truncated
 
     def episode(self) -> Episode:
-        """Rows of the store's clock: the last one has a frame, and no step of its own."""
+        """The rows of the store; the last one has a frame, but no action, reward or flags."""
         last = (np.zeros_like(self.steps[0][0]), 0.0, False, False)
         actions, rewards, terminations, truncations = zip(*self.steps, last, strict=True)
-        with np.errstate(over="ignore"):  # what is infinite in float32 will be found to be
+        with np.errstate(over="ignore"):  # values that overflow float32 are reported later
             return {
                 "frames": np.stack(self.frames),
                 "action": np.stack(actions).astype(self.env_spec.action.dtype),
@@ -117,7 +116,17 @@ def play_group(
     group: int,
     sample_action: SampleAction = random_actions,
 ) -> list[Episode]:
-    """The episodes of a group, one in each environment, side by side; what is random is as `sample_action` has it."""
+    """Play the episodes of a group in parallel, one in each environment.
+
+    Args:
+        envs: Environments of the same kind.
+        env_spec: Their spec.
+        player: Picks the actions.
+        exploration: How often random actions replace them.
+        seed: Seed of the recording.
+        group: Index of the group; with `seed` it fixes all randomness.
+        sample_action: Distribution of random actions.
+    """
     seeds = np.random.SeedSequence([seed, group]).generate_state(len(envs) + 1).tolist()
     rng = np.random.default_rng(seeds.pop())
     lanes = [Lane(env, env_spec, exploration, s, rng, sample_action) for env, s in zip(envs, seeds, strict=True)]
@@ -136,10 +145,9 @@ def play_group(
 
 
 def cut_episode(episode: Episode, length: int) -> list[Episode]:
-    """An episode cut into pieces of exactly `length` rows, what is left over dropped; whole at length 0.
+    """Cut an episode into segments of exactly `length` rows and drop the rest; length 0 keeps it whole.
 
-    A piece ends like any episode: its last row has no step, and the step before it is the end, `truncated` where
-    the episode went on.
+    A segment ends like an episode: its last row has no step, and its last step is `truncated` if the episode continued.
     """
     if not length:
         return [episode]

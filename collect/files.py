@@ -1,10 +1,10 @@
-"""Filling a store from files as they were published: side by side, in order, and going on where it was interrupted.
+"""Fills a store from published files: in parallel, in order, and resumable.
 
-A reader is a list of items (a file, with what is known of it) and a function that makes episodes of one. A file that
-cannot be read is named, skipped and counted, and never ends the work: what was wrong with it is written to
-`<store>/skipped.txt`. An item's position and the number of its episodes that are in the store are committed with them,
-so the same command goes on, and ends with the same store. Whoever writes more beside the store (`collect/tgif.py`)
-has the item of each episode committed too: which one it is cannot be counted, since any item may be skipped.
+A reader is a list of items (a file and its labels) and a function that makes episodes of an item. A file that cannot be
+read is skipped, counted, and named with the reason in `<store>/skipped.txt`; it never ends the work. Each commit of
+episodes includes the position of the item and the number of its episodes in the store, so the same command resumes and
+ends with the same store. Readers that write more files (`collect/tgif.py`) also commit the item of each episode, since
+it cannot be derived by counting: any item may be skipped.
 """
 
 from __future__ import annotations
@@ -32,40 +32,40 @@ from worldmodel.utils.settings import Seed, Settings, Workers
 SKIPPED_FILE = "skipped.txt"
 Item = TypeVar("Item")
 Read = Callable[[Item], Sequence[Episode]]
-"""What makes episodes of an item, or raises `BrokenFile`."""
+"""Makes the episodes of an item, or raises `BrokenFile`."""
 
 
 class BrokenFile(Exception):
-    """A file that cannot be read, and why; its message begins with the file's name."""
+    """A file that cannot be read. The message starts with the file's name and gives the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReaderArgs(Settings):
-    """What all readers of files are asked."""
+    """Settings of all readers of files."""
 
     source: Path
     """Folder of the data as published."""
     out: Path
-    """The store; one that is not complete goes on."""
+    """Store to write; an unfinished one resumes."""
     num_workers: Workers = min(os.cpu_count() or 1, 16)
-    """Processes that read."""
+    """Number of processes that read files."""
     seed: Seed = 0
-    """Of the order of the episodes, and of the split where none was published."""
+    """Seed of the train, validation and test split where none was published."""
 
 
 @dataclass(frozen=True)
 class Filled(Generic[Item]):
-    """What is in a store that was filled, and what is not."""
+    """The result of filling a store."""
 
     items: list[Item]
-    """Of each episode, where that was noted."""
+    """The item of each episode, if it was recorded."""
     skipped: list[str]
-    """Why there is nothing of some items."""
+    """One reason for each skipped item."""
 
 
 @contextlib.contextmanager
 def reading(read: Read[Item]) -> Iterator[Callable[[Item], tuple[Sequence[Episode], str]]]:
-    """What each process does with an item: its episodes, or why there are none."""
+    """Run in each process; yields the function from an item to its episodes, or the reason why it has none."""
 
     def one(item: Item) -> tuple[Sequence[Episode], str]:
         try:
@@ -77,30 +77,30 @@ def reading(read: Read[Item]) -> Iterator[Callable[[Item], tuple[Sequence[Episod
 
 
 def reason(error: Exception) -> str:
-    """What a decoder says; FFmpeg's errors have more around it."""
+    """The message of a decoder's error, without the details that FFmpeg adds."""
     return getattr(error, "strerror", None) or one_line(error)
 
 
 def printable(text: str) -> str:
-    """On one line; bytes of a file's name that are no UTF-8 are told as numbers."""
+    """The text on one line, with bytes of file names that are not UTF-8 escaped."""
     return " ".join(text.split()).encode(errors="backslashreplace").decode()
 
 
 def read_text(path: Path) -> str:
-    """A list as published, or a `UserError`."""
+    """Read a text file; `UserError` if it is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no text in UTF-8 ({error}); fetch it again") from None
+        raise UserError(f"{path} is not UTF-8 text ({error}); fetch it again") from None
 
 
 def names_digest(names: Iterable[str]) -> str:
-    """Of a list of files. Progress counts them: were there others when it goes on, it would go on at a wrong one."""
+    """Digest of a list of files. Progress is a position in the list, so resuming needs exactly the same list."""
     return hashlib.sha256(os.fsencode("\n".join(names))).hexdigest()[:16]
 
 
 def after_crash(source: Path, item: Item, why: str) -> tuple[Sequence[Episode], str]:
-    """What is made of an item that ends the processes that read it, by a fault in a library or for want of memory."""
+    """The result for an item that crashes its processes, by a bug in a library or lack of memory: no episodes."""
     file = item[0] if isinstance(item, tuple) else f"{source}: number {item}" if isinstance(item, int) else item
     return (), printable(f"{file}: reading it ended the process ({why})")
 
@@ -108,15 +108,23 @@ def after_crash(source: Path, item: Item, why: str) -> tuple[Sequence[Episode], 
 def fill_store(
     args: ReaderArgs, env_spec: EnvSpec, items: Sequence[Item], read: Read[Item], *, noted: bool = False, **how: Any
 ) -> Filled[Item]:
-    """A store of the episodes of all items, in their order; `how` is what makes another recording of the same files.
+    """Fill a store with the episodes of all items, in order, or resume it.
 
-    `read` and the items travel to other processes, so they can be pickled; `read` raises `BrokenFile`. If it is to be
-    noted, the item of each episode is told.
+    Args:
+        args: Settings of the reader.
+        env_spec: Spec of the recorded environment.
+        items: The files to read; they are pickled for other processes.
+        read: Makes the episodes of an item, or raises `BrokenFile`; it is pickled too.
+        noted: Also record the item of each episode.
+        **how: Settings that must be equal to resume.
+
+    Raises:
+        UserError: The source is missing or empty, no file can be read, or the store has other settings.
     """
-    if not args.source.exists():  # not when built: a default is built before the flags are laid over it
+    if not args.source.exists():  # checked here, because defaults are built before flags replace them
         raise UserError(f"{args.source} does not exist; give the data as published")
     if not items:
-        raise UserError(f"{args.source} holds no files of this kind; give the folder as it was published")
+        raise UserError(f"{args.source} has no files of this kind; give the folder as published")
     with StoreWriter(args.out, env_spec, {"seed": args.seed, **how}, args.seed) as writer:
         filled = _run(writer, args, items, read, noted)
         if not writer.n_episodes:
@@ -130,17 +138,21 @@ def fill_store(
 
 
 def store_size(writer: StoreWriter) -> str:
-    """How much is in a store, in words."""
+    """The size of a store in words."""
     return f"{writer.n_episodes:,} episodes, {writer.n_rows:,} frames"
 
 
 def _run(writer: StoreWriter, args: ReaderArgs, items: Sequence[Item], read: Read[Item], noted: bool) -> Filled[Item]:
-    """Read what is still missing."""
-    progress = writer.progress or {"item": 0, "written": 0, "skipped": []}  # the next item, and how much of it is there
+    """Read the items that are not in the store yet."""
+    progress = writer.progress or {
+        "item": 0,
+        "written": 0,
+        "skipped": [],
+    }  # the next item, and its episodes in the store
     first, written, bad = progress["item"], progress["written"], list(progress["skipped"])
-    shown = progress.get("items", [])[: writer.n_episodes]  # the list may have grown for an episode that was refused
+    shown = progress.get("items", [])[: writer.n_episodes]  # it may include an episode that was refused
     if noted and len(shown) < writer.n_episodes:
-        raise UserError(f"{writer.path} does not tell which file each episode is of; give another folder")
+        raise UserError(f"{writer.path} does not record the file of each episode; use another folder for --out")
     if first < len(items):
         with (
             WorkerPool(partial(reading, read), min(args.num_workers, len(items) - first), tqdm.write) as pool,
@@ -163,12 +175,12 @@ def _run(writer: StoreWriter, args: ReaderArgs, items: Sequence[Item], read: Rea
 
 
 def write_skipped(store: Path, why: Sequence[str]) -> None:
-    """A line for each that is not in a store."""
+    """Write one line per skipped item."""
     write_atomic(store / SKIPPED_FILE, "".join(f"{text}\n" for text in why).encode())
 
 
 def not_finite(episode: Episode) -> str:
-    """Which array has a number that is NaN or infinite, and where; nothing if all can be recorded."""
+    """Describe the first NaN or infinite number of an episode; "" if there is none."""
     for name, array in episode.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             return f"{name} is not finite in row {int(np.argwhere(~np.isfinite(array))[0, 0])}"
@@ -176,10 +188,10 @@ def not_finite(episode: Episode) -> str:
 
 
 def with_labels(episode: Episode, **values: int) -> Episode:
-    """An episode with values that are the same in all its rows: its `label`, its `split`."""
+    """An episode with constant arrays added, such as its `label` or `split`."""
     return episode | {name: np.full(len(episode["frames"]), v, np.int64) for name, v in values.items()}
 
 
 def draw_validation(n: int, share: float, seed: int) -> np.ndarray:
-    """(n,) 1 for the share of published training episodes that are for validation, else 0; the test's are kept."""
+    """(n,) 1 for a random fraction `share` of the training episodes, which become the validation split, else 0."""
     return (np.random.default_rng(seed).random(n) < share).astype(np.int64)

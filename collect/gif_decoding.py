@@ -1,10 +1,10 @@
-"""The frames of a GIF, as browsers show them.
+"""Decodes the frames of a GIF as browsers show them.
 
-The screen is as large as the header says, or as its first frame reaches; what later frames draw beyond it is cut off.
-It begins transparent. What a frame clears at its end becomes transparent too, and not the background's colour; what
-a frame takes back becomes what was before, which for the first one is nothing. A frame that says nothing stays.
+The canvas has the size of the header, or of the first frame if that is larger; later frames are clipped to it. It
+starts transparent. A frame that clears its area makes it transparent, not the background color. A frame that restores
+the previous image does so; before the first frame this is the empty canvas. Without a disposal method a frame stays.
 
-Pillow reads each frame, alone on an empty page: it would paint later ones by rules of its own.
+Pillow decodes each frame alone on an empty canvas, because its own rules for combining frames are different.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from typing import Any
 from PIL import Image
 
 BROWSER_DELAY = 100
-"""Thousandths of a second that browsers show a frame of a GIF that asks for fewer than 20."""
+"""Milliseconds that browsers show a frame with a duration below 20 ms."""
 CLEAR, RESTORE_PREVIOUS = (2,), (3, 4)
-"""What frames ask for at their end; 4 is how some writers meant 3."""
+"""Disposal methods; some encoders write 4 for 3."""
 
 
 def gif_images(path: Path) -> Iterator[tuple[int, Image.Image]]:
-    """How many thousandths of a second a page is shown, and the page; look at it before the next is asked for."""
+    """Duration in milliseconds and image of each frame; use each one before requesting the next."""
     with Image.open(path, formats=["GIF"]) as image:
         page = Image.new("RGBA", image.size)
         for i in itertools.count():
@@ -43,19 +43,19 @@ def gif_images(path: Path) -> Iterator[tuple[int, Image.Image]]:
             if image.disposal_method in CLEAR:
                 page.paste((0, 0, 0, 0), box)
             page = before
-            image.disposal_method = 0  # the next frame's, if it says nothing
+            image.disposal_method = 0  # the default, if the next frame has none
         image.fp.seek(-1, os.SEEK_CUR)
         if image.fp.read(1) != b";":
             raise ValueError(f"it ends after {i} frames, without an end mark")
 
 
 def frame_alone(image: Any) -> tuple[Image.Image, tuple[int, int, int, int]]:
-    """What a frame draws, transparent where it draws nothing, and where."""
+    """The pixels that a frame draws, transparent elsewhere, and their box."""
     image.dispose = None
     if image.tell():
         image.im = Image.new("RGBA", image.size).im
     image.load()
     patch = image.convert("RGBA").crop(image.dispose_extent)
     image.info.pop("transparency", None)
-    image._mode = "RGBA"  # how Pillow draws the next one
+    image._mode = "RGBA"  # the mode in which Pillow decodes the next frame
     return patch, image.dispose_extent

@@ -3,15 +3,15 @@
     python collect/gym.py --env-id CartPole-v1 --episodes 100
     python collect/gym.py --env-id ale_py:ALE/Pong-v5 --policy my_agent:act --max-episode-steps 2000
 
-Frames are the observations where these are pictures, and what `render_mode="rgb_array"` shows where they are not;
-either way they are scaled to `--size`, all of the picture, for a model must see what a player sees. A flat
-observation that is no picture is kept too, as the variables obs_0, obs_1, ...
+Frames are the observations if these are images, otherwise renderings with `render_mode="rgb_array"`. They are scaled
+to `--size` without cropping, so that the model receives everything a player can see. A flat observation that is not an
+image is recorded too, as the variables obs_0, obs_1, ...
 
-A policy is "random", a folder that train/policy.py wrote, or `module:function`: a function of an observation as
-the environment gives it, and of a `numpy.random.Generator`, that returns an action. The function is looked for in the
-current folder too. Exploration is laid over any of them, as `collect/episodes.py` says; `--epsilon 0 --random-share
-0` plays the policy alone. Killed at any moment, the same command goes on and ends with the same store, if the
-environment plays the same after the same seed.
+A policy is "random", a folder written by train/policy.py, or `module:function`. Such a function takes an observation of
+the environment and a `numpy.random.Generator`, and returns an action. Its module may be in the current folder.
+Exploration is added to any policy (`collect/episodes.py`); `--epsilon 0 --random-share 0` turns it off. If it is
+killed, the same command resumes and ends with the same store, provided that the environment is deterministic for a
+seed.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from worldmodel.utils.json_schema import load_json
 from worldmodel.utils.settings import Count, Pixels, Positive
 
 LANES = 4
-"""Environments that a process plays side by side for a policy of frames; a function is asked about one at a time."""
+"""Environments per process for a policy on frames, in one batch; a function gets one observation at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,26 +56,26 @@ class Args(RecordArgs):
     """Record a Gymnasium environment."""
 
     env_id: str = "CartPole-v1"
-    """Its id; `module:id` imports the module first."""
+    """Gymnasium id of the environment; `module:id` imports the module first."""
     env_kwargs: str = "{}"
-    """What it is made with, as JSON."""
+    """Keyword arguments of the environment, as JSON."""
     out: Path = Path("runs/gym/data.zarr")
-    """The store; one that is not complete goes on."""
+    """Store to write; an unfinished one resumes."""
     policy: str = "random"
-    """ "random", the folder of a policy, or module:function."""
+    """Policy that plays: "random", the folder of a policy, or module:function."""
     episodes: Positive = 100
-    """Episodes to record in all, or pieces if there is a length."""
+    """Number of episodes to record, or of segments if length is set."""
     length: Count = 0
-    """Frames of a piece; 0 keeps episodes whole."""
+    """Frames per segment; 0 keeps episodes whole."""
     max_episode_steps: Count = 0
-    """The longest episode, in steps; 0 leaves it to the environment."""
+    """Time limit of an episode in steps; 0 uses that of the environment."""
     size: Pixels = 64
-    """Height and width of a frame."""
+    """Height and width of a frame in pixels."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.length == 1:
-            raise UserError("a length of 1 is impossible: a step has two frames")
+            raise UserError("length must be 0 or at least 2, not 1, because a step has two frames")
 
 
 class FrameEnv(gym.Wrapper[np.ndarray, Any, Any, Any]):
@@ -90,7 +90,7 @@ class FrameEnv(gym.Wrapper[np.ndarray, Any, Any, Any]):
         super().__init__(env)
         self.size, self.name = args.size, args.env_id
         shape = (args.size, args.size, 3)
-        same = self.is_image and env.observation_space.shape == shape  # so that `gym.make` makes what was recorded
+        same = self.is_image and env.observation_space.shape == shape  # then `gym.make` makes the recorded environment
         seen = env.observation_space
         n = seen.shape[0] if isinstance(seen, spaces.Box) and len(seen.shape) == 1 else 0
         self.variables = tuple(f"obs_{i}" for i in range(n))
@@ -119,18 +119,21 @@ class FrameEnv(gym.Wrapper[np.ndarray, Any, Any, Any]):
     def render_frame(self) -> np.ndarray:
         picture = self.observation if self.is_image else self.env.render()
         if not isinstance(picture, np.ndarray) or picture.ndim not in (2, 3) or picture.dtype != np.uint8:
-            raise UserError(f"{self.name} shows no picture as rgb_array; wrap it so that its observations are pictures")
+            raise UserError(
+                f"{self.name} renders no image as rgb_array; wrap the environment to have images as observations"
+            )
         return resize_image(picture, self.size)
 
 
 def make_env(args: Args, **more: Any) -> gym.Env[Any, Any]:
-    """The environment; `UserError` says why it cannot be made."""
+    """Make the environment; `UserError` if it cannot be made."""
     made = parse_env_kwargs(args)
     add_cwd_to_path()
     try:
         return gym.make(args.env_id, disable_env_checker=True, **made, **more)
-    except Exception as error:  # each environment has errors of its own
-        raise UserError(f"{args.env_id} cannot be made: {one_line(error)}; install it, or give another id") from None
+    except Exception as error:  # environments raise errors of any type
+        why = one_line(error).rstrip(".")
+        raise UserError(f"{args.env_id} cannot be made: {why}; fix or install it, or give another id") from None
 
 
 def parse_env_kwargs(args: Args) -> dict[str, Any]:
@@ -139,7 +142,7 @@ def parse_env_kwargs(args: Args) -> dict[str, Any]:
     try:
         made = load_json(args.env_kwargs)
     except ValueError as error:
-        raise UserError(f"env_kwargs {args.env_kwargs!r} are not JSON ({error}); {example}") from None
+        raise UserError(f"env_kwargs {args.env_kwargs!r} is not valid JSON ({error}); {example}") from None
     if not isinstance(made, dict) or "render_mode" in made:
         what = f"env_kwargs {args.env_kwargs!r}"
         raise UserError(f"{what} must be a dictionary, and render_mode is chosen here; {example}")
@@ -147,13 +150,13 @@ def parse_env_kwargs(args: Args) -> dict[str, Any]:
 
 
 def add_cwd_to_path() -> None:
-    """What is in the current folder can be imported."""
+    """Make modules in the current folder importable."""
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
 
 
 def time_limit(args: Args, env: gym.Env[Any, Any]) -> int:
-    """Its time limit in steps; without one an episode might never end."""
+    """The time limit in steps; `UserError` without one, because an episode might never end."""
     steps = args.max_episode_steps or (env.spec.max_episode_steps if env.spec else None)
     if not steps:
         raise UserError(f"{args.env_id} has no time limit, so an episode might never end; give --max-episode-steps")
@@ -164,7 +167,7 @@ Function = Callable[[Any, np.random.Generator], Any]
 
 
 def load_function(name: str) -> Function:
-    """What `module:function` names."""
+    """Import the function of `module:function`; `UserError` if it cannot be imported or called."""
     module, _, attribute = name.partition(":")
     add_cwd_to_path()
     try:
@@ -177,7 +180,7 @@ def load_function(name: str) -> Function:
 
 
 def make_player(args: Args, env: FrameEnv) -> Player:
-    """Who plays; a function sees the observation that `env` gave last, a policy the frames."""
+    """The player; a function gets the last observation of `env`, a policy gets the frames."""
     if ":" not in args.policy:
         return load_player(args.policy, env.env_spec)
     ask, spec = load_function(args.policy), env.env_spec.action
@@ -186,10 +189,10 @@ def make_player(args: Args, env: FrameEnv) -> Player:
         try:
             action = np.asarray(ask(env.observation, rng))
         except Exception as error:
-            raise UserError(f"{args.policy} raised {type(error).__name__}: {one_line(error)}; mend it") from error
+            raise UserError(f"{args.policy} raised {type(error).__name__}: {one_line(error)}; fix it") from error
         try:
             if action.shape != spec.shape:
-                raise UserError(f"an action has the shape {action.shape}, not {spec.shape}")
+                raise UserError(f"the action has shape {action.shape}, not {spec.shape}")
             return spec.check(action)[None]
         except UserError as error:
             raise UserError(f"{args.policy}: {error}; return an action of {env.name}") from None
@@ -203,7 +206,7 @@ def group_size(args: Args) -> int:
 
 @contextlib.contextmanager
 def playing(args: Args) -> Iterator[Callable[[int], list[Episode]]]:
-    """What each process does with the index of a group of episodes."""
+    """Open the environments of a process; yields the function that plays a group of episodes by its index."""
     torch.set_num_threads(1)
     with contextlib.ExitStack() as stack:
         envs = [stack.enter_context(contextlib.closing(FrameEnv(args))) for _ in range(group_size(args))]
@@ -212,13 +215,13 @@ def playing(args: Args) -> Iterator[Callable[[int], list[Episode]]]:
 
 
 def settings(args: Args, env_spec: EnvSpec) -> dict[str, Any]:
-    """What makes two recordings the same, beside their world."""
+    """The settings that must be equal to resume a recording."""
     policy = args.policy
     if ":" in policy:
         named = inspect.unwrap(load_function(policy))
         try:
             source = inspect.getsourcefile(named)
-        except TypeError:  # an object that can be called
+        except TypeError:  # a callable object, which has no source
             source = getattr(sys.modules[policy.partition(":")[0]], "__file__", None)
         policy += f" {hashlib.sha256(Path(source).read_bytes()).hexdigest()}" if source else ""
     else:
@@ -229,22 +232,22 @@ def settings(args: Args, env_spec: EnvSpec) -> dict[str, Any]:
 
 
 def check_reset(args: Args, env: FrameEnv) -> None:
-    """The first frame; `UserError` says why there is none."""
+    """Reset the environment once; `UserError` if it cannot be reset or rendered."""
     try:
         env.reset(seed=args.seed)
     except UserError:
         raise
-    except Exception as error:  # each environment has errors of its own
+    except Exception as error:  # environments raise errors of any type
         mujoco = " (without a display MuJoCo wants MUJOCO_GL=egl or osmesa)" if "mujoco" in str(type(error)) else ""
-        raise UserError(f"{args.env_id} cannot begin or be shown: {one_line(error)}{mujoco}; mend it") from error
+        raise UserError(f"{args.env_id} cannot be reset or rendered: {one_line(error)}{mujoco}; fix it") from error
 
 
 def main(args: Args) -> None:
     with contextlib.closing(FrameEnv(args)) as env:
         env_spec = env.env_spec
         if args.length > env_spec.max_episode_steps + 1:
-            raise UserError(f"an episode has at most {env_spec.max_episode_steps + 1} frames; ask for a shorter length")
-        check_reset(args, env)  # it, and `settings` of the policy, say what is wrong before any process starts
+            raise UserError(f"an episode has at most {env_spec.max_episode_steps + 1} frames; set a shorter --length")
+        check_reset(args, env)  # this and `settings` report errors before any process starts
     how = settings(args, env_spec)
     record_store(args.out, env_spec, how, args, partial(playing, args), group_size(args), args.episodes, args.length)
 

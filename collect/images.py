@@ -1,4 +1,4 @@
-"""Pictures and how they become frames: observations whole, pictures of videos by their central square."""
+"""Makes frames of images: observations are scaled as a whole, images of videos are cropped to the center square."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from PIL import Image
 
 
 def is_image(space: spaces.Space[Any]) -> bool:
-    """(h, w), (h, w, 1) or (h, w, 3) of bytes."""
+    """Whether a space is an image: uint8 of shape (h, w), (h, w, 1) or (h, w, 3)."""
     shape = space.shape or ()
     bytes_ = isinstance(space, spaces.Box) and space.dtype == np.uint8
     return bytes_ and min(shape, default=0) > 0 and (len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3)))
 
 
 def resize_image(picture: np.ndarray, size: int) -> np.ndarray:
-    """Such a picture -> (size, size, 3), all of it; 0 leaves its height and width."""
+    """Scale such an image to (size, size, 3) without cropping; size 0 keeps its height and width."""
     image = Image.fromarray(picture.squeeze(-1) if picture.shape[2:] == (1,) else picture).convert("RGB")
     smaller = size <= min(image.size)
     to = (size, size) if size else image.size
@@ -25,9 +25,9 @@ def resize_image(picture: np.ndarray, size: int) -> np.ndarray:
 
 
 def center_square(image: Image.Image, size: int, aspect: float = 1.0) -> np.ndarray:
-    """The central square, (size, size, 3); `aspect` is the width of a pixel over its height.
+    """The center square, scaled to (size, size, 3); `aspect` is the width of a pixel over its height.
 
-    The filter sees what lies beside the square, so this is what scaling the whole picture and then cutting gives.
+    The filter includes pixels outside of the square, so the result equals scaling the whole image and then cropping.
     """
     side = min(image.width * aspect, image.height)
     left, top = (image.width - side / aspect) / 2, (image.height - side) / 2
@@ -36,6 +36,6 @@ def center_square(image: Image.Image, size: int, aspect: float = 1.0) -> np.ndar
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """An RGBA picture as a white page shows it."""
+    """An RGBA image on a white background."""
     page = Image.new("RGBA", image.size, "white")
     return Image.alpha_composite(page, image).convert("RGB")

@@ -1,14 +1,14 @@
-"""Between stores and Minari, Farama's format for offline reinforcement learning.
+"""Convert between stores and Minari, Farama's format for offline reinforcement learning.
 
     python collect/minari.py --dataset my/doom-v0 --out runs/doom/data.zarr          # from Minari into a store
     python collect/minari.py --export runs/doom/data.zarr --dataset my/doom-v0       # from a store to Minari
 
-Both have n actions to n + 1 frames; a store pads the actions by a row, Minari does not. A store goes out and comes
-back equal to the last bit: frames are written as they are, not as Minari's JPEGs, what Minari has no place for
-(variables, labels, splits) travels as infos, and the world as metadata.
+Both formats have n actions for n + 1 frames; a store pads the actions by one row. A store that is exported and read
+again is identical bit by bit. Frames are written raw, not as Minari's JPEGs. Arrays that Minari does not have
+(variables, labels, splits) are written as infos, and the environment spec as metadata.
 
-A data set from elsewhere comes in if its observations are pictures, or a dictionary with one (`--image`). Nothing
-is downloaded; `minari download` does that. Minari is an extra: `pip install "minari[hdf5]>=0.5.4"`.
+Other Minari data sets can be read if their observations are images, or dictionaries with one image (`--image`). Nothing
+is downloaded; use `minari download`. Minari is an optional dependency: `pip install "minari[hdf5]>=0.5.4"`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if not __package__:  # run as a file: `import minari` must not find this script
+if not __package__:  # run as a file: import from the project's root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from minari import MinariDataset
 
 METADATA_KEY = "worldmodel"
-"""The metadata of a store that went out: its world, and its arrays that are infos."""
+"""Metadata key of an exported store: its environment spec, and the arrays that are infos."""
 STEP_ARRAYS = {"action": "actions", "reward": "rewards", "terminated": "terminations", "truncated": "truncations"}
 """Our arrays of steps, and Minari's names."""
 
@@ -56,30 +56,30 @@ class Args(Settings):
     """Read a Minari data set, or write one."""
 
     dataset: str = ""
-    """Its id, as in my/doom-v0, or the folder of one to read."""
+    """Id of the Minari data set, such as my/doom-v0, or its folder when reading."""
     out: Path = Path("runs/minari/data.zarr")
     """The store to write; one that is not complete goes on."""
     export: Address = Address("")
-    """A store to write to Minari instead."""
+    """Store to export to Minari; by default the data set is read instead."""
     image: str = ""
-    """Of observations that are a dictionary, the picture; by default the only one."""
+    """Key of the image in dictionary observations, by default the only image."""
     size: PixelsOr0 = 0
-    """Height and width that pictures are scaled to; 0 leaves them as they are."""
+    """Height and width to scale images to; 0 keeps their size."""
     num_workers: Workers = min(os.cpu_count() or 1, 16)
-    """Processes that read."""
+    """Number of processes that read."""
     seed: Seed = 0
-    """Of the split where none was published."""
+    """Seed of the split, if the data set has none."""
 
 
 def require_minari() -> None:
     try:
         import minari  # noqa: F401
     except ImportError as error:
-        raise UserError(f'Minari cannot be used ({error}); pip install "minari[hdf5]>=0.5.4"') from None
+        raise UserError(f'Minari cannot be imported ({error}); pip install "minari[hdf5]>=0.5.4"') from None
 
 
 def dataset_folder(dataset: str) -> Path:
-    """Where a data set lies, whether it is there or not; `UserError` for a name that is none."""
+    """The folder of a data set, which may not exist; `UserError` for an invalid id."""
     from minari.dataset.minari_dataset import parse_dataset_id
     from minari.storage import get_dataset_path
 
@@ -88,7 +88,7 @@ def dataset_folder(dataset: str) -> Path:
     try:
         parse_dataset_id(dataset)
     except (ValueError, TypeError):
-        raise UserError(f"{dataset!r} is no data set of Minari; give an id such as my/doom-v0, or a folder") from None
+        raise UserError(f"{dataset!r} is not a Minari data set; give an id such as my/doom-v0, or a folder") from None
     return get_dataset_path(dataset) / "data"
 
 
@@ -98,25 +98,25 @@ def open_dataset(folder: Path) -> MinariDataset:
 
     try:
         return MinariDataset(folder)
-    except Exception as error:  # each of its storages has errors of its own
+    except Exception as error:  # Minari's storages raise errors of many types
         raise UserError(f"{folder} cannot be opened by Minari ({one_line(error)}); fetch it again") from None
 
 
 def stored_metadata(dataset: MinariDataset) -> tuple[EnvSpec, list[str]] | None:
-    """The world of a store that went out, and its arrays that are infos; nothing for a data set from elsewhere."""
+    """The environment spec and the info arrays of an exported store; None for other data sets."""
     if METADATA_KEY not in dataset.storage.metadata:
         return None
     try:
         mine = json.loads(dataset.storage.metadata[METADATA_KEY])
         return EnvSpec.from_json(mine["world"], f"{dataset.id}: world"), [str(name) for name in mine["infos"]]
-    except Exception as error:  # of JSON, and of a world that has other fields or none
+    except Exception as error:  # invalid JSON, or other fields
         raise UserError(
             f"{dataset.id} has a damaged {METADATA_KEY} in its metadata ({one_line(error)}); fetch it again"
         ) from None
 
 
 def image_key(dataset: MinariDataset, image: str) -> str:
-    """The picture's key in a dictionary of observations; "" where the observation is the picture."""
+    """The key of the image in dictionary observations; "" if the observation is the image."""
     space = dataset.observation_space
     if is_image(space) and not image:
         return ""
@@ -125,11 +125,11 @@ def image_key(dataset: MinariDataset, image: str) -> str:
     if image in pictures or (not image and len(pictures) == 1):
         return image or pictures[0]
     known = f"choose one by --image: {', '.join(pictures)}" if pictures else "record the environment by collect/gym.py"
-    raise UserError(f"{dataset.id} has no {'such' if image else 'one'} picture of bytes to see; {known}")
+    raise UserError(f"{dataset.id} has no {'such' if image else 'single'} uint8 image in its observations; {known}")
 
 
 def make_env_spec(dataset: MinariDataset, key: str, size: int) -> EnvSpec:
-    """The world that went out with a store, or what is known of one from elsewhere."""
+    """The spec of the exported store, or one derived from another data set."""
     space = dataset.observation_space[key] if key else dataset.observation_space
     shape = (size or space.shape[0], size or space.shape[1], 3)
     if mine := stored_metadata(dataset):
@@ -147,15 +147,15 @@ def make_env_spec(dataset: MinariDataset, key: str, size: int) -> EnvSpec:
 
 
 def read_file(folder: Path, key: str, size: int, i: int) -> Sequence[Episode]:
-    """An episode of a data set; `BrokenFile` says what is wrong with it."""
+    """An episode of a data set; `BrokenFile` if it cannot be read."""
     try:
         return (make_episode(open_dataset(folder), key, size, i),)
-    except Exception as error:  # each storage has errors of its own
+    except Exception as error:  # storages raise errors of many types
         raise BrokenFile(f"{folder}: episode {i}: {one_line(error)}; fetch it again") from None
 
 
 def make_episode(dataset: MinariDataset, key: str, size: int, i: int) -> Episode:
-    """Rows of the store's clock."""
+    """The rows of an episode."""
     data = dataset[i]
     frames = np.asarray(data.observations[key] if key else data.observations)
     if size or frames.shape[3:] != (3,):
@@ -167,19 +167,19 @@ def make_episode(dataset: MinariDataset, key: str, size: int, i: int) -> Episode
             raise UserError(f"it has {len(frames)} observations, but {len(array)} {theirs}")
         array = to_action_spec(dataset.action_space).check(array) if ours == "action" else array
         rows[ours] = np.concatenate([array, np.zeros_like(array[:1])])
-    with np.errstate(over="ignore"):  # what is infinite in float32 is told below
+    with np.errstate(over="ignore"):  # values that overflow float32 are reported below
         rows["reward"] = rows["reward"].astype(np.float32)
     rows["terminated"], rows["truncated"] = rows["terminated"].astype(bool), rows["truncated"].astype(bool)
     if mine := stored_metadata(dataset):
         rows |= {name: np.asarray(data.infos[name]) for name in mine[1]}
     else:
-        rows["variables"] = np.zeros((len(frames), 0), np.float32)  # none, which a dream can go on from
+        rows["variables"] = np.zeros((len(frames), 0), np.float32)  # no variables; a dream can start from this
     check(rows, make_env_spec(dataset, key, size))
     return rows
 
 
 def check(rows: Episode, env_spec: EnvSpec) -> None:
-    """`UserError` for what would not fit beside other episodes, or spoil what is trained on it."""
+    """`UserError` for arrays of the wrong shape or type, or with numbers that are not finite."""
     wanted: dict[str, tuple[tuple[int, ...], Any]] = {
         "frames": (env_spec.frame_shape, np.uint8),
         "action": (env_spec.action.shape, env_spec.action.dtype),
@@ -200,7 +200,7 @@ def check(rows: Episode, env_spec: EnvSpec) -> None:
 def import_dataset(args: Args) -> None:
     folder = dataset_folder(args.dataset)
     if not folder.exists():
-        raise UserError(f"there is no data set {args.dataset} at {folder.parent}; `minari download` fetches one")
+        raise UserError(f"there is no data set {args.dataset} in {folder.parent}; get it with `minari download`")
     dataset = open_dataset(folder)
     key = image_key(dataset, args.image)
     files = ReaderArgs(source=folder, out=args.out, num_workers=args.num_workers, seed=args.seed)
@@ -215,15 +215,15 @@ def import_dataset(args: Args) -> None:
 
 
 def export_store(args: Args) -> None:
-    """Write a store to Minari, wholly or not at all."""
+    """Write a store to Minari, completely or not at all."""
     store = Store(args.export)
     missing = [name for name in ("frames", *STEP_ARRAYS) if name not in store.array_names]
     if missing:
-        raise UserError(f"{args.export} has no {missing[0]}, and Minari holds steps; export a store of an environment")
+        raise UserError(f"{args.export} has no array {missing[0]}, which Minari needs; export a recorded store")
     folder = dataset_folder(args.dataset)
     if folder.exists():
         raise UserError(
-            f"{args.dataset} exists already, perhaps half, of a killed export; `minari delete` it, or give another id"
+            f"{args.dataset} already exists, perhaps from a killed export; `minari delete` it, or use another id"
         )
     try:
         write_dataset(store, args.dataset)
@@ -238,7 +238,7 @@ def write_dataset(store: Store, dataset: str) -> None:
 
     infos = [name for name in store.array_names if name not in ("frames", *STEP_ARRAYS)]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that there is no author, and no environment to rank it by
+        warnings.simplefilter("ignore", UserWarning)  # about a missing author and environment
         made = minari.create_dataset_from_buffers(
             dataset,
             [],
@@ -252,7 +252,7 @@ def write_dataset(store: Store, dataset: str) -> None:
 
 
 def episode_buffers(store: Store, infos: Sequence[str]) -> Iterator[Any]:
-    """A store's episodes as Minari takes them, one in memory at a time."""
+    """A store's episodes as Minari's buffers, one in memory at a time."""
     from minari.data_collector import EpisodeBuffer
 
     for i in tqdm(range(len(store.episode_ends)), unit=" episodes", desc=store.env_spec.name):
@@ -264,7 +264,7 @@ def episode_buffers(store: Store, infos: Sequence[str]) -> Iterator[Any]:
 def main(args: Args) -> None:
     require_minari()
     if not args.dataset:
-        raise UserError("name a data set: --dataset my/doom-v0")
+        raise UserError("no data set was given; name one, such as --dataset my/doom-v0")
     if args.export:
         export_store(args)
     else:

@@ -1,12 +1,12 @@
-"""The files of Moving MNIST and of MNIST, as people have them.
+"""File formats of Moving MNIST and MNIST.
 
-Moving MNIST was published as a .npy, uint8 of the axes t, n, h, w: time, number of the video, height, width. It goes
-round with the videos first, with an axis c for its one channel, and as a .npz: the array under `arr_0`, or all frames
-one after another under `input_raw_data`, as bytes or as floats from 0 to 1, and their `clips`.
+Moving MNIST was published as a .npy of uint8 with the axes t, n, h, w: time, video, height, width. Other versions have
+the videos first, an axis c for the channel, or are a .npz. A .npz has the array in `arr_0`, or all frames concatenated
+in `input_raw_data`, as bytes or as floats from 0 to 1, with their `clips`.
 
-Which of the first two axes is time? The one of 20, as many frames as a published video has; else the shorter one, if
-the other is far longer. Where neither is so, or a picture's side might be time as well, the shape does not tell, and
-`--axes` has to.
+Which of the first two axes is time? The one of length 20, the length of published videos; else the shorter one, if the
+other is much longer. If neither is the case, or the height might be time too, the shape is ambiguous, and `--axes` is
+needed.
 """
 
 from __future__ import annotations
@@ -28,31 +28,31 @@ from worldmodel.utils.errors import UserError, one_line
 
 PUBLISHED = "tnhw"
 FRAMES = 20
-"""Of a published video."""
+"""Frames of a published video."""
 FAR_MORE, AT_LEAST = 20, 100
 """Videos are so many times as many as frames, and so many, where only that tells them apart."""
 IDX_IMAGES = 0x00000803
-"""How a file of MNIST images begins: bytes, in three dimensions."""
+"""First bytes of an MNIST image file: type uint8, three dimensions."""
 
 
 @dataclass(frozen=True)
 class VideoArray:
-    """An array of videos in a file, and how to look at it."""
+    """An array of videos in a file, with the meaning of its axes."""
 
     name: Path
     """The file that was given."""
     path: Path
-    """That, or what was unpacked of it."""
+    """The .npy to read: that file, or one unpacked from it."""
     shape: tuple[int, ...]
-    """Of four axes."""
+    """Shape as four axes."""
     axes: str
-    """Their letters."""
+    """One letter per axis."""
 
     def size(self, axis: str) -> int:
         return self.shape[self.axes.index(axis)]
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Videos (n, t, h, w) from one to another, bytes."""
+        """Videos (n, t, h, w) from `start` to `stop`, uint8."""
         stored = np.load(self.path, mmap_mode="r").reshape(self.shape)
         videos = stored.transpose([self.axes.index(axis) for axis in "nthw"])[start:stop]
         if videos.dtype == np.uint8:
@@ -64,7 +64,7 @@ class VideoArray:
 
 @contextlib.contextmanager
 def open_video_array(source: Path, axes: str, length: int, beside: Path) -> Iterator[VideoArray]:
-    """The videos of a .npy or .npz; the latter is unpacked, since only the former can be mapped."""
+    """Open the videos of a .npy or .npz; a .npz is unpacked, since only a .npy can be memory-mapped."""
     if source.suffix.lower() != ".npz":
         yield of_array(source, source, axes)
         return
@@ -75,20 +75,20 @@ def open_video_array(source: Path, axes: str, length: int, beside: Path) -> Iter
 
 
 def unpack(source: Path, folder: Path) -> tuple[Path, np.ndarray | None]:
-    """The array of videos as a .npy in a folder, and the clips that its frames are cut into, if they are told."""
+    """Unpack the array of videos into a folder; returns its path, and the array `clips` if there is one."""
     try:
         with zipfile.ZipFile(source) as archive:
             keys = [Path(name).stem for name in archive.namelist()]
             key = next((key for key in ("arr_0", "input_raw_data") if key in keys), None)
             if key is None:
                 known = ", ".join(keys) or "nothing"
-                raise UserError(f"{source} holds {known}, but no arr_0 or input_raw_data; give another file")
+                raise UserError(f"{source} has {known}, but no arr_0 or input_raw_data; give another file")
             path = Path(archive.extract(f"{key}.npy", folder))
             with archive.open("clips.npy") if "clips" in keys else contextlib.nullcontext() as file:
                 return path, np.load(file, allow_pickle=False) if file else None
     except UserError:
         raise
-    except Exception as error:  # of zipfile, of what unpacks, of the disk and of NumPy
+    except Exception as error:  # errors of zipfile, its decompressors, the disk and NumPy
         raise unreadable(source, error) from None
 
 
@@ -98,12 +98,14 @@ def of_array(name: Path, path: Path, axes: str) -> VideoArray:
     kept = axes.replace("c", "", 1)
     sizes = dict(zip(axes, array.shape, strict=False))
     if len(axes) != array.ndim or sorted(kept) != sorted(PUBLISHED) or sizes.get("c", 1) != 1:
-        raise UserError(f"axes {axes!r} do not fit {name} of {array.shape}; give their letters in order, such as tnhw")
+        raise UserError(
+            f"axes {axes!r} do not fit {name} of shape {array.shape}; give one letter per axis in order, such as tnhw"
+        )
     return VideoArray(name, path, tuple(sizes[axis] for axis in kept), kept)
 
 
 def axes_of(name: Path, shape: tuple[int, ...]) -> str:
-    """The letters of the axes, as far as sizes tell them."""
+    """The letters of the axes, derived from the shape; `UserError` if it is ambiguous."""
     picture = "hw" if len(shape) == 4 else "chw" if shape[2] == 1 else "hwc"
     first, second, *sides = shape
     if told := (first == FRAMES) != (second == FRAMES):
@@ -113,24 +115,24 @@ def axes_of(name: Path, shape: tuple[int, ...]) -> str:
         told = max(first, second) >= max(FAR_MORE * time, AT_LEAST)
     if told and not {time, FRAMES} & set(sides):
         return ("tn" if first == time else "nt") + picture
-    raise UserError(f"{name} of {shape} does not show which axis is time; give --axes, such as nthw for videos first")
+    raise UserError(f"the time axis of {name}, {shape}, is ambiguous; give --axes, such as nthw for videos first")
 
 
 def of_frames(name: Path, path: Path, clips: np.ndarray | None, length: int) -> VideoArray:
-    """Videos whose frames (n * t, 1, h, w) lie one after another."""
+    """Videos stored as concatenated frames (n * t, 1, h, w)."""
     array = read_array(name, path, (4,), "input_raw_data is (all frames, 1, height, width)", floats=True)
     if clips is not None:
         length = clip_length(name, clips)
         if len(array) != clips.shape[1] * length:
             told = f"{clips.shape[1]} videos of {length} frames"
-            raise UserError(f"{name} has {len(array)} frames, but its clips tell of {told}; fetch it again")
+            raise UserError(f"{name} has {len(array)} frames, but its clips need {told}; fetch it again")
     if array.shape[1] != 1 or len(array) % length:
         raise UserError(f"{name} holds {array.shape}, which are not videos of {length} frames; give their --length")
     return VideoArray(name, path, (len(array) // length, length, *array.shape[2:]), "nthw")
 
 
 def clip_length(name: Path, clips: np.ndarray) -> int:
-    """Frames of a video; clips (2, n, 2) tell where what is given and what is foretold begin, and how long they are."""
+    """Frames per video, from clips (2, n, 2): start and length of the given and of the predicted part of each video."""
     if clips.ndim == 3 and clips.shape[::2] == (2, 2) and clips.shape[1] and clips.dtype.kind in "iu":
         starts, lengths = clips.astype(np.int64).transpose(2, 0, 1)
         length = int(lengths[:, 0].sum())
@@ -141,11 +143,11 @@ def clip_length(name: Path, clips: np.ndarray) -> int:
 
 
 def read_array(name: Path, path: Path, dimensions: tuple[int, ...], what: str, floats: bool = False) -> np.ndarray:
-    """A .npy, mapped, not read."""
+    """Memory-map a .npy, and check its number of dimensions and its type."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         shape, dtype, size = array.shape, array.dtype, array.offset + array.nbytes
-    except Exception as error:  # of NumPy, of the file system, and of Python's own reader of the header
+    except Exception as error:  # errors of NumPy, the file system, and the parser of the header
         raise unreadable(name, error) from None
     known = dtype == np.uint8 or (floats and dtype.kind == "f")
     if len(shape) not in dimensions or not known or 0 in shape:
@@ -164,7 +166,7 @@ def read_idx(path: Path) -> np.ndarray:
     except (OSError, EOFError, zlib.error, struct.error) as error:
         raise unreadable(path, error) from None
     if magic != IDX_IMAGES or len(data) != 16 + n * h * w:
-        raise UserError(f"{path} is not a whole idx3-ubyte file of images; give MNIST's train-images-idx3-ubyte.gz")
+        raise UserError(f"{path} is not a complete idx3-ubyte file; give MNIST's train-images-idx3-ubyte.gz")
     return np.frombuffer(data, np.uint8, offset=16).reshape(n, h, w)
 
 

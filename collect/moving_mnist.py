@@ -1,19 +1,19 @@
-"""Moving MNIST: digits that fly through a dark square and bounce off its walls; as published, or made here.
+"""Moving MNIST: digits that move through a dark square and bounce off its walls, as published or generated.
 
     python collect/moving_mnist.py --source mnist_test_seq.npy      # the published 10,000 videos of 20 frames
     python collect/moving_mnist.py --digits train-images-idx3-ubyte.gz --episodes 60000
-    python collect/moving_mnist.py                                  # digits of a font: nothing to fetch
+    python collect/moving_mnist.py                                  # digits of a font, without any download
 
-What is published is a test set without a training set: 10,000 videos of 20 frames of 64x64. People train on videos
-they make, or on a part of it; here it is split 8:1:1 like all else, so numbers from it are not those of the published
-test. `mnist_files` has the ways in which it goes round.
+The published data is a test set without a training set: 10,000 videos of 20 frames of 64x64. Others train on generated
+videos, or on a part of it. Here it is split 8:1:1 like other data, so results are not those of the published test set.
+`mnist_files` describes its file formats.
 
-Made here: `per_video` digits, drawn with replacement, begin anywhere, fly in any direction at one `speed`, and do not
-see each other; where they overlap, the brighter pixel counts. A wall mirrors the path: the distance that goes beyond
-it comes back. (The generator of the publication stops at the wall for that frame.) So a position is the straight
-path, folded, and all frames are computed at once. Positions are rounded to whole pixels only for drawing.
+Generated videos have `per_video` digits, chosen with replacement. Each starts at a random position and moves in a
+random direction at constant `speed`, independently of others. Where they overlap, the brighter pixel counts. A wall
+reflects the path exactly (the original generator stops at the wall for one frame). So positions are a folded straight
+line, and all frames are computed at once. Positions are rounded to pixels only for drawing.
 
-A batch of videos depends on (seed, number of the batch) alone, by however many processes they are made.
+A batch of videos depends on (seed, number of the batch) alone, not on the number of processes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-if not __package__:  # run as a file: the folder above is where `collect` is found
+if not __package__:  # run as a file: import from the project's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
@@ -41,7 +41,7 @@ from worldmodel.utils.errors import UserError
 from worldmodel.utils.settings import NotNegative, Pixels, Positive
 
 BATCH = 50
-"""Videos made, or read, at a time. Part of what is made, since a batch draws its numbers together."""
+"""Videos per batch. Another value generates other videos, since a batch shares a random generator."""
 FONT_SIZES = (20, 24, 28)
 
 
@@ -50,29 +50,29 @@ class Args(ReaderArgs):
     """Make a store of Moving MNIST."""
 
     source: Path = Path()
-    """mnist_test_seq.npy as published, or a .npz of it; without it videos are made."""
+    """File as published (mnist_test_seq.npy), or a .npz of it; by default videos are generated."""
     axes: str = ""
-    """Order of the source's axes: time, number of the video, height and width are tnhw; by default its shape tells."""
+    """Order of the source's axes, such as tnhw; t is time, n the video; by default derived from its shape."""
     out: Path = Path("runs/moving_mnist/data.zarr")
-    """The store; one that is not complete goes on."""
+    """Store to write; an unfinished one resumes."""
     digits: str = "font"
-    """Pictures to make videos of: "font", a .npy of uint8 (n, h, w), or MNIST's idx3-ubyte file, gzipped or not."""
+    """Images of digits: "font", a .npy of uint8 (n, h, w), or MNIST's idx3-ubyte file; it may be gzipped."""
     episodes: Positive = 10_000
-    """Videos to make."""
+    """Number of videos to generate."""
     length: Positive = 20
-    """Frames of a video that is made, or in a source that does not tell."""
+    """Frames per video: of generated videos, or of a source whose shape does not show it."""
     per_video: Positive = 2
-    """Digits in a video that is made."""
+    """Digits per generated video."""
     speed: NotNegative = 3.6
-    """Pixels that a digit flies in a frame."""
+    """Speed of a digit in pixels per frame."""
     size: Pixels = 64
-    """Height and width of a frame that is made."""
+    """Height and width of a generated frame in pixels."""
     channels: Literal[1, 3] = 3
-    """1, or 3 equal ones."""
+    """Channels of a frame; 3 are equal copies."""
 
 
 def font_digits() -> np.ndarray:
-    """The ten digits in some sizes of Pillow's own font, (n, 28, 28), in the middle."""
+    """The ten digits in several sizes of Pillow's own font, centered, (n, 28, 28)."""
     pictures = []
     for size in FONT_SIZES:
         font = ImageFont.load_default(size)
@@ -84,7 +84,7 @@ def font_digits() -> np.ndarray:
 
 
 def load_digits(args: Args) -> np.ndarray:
-    """(n, h, w) uint8, not bigger than a frame."""
+    """The images of digits (n, h, w), uint8; `UserError` if they are larger than a frame."""
     path = Path(args.digits)
     if args.digits == "font":
         digits = font_digits()
@@ -95,26 +95,28 @@ def load_digits(args: Args) -> np.ndarray:
     else:
         digits = read_idx(path)
     if max(digits.shape[1:]) > args.size or not len(digits):
-        raise UserError(f"{len(digits)} digits of {digits.shape[1:]} do not fit into frames of {args.size}")
+        raise UserError(
+            f"{len(digits)} digits of {digits.shape[1:]} do not fit into frames of {args.size}; set a larger --size"
+        )
     return digits
 
 
 def bounce(start: np.ndarray, step: np.ndarray, length: int, room: np.ndarray) -> np.ndarray:
-    """Positions (n, t, 2) from a start (n, 2), by a step (n, 2) a frame, mirrored at 0 and at `room` (2)."""
+    """Positions (n, t, 2) from a start (n, 2) with steps (n, 2) per frame, reflected at 0 and at `room` (2)."""
     straight = start[:, None] + step[:, None] * np.arange(length)[:, None]
     return room - np.abs(straight % np.maximum(2 * room, 1e-9) - room)
 
 
 def draw_digits(frames: np.ndarray, digits: np.ndarray, corners: np.ndarray) -> None:
-    """Draw a digit (n, h, w) into each video (n, t, H, W), its upper left corner at (n, t, 2) of y, x."""
+    """Draw one digit (n, h, w) into each video (n, t, H, W), with upper left corners (n, t, 2) as y, x."""
     n, t = np.indices(corners.shape[:2])
     windows = sliding_window_view(frames, digits.shape[1:], axis=(2, 3), writeable=True)  # type: ignore[call-overload]
-    at = (n, t, corners[..., 0], corners[..., 1])  # one window a frame, so none is written twice
+    at = (n, t, corners[..., 0], corners[..., 1])  # one window per frame, so no pixel is written twice
     windows[at] = np.maximum(windows[at], digits[:, None])
 
 
 def make_videos(args: Args, digits: np.ndarray, batch: int) -> list[Episode]:
-    """A batch of videos; a last one that is not full is the beginning of a full one."""
+    """Generate a batch of videos; an incomplete last batch is the start of a complete one."""
     rng = np.random.default_rng([args.seed, batch])
     room = args.size - np.array(digits.shape[1:], float)
     frames = np.zeros((BATCH, args.length, args.size, args.size), np.uint8)
@@ -133,7 +135,7 @@ def make_episode(video: np.ndarray, channels: int) -> Episode:
 
 
 def read_videos(videos: VideoArray, channels: int, batch: int) -> list[Episode]:
-    """A batch of the published videos."""
+    """Read a batch of the published videos."""
     return [make_episode(video, channels) for video in videos.read(batch * BATCH, (batch + 1) * BATCH)]
 
 
@@ -164,7 +166,7 @@ def main(args: Args) -> None:
     elif args.source.is_file():
         import_published(args)
     else:
-        raise UserError(f"{args.source} is no file; give mnist_test_seq.npy, or no source to make videos")
+        raise UserError(f"{args.source} is not a file; give mnist_test_seq.npy, or leave --source out")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Processes that work side by side on numbered tasks, whose results are handed over in order.
+"""A pool of processes that work on tasks in parallel and return results in order.
 
-Processes are spawned, since neither an engine nor torch survives a fork. One that dies is replaced and its task
-done again, so that a crash of an engine costs seconds; a task that kills three is given up on, by name. Each leads
-a process group, so that the engines of one that was killed do not outlive it; if the parent is killed, all end at once,
-in the middle of a task too.
+Processes are spawned, because neither an engine nor torch survives a fork. A process that dies is replaced, and its
+task is repeated, so a crash of an engine costs seconds. A task that kills three processes is given up. Each process
+leads a process group, so that its engines end with it. If the parent is killed, all processes end at once, even during
+a task.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from typing import Any
 from worldmodel.utils.errors import UserError, one_line
 
 ATTEMPTS = 3
-"""Processes that one episode may kill."""
+"""A task is given up after it killed this many processes."""
 MAX_AHEAD = 4
-"""Episodes, for each process, that may be played before the next one in order is."""
+"""Results per process that may wait for an earlier task."""
 WorkerContext = Callable[[], AbstractContextManager[Callable[[Any], Any]]]
-"""Called in each process: what it yields is called with each task, and cleaned up at the end."""
+"""A context manager opened in each process; it yields the function that is called with each task."""
 
 
 class WorkerPool:
-    """`with Pool(make, workers) as pool: for result in pool.map(tasks): ...`"""
+    """`with WorkerPool(make, workers) as pool: for result in pool.map(tasks): ...`"""
 
     def __init__(self, make: WorkerContext, workers: int, say: Callable[[str], None] = print) -> None:
         self._make, self._say = make, say
@@ -45,7 +45,7 @@ class WorkerPool:
     def _start(self) -> Connection:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=_worker_main, args=(theirs, self._make), daemon=True)
-        usual = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for the parent to answer
+        usual = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited, so that only the parent handles Ctrl-C
         try:
             process.start()
         finally:
@@ -57,12 +57,17 @@ class WorkerPool:
     def _ready(self, connection: Connection) -> None:
         done, why = _receive(connection)
         if not done:
-            raise UserError(f"a process could not start ({why}); try fewer workers")
+            raise UserError(f"a process could not start ({why}); use fewer --num-workers")
 
     def map(self, tasks: Iterable[Any], give_up: Callable[[Any, str], Any] | None = None) -> Iterator[Any]:
-        """The results of the tasks, in their order; the tasks may go on for ever.
+        """The results of the tasks, in order. The tasks may be an infinite iterator.
 
-        Of a task that is given up on it is what `give_up` makes of it and of the reason, or a `UserError`.
+        Args:
+            tasks: The tasks; they are pickled.
+            give_up: Makes the result of a task that is given up, from the task and the reason.
+
+        Raises:
+            UserError: A task is given up and `give_up` is None, or a process cannot start.
         """
         self._drain()
         numbered, again = enumerate(tasks), list[tuple[int, Any]]()
@@ -88,13 +93,13 @@ class WorkerPool:
                     continue
                 deaths[number] += 1
                 if deaths[number] < ATTEMPTS:
-                    self._say(f"a process died in task {task} ({result}); another one does it again")
+                    self._say(f"a process died in task {task} ({result}); another one repeats it")
                     again.append(item)
                 elif give_up is not None:
                     results[number] = give_up(task, result)
                 else:
                     raise UserError(
-                        f"task {task} ended {ATTEMPTS} processes ({result}); cure that, or try another seed"
+                        f"task {task} crashed {ATTEMPTS} processes ({result}); fix the cause, or use another --seed"
                     )
                 _kill(self._processes.pop(connection))
                 self._ready(self._start())
@@ -103,14 +108,14 @@ class WorkerPool:
                 position += 1
 
     def run_everywhere(self, function: Callable[[], Any]) -> list[Any]:
-        """What a function returns in each process, all at the same time."""
+        """Call a function in all processes at the same time, and return its results."""
         self._drain()
         for connection in self._processes:
             _send(connection, function)
         return [result for done, result in map(_receive, self._processes) if done]
 
     def _drain(self) -> None:
-        """Wait for what was begun and nobody wants any more."""
+        """Wait for running tasks whose results are no longer needed."""
         for connection in self._busy:
             _receive(connection)
         self._busy.clear()
@@ -119,7 +124,7 @@ class WorkerPool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Let each process finish what it does and clean up."""
+        """Let each process finish its task and clean up."""
         for connection in self._processes:
             connection.close()
         for process in self._processes.values():
@@ -128,12 +133,12 @@ class WorkerPool:
 
 
 def _send(connection: Connection, message: Any) -> None:
-    with suppress(OSError):  # a process that died while idle is told of when it is asked; a parent may be gone
+    with suppress(OSError):  # the other end may be gone; a dead process is noticed when its result is read
         connection.send(message)
 
 
 def _receive(connection: Connection) -> tuple[bool, Any]:
-    """(True, the result), or (False, why there is none)."""
+    """(True, the result), or (False, the reason why the process died)."""
     try:
         kind, value = connection.recv()
     except (EOFError, OSError):
@@ -144,7 +149,7 @@ def _receive(connection: Connection) -> tuple[bool, Any]:
 
 
 def _kill(process: BaseProcess) -> None:
-    """End a process and what it started."""
+    """Kill a process and the processes it started."""
     assert process.pid is not None
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
@@ -152,7 +157,7 @@ def _kill(process: BaseProcess) -> None:
 
 
 def _follow() -> None:
-    """Die with the parent, and take along what this process started."""
+    """Kill this process and the processes it started when the parent dies."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -169,7 +174,7 @@ def _worker_main(connection: Connection, make: WorkerContext) -> None:
             while True:
                 task = connection.recv()
                 connection.send(("done", task() if callable(task) else run(task)))
-    except (EOFError, BrokenPipeError, ConnectionResetError):  # the parent has no more to do, or is gone
+    except (EOFError, BrokenPipeError, ConnectionResetError):  # the parent is finished, or gone
         pass
     except UserError as error:
         _send(connection, ("user", str(error)))

@@ -1,15 +1,15 @@
 """Record the simulated robot that pushes objects, into a store like that of BAIR's data (`collect/bair.py`).
 
-    python collect/pushing.py                    # 2,000 episodes: the pusher that ships, three in ten random
-    python collect/pushing.py --policy random    # as BAIR's robot drew its actions, all of them, each for one step
+    python collect/pushing.py                    # 2,000 episodes: the pusher that ships, 30% of them random
+    python collect/pushing.py --policy random    # only random actions, with the distribution of BAIR's robot
 
-The same arrays, of the same types and shapes, with the same names: the configuration that trains on one store trains
+The store has the same arrays as one of BAIR's data, with the same names, types and shapes, so a preset for one trains
 on the other. Episodes have 30 frames; the split is 8:1:1.
 
-The pusher knows which object it means to push where, and a frame does not show that: over its actions lies noise, and
-the exploration of `collect/episodes.py`, whose random actions are drawn as BAIR's robot drew them, each held for one
-step or for four on average. Killed at any moment, the same command goes on, and ends with the same store. The last
-lines compare with the bare renderer: as many processes that do nothing but draw, on the same machine right after.
+The pusher's object and goal are not visible in a frame, so its actions have added noise and the exploration of
+`collect/episodes.py`. Random actions have the distribution of BAIR's robot, and each is held for one step, or for four
+on average. If it is killed, the same command resumes and ends with the same store. The last lines compare the speed
+with that of the renderer alone, in the same number of processes.
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ class Args(RecordArgs):
     """Record the simulated robot that pushes objects."""
 
     out: Path = Path("runs/pushing/data.zarr")
-    """The store; one that is not complete goes on."""
+    """Store to write; an unfinished one resumes."""
     policy: str = "pushing"
-    """The pusher that ships, the folder of another, or "random"."""
+    """Folder of a pusher, or "random"; by default the pusher that ships."""
     episodes: Positive = 2000
-    """Episodes to record in all, of 30 frames each."""
+    """Number of episodes to record, of 30 frames each."""
     noise: NotNegative = 0.2
-    """Of the pusher's dx and dy: standard deviation, in tenths of a metre."""
+    """Noise on the pusher's dx and dy; standard deviation in tenths of a meter."""
     hold: NonEmpty[Hold] = (1.0, 4.0)
-    """Steps for which a random action is held, on average; of several, each episode draws one."""
+    """Mean number of steps for which a random action is held; each episode picks one of several values at random."""
     random_share: Fraction = 0.3
-    """Share of the episodes that are random throughout."""
+    """Fraction of the episodes that are entirely random."""
 
 
 def make_player(args: Args, env: Pushing) -> Player:
@@ -69,7 +69,7 @@ def make_player(args: Args, env: Pushing) -> Player:
 
 @contextlib.contextmanager
 def worker(args: Args) -> Iterator[Callable[[int], list[Episode]]]:
-    """What each process does with the index of an episode."""
+    """Open the simulator of a process; yields the function that plays an episode by its index."""
     torch.set_num_threads(1)
     with contextlib.closing(Pushing()) as env:
         act = make_player(args, env)
@@ -82,7 +82,7 @@ def worker(args: Args) -> Iterator[Callable[[int], list[Episode]]]:
 
 
 def renderer_rate(args: Args, seconds: float = 2.0) -> float:
-    """Frames a second of drawing alone."""
+    """Frames per second of rendering alone."""
     with contextlib.closing(Pushing()) as env:
         env.reset(seed=args.seed)
         assert env.renderer is not None
@@ -94,17 +94,17 @@ def renderer_rate(args: Args, seconds: float = 2.0) -> float:
 
 
 def settings(args: Args) -> dict[str, Any]:
-    """What makes two recordings the same, beside their world."""
+    """The settings that must be equal to resume a recording."""
     policy = "random"
     if args.policy != "random":
-        load_pusher(args.policy)  # says what is wrong before any process starts
+        load_pusher(args.policy)  # report an error before any process starts
         policy = weights_digest(policy_folder(args.policy))
     exploration = {"epsilon": args.epsilon, "hold": args.hold, "random_share": args.random_share, "noise": args.noise}
     return {"policy": policy, "seed": args.seed, **exploration}
 
 
 def main(args: Args) -> None:
-    if args.policy == "random":  # exploration is for what is not random already
+    if args.policy == "random":  # exploration adds nothing to random actions
         args = replace(args, epsilon=0.0, random_share=0.0)
     env_spec, bare_rate = Pushing().env_spec, partial(renderer_rate, args)
     record_store(args.out, env_spec, settings(args), args, partial(worker, args), 1, args.episodes, bare_rate=bare_rate)

@@ -1,10 +1,10 @@
-"""Playing into a store: groups of episodes by several processes, cut into pieces, until there are enough.
+"""Records played episodes into a store: several processes play groups of episodes until there are enough.
 
-The index of the next episode, and how many of its pieces are in the store, are committed with each piece. So the same
-command goes on where it was killed, and ends with the same store, whatever the number of processes.
+Episodes may be cut into segments. Each commit includes the index of the next episode and the number of its segments in
+the store. So the same command resumes after it was killed and ends with the same store, with any number of processes.
 
-An episode with a number that is not finite (a reward, an action or a variable, as the store holds them: in float32)
-would spoil what is trained on it. It is skipped whole, named in `<store>/skipped.txt` and counted, as a broken file is.
+An episode with a NaN or infinite reward, action or variable (in float32, as stored) would break training. It is
+skipped, counted, and named in `<store>/skipped.txt`, like an unreadable file.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from worldmodel.utils.errors import UserError
 from worldmodel.utils.settings import Seed, Workers
 
 MAX_SHORT_EPISODES = 100
-"""Episodes in a row of which none may be of use."""
+"""Recording stops after this many unusable episodes in a row."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecordArgs(Exploration):
-    """What all recorders are asked."""
+    """Settings of all recorders."""
 
     num_workers: Workers = min(os.cpu_count() or 1, 16)
-    """Processes that play."""
+    """Number of processes that play."""
     seed: Seed = 0
-    """Of the episodes, the actions and the split."""
+    """Seed of the episodes, the actions and the split."""
 
 
 def record_store(
@@ -52,9 +52,21 @@ def record_store(
     length: int = 0,
     bare_rate: Callable[[], float] | None = None,
 ) -> None:
-    """Fill a store with `total` pieces of episodes, or go on filling it, and print what is in it.
+    """Fill a store with `total` episodes or segments, or resume it, and print its size and the speed.
 
-    `bare_rate` measures the frames a second of the engine alone in one process, to compare with.
+    Args:
+        out: Store to write.
+        env_spec: Spec of the environment.
+        settings: Settings that must be equal to resume.
+        args: Seed and number of processes.
+        worker: Yields the function that plays a group, in each process.
+        group_size: Episodes per group.
+        total: Episodes, or segments if `length` is set.
+        length: Rows per segment; 0 keeps episodes whole.
+        bare_rate: Measures the frames per second of the engine alone in one process, for comparison.
+
+    Raises:
+        UserError: The store has other settings, or too many episodes in a row are unusable.
     """
     with StoreWriter(out, env_spec, settings, args.seed) as writer:
         complete = writer.n_episodes >= total
@@ -69,12 +81,12 @@ def record_store(
 
 
 def record_episodes(pool: WorkerPool, writer: StoreWriter, group_size: int, total: int, length: int) -> float:
-    """Write pieces of episodes until there are `total`; returns frames a second.
+    """Write episodes or segments until there are `total`; returns the frames per second.
 
-    The pool's processes make of the index of a group its `group_size` episodes, as `collect.episodes.play_group` does.
+    The pool's processes return the `group_size` episodes of a group, as `collect.episodes.play_group` does.
     """
-    bad: list[str]  # what was skipped
-    first, written, *bad = writer.progress or (0, 0)  # the next episode, and how many of its pieces there are already
+    bad: list[str]  # reasons of skipped episodes
+    first, written, *bad = writer.progress or (0, 0)  # the next episode, and the number of its segments in the store
     before, start, rate, useless = writer.n_rows, time.perf_counter(), 0.0, 0
     groups = pool.map(itertools.count(first // group_size))
     with tqdm(total=total, initial=writer.n_episodes, unit=" episodes", desc=writer.env_spec.name) as bar:
@@ -99,7 +111,7 @@ def record_episodes(pool: WorkerPool, writer: StoreWriter, group_size: int, tota
                 break
         writer.commit()
     if bad:
-        print(f"{len(bad):,} episodes were skipped; {writer.path / SKIPPED_FILE} tells why")
+        print(f"{len(bad):,} episodes were skipped; see {writer.path / SKIPPED_FILE} for the reasons")
     return rate
 
 

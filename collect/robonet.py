@@ -1,17 +1,17 @@
-"""RoboNet (Dasari et al., 2019) into a store: from HDF5, one file for each trajectory of one of seven robots.
+"""Read RoboNet (Dasari et al., 2019) into a store, from HDF5 files with one trajectory of one of seven robots each.
 
     python collect/robonet.py --source hdf5
 
-A file has `env/cam0_video` and further cameras, either as one MP4 (`frames`) or as JPEGs (`frame0`, `frame1`, ...),
-`env/state` (t, up to 5), and `policy/actions`, one fewer than frames. Where one of the three is longer, the surplus
-drops out. There is no reward and no published split: it is drawn, 8:1:1.
+A file has `env/cam0_video` and more cameras, either as one MP4 (`frames`) or as JPEGs (`frame0`, `frame1`, ...),
+`env/state` (t, up to 5), and `policy/actions`, one fewer than frames. If one of the three is longer, the rest is
+dropped. There is no reward and no published split; the split is random, 8:1:1.
 
-Pictures are scaled until the shorter side is `--size`, and the middle is kept. Each camera says in `image_format` in
-which order it meant its channels to be read, by the publication's own reader: for an MP4 the order in the file, but
-for a JPEG the order of OpenCV, which turns it round. So a JPEG that says RGB has red and blue exchanged in the file.
+Frames are scaled so that the shorter side is `--size`, and the center square is kept. `image_format` of a camera is the
+channel order for the published reader. For an MP4 this is the order in the file. For a JPEG it is the order in OpenCV,
+which reverses it. So a JPEG with `image_format` RGB has red and blue exchanged in the file.
 
-Robots differ in the width of their actions and states. All of a store have one: files of another width are skipped
-by name, never padded or cut, since a padded zero would be an action that nobody took. The bounds are as for BAIR.
+Robots have actions and states of different sizes. All files of a store have the same. Files of another size are skipped
+and named, not padded or cut, because a padded zero would be an action that was never taken. Bounds are as for BAIR.
 """
 
 from __future__ import annotations
@@ -47,28 +47,28 @@ class Args(ReaderArgs):
     """Read RoboNet."""
 
     source: Path = Path("hdf5")
-    """Folder with the .hdf5 files, at any depth."""
+    """Folder with .hdf5 files, at any depth."""
     out: Path = Path("runs/robonet/data.zarr")
-    """The store; one that is not complete goes on."""
+    """Store to write; an unfinished one resumes."""
     camera: Count = 0
-    """Which of the cameras."""
+    """Number of the camera, from 0."""
     size: Pixels = 64
-    """Height and width of a frame."""
+    """Height and width of a frame in pixels."""
     action_width: Positive = 4
-    """Numbers of an action; files with another width are skipped."""
+    """Number of dimensions of an action; files with another number are skipped."""
     state_width: Positive = 5
-    """Numbers of a state; files with another width are skipped."""
+    """Number of dimensions of a state; files with another number are skipped."""
     pattern: str = "*.hdf5"
-    """Names of the files; the robot is a part of them, as in *sawyer*.hdf5."""
+    """Pattern of file names; they contain the robot, so *sawyer*.hdf5 selects one."""
     low: float = -100.0
-    """The least that a number of an action may be."""
+    """Lower bound of all numbers of an action."""
     high: float = 100.0
-    """The most that a number of an action may be."""
+    """Upper bound of all numbers of an action."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.low >= self.high:
-            raise UserError(f"low {self.low} must lie below high {self.high}")
+            raise UserError(f"low must be below high, {self.high}, not {self.low}")
 
 
 def make_env_spec(args: Args) -> EnvSpec:
@@ -82,31 +82,31 @@ def make_env_spec(args: Args) -> EnvSpec:
 
 
 def read_file(args: Args, path: Path) -> Sequence[Episode]:
-    """The episode of a file; `BrokenFile` says what is wrong with it."""
+    """The episode of a file; `BrokenFile` if it cannot be read."""
     try:
         with h5py.File(path) as file:
             return (make_episode(args, file),)
     except UserError as error:
         raise BrokenFile(f"{path}: {error}") from None
-    except Exception as error:  # h5py, PyAV and Pillow each have errors of their own
+    except Exception as error:  # h5py, PyAV and Pillow raise errors of many types
         raise BrokenFile(f"{path}: {reason(error)}; fetch it again") from None
 
 
 def make_episode(args: Args, file: h5py.File) -> Episode:
-    """Rows of the store's clock."""
+    """The rows of an episode."""
     frames = read_frames(file, args.camera, args.size)
     states = read_array(file, "env/state", args.state_width, "--state-width")
     actions = read_array(file, "policy/actions", args.action_width, "--action-width")
     rows = min(len(frames), len(states), len(actions) + 1)
     if rows < 2:
         raise UserError(
-            f"it has {len(frames)} frames, {len(states)} states, {len(actions)} actions, too few for a step"
+            f"it has {len(frames)} frames, {len(states)} states and {len(actions)} actions, too few for a step"
         )
     action = np.zeros((rows, args.action_width), np.float32)
     try:
         action[:-1] = make_env_spec(args).action.check(actions[: rows - 1])
     except UserError as error:
-        raise UserError(f"{error}; fetch it again, or give other bounds if it is sound") from None
+        raise UserError(f"{error}; fetch it again, or set other bounds if the file is fine") from None
     truncated = np.zeros(rows, bool)
     truncated[-2] = True
     return {
@@ -132,11 +132,11 @@ def read_array(file: h5py.File, name: str, width: int, flag: str) -> np.ndarray:
 
 
 def read_frames(file: h5py.File, camera: int, size: int) -> np.ndarray:
-    """(t, size, size, 3) what a camera saw."""
+    """The frames (t, size, size, 3) of a camera."""
     name = f"env/cam{camera}_video"
     if name not in file:
         known = ", ".join(sorted(k[3:-6] for k in file.get("env", {}) if k.endswith("_video"))) or "none"
-        raise UserError(f"there is no camera {camera}; give --camera, it has {known}")
+        raise UserError(f"there is no camera {camera}; set --camera; it has {known}")
     group = file[name]
     if "frames" in group:
         frames, mixed = decode_mp4(group["frames"][:].tobytes()), channel_order(group["frames"]) == "BGR"
@@ -156,7 +156,7 @@ def read_frames(file: h5py.File, camera: int, size: int) -> np.ndarray:
 
 
 def channel_order(dataset: h5py.Dataset) -> Literal["RGB", "BGR", ""]:
-    """What a camera says of its channels; nothing means that the file is as it seems."""
+    """The `image_format` of a camera; "" if it has none, which means RGB in the file."""
     said = dataset.attrs.get("image_format", "")
     said = said.decode() if isinstance(said, bytes) else str(said)
     if said not in ("RGB", "BGR", ""):
@@ -165,21 +165,21 @@ def channel_order(dataset: h5py.Dataset) -> Literal["RGB", "BGR", ""]:
 
 
 def photo(group: h5py.Group, name: str) -> Image.Image:
-    """The picture of a JPEG."""
+    """Decode a JPEG."""
     try:
         return Image.open(io.BytesIO(group[name][:].tobytes())).convert("RGB")
-    except UnidentifiedImageError:  # it tells an address in memory
+    except UnidentifiedImageError:  # its own message has a memory address
         raise UserError(f"cannot identify image {name}; fetch it again") from None
 
 
 def decode_mp4(data: bytes) -> list[Image.Image]:
-    """The pictures of an MP4 that is whole."""
+    """Decode a complete MP4."""
     with av.open(io.BytesIO(data), "r") as container:
         return [Image.fromarray(orient(np.asarray(to_rgb(frame)), frame)) for frame in shown_frames(container)]
 
 
 def crop_and_resize(image: Image.Image, size: int) -> np.ndarray:
-    """(size, size, 3) the middle square, averaged over areas."""
+    """The center square (size, size, 3), resized by area averaging."""
     width, height = image.size
     side = min(width, height)
     left, top = (width - side) / 2, (height - side) / 2
@@ -194,7 +194,7 @@ def main(args: Args) -> None:
     fill_store(args, make_env_spec(args), found, partial(read_file, args), **how)
     store = Store(args.out)
     actions = store.read("action", 0, store.n_rows)
-    print(f"actions lay between {actions.min(0).tolist()} and {actions.max(0).tolist()}")
+    print(f"actions range from {actions.min(0).tolist()} to {actions.max(0).tolist()}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""TFRecord files of `tf.train.Example`, read without TensorFlow.
+"""Reads TFRecord files of `tf.train.Example` without TensorFlow.
 
-A file is a row of records: the length (8 bytes, little-endian), a checksum of these, the data, a checksum of those.
-A checksum is CRC-32C, rotated and shifted by a constant. Both are checked: a flipped bit of a raw picture would
-otherwise be read as a picture, and a flipped bit of a length would send us anywhere.
+A file is a sequence of records: length (8 bytes, little-endian), checksum of the length, data, checksum of the data. A
+checksum is a CRC-32C, rotated and shifted by a constant. Both are checked: a flipped bit in a raw image would go
+unnoticed, and a flipped bit in a length would read at a wrong offset.
 
-Of protocol buffers only what an Example has is read: messages, bytes, floats and integers, the latter two packed or
-not. A SequenceExample's context has the same field numbers as an Example's features, so it reads the same.
+Only the parts of protocol buffers that an Example uses are supported: messages, bytes, floats and integers, packed or
+not. The context of a SequenceExample has the same field numbers as the features of an Example, so it is read too.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import numpy as np
 from collect.files import BrokenFile
 
 Feature = list[bytes] | np.ndarray
-"""The values of a feature: bytes, or float32 or int64 (n,)."""
+"""Values of a feature: a list of bytes, or an array (n,) of float32 or int64."""
 VARINT, FIXED64, MESSAGE, FIXED32 = 0, 1, 2, 5
 """Wire types."""
 
 
 def masked_crc(data: bytes) -> int:
-    """The checksum as it is stored."""
+    """The checksum as stored in the file."""
     crc = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
@@ -63,7 +63,7 @@ def examples(path: Path) -> Iterator[dict[str, Feature]]:
     except OSError as error:
         raise broken(path, f"it cannot be read ({error.strerror})", "repair it") from None
     except (ValueError, IndexError) as error:
-        raise broken(path, f"record {i} holds no Example ({error})") from None
+        raise broken(path, f"record {i} is not an Example ({error})") from None
     if not i:
         raise broken(path, "it is empty")
 
@@ -96,7 +96,7 @@ def feature(data: bytes) -> Feature:
 
 
 def integers(wire: int, value: int | bytes) -> Iterator[int]:
-    """The int64 of a field, one or packed; negative ones are stored as two's complement."""
+    """The int64 values of a field, single or packed; negative ones are stored as two's complement."""
     at = 0
     values = [value] if isinstance(value, int) else []
     while isinstance(value, bytes) and at < len(value):
@@ -106,12 +106,12 @@ def integers(wire: int, value: int | bytes) -> Iterator[int]:
 
 
 def messages(data: bytes, number: int) -> Iterator[bytes]:
-    """The contents of all fields of that number that have a length."""
+    """The contents of all length-delimited fields with that number."""
     return (v for n, wire, v in fields(data) if n == number and wire == MESSAGE and isinstance(v, bytes))
 
 
 def fields(data: bytes) -> Iterator[tuple[int, int, int | bytes]]:
-    """The fields of a message: number, wire type, and an integer, or bytes of all other types."""
+    """The fields of a message: number, wire type, and value (an integer, or bytes for all other types)."""
     at = 0
     while at < len(data):
         key, at = varint(data, at)
@@ -133,7 +133,7 @@ def fields(data: bytes) -> Iterator[tuple[int, int, int | bytes]]:
 
 
 def varint(data: bytes, at: int) -> tuple[int, int]:
-    """The integer that begins at a place, seven bits to a byte, and the place after it."""
+    """The varint at an offset (seven bits per byte), and the offset after it."""
     value = shift = 0
     while True:
         byte = data[at]

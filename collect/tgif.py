@@ -1,17 +1,17 @@
-"""The Tumblr GIF data set as published: a list of addresses and sentences, and GIFs that each fetches for themselves.
+"""Read the Tumblr GIF data set (TGIF): a published list of addresses and sentences, and GIFs that users download.
 
-    <source>/tgif-v1.0.tsv             an address, a tab and a sentence on each line
-    <source>/gifs/<name>.gif           named as the last part of the address
-    <source>/splits/{train,val,test}.txt   addresses; if they are there, the published split
+    <source>/tgif-v1.0.tsv                 an address, a tab and a sentence per line
+    <source>/gifs/<name>.gif               named as the last part of the address
+    <source>/splits/{train,val,test}.txt   addresses of the published split (optional)
 
     python collect/tgif.py --source tgif --out runs/tgif/data.zarr
 
-Each frame of a GIF lasts as long as it says, and GIFs differ, so they are resampled to ten frames a second: a model
-sees one clock, and what moves moves at the speed at which people saw it. `--fps 0` takes each frame once instead.
+Frame durations differ within and between GIFs, so GIFs are resampled to ten frames per second. Then the model gets one
+frame rate, and motion has its real speed. `--fps 0` uses each frame once instead.
 
-A GIF may have several sentences, and is one episode all the same. `<store>/sentences.jsonl` has a line for each
-episode, in order: its number, the GIF and its sentences. Many GIFs have gone from the web: those that are listed but
-not there are counted on the screen, and named in `skipped.txt` after those that could not be read.
+A GIF with several sentences is still one episode. `<store>/sentences.jsonl` has one line per episode, in order: its
+number, the GIF and its sentences. Many GIFs are no longer online. Those that are listed but missing are counted in the
+output, and named in `skipped.txt` after those that could not be read.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-if not __package__:  # run as a file: the folder above is where `collect` is found
+if not __package__:  # run as a file: import from the project's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from collect.files import Filled, read_text, write_skipped
@@ -34,7 +34,7 @@ from worldmodel.utils.settings import NotNegative
 
 LIST_FILE, SENTENCES_FILE = "tgif-v1.0.tsv", "sentences.jsonl"
 SPLIT_FILES = ("train.txt", "val.txt", "test.txt")
-"""In the order of the store's splits."""
+"""Files of the splits, in the order of the store's splits."""
 ABSENT = "it is in the list, but not in the folder"
 
 
@@ -45,11 +45,11 @@ class Args(VideoArgs):
     source: Path = Path()
     """Folder with tgif-v1.0.tsv in it."""
     gifs: Path = Path("gifs")
-    """Folder of the GIFs, within the source or anywhere."""
+    """Folder of the GIFs, relative to the source or absolute."""
     out: Path = Path("runs/tgif/data.zarr")
-    """The store; one that is not complete goes on."""
+    """Store to write; an unfinished one resumes."""
     fps: NotNegative = 10.0
-    """Frames a second to resample to; 0 takes each frame once."""
+    """Frames per second to resample GIFs to; 0 uses each frame once."""
 
 
 def name_of(address: str) -> str:
@@ -57,28 +57,28 @@ def name_of(address: str) -> str:
 
 
 def read_sentences(path: Path) -> dict[str, list[str]]:
-    """The sentences of each GIF, by its name, in the order of the list."""
+    """GIF name -> its sentences, in the order of the list."""
     if not path.is_file():
-        raise UserError(f"{path} does not exist; give the folder that holds {LIST_FILE}")
+        raise UserError(f"{path} does not exist; give the folder that contains {LIST_FILE}")
     sentences: dict[str, list[str]] = defaultdict(list)
     for number, line in enumerate(read_text(path).split("\n"), 1):
         address, tab, sentence = line.strip("\r").partition("\t")
         if tab and name_of(address):
             sentences[name_of(address)].append(sentence.strip())
         elif line.strip():
-            raise UserError(f"{path}, line {number}: there is no address, tab and sentence; fetch it again")
+            raise UserError(f"{path}, line {number} is not an address, a tab and a sentence; fetch it again")
     return sentences
 
 
 def read_splits(folder: Path) -> dict[str, int]:
-    """The published split of each GIF; none without the files."""
+    """GIF name -> its published split; empty without the files."""
     if not folder.is_dir():
         return {}
     splits: dict[str, int] = {}
     for split, name in enumerate(SPLIT_FILES):
         path = folder / name
         if not path.is_file():
-            raise UserError(f"{folder} has no {name}; fetch it, or take the folder away to have the split drawn")
+            raise UserError(f"{folder} has no {name}; fetch it, or remove the folder for a random split")
         for gif in listed(path):
             if splits.setdefault(gif, split) != split:
                 raise UserError(f"{path}: {gif} is in {SPLIT_FILES[splits[gif]]} too; fetch both again")
@@ -86,7 +86,7 @@ def read_splits(folder: Path) -> dict[str, int]:
 
 
 def listed(path: Path) -> list[str]:
-    """The GIFs of a split; what is none would leave those that are meant in the training split."""
+    """The GIFs of a split. Invalid lines are refused, because their GIFs would end up in the training split."""
     names = [name_of(line) for line in read_text(path).splitlines() if line.strip()]
     wrong = next((name for name in names if not name.lower().endswith(".gif")), None)
     if wrong is not None or not names:
@@ -97,7 +97,7 @@ def listed(path: Path) -> list[str]:
 
 
 def find_clips(args: Args, names: list[str]) -> list[Clip]:
-    """The GIFs that are there; one that no split names is for training."""
+    """The GIFs that exist. Those in no split are for training."""
     folder = args.source / args.gifs
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     splits = read_splits(args.source / "splits")
@@ -106,7 +106,7 @@ def find_clips(args: Args, names: list[str]) -> list[Clip]:
     if splits and (loose := sum(clip.name not in splits for clip in clips)):
         print(f"{loose:,} of {len(clips):,} GIFs are in none of {', '.join(SPLIT_FILES)}: they are for training")
     if not clips:
-        raise UserError(f"{folder} holds none of the {len(names)} GIFs of {LIST_FILE}; give their folder with --gifs")
+        raise UserError(f"{folder} has none of the {len(names)} GIFs of {LIST_FILE}; give their folder with --gifs")
     return clips
 
 
@@ -122,7 +122,7 @@ def main(args: Args) -> None:
 
 
 def write_side_files(out: Path, filled: Filled[Clip], sentences: dict[str, list[str]], absent: list[str]) -> None:
-    """Beside the episodes: what each shows, and which there are none of."""
+    """Write the sentences of the episodes, and the missing GIFs."""
     missing = [*filled.skipped, *(f"{name}: {ABSENT}" for name in absent)]
     if missing:
         write_skipped(out, missing)

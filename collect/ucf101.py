@@ -1,17 +1,17 @@
-"""UCF-101 as published: 13,320 videos of 101 classes, 320x240 at 25 frames a second, and three ways to split them.
+"""Read UCF-101: 13,320 videos of 101 classes, 320x240 at 25 frames per second, with three published splits.
 
     <source>/UCF-101/<Class>/v_<Class>_g<group>_c<clip>.avi
     <source>/ucfTrainTestlist/{classInd,trainlist01,testlist01,...}.txt
 
     python collect/ucf101.py --source ucf --out runs/ucf101/data.zarr --size 128
 
-The paper (4.5) scales the shorter side to 128 pixels, cuts out the centre, and trains on 64x64 and on 128x128. Here
-the shorter side is scaled to `size`, also at 64: a 64x64 hole in a picture of 128 would be another, smaller view,
-and halving the picture afterwards is the same view but for how it is filtered twice.
+The paper (section 4.5) scales the shorter side to 128 pixels, crops the center, and trains on 64x64 and on 128x128.
+Here the shorter side is scaled to `size`, also for 64. Cropping 64x64 from a scaled image of 128 would be a smaller
+view. Halving the 128x128 crop would be the same view, only filtered twice.
 
-The published list of test videos is the test split. Of the training list a share `valid` is for validation; it is
-drawn by groups, since the clips of a group show one scene and would give themselves away. Fold 1 is what is reported.
-Each frame is taken once, as all who report on it do; the few videos at other rates are not resampled.
+The published test list is the test split. A fraction `valid` of the training list is for validation. It is chosen by
+groups, because the clips of a group show the same scene, and validation would leak. Published results use fold 1. Each
+frame is used once, as usual for UCF-101; the few videos with other rates are not resampled.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-if not __package__:  # run as a file: the folder above is where `collect` is found
+if not __package__:  # run as a file: import from the project's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
@@ -47,18 +47,18 @@ class Args(VideoArgs):
     source: Path = Path()
     """Folder with UCF-101/ and ucfTrainTestlist/ in it."""
     out: Path = Path("runs/ucf101/data.zarr")
-    """The store; one that is not complete goes on."""
+    """Store to write; an unfinished one resumes."""
     fold: Literal[1, 2, 3] = 1
-    """Which of the three published splits, 1 to 3."""
+    """Number of the published split, 1 to 3."""
     valid: FractionBelow1 = 0.02
-    """Share of the groups of the training list that are for validation."""
+    """Fraction of the training groups that become the validation split."""
 
 
 def read_lines(args: Args, name: str) -> tuple[Path, list[list[str]]]:
     """The words of each line of a list."""
     path = args.source / LISTS / name
     if not path.is_file():
-        raise UserError(f"{path} does not exist; give the folder that holds {VIDEOS}/ and {LISTS}/")
+        raise UserError(f"{path} does not exist; give the folder that contains {VIDEOS}/ and {LISTS}/")
     rows = [words for line in read_text(path).splitlines() if (words := line.split())]
     if not rows:
         raise UserError(f"{path} is empty; fetch it again")
@@ -80,7 +80,7 @@ def read_list(args: Args, kind: str, classes: list[str]) -> list[tuple[str, int]
     for name, *number in rows:
         folder = name.partition("/")[0]
         if folder not in classes:
-            raise UserError(f"{path}: {name} is of a class that classInd.txt does not name; fetch both again")
+            raise UserError(f"{path}: {name} has a class that is not in classInd.txt; fetch both again")
         label = classes.index(folder)
         if number and number != [str(label + 1)]:
             raise UserError(f"{path}: {name} has label {number[0]}, but its class is {label + 1}; fetch it again")
@@ -94,7 +94,7 @@ def group_of(name: str) -> str:
 
 
 def find_clips(args: Args, classes: list[str]) -> list[Clip]:
-    """All videos of the fold: those to train on, then those to test on."""
+    """All videos of the fold: training videos, then test videos."""
     train, test = read_list(args, "train", classes), read_list(args, "test", classes)
     twice = next((name for name, times in Counter(name for name, _ in train + test).items() if times > 1), None)
     if twice:
@@ -106,7 +106,7 @@ def find_clips(args: Args, classes: list[str]) -> list[Clip]:
     named += [(name, label, TEST) for name, label in test]
     folder = args.source / VIDEOS
     if not folder.is_dir():
-        raise UserError(f"{folder} does not exist; give the folder that holds {VIDEOS}/ and {LISTS}/")
+        raise UserError(f"{folder} does not exist; give the folder that contains {VIDEOS}/ and {LISTS}/")
     return [Clip(folder / name, name, {"label": label, "split": split}) for name, label, split in named]
 
 

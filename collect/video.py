@@ -1,21 +1,21 @@
-"""A store of any folder of videos; and how all readers of videos make frames of them.
+"""Read a folder of videos into a store. This docstring also documents all readers of videos.
 
     python collect/video.py --source my_videos --out runs/mine/data.zarr --size 64 --labels
 
-Geometry. The shorter side is scaled to `size`, then the centre is cut out. Both are one step: the central square of
-the source is resampled by Pillow's antialiased bilinear filter, so that no side is rounded on the way. Pixels that are
-not square, and videos that are to be turned, are shown as a player shows them.
+Geometry. The shorter side is scaled to `size`, and the center square is kept. Both are one step: the center square of
+the source is resampled with Pillow's antialiased bilinear filter, so no side is rounded in between. Non-square pixels
+and rotated videos are corrected, as in a video player.
 
-Time. Without `fps` each frame is taken once, whatever its rate, and the store's clock is that of the first video that
-can be read: right for a folder of one rate. With `fps` each video is resampled: frame k is the one on screen in the
-middle of the k-th period of 1 / fps seconds, so that a video of that rate stays as it is, and neither rounded time
-stamps nor the frames of a GIF, each of which lasts as long as it says, move the clock.
+Time. Without `fps` each frame is used once, and the frame rate of the store is that of the first readable video. This
+is right for a folder of videos with one rate. With `fps` each video is resampled: frame k is the frame on screen in the
+middle of the k-th period of 1 / fps seconds. A video of that rate is not changed. Rounded time stamps and the varying
+frame durations of GIFs are handled too.
 
-Decoding. Videos are read by `video_decoding`, GIFs by `gif_decoding`; what is transparent becomes white, as on a page.
-A torn file is skipped. A video is held in memory whole, at its small size; `max_frames` bounds it.
+Decoding. Videos are decoded by `video_decoding`, GIFs by `gif_decoding`. Transparency becomes white. A truncated file
+is skipped. A whole video is kept in memory at the small size; `max_frames` limits it.
 
-Split. Whole videos are split 8:1:1 by the store. Pieces of one video stay in one split, unless there are so few
-videos that a split would be empty: then the pieces are drawn one by one, and near pieces are in different splits.
+Split. Videos are split 8:1:1 by the store. Segments of one video stay in one split. If there are so few videos that a
+split would be empty, segments are split one by one, and neighboring segments can be in different splits.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-if not __package__:  # run as a file: the folder above is where `collect` is found
+if not __package__:  # run as a file: import from the project's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 
@@ -41,22 +41,22 @@ class Args(VideoArgs):
     """Make a store of a folder of videos."""
 
     source: Path = Path()
-    """Folder of videos (avi, mp4, mkv, webm, mov, gif), with any folders inside."""
+    """Folder of videos (avi, mp4, mkv, webm, mov, gif), at any depth."""
     out: Path = Path("runs/videos/data.zarr")
-    """The store; one that is not complete goes on."""
+    """Store to write; an unfinished one resumes."""
     labels: bool = False
-    """The folder that a video lies in is its class."""
+    """Use the name of a video's folder as its class."""
     length: Count = 0
-    """Cut into pieces of so many frames, what is left over dropped; 0 keeps videos whole."""
+    """Cut videos into segments of this many frames, and drop the rest; 0 keeps videos whole."""
 
 
 def find_clips(args: Args) -> tuple[list[Clip], tuple[str, ...]]:
-    """The videos of a folder, by name, and their classes."""
+    """The videos of a folder, sorted by name, and their classes."""
     paths = sorted(p for p in args.source.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
     classes = tuple(sorted({p.parent.name for p in paths})) if args.labels else ()
     loose = next((p.name for p in paths if p.parent == args.source), None)
     if args.labels and loose:
-        raise UserError(f"{loose} has no class; with --labels each video lies in a folder of its class")
+        raise UserError(f"{loose} has no class; with --labels put each video into a folder named as its class")
     clips = []
     for path, split in zip(paths, draw_splits(len(paths), args.seed), strict=True):
         values = {"label": classes.index(path.parent.name)} if args.labels else {}
@@ -67,14 +67,14 @@ def find_clips(args: Args) -> tuple[list[Clip], tuple[str, ...]]:
 
 
 def min_videos_to_split(seed: int) -> int:
-    """The number of videos from which on no split is empty."""
+    """The smallest number of videos for which no split is empty."""
     return next(n for n in itertools.count(3) if len(set(draw_splits(n, seed))) == len(SPLITS))
 
 
 def main(args: Args) -> None:
     clips, classes = find_clips(args)
     if args.length and clips and "split" not in clips[0].values:
-        print(f"{len(clips)} videos are too few to split: the pieces of one will be in several splits")
+        print(f"{len(clips)} videos are too few to split: segments of one video will be in several splits")
     name = args.source.resolve().name
     fps = args.fps or fps_of(clips)
     fill_store_with_videos(args, name, fps, clips, classes=classes, length=args.length)

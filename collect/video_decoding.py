@@ -1,11 +1,11 @@
-"""The frames of a video, as a player shows them.
+"""Decodes the frames of a video as a player shows them, with PyAV.
 
-PyAV decodes. Samples that an MP4's edit list hides are not shown, pixels that are not square are told of, and a
-picture is turned and mirrored as its display matrix says. What is transparent becomes white, as on a page.
+Samples hidden by an MP4's edit list are left out. The aspect ratio of pixels is reported, and images are rotated and
+mirrored by the display matrix. Transparency becomes white.
 
-A video that ends before nine tenths of what its header announces is a torn one. Frames count where the header tells
-their number, less those that an edit list hides; else the length does. (The header of a Matroska or WebM file with
-sound does not say how long the pictures last.)
+A video is truncated if it ends before nine tenths of what its header announces. This is the number of frames if the
+header has it, without those hidden by an edit list, and otherwise the duration. (The header of a Matroska or WebM file
+with sound does not have the duration of its images.)
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from PIL import Image
 from collect.images import on_white
 
 MIN_COMPLETE = 0.9
-"""Share of what the header announces that must be there."""
+"""Fraction of the announced length that must be present."""
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
-"""Codecs whose usual decoder leaves an alpha channel out, and the decoder that does not."""
+"""Codec whose default decoder drops the alpha channel -> decoder that keeps it."""
 
 
 def video_stream(container: Any) -> tuple[Any, float]:
-    """The first stream of pictures, and its frames a second."""
+    """The first video stream, and its frames per second."""
     streams = container.streams.video
     rate = streams and (streams[0].average_rate or streams[0].guessed_rate)
     if not rate:
-        raise ValueError("it holds no video")
+        raise ValueError("it has no video stream")
     return streams[0], float(rate)
 
 
 def shown_frames(container: Any) -> Iterator[av.VideoFrame]:
-    """The frames that are shown, of a video that is whole."""
+    """The visible frames of a video; `ValueError` if it is truncated."""
     stream, rate = video_stream(container)
     frames, seconds = announced_length(container, stream)
     count, end = 0, 0.0
@@ -50,7 +50,7 @@ def shown_frames(container: Any) -> Iterator[av.VideoFrame]:
 
 
 def announced_length(container: Any, stream: Any) -> tuple[int, float]:
-    """Frames that the header announces, or seconds if it does not count them; 0 of what it does not say."""
+    """Frames and seconds that the header announces; 0 for what it does not have."""
     frames = stream.frames
     if frames and "mp4" in container.format.name.split(","):
         frames = sum(not entry.is_discard for entry in stream.index_entries)
@@ -61,7 +61,7 @@ def announced_length(container: Any, stream: Any) -> tuple[int, float]:
 def decode_frames(container: Any, stream: Any) -> Iterator[av.VideoFrame]:
     name = ALPHA_DECODERS.get(stream.codec_context.name) if stream.metadata.get("alpha_mode") == "1" else None
     decoder: Any = av.CodecContext.create(name, "r") if name else stream.codec_context
-    decoder.thread_count = 1  # the processes are side by side already
+    decoder.thread_count = 1  # several processes already decode in parallel
     for packet in container.demux(stream):
         yield from decoder.decode(packet)
 
@@ -74,9 +74,9 @@ def to_rgb(frame: av.VideoFrame) -> Image.Image:
 
 
 def orient(pixels: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
-    """(h, w, c) of a frame, turned and mirrored as it is shown, by quarters.
+    """The pixels (h, w, c) of a frame, mirrored and rotated by multiples of 90 degrees for display.
 
-    The matrix takes x to (a, b) and y to (c, d), so y goes sideways where b and c are the greater ones.
+    The matrix maps x to (a, b) and y to (c, d), so the axes are swapped if b and c are larger.
     """
     matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:

@@ -1,4 +1,4 @@
-"""How all readers of videos make frames of them; collect/video.py says how."""
+"""Makes frames of video files, for all readers of videos; collect/video.py documents the decisions."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ SUFFIXES = (".avi", ".mp4", ".mkv", ".webm", ".mov", ".gif")
 
 
 LONGEST = 10 * 3600.0
-"""Seconds of a video. The time stamps of a longer one are damaged, and resampling would fill the memory with it."""
+"""Longest video in seconds. Longer ones have damaged time stamps, and resampling them would fill the memory."""
 
 
 TimedFrame = tuple[float, float, Callable[[int], np.ndarray]]
-"""When a frame comes, when it goes, and what makes its (size, size, 3) of it."""
+"""Start and end of a frame in seconds, and a function from a size to its pixels (size, size, 3)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoArgs(ReaderArgs):
-    """What all readers of videos are asked."""
+    """Settings of all readers of videos."""
 
     source: Path = Path()
     """Folder of the data as published."""
     size: Pixels = 64
-    """Height and width of a frame."""
+    """Height and width of a frame in pixels."""
     fps: NotNegative = 0.0
-    """Frames a second to resample to; 0 takes each frame once."""
+    """Frames per second to resample videos to; 0 uses each frame once."""
     frame_stride: Positive = 1
-    """Keep each so manieth frame of those."""
+    """Keep every N-th of these frames."""
     max_frames: Count = 0
-    """Keep at most so many frames of a video, its first; 0 keeps all."""
+    """Keep at most the first N frames of a video; 0 keeps all."""
     min_frames: Positive = 16
-    """Skip videos of fewer frames; 16 is what the paper trains on."""
+    """Skip videos with fewer frames; 16 is the paper's clip length."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,7 +58,7 @@ class VideoArgs(ReaderArgs):
 
 @dataclass(frozen=True)
 class Clip:
-    """A video file, its name for people, and what is known of it."""
+    """A video file, its name for messages, and its labels."""
 
     path: Path
     name: str
@@ -70,7 +70,7 @@ class Clip:
 
 
 def gif_frames(path: Path) -> Iterator[TimedFrame]:
-    """The frames of a GIF; each must be made before the next is asked for."""
+    """The frames of a GIF; use each one before requesting the next."""
     start = 0
     for thousandths, page in gif_images(path):
         end = start + thousandths
@@ -83,7 +83,7 @@ def gif_frame(page: Image.Image, size: int) -> np.ndarray:
 
 
 def video_frames(path: Path) -> Iterator[TimedFrame]:
-    """The frames of a video; each is on screen until the next, the last one for a period."""
+    """The frames of a video; each lasts until the next, the last one for a period."""
     with av.open(str(path)) as container:
         stream, rate = video_stream(container)
         aspect = float(stream.sample_aspect_ratio or 1)
@@ -110,7 +110,7 @@ def timed_frames(path: Path) -> Iterator[TimedFrame]:
 
 
 def resampled(shown: Iterator[TimedFrame], fps: float) -> Iterator[Callable[[int], np.ndarray]]:
-    """What is on screen in the middle of each period of 1 / fps seconds; each frame once at fps 0."""
+    """The frame on screen in the middle of each period of 1 / fps seconds; at fps 0 each frame once."""
     k = 0
     for _, end, make in shown:
         if not fps:
@@ -130,26 +130,26 @@ def decode(path: Path, name: str, args: VideoArgs) -> np.ndarray:
                 resampled(shown, args.fps), 0, args.max_frames * args.frame_stride or None, args.frame_stride
             )
             frames = [make(args.size) for make in chosen]
-    except Exception as error:  # each decoder has errors of its own
+    except Exception as error:  # decoders raise errors of any type
         raise BrokenFile(f"{name}: {reason(error)}") from None
     if len(frames) < args.min_frames:
-        raise BrokenFile(f"{name}: it has {len(frames)} frames, and {args.min_frames} are asked for")
+        raise BrokenFile(f"{name}: it has {len(frames)} frames, fewer than min_frames, {args.min_frames}")
     return np.stack(frames)
 
 
 def read_video(args: VideoArgs, length: int, clip: Clip) -> list[Episode]:
-    """The episodes of a video: one, or its pieces."""
+    """The episodes of a video: one, or its segments."""
     frames = decode(clip.path, clip.name, args)
     if len(frames) < length:
-        raise BrokenFile(f"{clip.name}: it has {len(frames)} frames, and a piece has {length}")
+        raise BrokenFile(f"{clip.name}: it has {len(frames)} frames, fewer than a segment, {length}")
     starts = range(0, len(frames) - length + 1, length) if length else [0]
     return [with_labels({"frames": frames[s : s + length] if length else frames}, **clip.values) for s in starts]
 
 
 def fps_of(clips: Sequence[Clip]) -> float:
-    """Frames a second of the first video that can be read."""
+    """Frames per second of the first readable video."""
     for clip in clips:
-        with contextlib.suppress(Exception):  # `fill` will say what is wrong with it
+        with contextlib.suppress(Exception):  # `fill_store` reports the error
             if clip.path.suffix.lower() == ".gif":
                 times = [end for _, end, _ in gif_frames(clip.path)]
                 return round(len(times) / times[-1], 3)
@@ -167,7 +167,17 @@ def fill_store_with_videos(
     length: int = 0,
     noted: bool = False,
 ) -> Filled[Clip]:
-    """A store of clips; `fps` are the frames a second before `frame_stride`."""
+    """Fill a store with clips.
+
+    Args:
+        args: Settings of the reader.
+        name: Name of the data.
+        fps: Frames per second before `frame_stride`.
+        clips: Videos to read.
+        classes: Names of the labels.
+        length: Frames per segment; 0 keeps videos whole.
+        noted: Also record the clip of each episode.
+    """
     shape = (args.size, args.size, 3)
     return fill_store(
         args,

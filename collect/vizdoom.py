@@ -1,12 +1,12 @@
 """Record Health Gathering Supreme, or another scenario of ViZDoom, into a store.
 
     python collect/vizdoom.py                # 200 whole episodes of the policy that ships, with exploration
-    python collect/vizdoom.py --paper        # the paper's set: 1000 trajectories of 100 frames
+    python collect/vizdoom.py --paper        # the paper's data set: 1000 trajectories of 100 frames
 
-Each process plays four episodes at a time, in four engines. `--length` cuts them into pieces of exactly that many
-frames, drops what is left over, and goes on until there are `--episodes` pieces. Killed at any moment, the same
-command goes on, and ends with the same store. The last lines compare with the bare engine: as many processes that
-do nothing but `DoomGame.make_action`, timed on the same machine right after.
+Each process plays four episodes at a time, in four engines. `--length` cuts episodes into segments of exactly that many
+frames, drops the rest, and records until there are `--episodes` segments. If it is killed, the same command resumes and
+ends with the same store. The last lines compare the speed with that of the engine alone: the same number of processes
+that only call `DoomGame.make_action`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # run as a file: `import vizdoom` must not find this script
+if not __package__:  # run as a file: import from the project's root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
@@ -40,7 +40,7 @@ from worldmodel.utils.errors import UserError
 from worldmodel.utils.settings import Count, Pixels, Positive
 
 GROUP_SIZE = 4
-"""Engines of a process. Part of what is recorded, since it decides the size of the policy's batches."""
+"""Engines per process. It decides the policy's batch size, so a store with another value is another recording."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,24 +48,25 @@ class Args(RecordArgs):
     """Record a ViZDoom scenario."""
 
     out: Path | None = None
-    """The store, runs/<scenario>/data.zarr if not given; one that is not complete goes on."""
+    """Store to write, by default runs/<scenario>/data.zarr; an unfinished one resumes."""
     scenario: str = "health_gathering_supreme"
-    """A scenario that ships with ViZDoom, or battle2."""
+    """ViZDoom scenario, or battle2."""
     policy: tuple[str, ...] = ()
-    """Folder of a policy, "random" or "cycle:1x20,2x20"; of several, groups of four episodes have one in turn. By
-    default the one that ships for the scenario."""
+    """Policies that play: folders, "random", or cycles such as "cycle:1x20,2x20"; by default the one that ships for the
+    scenario. Several policies take turns in groups of four episodes."""
     obs_vqvae: str = ""
-    """Run folder, or world that ships, through whose VQ-VAE policies see the engine: envs/vqvae_wrapper.py says why."""
+    """Run folder whose VQ-VAE reconstructions the policies observe, or a model that ships; by default they
+    observe the frames. envs/vqvae_wrapper.py explains why."""
     episodes: Positive = 200
-    """Episodes to record in all, or pieces if there is a length."""
+    """Number of episodes to record, or of segments if length is set."""
     length: Count = 0
-    """Frames of a piece; 0 keeps episodes whole."""
+    """Frames per segment; 0 keeps episodes whole."""
     paper: bool = False
-    """The paper's set: 1000 episodes of length 100."""
+    """Record the paper's data set: 1000 episodes of length 100."""
     frame_skip: Positive = 4
-    """Tics of the engine that a step lasts."""
+    """Tics of the engine per step."""
     size: Pixels = 64
-    """Height and width of a frame."""
+    """Height and width of a frame in pixels."""
 
 
 def make_env(args: Args) -> VizdoomFrames:
@@ -74,7 +75,7 @@ def make_env(args: Args) -> VizdoomFrames:
 
 @contextlib.contextmanager
 def worker(args: Args) -> Iterator[Callable[[int], list[Episode]]]:
-    """What each process does with the index of a group of episodes."""
+    """Open the engines of a process; yields the function that plays a group of episodes by its index."""
     torch.set_num_threads(1)
     with contextlib.ExitStack() as stack:
         envs = [stack.enter_context(contextlib.closing(make_env(args))) for _ in range(GROUP_SIZE)]
@@ -87,14 +88,14 @@ def worker(args: Args) -> Iterator[Callable[[int], list[Episode]]]:
 
         def one(group: int) -> list[Episode]:
             name = names[group % len(names)]
-            player = players.get(name) or load_player(name, env_spec)  # a cycle keeps its place: each group has its own
+            player = players.get(name) or load_player(name, env_spec)  # a cycle has state, so each group makes its own
             return play_group(envs if is_blind(name) else seen, env_spec, player, args, args.seed, group)
 
         yield one
 
 
 def engine_rate(args: Args, seconds: float = 2.0) -> float:
-    """Steps a second of the engine alone, at the same resolution and frame skip, with random actions."""
+    """Steps per second of the engine alone, at the same resolution and frame skip, with random actions."""
     rng = np.random.default_rng(args.seed)
     with contextlib.closing(make_env(args)) as env:
         env.reset(seed=args.seed)
@@ -110,7 +111,7 @@ def engine_rate(args: Args, seconds: float = 2.0) -> float:
 
 
 def settings(args: Args, env_spec: EnvSpec, length: int) -> dict[str, Any]:
-    """What makes two recordings the same, beside their world; where they are written and by how many does not."""
+    """The settings that must be equal to resume a recording; paths and number of processes may differ."""
     if not args.policy and args.scenario not in shipped_policies(args.scenario):
         raise UserError(
             f"no policy ships for {args.scenario}; give --policy a folder of train/policy.py, or --policy random"
@@ -127,7 +128,7 @@ def main(args: Args) -> None:
     with contextlib.closing(make_env(args)) as env:
         env_spec = env.env_spec
     if length == 1 or length > env_spec.max_episode_steps + 1 > 1:
-        raise UserError(f"a length of {length} is impossible: it is 0, or from 2 to {env_spec.max_episode_steps + 1}")
+        raise UserError(f"length must be 0, or from 2 to {env_spec.max_episode_steps + 1}, not {length}")
     out = args.out or Path("runs") / args.scenario / "data.zarr"
     how, bare_rate = settings(args, env_spec, length), partial(engine_rate, args)
     record_store(out, env_spec, how, args, partial(worker, args), GROUP_SIZE, total, length, bare_rate)

@@ -1,10 +1,10 @@
 """Presets and the command line.
 
-A preset is a YAML file in this folder (or anywhere). `run: folder` names the run folder. Then it has a section for each
-stage: `collect`, `vqvae`, `tokens`, `prior`, `outcome`, `evaluate`, and so on; one without settings takes the defaults.
-Every script takes `--preset NAME`: its section gives the defaults, and flags override them. A key that is no setting is
-an error that names the nearest one. So is a preset without a section for the script, because the defaults are those of
-another world.
+A preset is a YAML file in this folder or any other. `run: folder` names the run folder. Below it is one section per
+stage: `collect`, `vqvae`, `tokens`, `prior`, `outcome`, `evaluate`, and so on. An empty section uses the defaults.
+Every script takes `--preset NAME`: the preset's section replaces the defaults, and flags override both. An unknown key
+is an error that suggests the nearest one. A preset without a section for the script is an error too, because the
+defaults belong to another environment.
 """
 
 from __future__ import annotations
@@ -47,16 +47,17 @@ SECTIONS = (
     ),
     "divergence",
 )
-"""The stages, each a section of a preset."""
+"""Sections of a preset, one per stage."""
 MAX_PRESET_BYTES = 10**5
-"""Bytes of a preset."""
+"""Largest size of a preset file."""
 T = TypeVar("T")
 
 
 class PresetLoader(yaml.SafeLoader):
-    """YAML 1.1 takes 1e-3 for a text, and the last of two equal keys; here it is a number, and they are a mistake.
+    """A YAML loader with three changes.
 
-    So is an alias: a few lines of them can stand for more than there is memory.
+    YAML 1.1 reads 1e-3 as text; here it is a number. YAML takes the last of two equal keys; here that is an error. So
+    is an alias, because a few lines of aliases can expand to more than the memory.
     """
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
@@ -67,7 +68,7 @@ class PresetLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [key.value for key, _ in node.value]
         if twice := next((key for i, key in enumerate(keys) if key in keys[:i]), None):
-            raise yaml.YAMLError(f"{short_repr(twice)} is there twice; remove one")
+            raise yaml.YAMLError(f"{short_repr(twice)} occurs twice; remove one")
         return super().construct_mapping(node, deep)
 
 
@@ -77,26 +78,34 @@ PresetLoader.add_implicit_resolver(
 
 
 def read_preset(name: str) -> dict[str, Any]:
-    """A preset by name (`demo`) or by path (`my/world.yaml`)."""
+    """Read a preset by name (`demo`) or by path (`my/world.yaml`).
+
+    Returns:
+        Section -> settings; `run`, if given, is the run folder.
+
+    Raises:
+        UserError: The preset does not exist, is not YAML, or has unknown sections.
+    """
     path = FOLDER / f"{name}.yaml" if not name.endswith((".yaml", ".yml")) else Path(name)
     if not path.exists():
-        raise UserError(f"there is no preset {name!r}; {suggestion(name, [p.stem for p in FOLDER.glob('*.yaml')])}")
+        raise UserError(f"unknown preset {name!r}; {suggestion(name, [p.stem for p in FOLDER.glob('*.yaml')])}")
     try:
         with path.open("rb") as file:
             data = file.read(MAX_PRESET_BYTES + 1)
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); give a file of YAML") from None
+        raise UserError(f"{path} cannot be read ({error.strerror}); give a YAML file") from None
     if len(data) > MAX_PRESET_BYTES:
-        raise UserError(f"{path} is larger than {MAX_PRESET_BYTES:,} bytes, so it is no preset; give another file")
+        raise UserError(f"{path} is larger than {MAX_PRESET_BYTES:,} bytes, too large for a preset; give another file")
     try:
         sections = yaml.load(data.decode(), PresetLoader)
-    except Exception as error:  # PyYAML raises whatever its parts do: of recursion, of dates, of the length of numbers
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except Exception as error:  # PyYAML also passes on errors of its parsers of dates, numbers and nested nodes
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(sections, dict) or not sections:
-        raise UserError(f"{path} has no sections; it should begin with one, such as `vqvae:`")
+        raise UserError(f"{path} has no sections; add one, such as `vqvae:`")
     for section, values in sections.items():
         if section not in ("run", *SECTIONS):
-            raise UserError(f"{path} has a section {short_repr(section)}; {suggestion(str(section), SECTIONS)}")
+            near = suggestion(str(section), SECTIONS)
+            raise UserError(f"{path} has an unknown section {short_repr(section)}; {near}")
         if section == "run":
             check_value(str, values, f"{path}: run")
         elif not isinstance(values, dict | None):
@@ -105,13 +114,22 @@ def read_preset(name: str) -> dict[str, Any]:
 
 
 def read_section(name: str, section: str, kind: type) -> dict[str, Any]:
-    """The settings of a stage in a preset, of which `kind` declares the types: its run folder, then its own section."""
+    """Read the settings of one stage from a preset.
+
+    Args:
+        name: Name or path of the preset.
+        section: The stage.
+        kind: Dataclass of the stage's settings. It decides whether the preset's run folder is one of them.
+
+    Raises:
+        UserError: See `read_preset`, or the preset has no such section.
+    """
     sections = read_preset(name)
     run = sections.pop("run", None)
     if section not in sections:
         raise UserError(
             f"preset {name!r} has no section {section!r}, only {', '.join(sections) or 'none'}; "
-            "add it, or give flags instead of --preset"
+            "add the section, or use flags instead of --preset"
         )
     if run is None:
         return sections[section]
@@ -122,7 +140,16 @@ def read_section(name: str, section: str, kind: type) -> dict[str, Any]:
 
 
 def overlay(default: T, values: dict[str, Any], where: str) -> T:
-    """A copy of a dataclass instance with values laid over it, nested ones too."""
+    """A copy of a dataclass instance with some values replaced, also in nested dataclasses.
+
+    Args:
+        default: The instance.
+        values: New values by name; a nested dict for a nested dataclass.
+        where: Place of the values, named in errors.
+
+    Raises:
+        UserError: A name is unknown, or a value is invalid.
+    """
     types = declared_types(type(default))
     changes = {}
     for key, value in values.items():
@@ -142,13 +169,17 @@ def overlay(default: T, values: dict[str, Any], where: str) -> T:
 
 
 def placed(error: UserError, where: str, kind: type) -> UserError:
-    """The error of a group of settings, with the place of the group in front."""
+    """The error of a group of settings, prefixed with the place of the group."""
     joint = "." if str(error).split()[0] in declared_types(kind) else ": "
     return UserError(f"{where}{joint}{error}".removeprefix(joint))
 
 
 def parse(kind: type[T], section: str, argv: Sequence[str]) -> T:
-    """Defaults, then the preset's section, then the flags."""
+    """Parse the arguments of a script: defaults, replaced by the preset's section, replaced by flags.
+
+    Raises:
+        UserError: The preset or a value is invalid.
+    """
     rest, default = list(argv), kind()
     for flag in [a for a in rest if a == "--preset" or a.startswith("--preset=")]:
         at = rest.index(flag)
@@ -161,9 +192,10 @@ def parse(kind: type[T], section: str, argv: Sequence[str]) -> T:
 
 
 def from_flags(kind: type[T], default: T, flags: Sequence[str]) -> T:
-    """A dataclass of settings from flags.
+    """A dataclass of settings from flags, with `--help` and `--help-all`.
 
-    tyro draws a box around what is wrong; what a setting may not be is a `UserError` instead, as it is everywhere.
+    tyro prints its own errors in a box. A `UserError` raised by a setting inside tyro is raised again here, so that it
+    is reported like everywhere else.
     """
     if any(flag in ("-h", "--help") for flag in flags):
         print(short_help(Path(sys.argv[0]).name, default))
@@ -176,7 +208,7 @@ def from_flags(kind: type[T], default: T, flags: Sequence[str]) -> T:
             return tyro.cli(kind, default=default, args=flags, description=description)
     except SystemExit as stop:
         error, where = stop.__context__, ""
-        while error is not None and not isinstance(error, UserError):  # what tyro raised of it has the place
+        while error is not None and not isinstance(error, UserError):  # tyro's error around it has the place
             error, where = error.__context__, getattr(error, "arg", "")
         if error is None:
             sys.stderr.write(box.getvalue())
@@ -186,7 +218,7 @@ def from_flags(kind: type[T], default: T, flags: Sequence[str]) -> T:
 
 
 def check_places(settings: Any) -> None:
-    """`UserError` for a device that is not here, or a URL where only a local path will do."""
+    """`UserError` for a device that is not available, or a URL where a local path is needed."""
     types = get_type_hints(type(settings))
     for field in dataclasses.fields(settings):
         value, kind = getattr(settings, field.name), types[field.name]
@@ -194,19 +226,24 @@ def check_places(settings: Any) -> None:
             raise UserError(f"{field.name} is empty; give a path, or leave it out")
         if Address not in (kind, *get_args(kind)):
             for path in filter(is_url, value if isinstance(value, tuple) else (value,)):
-                raise UserError(f"{field.name} must be on this machine, but {path} is a URL; give a local path")
+                raise UserError(f"{field.name} must be a local path, but {path} is a URL; give a path on this machine")
         if dataclasses.is_dataclass(value):
             check_places(value)
         elif field.name == "device":
-            from worldmodel.utils.hardware import check_device  # torch, which scripts without a device need not load
+            from worldmodel.utils.hardware import check_device  # imports torch, which not all scripts need
 
             check_device(value)
 
 
 def command(main: Callable[[Any], None], section: str) -> None:
-    """Run a script's `main` with its arguments; a `UserError` is one line and exit status 2.
+    """Run a script's `main` with the arguments of the command line.
 
-    SIGTERM is taken as Ctrl-C: what is open is closed, and what saves at the end saves.
+    A `UserError` is printed as one line, with exit status 2. SIGTERM acts like Ctrl-C, so that files are closed and
+    training saves a checkpoint.
+
+    Args:
+        main: Function of one dataclass of settings.
+        section: Section of a preset that has the script's settings.
     """
     kind = next(iter(get_type_hints(main).values()))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -220,11 +257,11 @@ def command(main: Callable[[Any], None], section: str) -> None:
         if not memory.is_out_of_memory(error):
             raise
         text = (
-            f"error: this takes more memory than there is, {memory.available_bytes() / 1e9:,.1f} GB; ask for "
+            f"error: this needs more than the available memory of {memory.available_bytes() / 1e9:,.1f} GB; use "
             "smaller sizes"
         )
         print(f"{text} ({' '.join(str(error).split())})", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\ninterrupted; run the same command again, without --restart, to go on", file=sys.stderr)
+        print("\ninterrupted; run the same command again, without --restart, to resume", file=sys.stderr)
         sys.exit(130)

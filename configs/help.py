@@ -1,7 +1,7 @@
-"""What `--help` prints: a script's own settings with a line each, then the names and defaults of its groups.
+"""The text of `--help`: one line per setting of the script, then names and defaults of its groups of settings.
 
-A prior has some forty settings. Most people need ten of them, so `--help` fits two screens, and `--help-all` explains
-every setting in full (tyro writes that one).
+A prior has about forty settings, and most users need ten. So `--help` fits two screens, and `--help-all`, which tyro
+writes, explains every setting in full.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from itertools import pairwise
 from typing import Any
 
 WIDTH, FLAG_WIDTH = 110, 27
-"""Columns of a line, and of the name that it begins with."""
+"""Width of a line and of the flag at its start, in characters."""
 
 
 def short_help(script: str, default: Any) -> str:
-    """The text for a script, for a dataclass of settings as they are without flags."""
+    """The help text of a script. `default` is the dataclass of settings with its defaults."""
     settings = {field.name: getattr(default, field.name) for field in dataclasses.fields(default)}
     groups = {name: value for name, value in settings.items() if dataclasses.is_dataclass(value)}
     own = {name: value for name, value in settings.items() if name not in groups}
@@ -35,7 +35,7 @@ def short_help(script: str, default: Any) -> str:
 
 
 def row(flag: str, text: str, default: str = "") -> str:
-    """A line about a flag, cut to the width, its default at the end."""
+    """One line about a flag, shortened to the width, with its default at the end."""
     start = f"  {flag:<{FLAG_WIDTH}} "
     end = f" [{default}]" if default else ""
     return start + (textwrap.shorten(text, WIDTH - len(start) - len(end), placeholder=" ...") + end).strip()
@@ -50,13 +50,13 @@ def dashed(name: str) -> str:
 
 
 def listed(group: Any) -> list[str]:
-    """Names and defaults of a group, many to a line."""
+    """Names and defaults of a group, several per line."""
     text = "  ".join(f"{dashed(name)}={shown(value)}" for name, value in flattened(group))
     return textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
 
 
 def flattened(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The settings of a group, with those of groups inside it."""
+    """The settings of a group and of the groups inside it."""
     for field in dataclasses.fields(group):
         value = getattr(group, field.name)
         if dataclasses.is_dataclass(value):
@@ -66,7 +66,7 @@ def flattened(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def shown(value: Any) -> str:
-    """A default, as it would be typed."""
+    """A default as it is typed on the command line."""
     if isinstance(value, tuple):
         return ",".join(map(str, value)) or "-"
     return "" if value is None else str(value)
@@ -78,7 +78,7 @@ def first_sentence(text: str) -> str:
 
 @cache
 def docstrings(kind: type) -> dict[str, str]:
-    """The string below each field of a dataclass, its bases' first."""
+    """The docstring below each field of a dataclass and its bases."""
     found: dict[str, str] = {}
     for cls in reversed([c for c in kind.__mro__ if dataclasses.is_dataclass(c)]):
         body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]

@@ -3,10 +3,10 @@
     import envs
     gymnasium.make("VizdoomFrames-v0", scenario="health_gathering_supreme")   # the engine
     gymnasium.make("BAIRPushing-v0")                                          # a robot that pushes objects
-    gymnasium.make("VideoGPTDream-v0", model="runs/demo")                     # the dream of it
+    gymnasium.make("VideoGPTDream-v0", model="runs/demo")                     # a dream: a trained world model
 
-Gymnasium 1.x has no entry-point plugins, so this import is needed; `gymnasium.make("envs:VideoGPTDream-v0")`
-does both at once.
+Gymnasium 1.x has no entry-point plugins, so this import is needed. `gymnasium.make("envs:VideoGPTDream-v0")` imports
+and makes in one call.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
         "vector_entry_point": f"{__name__}.vector:DreamVectorEnv",
     },
 }
-"""Each id, and what it stands for."""
+"""Gymnasium id -> arguments of its registration."""
 
 for _id, _made in ENVIRONMENTS.items():
     register(id=_id, **_made)

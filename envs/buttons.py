@@ -1,13 +1,13 @@
-"""From actions to the engine's buttons.
+"""Maps actions to the buttons of the ViZDoom engine.
 
-Plain scenarios press one button at a time: `Discrete`, to do nothing first, then the buttons from the last to the
-first, which is the order of ViZDoom's own wrapper; a button of degrees, like TURN_LEFT_RIGHT_DELTA, adds one action
-each way.
+Plain scenarios press one button at a time. Their space is `Discrete`: action 0 does nothing, then come the buttons
+from the last to the first, as in ViZDoom's own wrapper. A delta button (in degrees, like TURN_LEFT_RIGHT_DELTA) adds
+one action per direction.
 
-Factored ones press several at once: `MultiDiscrete` with one factor for each pair of opposite buttons (neither, one,
-the other), each single button (off, on) and each button of degrees (11 values from -10 to 10 a tic). For Battle2's
-buttons these are the 3 + 3 + 2 + 2 + 11 of Sample Factory (Petrenko et al., 2020), whose one-hot width of 21 over 15
-steps makes the 315 numbers of the paper's Table 9.
+Factored scenarios press several buttons at once. Their space is `MultiDiscrete` with one factor for each pair of
+opposite buttons (neither, one, the other), each single button (off, on) and each delta button (11 values from -10 to 10
+degrees per tic). For Battle2 this gives the factors 3 + 3 + 2 + 2 + 11 of Sample Factory (Petrenko et al., 2020).
+Their one-hot width is 21; over 15 steps this is the action size 315 of the paper's Table 9.
 """
 
 from __future__ import annotations
@@ -29,7 +29,12 @@ OPPOSITE = {
 
 
 class Buttons:
-    """`space` is the Gymnasium space of actions; `press` makes of one of them what the engine takes."""
+    """The action space of a scenario (`space`), and the conversion of an action to button values (`press`).
+
+    Args:
+        available: Buttons of the scenario, in the engine's order.
+        factored: Several buttons at once.
+    """
 
     def __init__(self, available: Sequence[vzd.Button], factored: bool) -> None:
         self.names = [button.name for button in available]
@@ -40,7 +45,7 @@ class Buttons:
         self.space: spaces.Space = spaces.MultiDiscrete(sizes) if factored else spaces.Discrete(sizes[0])
 
     def press(self, action: Any) -> np.ndarray:
-        """A value for each button of the engine, for an action (), or (factors,) of a factored space."""
+        """The value of each button (buttons,) for an action: (), or (factors,) in a factored space."""
         indices = np.atleast_1d(action)
         return np.sum([options[i] for options, i in zip(self.factors, indices, strict=True)], axis=0)
 
@@ -64,6 +69,6 @@ class Buttons:
         return factors
 
     def _opposite(self, name: str) -> str | None:
-        """The button that does the opposite, if the scenario has it."""
+        """The opposite button, or None if the scenario does not have it."""
         both = OPPOSITE | {b: a for a, b in OPPOSITE.items()}
         return both[name] if both.get(name) in self.names else None

@@ -1,11 +1,13 @@
 """A world model as a Gymnasium environment: `gym.make("VideoGPTDream-v0")`, or with `model="runs/demo"`.
 
-Spaces are those of the environment that was recorded, so a policy moves between the two unchanged. `terminated`
-is drawn from the model's probability of an end, `truncated` is the recorded environment's time limit. `info`
-has the game variables by name, as the model believes them, and of a step the probability `done_prob` that it ended, the
-variables that were to be expected (`expected_HEALTH`), and `log_likelihood` and `entropy` in nats per frame.
+The spaces are those of the recorded environment, so a policy can be used in both without changes. `terminated` is
+sampled from the predicted probability of termination. `truncated` is the time limit of the recorded environment.
 
-It is one lane of `envs/vector.py`, which does the work.
+`info` contains the predicted game variables by name. After a step it also contains `done_prob` (the probability of
+termination), `expected_<variable>` (for example `expected_HEALTH`), and `log_likelihood` and `entropy` in nats per
+frame.
+
+`DreamEnv` is a `DreamVectorEnv` (envs/vector.py) with one lane.
 """
 
 from __future__ import annotations
@@ -26,12 +28,20 @@ from .vector import DreamVectorEnv
 
 
 class DreamEnv(gym.Env[np.ndarray, Any]):
-    """One lane of a dream; the arguments and `reset`'s options are those of `DreamVectorEnv`."""
+    """A world model as a single environment. The options of `reset` are those of `DreamVectorEnv`.
+
+    Args:
+        model: Run folder; by default the model that ships for `world=`.
+        render_mode: "rgb_array", "human" (a window) or None.
+        **settings: The fields of `DreamConfig`.
+
+    Raises:
+        UserError: An argument is invalid, or the run folder is incomplete.
+    """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array", "human"], "render_fps": 35 / 4}
 
     def __init__(self, model: str | Path = "", render_mode: str | None = None, **settings: Any) -> None:
-        """`settings` are the fields of `DreamConfig`; `render_mode` may also be "human", a window."""
         self.render_mode = check_render_mode(render_mode, self.metadata["render_modes"])
         self.vector_env = DreamVectorEnv(1, model, AutoresetMode.DISABLED, **settings)
         self.env_spec, self.contexts = self.vector_env.env_spec, self.vector_env.contexts
@@ -42,7 +52,7 @@ class DreamEnv(gym.Env[np.ndarray, Any]):
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         seed = check_seed(seed)
-        self.vector_env.rngs = [self.np_random]  # which someone may have set
+        self.vector_env.rngs = [self.np_random]  # a wrapper may have replaced it
         _, infos = self.vector_env.reset(seed=seed, options=options)
         self._np_random = self.vector_env.rngs[0]
         self._np_random_seed = self._np_random_seed if seed is None else seed
@@ -55,20 +65,20 @@ class DreamEnv(gym.Env[np.ndarray, Any]):
         return self._observation(), float(rewards[0]), bool(terminated[0]), bool(truncated[0]), info
 
     def snapshot(self) -> dict[str, Any]:
-        """Everything the dream knows now; `restore` takes any number of futures from it."""
+        """The complete state of the dream; `restore` returns to it any number of times."""
         return self.vector_env.snapshot()
 
     def restore(self, snapshot: dict[str, Any]) -> None:
-        """Go back to a snapshot: the same actions from here give the same dream."""
+        """Return to a snapshot. The same actions then give the same frames; see `DreamVectorEnv.restore`."""
         self.vector_env.restore(snapshot)
         self._np_random = self.vector_env.rngs[0]
 
     def fork(self, n: int, seed: int | None = None) -> DreamVectorEnv:
-        """n copies of this moment as a vector environment; see `DreamVectorEnv.fork`."""
+        """n copies of the current state as a vector environment; see `DreamVectorEnv.fork`."""
         return self.vector_env.fork(n, seed)
 
     def get_keys_to_action(self) -> dict[str, int]:
-        """Keys for `gymnasium.utils.play`."""
+        """Key -> action, for `gymnasium.utils.play`."""
         return keys_to_actions(self.env_spec)
 
     def _observation(self) -> np.ndarray:
@@ -77,7 +87,7 @@ class DreamEnv(gym.Env[np.ndarray, Any]):
         return self.vector_env.frames[0].copy()
 
     def render(self) -> np.ndarray | None:  # type: ignore[override]
-        """The current frame, enlarged four times."""
+        """The current frame, enlarged four times: (4h, 4w, 3)."""
         self.vector_env.require_lanes("rendering")
         return self.vector_env.frames[0].repeat(4, 0).repeat(4, 1) if self.render_mode == "rgb_array" else None
 
@@ -86,5 +96,5 @@ class DreamEnv(gym.Env[np.ndarray, Any]):
 
 
 def single_info(infos: dict[str, Any]) -> dict[str, Any]:
-    """The info of one lane from those of a vector of one."""
+    """The info of the only lane of a vector environment with one lane."""
     return {k: v[0].item() if v.ndim == 1 else v[0].copy() for k, v in infos.items() if k[0] != "_"}

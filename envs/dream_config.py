@@ -1,4 +1,4 @@
-"""How a dream is opened: the keyword arguments that `DreamEnv` and `DreamVectorEnv` share."""
+"""The keyword arguments that `DreamEnv` and `DreamVectorEnv` share."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from worldmodel.utils.settings import Count, short_repr, suggestion
 
 @dataclass(frozen=True, kw_only=True)
 class DreamConfig(SamplingConfig):
-    """Which dream, and how it is sampled."""
+    """Which model a dream uses, and how it is sampled."""
 
     model: str = ""
     """Run folder; by default the model that ships for `world`."""
     world: str = "health_gathering_supreme"
-    """World of the model that ships."""
+    """Name of the model that ships; used if `model` is empty."""
     horizon: Count | None = None
-    """Steps until `truncated`; the recorded limit if None, 0 for none."""
+    """Steps until `truncated`. None uses the time limit of the recorded environment, 0 sets no limit."""
     sample_done: bool = True
-    """Sample ends. Without, nothing is `terminated`, and `info["done_prob"]` says how likely an end was."""
+    """Sample `terminated`. If False, an episode never terminates and `info["done_prob"]` has the probability."""
     precision: Precision = "float32"
-    """bfloat16 is faster for many lanes on hardware that multiplies it; auto takes it there only."""
+    """Precision of the models. bfloat16 is faster for many lanes on hardware that supports it; auto uses it only
+    there."""
     device: Any = "cpu"
-    """cpu or cuda."""
+    """Device of the models: cpu or cuda."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -38,8 +39,12 @@ class DreamConfig(SamplingConfig):
 
     @classmethod
     def of(cls, settings: dict[str, Any]) -> DreamConfig:
-        """From keyword arguments; `UserError` for one that is none of these."""
+        """A config from keyword arguments.
+
+        Raises:
+            UserError: A name is not a field, or a value is invalid.
+        """
         known = [field.name for field in fields(cls)]
         if unknown := [name for name in settings if name not in known]:
-            raise UserError(f"a dream has no setting {short_repr(unknown[0])}; {suggestion(unknown[0], known)}")
+            raise UserError(f"unknown setting {short_repr(unknown[0])} of a dream; {suggestion(unknown[0], known)}")
         return cls(**settings)

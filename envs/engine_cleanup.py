@@ -1,16 +1,16 @@
-"""What an engine leaves behind when its process is killed, and who clears it away.
+"""Removes what ViZDoom's engines leave behind when their process is killed.
 
-ViZDoom's engine is a program of its own. It waits for orders for ever, through SIGTERM too, and has a temporary folder
-and three objects in shared memory, 10 MB of them. An engine that is closed leaves none of that, and neither does a
-process that ends without closing it. For one that is killed there is a watcher: a small process, in a session of its
-own, on the other end of a pipe. When the pipe ends without a word, as with any kind of death, it sweeps up. Whoever
-starts an engine sweeps first, in case that a watcher was killed too.
+The engine is a separate program. It waits for commands indefinitely, even after SIGTERM, and has a temporary folder and
+three objects in shared memory (10 MB). They are removed when the engine is closed or its process exits normally. For a
+process that is killed there is a watcher: a small process in a separate session, at the other end of a pipe. If the
+pipe closes without a message, the watcher removes the leftovers. Each start of an engine removes leftovers first too,
+in case a watcher was killed.
 
-A folder is left over if it has a mark that nobody has locked: a lock ends with its process. The mark also names
-shared memory. Folders without one are not ours, and are left alone.
+A folder is a leftover if it has a lock file that is not locked, because a lock ends with its process. The lock file
+also has the names in shared memory. Folders without a lock file are not ours and are not touched.
 
-The watcher runs this file by its path, so it imports the standard library alone. Engines and shared memory are found
-by Linux's /proc and /dev/shm; elsewhere only folders are swept.
+The watcher runs this file by its path, so it only imports the standard library. Engines and shared memory are found
+through Linux's /proc and /dev/shm; on other systems only folders are removed.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from pathlib import Path
 
 PREFIX, MARK = "vizdoom-", "worldmodel.lock"
 SHARED = ("ViZDoomSM", "ViZDoomMQCtr", "ViZDoomMQDoom")
-"""Names in shared memory, to which each engine adds its own."""
+"""Prefixes of names in shared memory; each engine appends its id."""
 
 
 class EngineFolder:
-    """A new temporary folder, this process's as long as it lives; what dead ones left is swept first."""
+    """A temporary folder, locked by this process. Leftovers of dead processes are removed first."""
 
     def __init__(self) -> None:
         root = Path(tempfile.gettempdir())
@@ -46,10 +46,10 @@ class EngineFolder:
         part = self.path / "part"
         self._lock = open(part, "a")  # noqa: SIM115 - held until close
         fcntl.flock(self._lock, fcntl.LOCK_EX)
-        part.rename(self.path / MARK)  # locked before anybody can see it
+        part.rename(self.path / MARK)  # locked before it becomes visible
 
     def record_shared_memory(self) -> None:
-        """Write down the shared memory of the engines of this process, for after its death."""
+        """Write the shared memory names of this process's engines into the lock file, for the watcher."""
         with contextlib.suppress(FileNotFoundError):
             names = set(re.findall(SHARED[0] + r"(\w+)", Path("/proc/self/maps").read_text()))
             (self.path / MARK).write_text("\n".join(names))
@@ -68,19 +68,19 @@ def start_watcher(root: Path) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         cwd="/",
-        start_new_session=True,  # what is killed as a group takes no watcher with it
+        start_new_session=True,  # so that killing the process group does not kill the watcher
     )
     atexit.register(stop_watcher, watcher)
 
 
 def stop_watcher(watcher: subprocess.Popen[bytes]) -> None:
-    """This process ends by itself, and clears up by itself."""
+    """Tell the watcher that this process exits normally and cleans up itself."""
     with contextlib.suppress(subprocess.TimeoutExpired):
         watcher.communicate(b"done", timeout=1)
 
 
 def remove_leftovers(root: Path) -> None:
-    """Clear away what dead processes left."""
+    """Remove the engines, folders and shared memory of dead processes."""
     for folder in root.glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError), open(folder / MARK) as mark:
             if folder.is_symlink() or os.fstat(mark.fileno()).st_uid != os.getuid():
@@ -96,7 +96,7 @@ def remove_leftovers(root: Path) -> None:
 
 
 def engines(folder: Path) -> Iterator[tuple[int, str]]:
-    """The process, and the name in shared memory, of each engine whose settings lie in a folder."""
+    """Process id and shared memory name of each engine whose settings are in a folder."""
     ours = re.compile(rb"\0-config\0%s/.*\0\+viz_instance_id\0(\w+)\0" % re.escape(os.fsencode(folder)), re.DOTALL)
     for command in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
@@ -105,9 +105,9 @@ def engines(folder: Path) -> Iterator[tuple[int, str]]:
 
 
 def main(root: Path, parent: int) -> None:
-    """Watch a process."""
+    """Wait for a process to end, and remove its leftovers if it was killed."""
     if not sys.stdin.read():
-        while os.getppid() == parent:  # its pipes end before its locks do
+        while os.getppid() == parent:  # its pipes close before its locks are released
             time.sleep(0.01)
         remove_leftovers(root)
 

@@ -1,7 +1,8 @@
-"""Pictures of a MuJoCo scene without a window: EGL, then OSMesa, whichever the machine has; both work in software.
+"""Offscreen rendering of a MuJoCo scene, with EGL or else OSMesa. Both can render in software.
 
-MuJoCo's own renderer is bound to one model. Ours draws any: episodes with other objects are other models, and a new
-OpenGL context for each would cost more than the episode. Shadows, reflections and multisampling are off.
+MuJoCo's own renderer belongs to one model. Each episode here has other objects and so another model, and a new OpenGL
+context per episode would take longer than the episode itself. This renderer keeps one context for all models. Shadows,
+reflections and multisampling are off.
 """
 
 from __future__ import annotations
@@ -16,42 +17,45 @@ import numpy as np
 from worldmodel.utils.errors import UserError, one_line
 
 BACKENDS = ("egl", "osmesa")
-CURE = "on Debian, apt-get install libegl1 or libosmesa6, and leave MUJOCO_GL unset or name one that is there"
+CURE = "on Debian, apt-get install libegl1 or libosmesa6, and unset MUJOCO_GL or set it to an installed one"
 start_error = ""
 try:
     import mujoco
-except Exception as error:  # it loads what MUJOCO_GL names, and has an error of its own for each way to fail
+except Exception as error:  # it loads the library that MUJOCO_GL names, which may raise anything
     requested = os.environ.pop("MUJOCO_GL", "")
     start_error = f"MuJoCo does not start with MUJOCO_GL={requested} ({one_line(error)}); {CURE}"
-    import mujoco  # physics needs no picture, so whoever draws nothing is not stopped
+    import mujoco  # physics works without rendering, so the error is kept for the first rendering
 
     os.environ["MUJOCO_GL"] = requested
 
 
 def gl_context(size: int) -> Any:
-    """An OpenGL context; MUJOCO_GL, where it is set, says which.
+    """Make an OpenGL context: the one that MUJOCO_GL names, or the first that works.
 
-    Each is tried twice: a window that somebody closed in this process may have closed the display that was open.
+    Each is tried twice: closing a window in this process may have closed the display that a first attempt uses.
+
+    Raises:
+        UserError: None works; the message has the error of each.
     """
     if start_error:
         raise UserError(start_error)
     requested = os.environ.get("MUJOCO_GL", "").lower()
     if requested not in ("", *BACKENDS):
-        raise UserError(f"MUJOCO_GL is {requested}, which draws in a window; {CURE}")
+        raise UserError(f"MUJOCO_GL={requested} cannot render without a window; {CURE}")
     errors = {}
     for name in np.repeat((requested,) if requested else BACKENDS, 2):
         try:
             gl = importlib.import_module(f"mujoco.{name}").GLContext(size, size)
             gl.make_current()
             return gl
-        except Exception as error:  # PyOpenGL has an error of its own for each way to be missing
+        except Exception as error:  # PyOpenGL raises errors of many types
             errors[name] = f"{name}: {one_line(error)}"
             reset_opengl()
-    raise UserError(f"nothing can draw here ({'; '.join(errors.values())}); {CURE}")
+    raise UserError(f"no offscreen renderer works ({'; '.join(errors.values())}); {CURE}")
 
 
 def reset_opengl() -> None:
-    """PyOpenGL is bound to the first platform that was tried: the next one needs it anew."""
+    """Unload PyOpenGL, which stays bound to the first platform it was imported with."""
     os.environ.pop("PYOPENGL_PLATFORM", None)
     for name in list(sys.modules):
         if name.startswith(("OpenGL", *(f"mujoco.{backend}" for backend in BACKENDS))):
@@ -59,7 +63,7 @@ def reset_opengl() -> None:
 
 
 class OffscreenRenderer:
-    """Draws models of one kind as pictures (size, size, 3) uint8 from a named camera."""
+    """Renders models of the same layout as frames (size, size, 3) uint8 from a named camera."""
 
     def __init__(self, model: Any, camera: str, size: int) -> None:
         self.gl = gl_context(size)
@@ -82,7 +86,7 @@ class OffscreenRenderer:
         mujoco.mjr_render(self.rectangle, self.scene, self.context)
         frame = np.empty((self.size, self.size, 3), np.uint8)
         mujoco.mjr_readPixels(frame, None, self.rectangle, self.context)
-        return np.ascontiguousarray(frame[::-1])  # OpenGL's first row is the lowest
+        return np.ascontiguousarray(frame[::-1])  # OpenGL's first row is at the bottom
 
     def close(self) -> None:
         self.context.free()

@@ -1,7 +1,7 @@
-"""Stable-Baselines3 policies as safetensors + JSON, so that loading one never unpickles anything.
+"""Stable-Baselines3 policies as safetensors + JSON, so that loading a policy never unpickles anything.
 
-SB3's own zip holds a cloudpickle of the policy's class, spaces and schedules. Here the JSON holds the few
-facts from which the policy is built again, and the tensors are plain tensors.
+SB3's own zip contains a cloudpickle of the policy's class, spaces and schedules. Here the JSON contains what is needed
+to build the policy, and the safetensors file its weights.
 """
 
 from __future__ import annotations
@@ -23,18 +23,21 @@ from worldmodel.utils.errors import UserError
 from .spaces import to_action_spec, to_gym_space
 
 Player = Callable[[np.ndarray, np.random.Generator], np.ndarray]
-"""Actions (n, ...) for the last frames (t, n, h, w, 3) of n episodes, oldest first, t at most `MAX_STACKED_FRAMES`."""
+"""Picks actions (n, ...) from the last frames (t, n, h, w, 3) of n episodes and a generator.
+
+Frames are oldest first; t is 1 at the start of an episode and at most `MAX_STACKED_FRAMES`.
+"""
 MAX_STACKED_FRAMES = 4
-"""Frames that a policy may see at once."""
+"""Largest number of stacked frames that a policy may observe."""
 
 
 def policy_folder(name: str) -> Path:
-    """A folder as it is, or the policy that ships under that name (`health_gathering_supreme`)."""
+    """The folder itself if it exists, else the policy that ships under that name (`health_gathering_supreme`)."""
     return resolve_folder(name, "_policy")
 
 
 def shipped_policies(world: str) -> tuple[str, ...]:
-    """Names of the policies that ship for a world: `<world>`, trained in the engine, and `<world>_dream`."""
+    """Names of the policies that ship for a world: `<world>` (trained in the engine) and `<world>_dream`."""
     return tuple(name for name in (world, f"{world}_dream") if (PRETRAINED / f"{name}_policy").exists())
 
 
@@ -46,9 +49,15 @@ def save_policy(
     resumable: bool = True,
     keep: int = 1,
 ) -> None:
-    """Write a policy on channel-first images, the settings it was trained with, and, to resume, its optimizer.
+    """Write a checkpoint of a policy on channel-first images.
 
-    `keep` checkpoints of the run stay, this one among them.
+    Args:
+        folder: Folder of the policy.
+        policy: The policy.
+        training: Settings it was trained with.
+        progress: Step counts of the run.
+        resumable: Also save the optimizer.
+        keep: Number of checkpoints that stay in the folder, this one included.
     """
     spec = to_action_spec(policy.action_space)
     config = {
@@ -62,25 +71,31 @@ def save_policy(
 
 
 def load_policy(folder: str | Path, env_spec: EnvSpec | None = None) -> ActorCriticCnnPolicy:
-    """A policy ready to `predict` on frames (h, w, 3k) or batches of them, k frames side by side in the channels.
+    """Load a policy, ready to `predict` on frames (h, w, 3k) or batches of them, with k frames in the channels.
 
-    `env_spec`, if given, must have the frames and actions the policy was trained on; `UserError` if not.
+    Args:
+        folder: Folder of the policy, or the name of one that ships.
+        env_spec: Environment whose frame size and actions the policy must match; None skips the check.
+
+    Raises:
+        UserError: The folder has no policy, or its frames or actions differ from those of `env_spec`.
     """
     folder = policy_folder(str(folder))
     found = read_checkpoint(folder)
     config = found.config
     if config.get("kind") != "ppo_cnn":
         raise UserError(
-            f"{folder} holds a {config.get('kind')}, not a policy; give a folder written by train/policy.py"
+            f"{folder} contains a model of kind {config.get('kind')}, not a policy; give a folder written by "
+            "train/policy.py"
         )
     with refuse_other_versions(folder, "train/policy.py"):
         spec = ActionSpec.from_json(config.get("action"), f"{folder}: action")
         channels, height, width = config["observation"]
     if env_spec is not None and (env_spec.action != spec or env_spec.frame_shape != (height, width, 3)):
         raise UserError(
-            f"{folder} acts on {height}x{width} frames with {spec}, "
-            f"but {env_spec.name} has {env_spec.frame_shape[0]}x{env_spec.frame_shape[1]} with {env_spec.action}; "
-            "choose another policy"
+            f"{folder} was trained on {height}x{width} frames with actions {spec}, but {env_spec.name} has "
+            f"{env_spec.frame_shape[0]}x{env_spec.frame_shape[1]} frames with actions {env_spec.action}; "
+            "use another policy"
         )
     with refuse_other_versions(folder, "train/policy.py"):
         image = spaces.Box(0, 255, (channels, height, width), np.uint8)
@@ -95,27 +110,34 @@ def load_policy(folder: str | Path, env_spec: EnvSpec | None = None) -> ActorCri
 def sample_actions(
     policy: ActorCriticCnnPolicy, frames: np.ndarray, epsilon: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Sampled actions for frames (n, h, w, 3k); with chance `epsilon` each is uniformly random instead."""
+    """Sample actions (n, ...) for frames (n, h, w, 3k).
+
+    With probability `epsilon` an action is uniformly random instead. All randomness comes from `rng`, so the result
+    does not depend on torch's global generator.
+    """
     spec = to_action_spec(policy.action_space)
     noise = torch.from_numpy(rng.gumbel(size=(len(frames), spec.encoded_dim))).float()
-    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)  # SB3's own way to the logits takes a third longer
+    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)  # policy.get_distribution takes a third longer
     features = policy.extract_features(pixels, policy.pi_features_extractor)
     logits = policy.action_net(policy.mlp_extractor.forward_actor(features))  # type: ignore[arg-type]
-    factors = (logits + noise).split(spec.nvec, dim=-1)  # Gumbel-max: a sample of each factor from our own generator
+    factors = (logits + noise).split(spec.nvec, dim=-1)  # Gumbel-max: argmax(logits + noise) samples each factor
     actions = torch.stack([factor.argmax(-1) for factor in factors], dim=-1).numpy().reshape(-1, *spec.shape)
     return with_random_actions(actions, spec, epsilon, rng)
 
 
 def with_random_actions(actions: np.ndarray, spec: ActionSpec, epsilon: float, rng: np.random.Generator) -> np.ndarray:
-    """The actions (n, ...), each replaced with chance `epsilon` by a uniformly random one."""
+    """The actions (n, ...), each replaced by a uniformly random one with probability `epsilon`."""
     random, chance = random_actions(spec, len(actions), rng), rng.random(len(actions))
     return np.where((chance < epsilon).reshape(-1, *[1] * len(spec.shape)), random, actions)
 
 
 def scripted_player(name: str, env_spec: EnvSpec) -> Player:
-    """The player that a name such as "cycle:1x20,2x20" asks for: action 1 for 20 steps, 2 for 20, and so on, blindly.
+    """A player that repeats a fixed script: "cycle:1x20,2x20" is action 1 for 20 steps, then 2 for 20, then again.
 
-    It begins anew with each episode, of which it sees a single frame.
+    The script restarts with each episode, which is recognized by its single frame.
+
+    Raises:
+        UserError: The name is not a script, or it has actions that the environment does not have.
     """
     try:
         parts = [part.split("x") for part in name.removeprefix("cycle:").split(",")]
@@ -124,7 +146,10 @@ def scripted_player(name: str, env_spec: EnvSpec) -> Player:
         script = []
     spec, step = env_spec.action, 0
     if not script or spec.kind != "Discrete" or not 0 <= min(script) <= max(script) < spec.nvec[0]:
-        raise UserError(f"{name}: give actions of {env_spec.name} and steps, such as cycle:0x20,1x20; it has {spec}")
+        raise UserError(
+            f"{name} is not a script of actions of {env_spec.name}, which has {spec}; write action x steps, such as "
+            "cycle:0x20,1x20"
+        )
 
     def blindly(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         nonlocal step
@@ -135,15 +160,22 @@ def scripted_player(name: str, env_spec: EnvSpec) -> Player:
 
 
 def is_blind(name: str) -> bool:
-    """Whether the player of that name looks at nothing."""
+    """Whether the player of that name ignores the frames."""
     return name == "random" or name.startswith("cycle:")
 
 
 def load_player(name: str, env_spec: EnvSpec, deterministic: bool = False) -> Player:
-    """What acts on frames: "random", "cycle:..." (see `scripted_player`), or a policy's folder or shipped name, which
-    may end in @share.
+    """Load a player by name.
 
-    A share of random actions makes policies of any strength between a policy and a random one.
+    Args:
+        name: "random", "cycle:..." (see `scripted_player`), or the folder or shipped name of a policy. A policy may
+            end in @epsilon, such as "take_cover@0.3": that fraction of its actions is random. This gives players of
+            any strength between the policy and a random one.
+        env_spec: Environment that is played.
+        deterministic: Take the most likely action instead of sampling.
+
+    Raises:
+        UserError: The name is unknown, the fraction is not in 0 to 1, or the policy does not fit `env_spec`.
     """
     if name == "random":
         return lambda frames, rng: random_actions(env_spec.action, frames.shape[1], rng)
@@ -155,23 +187,26 @@ def load_player(name: str, env_spec: EnvSpec, deterministic: bool = False) -> Pl
     except ValueError:
         epsilon = -1.0
     if not 0 <= epsilon <= 1:
-        raise UserError(f"{name}: the share of random actions after @ must lie between 0 and 1")
+        raise UserError(f"{name}: the fraction of random actions after @ must be a number from 0 to 1")
     policy = load_policy(folder, env_spec)
     n_stack = policy.observation_space.shape[0] // 3  # type: ignore[index]
 
-    def likeliest(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def most_likely(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         actions, _ = policy.predict(stack_frames(frames, n_stack), deterministic=True)
         return with_random_actions(actions, env_spec.action, epsilon, rng)
 
     return (
-        likeliest
+        most_likely
         if deterministic
         else lambda frames, rng: sample_actions(policy, stack_frames(frames, n_stack), epsilon, rng)
     )
 
 
 def policy_digest(name: str, env_spec: EnvSpec) -> str:
-    """What tells a policy from others; says what is wrong with it before any process starts."""
+    """An identifier of a player: its name, or the digest of its weights.
+
+    It loads the player, so that an error is reported before any process starts.
+    """
     load_player(name, env_spec)
     if is_blind(name):
         return name
@@ -180,7 +215,10 @@ def policy_digest(name: str, env_spec: EnvSpec) -> str:
 
 
 def stack_frames(frames: np.ndarray, n_stack: int) -> np.ndarray:
-    """(n, h, w, 3 depth) the last of frames (t, n, h, w, 3), oldest first, black before: as SB3's `VecFrameStack`."""
+    """Stack the last frames of (t, n, h, w, 3) in the channels: (n, h, w, 3 n_stack), oldest first.
+
+    Missing frames at the start of an episode are black, as in SB3's `VecFrameStack`.
+    """
     frames = frames[-n_stack:]
     padded = np.pad(frames, [(n_stack - len(frames), 0)] + [(0, 0)] * 4)
     return np.concatenate(list(padded), axis=-1)

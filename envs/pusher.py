@@ -1,13 +1,14 @@
 """The task of pushing an object of `BAIRPushing-v0` to a goal, and the policy that ships for it.
 
-The task is a random object and a random goal far from it; where it is solved, another takes its place, so that a
-policy is busy throughout an episode. It is learned from where things are, not from pictures: physics alone runs at
-a thousand steps a second. The reward is ten for each metre of progress, and three for each metre of the hand's way to
-where to push from: both are differences of a potential, so nothing is gained by going round in circles.
+A task is a random object and a random goal far from it. A solved task is replaced by a new one, so that the policy
+keeps moving objects for a whole episode. The policy observes positions instead of frames, because physics without
+rendering runs at a thousand steps per second. The reward is 10 per meter of progress of the object, and 3 per meter of
+progress of the hand towards the position to push from. Both are differences of a potential, so moving in circles gains
+nothing.
 
-The policy sees the plane turned so that the goal lies ahead of the object, since a push is a push in every direction,
-and beside that where in the bin it is and how the fingers stand. It decides how far to go ahead and to the left, and
-whether to lift the hand; it leaves the gripper open. Its actions are scaled to -1..1.
+Observations are rotated so that the goal is ahead of the object, because pushing is the same in every direction. They
+also contain the positions in the bin and the height of the hand. Actions are the move ahead and to the left, and
+whether to lift the hand. The gripper stays open. Actions are scaled to -1..1.
 """
 
 from __future__ import annotations
@@ -28,26 +29,26 @@ from .pushing_robot import MAX_SHIFT, Robot
 from .pushing_scene import HIGH, LOW
 
 MIN_GOAL_DISTANCE, GOAL_RADIUS = 0.25, 0.08
-"""Metres: a goal is at least so far from its object when it is drawn, and is reached when it is so near."""
+"""Smallest distance of a new goal from its object, and the distance at which a goal is reached, in meters."""
 BEHIND = 0.03
-"""Metres between an object's rim and the spot from which the hand pushes it."""
+"""Distance from an object's rim to the position from which the hand pushes it, in meters."""
 N_CANDIDATE_TASKS = 8
-"""Tasks of which the policy at work takes the nearest."""
+"""Number of random tasks of which the pusher takes the one nearest to the hand."""
 OBSERVATION_DIM, ACTION_DIM = 12, 3
-"""Numbers that the policy sees and gives."""
+"""Sizes of the policy's observations and actions."""
 KIND = "ppo_pusher"
 MIDDLE = (LOW + HIGH)[:2] / 2
 
 
 class Task:
-    """A robot's object and goal."""
+    """A robot's task: an object and its goal."""
 
     def __init__(self, robot: Robot, rng: np.random.Generator) -> None:
         self.robot, self.rng = robot, rng
         self.resample()
 
     def resample(self) -> None:
-        """A far goal of an object behind which the hand has room: what lies at a wall can only be moved along it."""
+        """Choose an object and a far goal, with room for the hand behind the object (not at a wall)."""
         for _ in range(100):
             self.object = int(self.rng.integers(len(self.robot.bodies)))
             self.goal = self.rng.uniform(LOW[:2], HIGH[:2])
@@ -60,40 +61,40 @@ class Task:
 
     @property
     def object_position(self) -> np.ndarray:
-        """Where the object is, (2,)."""
+        """Position of the object (2,)."""
         return self.robot.objects[self.object, :2]
 
     @property
     def goal_distance(self) -> float:
-        """Metres from the object to its goal."""
+        """Distance from the object to its goal in meters."""
         return float(np.linalg.norm(self.goal - self.object_position))
 
     @property
     def goal_direction(self) -> np.ndarray:
-        """The direction of the goal from the object, (2,), of length 1."""
+        """Unit vector (2,) from the object to its goal."""
         return (self.goal - self.object_position) / max(self.goal_distance, 1e-6)
 
     @property
     def goal_rotation(self) -> np.ndarray:
-        """(2, 2): what makes coordinates ahead and to the left of those along x and y."""
+        """Rotation (2, 2) from x and y to ahead and left, where ahead is the direction of the goal."""
         a, b = self.goal_direction
         return np.array([[a, b], [-b, a]])
 
     @property
     def push_position(self) -> np.ndarray:
-        """Where to push from, (2,)."""
+        """Position to push from (2,)."""
         return self.object_position - self.goal_direction * (self.robot.radii[self.object] + BEHIND)
 
     @property
     def hand_distance(self) -> float:
-        """Metres from the hand to where to push from."""
+        """Distance from the hand to the position to push from, in meters."""
         return float(np.linalg.norm(self.robot.hand[:2] - self.push_position))
 
     def potential(self) -> float:
         return -10 * self.goal_distance - 3 * self.hand_distance
 
     def observation(self) -> np.ndarray:
-        """(SEEN,) numbers of about unit size."""
+        """The observation (OBSERVATION_DIM,), with numbers of about unit size."""
         hand, position, rotation = self.robot.hand, self.object_position, self.goal_rotation
         plane = [rotation @ (position - hand[:2]), position - MIDDLE, hand[:2] - MIDDLE, [self.goal_distance]]
         lifted = (hand[2] - LOW[2]) / (HIGH[2] - LOW[2])
@@ -101,13 +102,13 @@ class Task:
         return np.array([*np.concatenate(plane) / 0.15, *self.goal_direction, lifted, *thing], np.float32)
 
     def env_action(self, action: np.ndarray) -> np.ndarray:
-        """BAIR's action (4,) for what a policy gave (3,): ahead, left, and lifting for a step where above a half."""
+        """BAIR's action (4,) for an action of the policy (3,): ahead, left, and lift for one step if above 0.5."""
         shift = np.clip(self.goal_rotation.T @ np.clip(action[:2], -1, 1), -1, 1) * MAX_SHIFT
         return np.array([*shift, 0, action[2] > 0.5], np.float32)
 
 
 class PushTask(gym.Env[np.ndarray, np.ndarray]):
-    """Pushing by numbers: nothing is drawn."""
+    """The task as a Gymnasium environment on positions, without rendering."""
 
     def __init__(self, horizon: int = 29) -> None:
         self.horizon = horizon
@@ -130,7 +131,7 @@ class PushTask(gym.Env[np.ndarray, np.ndarray]):
 
 
 def make_policy(width: int) -> ActorCriticPolicy:
-    """PPO's policy and value, as Stable-Baselines3 builds them, each with two layers of that width."""
+    """The policy and value networks of Stable-Baselines3, each with two layers of the given width."""
     env = PushTask()
     return ActorCriticPolicy(
         env.observation_space, env.action_space, lambda left: 0.0, [width, width], log_std_init=-0.5
@@ -138,11 +139,15 @@ def make_policy(width: int) -> ActorCriticPolicy:
 
 
 def load_pusher(name: str) -> ActorCriticPolicy:
-    """The policy of a folder that train/pusher.py wrote, or the one that ships as `pushing`."""
+    """Load a pusher from a folder written by train/pusher.py, or the one that ships as `pushing`.
+
+    Raises:
+        UserError: The folder has no pusher.
+    """
     folder = policy_folder(name)
     found = read_checkpoint(folder)
     if (kind := found.config.get("kind")) != KIND:
-        raise UserError(f"{folder} holds a {kind}, not a pusher; give a folder of train/pusher.py")
+        raise UserError(f"{folder} contains a model of kind {kind}, not a pusher; give a folder of train/pusher.py")
     with refuse_other_versions(folder, "train/pusher.py"):
         policy = make_policy(found.config["training"]["hidden_dim"])
     found.fill(policy)
@@ -151,10 +156,10 @@ def load_pusher(name: str) -> ActorCriticPolicy:
 
 
 class Pusher:
-    """The policy at work: in each robot's bin it gives itself an object and a goal, and others when that is done.
+    """Plays the policy with random tasks, one after the other.
 
-    Of several that it draws it takes the one that the hand is nearest to, since it is there to move things. Noise of
-    `noise` times an action's bounds is laid over the ways ahead and to the left.
+    Of several random tasks it takes the one nearest to the hand, so that objects move most of the time. Gaussian noise
+    with a standard deviation of `noise` times the bounds is added to the moves ahead and to the left.
     """
 
     def __init__(self, policy: ActorCriticPolicy, noise: float = 0.0) -> None:

@@ -1,16 +1,16 @@
-"""A robot pushing objects about a bin, in the manner of BAIR's data (Ebert et al., 2017), simulated by MuJoCo.
+"""A robot that pushes objects in a bin, like BAIR's data (Ebert et al., 2017), simulated with MuJoCo.
 
-Frames, actions and what is recorded beside them have the names and meanings of the published data, so that a store of
-this environment and one that `collect/bair.py` read can stand for each other:
+Frames, actions and variables have the names and meanings of the published data, so that stores of this environment and
+of `collect/bair.py` are interchangeable:
 
-* 64x64x3 uint8 from one fixed oblique camera; 30 frames an episode, 29 steps of 0.2 s.
-* Action `Box(4)`: dx and dy of the hand in metres, steps for which the gripper closes, steps for which the hand is
-  lifted (`envs/pushing_robot.py` says where this comes from). Numbers of steps are rounded.
-* `info`: x, y, z of the hand in metres in the robot's frame, BAIR's `endeffector_pos`.
-* Reward 0, as there; an episode never terminates, and is truncated after its last step.
+* Frames: 64x64x3 uint8 from one fixed oblique camera. An episode has 30 frames and 29 steps of 0.2 s.
+* Action `Box(4)`: dx and dy of the hand in meters, number of steps to close the gripper, number of steps to lift the
+  hand (see `envs/pushing_robot.py`). The numbers of steps are rounded.
+* `info`: x, y, z of the hand in meters in the robot's frame; `endeffector_pos` in BAIR's data.
+* Reward is always 0, as in BAIR's data. An episode never terminates; it is truncated after its last step.
 
-Objects, their colours and places, and the hand's first place are drawn from the episode's seed. A frame is drawn at
-twice its size and averaged, since multisampling in software costs more.
+Objects, their colors and positions, and the hand's first position depend on the episode's seed. A frame is rendered at
+twice its size and averaged, because multisampling in software is slower.
 """
 
 from __future__ import annotations
@@ -33,18 +33,27 @@ from .reset_arguments import check_options, check_render_mode, check_seed
 from .spaces import to_gym_space
 
 SUPERSAMPLING = 2
-"""Pixels of the drawing, each way, that are averaged into one of the frame."""
+"""Rendered pixels per frame pixel along each axis."""
 Size = Annotated[int, Range(1, MAX_RENDER_SIZE // SUPERSAMPLING)]
-"""Height and width of a frame that the drawing has room for."""
+"""Height and width of a frame."""
 
 
 class Pushing(gym.Env[np.ndarray, Any]):
-    """BAIR's robot pushing as small RGB frames; what is drawn, before it is averaged, is what `render` shows."""
+    """Simulated robot pushing with small RGB frames. `render` returns the frame at its rendered size.
+
+    Args:
+        size: Height and width of a frame.
+        horizon: Steps per episode, one less than its frames.
+        render_mode: "rgb_array", "human" (a window) or None.
+
+    Raises:
+        UserError: An argument is invalid, or (in `reset`) no offscreen renderer works.
+    """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array", "human"], "render_fps": 1 / STEP_SECONDS}
 
     def __init__(self, size: int = 64, horizon: int = 29, render_mode: str | None = None) -> None:
-        """`horizon` is the length of an episode in steps, one less than its frames."""
+
         size, horizon = check_value(Size, size, "size"), check_value(Positive, horizon, "horizon")
         self.render_mode, self.size = check_render_mode(render_mode, self.metadata["render_modes"]), size
         self.observation_space = spaces.Box(0, 255, (size, size, 3), np.uint8)
@@ -67,32 +76,32 @@ class Pushing(gym.Env[np.ndarray, Any]):
         check_options(options, ())
         super().reset(seed=check_seed(seed))
         self.robot = Robot(self.np_random)
-        if self.renderer is None:  # one drawing context draws all episodes
+        if self.renderer is None:  # one OpenGL context for all episodes
             self.renderer = OffscreenRenderer(self.robot.model, "aux1", SUPERSAMPLING * self.size)
         return self._observe()
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         if self.renderer is None:
-            raise UserError("no episode has begun; call reset first")
+            raise UserError("no episode has started; call reset first")
         self.robot.act(self.env_spec.action.check(action))
         frame, info = self._observe()
         return frame, 0.0, False, self.robot.steps >= self.env_spec.max_episode_steps, info
 
     def project(self, points: np.ndarray) -> np.ndarray:
-        """(n, 2) row and column, in pixels of a frame, of points (n, 3) in metres."""
+        """Row and column (n, 2) in pixels of a frame, of points (n, 3) in meters."""
         position, rotation, focal = self._camera_pose()
         rays = (points - position) @ rotation
         return self.size / 2 + focal * rays[:, [1, 0]] / rays[:, 2:] * (1, -1)
 
     def unproject(self, pixel: np.ndarray, height: float) -> np.ndarray:
-        """(2,) x and y in metres of what is at that height, and seen at a pixel (row, column): the reverse."""
+        """x and y (2,) in meters of the point at a given height that projects to a pixel (row, column)."""
         position, rotation, focal = self._camera_pose()
         row, column = (np.asarray(pixel) - self.size / 2) / focal
         ray = rotation @ (-column, row, 1.0)
         return (position + ray * (height - position[2]) / ray[2])[:2]
 
     def _camera_pose(self) -> tuple[np.ndarray, np.ndarray, float]:
-        """Where the camera is (3,), how it is turned (3, 3), and its focal length in pixels of a frame."""
+        """Position (3,), rotation (3, 3) and focal length (in pixels of a frame) of the camera."""
         camera, data = self.robot.model.camera("aux1").id, self.robot.data
         focal = self.size / 2 / np.tan(np.radians(self.robot.model.cam_fovy[camera]) / 2)
         return data.cam_xpos[camera], data.cam_xmat[camera].reshape(3, 3), focal

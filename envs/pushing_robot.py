@@ -1,10 +1,10 @@
-"""The physics of `BAIRPushing-v0`: a scene, and what BAIR's four numbers do to it. Nothing is drawn here.
+"""The physics of `BAIRPushing-v0`: a scene, and the effect of BAIR's actions on it. Nothing is rendered here.
 
-What an action means is what the robot that recorded BAIR's data made of it (`apply_act` of github.com/febert/visual_mpc
-and its predecessors): (dx, dy, close, up). The desired place of the hand moves by dx and dy metres and is kept within
-the workspace; `close` other than 0 closes the gripper for that many steps, `up` lifts the hand by 0.1 m for that many;
-a later command replaces an earlier one. The robot drew dx and dy evenly from -0.1 to 0.1, `close` as 0 four times in
-five, `up` as 0 nine times in ten, and else each as 1 to 4 evenly: `bair_actions`.
+Actions (dx, dy, close, up) have the meaning of the robot that recorded BAIR's data (`apply_act` of
+github.com/febert/visual_mpc and its predecessors). The target position of the hand moves by dx and dy meters, clipped
+to the workspace. `close` above 0 closes the gripper for that many steps. `up` above 0 lifts the hand by 0.1 m for that
+many steps. A later command replaces an earlier one. The robot sampled dx and dy uniformly from -0.1 to 0.1. `close` was
+0 with probability 0.8 and `up` with 0.9, and otherwise uniform from 1 to 4 (`bair_actions`).
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from .pushing_scene import (
 )
 
 MAX_SHIFT = float(np.float32(0.1))
-"""The most that a step moves the hand along x or y, in metres; as a float32, for actions are."""
+"""Largest move of the hand along x or y per step, in meters, rounded to float32 like actions."""
 ACTION = ActionSpec(kind="Box", low=(-MAX_SHIFT, -MAX_SHIFT, 0.0, 0.0), high=(MAX_SHIFT, MAX_SHIFT, 4.0, 4.0))
 STEP_SECONDS = 0.2
-"""Seconds that an action lasts; at its bounds the hand moves half a metre a second."""
+"""Seconds per step; at the bounds of an action the hand moves half a meter per second."""
 SETTLE_STEPS = 60
-"""Steps of the physics before an episode, for objects to come to rest."""
+"""Physics steps before an episode, for objects to come to rest."""
 
 
 def bair_actions(spec: ActionSpec, n: int, rng: np.random.Generator) -> np.ndarray:
-    """Actions (n, 4) as BAIR's robot drew them: random, but seldom with the hand in the air."""
+    """Random actions (n, 4) with the distribution of BAIR's robot, which rarely lifts the hand."""
     shift = rng.uniform(spec.low[:2], spec.high[:2], (n, 2))
     commands = rng.integers(1, 5, (n, 2)) * (rng.random((n, 2)) > (0.8, 0.9))
     return np.concatenate([shift, commands], axis=1).astype(np.float32)
@@ -58,13 +58,13 @@ class Robot:
         self.radii = np.array([one.radius for one in found])
         self.links = [int(self.model.body(name).mocapid[0]) for name in ("upper", "fore")]
         self.steps = self.opens_at = self.lowers_at = 0
-        for body in self.bodies:  # friction of what rolls: it comes to rest in a few steps
+        for body in self.bodies:  # rolling friction, so that objects come to rest in a few steps
             dofs = self.model.body_dofadr[body] + np.arange(6)
             self.model.dof_damping[dofs] = [0.05] * 3 + [1e-4] * 3
         self._run(SETTLE_STEPS)
 
     def act(self, action: np.ndarray) -> None:
-        """One step under (dx, dy, close, up)."""
+        """Simulate one step with the action (dx, dy, close, up)."""
         self.hand_target[:2] = np.clip(self.hand_target[:2] + action[:2], LOW[:2], HIGH[:2])
         close, up = np.rint(action[2:]).astype(int).tolist()
         self.opens_at = self.steps + close if close else self.opens_at
@@ -82,7 +82,7 @@ class Robot:
         mujoco.mj_forward(self.model, self.data)
 
     def _move_arm(self) -> None:
-        """The elbow of a two-link arm from shoulder to hand, bent upwards, and the links along it."""
+        """Pose the two links of the arm from shoulder to hand, with the elbow bent upwards."""
         wrist = self.hand + np.array([0, 0, 0.05])
         reach = wrist - SHOULDER
         far = min(float(np.linalg.norm(reach)), UPPER_ARM + FOREARM - 1e-3)
@@ -96,16 +96,16 @@ class Robot:
 
     @property
     def hand(self) -> np.ndarray:
-        """Where the hand is, (3,): BAIR's `endeffector_pos`."""
+        """Position of the hand (3,); `endeffector_pos` in BAIR's data."""
         return self.start + self.data.qpos[:3]
 
     @property
     def objects(self) -> np.ndarray:
-        """Where the objects are, (n, 3)."""
+        """Positions of the objects (n, 3)."""
         return self.data.xpos[self.bodies].copy()
 
 
 def quaternion_from_x(direction: np.ndarray) -> np.ndarray:
-    """The quaternion that turns the x axis to a direction of length 1."""
+    """The quaternion that rotates the x axis to a unit vector."""
     quaternion = np.array([1 + direction[0], 0, -direction[2], direction[1]])
     return quaternion / np.linalg.norm(quaternion)

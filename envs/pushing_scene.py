@@ -1,11 +1,11 @@
-"""The scene of `BAIRPushing-v0` as MJCF: a bin with walls, objects drawn from a seed, an arm with a gripper.
+"""The scene of `BAIRPushing-v0` as MJCF: a bin with walls, random objects, and an arm with a gripper.
 
-Lengths are metres, in the frame of BAIR's robot: x away from its base, y to its left, z up from the bin's floor. The
-hand is a body on three sliding joints, driven by position servos, so an action means what it says; the arm's two
-links are for the eye: they follow the hand and touch nothing. The fingers do touch.
+Lengths are in meters, in the frame of BAIR's robot: x points away from its base, y to its left, z up from the bin's
+floor. The hand is a body on three sliding joints with position servos, so it reaches the target of an action. The two
+links of the arm are only visual: they follow the hand and have no collisions. The fingers have collisions.
 
-Objects slide rather than roll or fly: what is pushed at half a metre a second stops within centimetres, as on the
-rough floor of BAIR's bins. What lies still sleeps until it is touched, which makes the physics three times as fast.
+Objects slide rather than roll or bounce. Pushed at half a meter per second they stop within centimeters, as on the
+rough floor of BAIR's bins. Objects at rest sleep until they are touched, which makes the physics three times as fast.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from dataclasses import dataclass
 import numpy as np
 
 OBJECT_COUNTS = (8, 10)
-"""The least and most of them."""
+"""Smallest and largest number of objects."""
 LOW, HIGH = np.array([0.44, -0.27, 0.21]), np.array([0.83, 0.18, 0.31])
-"""Where the hand may be: x and y as on BAIR's robot, z low and lifted by its 0.1 m."""
+"""Bounds of the hand: x and y as on BAIR's robot, z lowered and lifted by 0.1 m."""
 MARGIN, WALL = 0.06, 0.065
-"""From where the hand may be to the bin's walls, and how high these are."""
+"""Distance from the bounds of the hand to the walls of the bin, and the height of the walls."""
 GRIPPER_GAP = 0.04
-"""From each finger of the open gripper to the middle, where it closes."""
+"""Distance of each finger of the open gripper from the middle, where it closes."""
 SHOULDER, UPPER_ARM, FOREARM = np.array([0.02, -0.045, 0.42]), 0.42, 0.46
-"""Where the arm begins, and the lengths of its links."""
+"""Position of the shoulder, and the lengths of the two links."""
 TIMESTEP = 0.005
-"""Of the physics, in seconds. At twice that, an object that the hand had wedged in was shot out of the bin in one
-episode of the pusher's in a hundred."""
+"""Physics time step in seconds. With twice this value, the hand shot a wedged object out of the bin in one of a hundred
+episodes of the pusher."""
 MAX_RENDER_SIZE = 512
-"""Height and width of the largest drawing."""
+"""Largest height and width of a rendered image."""
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """An object: a geom's type and half sizes, its radius seen from above, height of its middle, colour."""
+    """An object: geom type, half sizes, radius from above, height of its center, and color."""
 
     kind: str
     size: tuple[float, ...]
@@ -44,7 +44,7 @@ class SceneObject:
 
 
 def sample_objects(rng: np.random.Generator) -> list[SceneObject]:
-    """Objects of all shapes, hues spread over the circle so that neighbours differ."""
+    """Random objects of all shapes, with evenly spaced hues so that all differ."""
     n = int(rng.integers(OBJECT_COUNTS[0], OBJECT_COUNTS[1] + 1))
     kinds = [KINDS[i % len(KINDS)] for i in rng.permutation(n)]
     hues = (rng.random() + rng.permutation(n) / n) % 1
@@ -68,7 +68,7 @@ def sample_object(kind: str, hue: float, rng: np.random.Generator) -> SceneObjec
 
 
 def sample_positions(found: list[SceneObject], keep_off: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Where objects begin (n, 2): none in another, nor under the hand at `keep_off` (2,)."""
+    """Random positions (n, 2) of objects, without overlap and not under the hand at `keep_off` (2,)."""
     low, high = LOW[:2] - MARGIN, HIGH[:2] + MARGIN
     taken, radii = [keep_off], [GRIPPER_GAP + 0.03]
     for one in found:
@@ -83,7 +83,7 @@ def sample_positions(found: list[SceneObject], keep_off: np.ndarray, rng: np.ran
 
 
 def scene_xml(found: list[SceneObject], spots: np.ndarray, turns: np.ndarray, hand: np.ndarray) -> str:
-    """The whole scene as text: objects at `spots` (n, 2), turned by `turns` (n,) radians, and the hand at (3,)."""
+    """The scene as MJCF text: objects at `spots` (n, 2), rotated by `turns` (n,) radians, and the hand at (3,)."""
     bodies = "".join(map(object_xml, range(len(found)), found, spots, turns))
     return f"""
 <mujoco model="bair_pushing">
@@ -118,7 +118,7 @@ def scene_xml(found: list[SceneObject], spots: np.ndarray, turns: np.ndarray, ha
 
 
 def camera_axes(eye: tuple[float, float, float], at: tuple[float, float, float]) -> str:
-    """The camera's axes, right and up, that look from `eye` to `at`."""
+    """The right and up axes of a camera at `eye` that looks at `at`."""
     back = np.subtract(eye, at)
     right = np.cross((0, 0, 1), back)
     up = np.cross(back, right)
@@ -130,12 +130,12 @@ def format_numbers(*values: float) -> str:
 
 
 EYE = (1.36, -0.32, 0.70)
-"""Of the camera, opposite the robot and a little to its right, as BAIR's `aux1` is."""
+"""Position of the camera, opposite the robot and a little to its right, like BAIR's `aux1`."""
 AXES = camera_axes(EYE, (0.62, -0.022, 0.07))
 
 
 def bin_xml() -> str:
-    """The bin on its table, and the floor of the room."""
+    """The bin, its table, and the floor and back wall of the room."""
     (x0, y0), (x1, y1) = LOW[:2] - MARGIN, HIGH[:2] + MARGIN
     x, y, rx, ry, t = (x0 + x1) / 2, (y0 + y1) / 2, (x1 - x0) / 2, (y1 - y0) / 2, 0.012
     sides = [(x0 - t, y, t, ry + 2 * t), (x1 + t, y, t, ry + 2 * t), (x, y0 - t, rx, t), (x, y1 + t, rx, t)]
@@ -153,7 +153,7 @@ def bin_xml() -> str:
 
 
 def walls_xml(x: float, y: float, rx: float, ry: float) -> str:
-    """What holds objects in, and is not drawn: thick planes on the walls' inner sides, and half a metre up."""
+    """Invisible planes that keep objects in the bin: at the inner sides of the walls, and half a meter above."""
     sides = [(x - rx, y, 0, 1, 0, 0), (x + rx, y, 0, -1, 0, 0), (x, y - ry, 0, 0, 1, 0), (x, y + ry, 0, 0, -1, 0)]
     return "".join(
         f'<geom type="plane" size="1 1 1" rgba="0 0 0 0" pos="{format_numbers(*side[:3])}" '
@@ -163,7 +163,7 @@ def walls_xml(x: float, y: float, rx: float, ry: float) -> str:
 
 
 def robot_xml(hand: np.ndarray) -> str:
-    """Base, the two links that follow, and the hand with its fingers, 0.2 m long."""
+    """The base, the two visual links, and the hand with its fingers, 0.2 m long."""
     red, black, metal = 'rgba=".62 .1 .1 1"', 'rgba=".13 .13 .15 1"', 'rgba=".75 .75 .77 1"'
     slides = "".join(
         f'<joint name="{axis}" type="slide" axis="{format_numbers(*direction)}" damping="5"/>'

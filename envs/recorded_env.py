@@ -1,7 +1,7 @@
-"""The environment that a world was recorded from, made again.
+"""Makes the environment that a store was recorded from.
 
-A run folder is data from anywhere, and the id in it is a program: Gymnasium imports the module before a colon, and
-what an id stands for may do anything. So only ids of this package are made, and others for a person who says so.
+A run folder may come from anyone, and making an environment id runs code: Gymnasium imports the module before a colon.
+So by default only ids of this package are made. Others need an explicit `trusted`.
 """
 
 from __future__ import annotations
@@ -17,21 +17,31 @@ from . import ENVIRONMENTS
 
 
 def make_recorded_env(env_spec: EnvSpec, trusted: bool = False) -> gym.Env[Any, Any]:
-    """The environment of a world; `trusted` is for ids that are not of this package."""
+    """Make the recorded environment.
+
+    Args:
+        env_spec: Spec of the recorded environment.
+        trusted: Also make ids that are not of this package.
+
+    Raises:
+        UserError: The spec has no id, the id is not trusted, or the environment cannot be made.
+    """
     if not env_spec.env_id:
-        raise UserError(f"{env_spec.name} does not say which environment it was recorded from; there is no engine")
+        raise UserError(
+            f"{env_spec.name} was not recorded from a Gymnasium environment, so there is no engine to run; use a run "
+            "that was recorded from one"
+        )
     if not trusted and env_spec.env_id not in tuple(ENVIRONMENTS):
         raise UserError(
-            f"{env_spec.name} was recorded from {env_spec.env_id!r}, which is not of this project and would run "
-            "code of its "
-            "own; give --trust-env if you know who made this run"
+            f"{env_spec.name} was recorded from {env_spec.env_id!r}, which is not part of this project and may run "
+            "any code; give --trust-env if you trust the author of this run"
         )
     try:
         return gym.make(env_spec.env_id, **env_spec.env_kwargs)
     except UserError:
         raise
-    except Exception as error:  # each environment has errors of its own
+    except Exception as error:  # environments raise errors of any type
         raise UserError(
-            f"{env_spec.env_id} cannot be made with {env_spec.env_kwargs}: {one_line(error)}; install it, or mend "
-            "the run"
+            f"{env_spec.env_id} cannot be made with {env_spec.env_kwargs}: {one_line(error)}; install it, or use "
+            "another run"
         ) from None

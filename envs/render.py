@@ -8,15 +8,15 @@ import numpy as np
 
 
 class Viewer:
-    """Shows uint8 frames (h, w, 3) in a pygame window at the world's own speed."""
+    """Shows uint8 frames (h, w, 3) in a pygame window at a given frame rate."""
 
     def __init__(self, title: str, fps: float, height: int = 480) -> None:
         self.title, self.fps, self.height = title, fps, height
         self.window: Any = None
 
     def show(self, frame: np.ndarray) -> None:
-        """Draw one frame, scaled up to the window's height, and wait for its time."""
-        import pygame  # only a person who asks for a window pays for it
+        """Draw one frame, scaled to the window's height, and wait for the frame rate."""
+        import pygame  # imported late: it is slow to load, and needed only for a window
 
         size = (self.height * frame.shape[1] // frame.shape[0], self.height)
         if self.window is None:

@@ -1,10 +1,10 @@
-"""A Gymnasium vector environment as Stable-Baselines3 wants it, one forward pass for all lanes.
+"""A Gymnasium vector environment as a Stable-Baselines3 `VecEnv`, with one forward pass for all lanes.
 
     PPO("CnnPolicy", SB3VecEnv(gym.make_vec("VideoGPTDream-v0", num_envs=64, autoreset_mode="SameStep")))
 
-SB3 does not take a Gymnasium `VectorEnv`. Its convention is Gymnasium's SAME_STEP under other names: the last frame
-of an episode is `terminal_observation`, the infos of its last step stay where they are, and those of the reset are in
-`reset_infos`.
+SB3 does not accept a Gymnasium `VectorEnv`. Its convention equals Gymnasium's SAME_STEP under other names: the last
+frame of an episode is `terminal_observation`, `infos` keep the info of the last step, and `reset_infos` has the info
+of the reset.
 """
 
 from __future__ import annotations
@@ -22,16 +22,25 @@ from worldmodel.utils.errors import UserError
 
 
 class SB3VecEnv(VecEnv):
-    """A vector environment in SAME_STEP mode, whose infos are plain arrays, as an SB3 `VecEnv`.
+    """Wraps a Gymnasium vector environment for SB3.
 
-    Its lanes are one object: `set_attr` and `env_method` reach all of them or none, and so do the options of a reset.
+    The lanes are one object: `set_attr`, `env_method` and reset options apply to all lanes together.
+
+    Args:
+        env: A vector environment made with `autoreset_mode="SameStep"`. Its infos are plain arrays.
+
+    Raises:
+        UserError: `env` is not a vector environment, or has another autoreset mode.
     """
 
     def __init__(self, env: VectorEnv) -> None:
         if not isinstance(env, VectorEnv):
-            raise UserError(f"Stable-Baselines3 is given what gym.make_vec makes, not {type(env).__name__}")
+            raise UserError(f"SB3VecEnv needs a vector environment, not {type(env).__name__}; use gym.make_vec")
         if env.metadata.get("autoreset_mode") != AutoresetMode.SAME_STEP:
-            raise UserError('Stable-Baselines3 resets lanes at once; make the envs with autoreset_mode="SameStep"')
+            raise UserError(
+                "Stable-Baselines3 resets a lane in the step that ends its episode; make the environment with "
+                'autoreset_mode="SameStep"'
+            )
         self.env = env
         self.render_mode = env.render_mode
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
@@ -62,7 +71,7 @@ class SB3VecEnv(VecEnv):
         return frames, rewards.astype(np.float32), done, step_infos
 
     def get_images(self) -> Sequence[np.ndarray | None]:
-        """The lanes' frames, as `render` and `VecVideoRecorder` tile them."""
+        """One frame per lane, for `render` and `VecVideoRecorder`."""
         return list(self.env.render() or [None] * self.num_envs)  # type: ignore[arg-type]
 
     def close(self) -> None:
@@ -91,7 +100,7 @@ class SB3VecEnv(VecEnv):
 
 
 def split_infos(infos: dict[str, Any], n: int) -> list[dict[str, Any]]:
-    """Gymnasium's one dict of arrays as one dict a lane, with what the lane has."""
+    """Split Gymnasium's dict of arrays into one dict per lane, with only the keys that the lane has."""
     lanes: list[dict[str, Any]] = [{} for _ in range(n)]
     for name, values in infos.items():
         for i in np.flatnonzero(infos.get(f"_{name}", np.zeros(n, bool))):

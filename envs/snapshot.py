@@ -1,4 +1,4 @@
-"""What a snapshot of a dream must be, since it may come from a file."""
+"""Checks of a snapshot of a dream before it is restored, since it may come from a file."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from worldmodel.generation.dream_state import DreamState
 from worldmodel.models.attention import KVCache
 
 STATE = ("frames", "variables", "elapsed", "done", "rngs")
-"""What an environment knows beside its lanes."""
+"""Attributes of the environment in a snapshot, besides its lanes."""
 SNAPSHOT_KEYS = {*STATE, "model_digests", "lanes", "memory"}
 
 
 def is_made_of(digests: Any) -> bool:
-    """Can it be compared with what a dream is made of?"""
+    """Whether the digests are a dict of strings, so that they can be compared."""
     return isinstance(digests, dict) and all(isinstance(text, str) for item in digests.items() for text in item)
 
 
 def is_valid(moment: dict[str, Any], dream: Dream, n: int) -> bool:
-    """Has it all that n lanes of this dream know, in the form that they know it?"""
+    """Whether a snapshot has every entry of n lanes of this dream, with the right types and shapes."""
     return _state(moment, dream, n) and _lanes(moment["lanes"], dream, n) and _memory(moment["memory"], dream, n)
 
 

@@ -1,8 +1,8 @@
-"""A scripted player of Battle2 that cheats: the engine tells it what is in sight, how far walls are and where it is.
+"""A scripted expert for Battle2 with privileged information: the engine's object labels, depth and position.
 
-It turns to the largest monster in sight, walks up to it and shoots when it is in the middle; otherwise it goes for the
-medikits and clips that it needs, keeps off walls, turns round when it is hurt by what it does not see, and turns aside
-when it is stuck. `train/imitate.py` shows its decisions to a policy that sees nothing but frames.
+It turns to the largest visible monster, approaches it, and shoots when it is centered. Otherwise it collects medikits
+and clips that it needs, avoids walls, turns around when an unseen monster hurts it, and turns aside when it is stuck.
+`train/imitate.py` trains a policy on frames to imitate its actions.
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ from .buttons import DEGREES
 from .vizdoom import VizdoomFrames
 
 AHEAD, LEFT, RIGHT = (slice(40, 70), slice(65, 95)), (slice(40, 70), slice(20, 60)), (slice(40, 70), slice(100, 140))
-"""Parts of the 120x160 screen."""
+"""Regions of the 120x160 screen."""
 NEAR = 7
-"""Depth, in the engine's units of 0 to 255, at which a wall is in the way."""
+"""Depth, in the engine's units of 0 to 255, below which a wall blocks the way."""
 REFILLS = {"Health": ("HEALTH", 100.0), "Ammo": ("AMMO2", 60.0)}
-"""What each kind of thing fills up, and when there is enough of it."""
+"""Object category -> the variable that it refills, and the value that is enough."""
 APPROACH_HEIGHT, STUCK_DISTANCE, TURN_STEPS = 25, 10.0, 9
-"""Height of a monster that is walked up to; the way of 6 steps below which one is stuck; steps of turning round."""
+"""Pixel height below which a monster is approached; distance in 6 steps below which the player is stuck; steps of a
+turn."""
 
 
 class Teacher:
-    """Plays one engine, whose labels and depth it switches on before the first reset."""
+    """The expert of one engine. It switches on the engine's labels and depth, so make it before the first reset."""
 
     def __init__(self, env: VizdoomFrames, rng: np.random.Generator) -> None:
         if env.env_spec.name != "battle2":
-            raise UserError(f"the teacher plays battle2 only, not {env.env_spec.name}")
+            raise UserError(f"the expert only plays battle2, not {env.env_spec.name}; use --scenario battle2")
         self.env, self.rng = env, rng
         env.game.set_labels_buffer_enabled(True)
         env.game.set_depth_buffer_enabled(True)
@@ -45,7 +46,7 @@ class Teacher:
         self.recent_positions: deque[np.ndarray] = deque(maxlen=6)
 
     def act(self) -> np.ndarray:
-        """The action (5,) for what the engine shows now."""
+        """The action (5,) for the current state of the engine."""
         state = self.env.game.get_state()
         assert state is not None and state.labels is not None and state.depth_buffer is not None
         monsters = [label for label in state.labels if label.object_category == "Monster"]
@@ -62,7 +63,7 @@ class Teacher:
         return self._wander(state.depth_buffer)
 
     def _check_hurt_or_stuck(self, hurt: bool) -> None:
-        """Turn round when hurt, and aside when stuck."""
+        """Start to turn around when hurt, and to turn aside when stuck."""
         here = (vzd.GameVariable.POSITION_X, vzd.GameVariable.POSITION_Y)
         self.recent_positions.append(np.array([self.env.game.get_game_variable(v) for v in here]))
         if hurt:
@@ -99,15 +100,15 @@ class Teacher:
         return self._action(forward=True, sprint=abs(off) < 20, turn=off)
 
     def _action(self, forward: bool = False, fire: bool = False, sprint: bool = False, turn: float = 0.0) -> np.ndarray:
-        """`turn` in degrees to the right, of which one step takes the nearest option."""
+        """An action (5,); `turn` is in degrees to the right, rounded to the nearest option of one step."""
         return np.array([forward, 0, fire, sprint, np.abs(DEGREES * self.env.frame_skip - turn).argmin()], int)
 
 
 def angle_to(label: vzd.Label) -> float:
-    """Degrees to the right of the middle of the screen, whose field of view is 90 degrees."""
+    """Angle of an object in degrees to the right of the screen's center; the field of view is 90 degrees."""
     return float(np.degrees(np.arctan((label.x + label.width / 2 - 80) / 80)))
 
 
 def largest(labels: Sequence[vzd.Label]) -> vzd.Label:
-    """The one that covers most of the screen."""
+    """The label that covers the largest part of the screen."""
     return max(labels, key=lambda label: label.width * label.height)

@@ -1,13 +1,13 @@
 """Many lanes of a dream as one Gymnasium vector environment: `gym.make_vec("VideoGPTDream-v0", num_envs=64)`.
 
-All lanes take one forward pass together. Lane i, seeded with s, is the single environment seeded with s + i, up to the
-rounding of float32 products of other sizes. A lane that ends starts again by the autoreset mode:
+All lanes share one forward pass. Lane i of an environment with seed s equals the single environment with seed s + i,
+up to float32 rounding, which depends on the batch size. The autoreset mode decides what happens after an episode:
 
-* `NEXT_STEP` (Gymnasium's default): the step after the end ignores the lane's action and begins a new episode.
-* `SAME_STEP`: the new episode begins at once; the last frame and its info are in `final_obs` and `final_info`.
-* `DISABLED`: nothing happens by itself; `reset(options={"reset_mask": mask})` starts the lanes of the mask again.
+* `NEXT_STEP` (Gymnasium's default): the next step ignores the lane's action and starts a new episode.
+* `SAME_STEP`: a new episode starts at once. The last frame and its info are in `final_obs` and `final_info`.
+* `DISABLED`: no automatic reset. `reset(options={"reset_mask": mask})` restarts the lanes of the mask.
 
-Dimensions: n lanes, t frames of a context.
+Dimensions: n lanes, t frames of a context, v game variables, h and w height and width.
 """
 
 from __future__ import annotations
@@ -48,28 +48,31 @@ from .snapshot import SNAPSHOT_KEYS, STATE, is_made_of, is_valid
 from .spaces import to_gym_space
 
 RESET_OPTIONS = ("context", "frames", "actions", "variables", "reset_mask")
-"""What `reset` can be told."""
+"""Options that `reset` accepts."""
 StepResult = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
 """Frames (n, h, w, 3), rewards, terminations, truncations (n,), and infos by name."""
 
 
 class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
-    """`num_envs` dreams side by side; `settings` are the fields of `DreamConfig`.
+    """A batch of dreams. Each lane has its own episode and random generator.
 
-    `reset(options=...)` takes `{"context": i}`, or one number a lane: starting contexts beside the model;
-    or `{"frames": (t, h, w, 3), "actions": (t - 1, ...), "variables": (t, v) or (v,)}` of your own for all lanes, uint8
-    and a multiple of the time stride. Without options each lane draws a starting context.
+    Options of `reset`:
+
+    * `{"context": i}`: start from starting context number i of the model, or give one number per lane.
+    * `{"frames": (t, h, w, 3), "actions": (t - 1, ...), "variables": (t, v) or (v,)}`: start all lanes from your own
+      frames. Frames are uint8 and t is a multiple of the time stride. Variables are optional.
+    * None: each lane starts from a random starting context.
 
     Args:
-        num_envs: Lanes.
+        num_envs: Number of lanes.
         model: Run folder; by default the model that ships for `world=`.
-        autoreset_mode: What becomes of a lane that has ended: "NextStep", "SameStep" or "Disabled".
+        autoreset_mode: "NextStep", "SameStep" or "Disabled"; see the module docstring.
         render_mode: "rgb_array" or None.
-        max_episode_steps: `horizon` under the name that Gymnasium has for it.
-        **settings: See `DreamConfig`.
+        max_episode_steps: Gymnasium's name for `horizon`; used if `horizon` is not given.
+        **settings: The fields of `DreamConfig`.
 
     Raises:
-        UserError: An argument that cannot be, or more lanes than there is memory for.
+        UserError: An argument is invalid, the run folder is incomplete, or the lanes do not fit into memory.
     """
 
     def __init__(
@@ -86,7 +89,7 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         modes = [mode.value for mode in AutoresetMode]
         mode = getattr(autoreset_mode, "value", autoreset_mode)
         if not isinstance(mode, str) or mode not in modes:
-            raise UserError(f"autoreset_mode is {', '.join(modes)}, not {short_repr(autoreset_mode)}")
+            raise UserError(f"autoreset_mode must be one of {', '.join(modes)}, not {short_repr(autoreset_mode)}")
         self.render_mode = check_render_mode(render_mode, ["rgb_array"])
         if settings.get("horizon") is None:
             settings["horizon"] = max_episode_steps
@@ -121,9 +124,9 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         asked, each = check_options(options, RESET_OPTIONS), check_seeds(seed, self.num_envs)
         mask = check_mask(asked.pop("reset_mask", np.ones(self.num_envs, bool)), self.num_envs)
         if self.lanes is None and not mask.all():
-            raise UserError("the first reset must be of all lanes; leave reset_mask out")
+            raise UserError("the first reset must include all lanes; leave reset_mask out")
         start = self._requested_start(asked)
-        for i in np.flatnonzero(mask):  # from here on nothing is refused
+        for i in np.flatnonzero(mask):  # all arguments are valid: only now does the state change
             if each[i] is not None:
                 self.rngs[i] = seeding.np_random(each[i])[0]
         self._start_lanes(mask, start)
@@ -144,16 +147,24 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
                     last[i] = self.frames[i].copy()
                 final = {"final_obs": last, "_final_obs": over, "final_info": self._gym_info(over, step_info, over)}
                 final["_final_info"] = over.copy()
-        else:  # what NEXT_STEP dreamed after a lane's end is thrown away
+        else:  # NEXT_STEP: discard the step of lanes that are about to be reset
             rewards[over], terminated[over], truncated[over] = 0, False, False
         if over.any():
             self._start_lanes(over, None)
         return self.frames.copy(), rewards, terminated, truncated, self._gym_info(every, step_info, ~over) | final
 
     def step_lanes(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-        """Step every lane, whether it has ended or not: rewards, terminations, truncations, and the step's figures.
+        """Step every lane, finished or not, without autoreset.
 
-        The frames are in `self.frames`, the game variables in `self.variables`.
+        Args:
+            actions: (n, ...) one action per lane.
+
+        Returns:
+            Rewards, terminations and truncations (n,), and the info of the step by name. The new frames are in
+            `self.frames` (n, h, w, 3), the game variables in `self.variables` (n, v).
+
+        Raises:
+            UserError: Before the first reset, or an action is not in the action space.
         """
         step = self.dream.step(self.require_lanes("stepping"), actions)
         self.elapsed += 1
@@ -171,25 +182,28 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         return step.reward.double().cpu().numpy(), terminated.copy(), truncated, step_info
 
     def require_lanes(self, what: str) -> DreamState:
-        """The lanes, or a `UserError` before the first reset."""
+        """The state of the lanes; `UserError` before the first reset. `what` completes the message."""
         if self.lanes is None:
             raise UserError(f"reset the dream before {what} it")
         return self.lanes
 
     @cached_property
     def model_digests(self) -> dict[str, str]:
-        """What a snapshot must have in common with who restores it."""
+        """Digests of the models, precision and device: a snapshot is restored only where they are equal."""
         parts = {part: weights_digest(self.folder / part) for part in ("vqvae", "prior", "outcome")}
         return parts | {"precision": str(self.dream.prior.start_token.dtype), "device": self.dream.device.type}
 
     def render(self) -> tuple[np.ndarray, ...] | None:
-        """The lanes' frames (h, w, 3), with `render_mode="rgb_array"`."""
+        """One frame (h, w, 3) per lane with `render_mode="rgb_array"`, otherwise None."""
         self.require_lanes("rendering")
         return tuple(self.frames.copy()) if self.render_mode == "rgb_array" else None
 
     def snapshot(self) -> dict[str, Any]:
-        """Everything the dream knows now; `restore` takes any number of futures from it, and so does that of any other
-        environment of the same models, precision and kind of device. It may be pickled."""
+        """The complete state of all lanes: caches, frames, and random generators.
+
+        It can be restored any number of times, also in another environment with the same models, precision and device
+        type. It can be pickled.
+        """
         lanes = self.require_lanes("taking a snapshot of").clone()
         names = {layer: name for name, layer in self.dream.memory_layers.items()}
         memory = {names[layer]: past for layer, past in lanes.memory.items()}
@@ -197,8 +211,12 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         return state | {"model_digests": self.model_digests, "lanes": replace(lanes, memory={}), "memory": memory}
 
     def restore(self, snapshot: dict[str, Any]) -> None:
-        """Go back to a snapshot: the same actions from here give the same dream."""
-        none = UserError("this is no snapshot; give what snapshot() returned")
+        """Return to a snapshot. The same actions then give the same frames.
+
+        Raises:
+            UserError: It is not a snapshot, or it has other models, precision, device type or number of lanes.
+        """
+        none = UserError("this is not a snapshot; give what snapshot() returned")
         if (
             not isinstance(snapshot, dict)
             or not snapshot.keys() >= SNAPSHOT_KEYS
@@ -206,11 +224,13 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         ):
             raise none
         if differs := config_difference(snapshot["model_digests"], self.model_digests):
-            raise UserError(f"this snapshot is of another dream: it has {differs}; open the one that it was taken of")
+            raise UserError(
+                f"this snapshot was taken from another dream: it has {differs}; open the dream it was taken from"
+            )
         if not isinstance(snapshot["rngs"], list):
             raise none
         if (n := len(snapshot["rngs"])) != self.num_envs:
-            raise UserError(f"this snapshot is of {n} lanes, not of {self.num_envs}")
+            raise UserError(f"this snapshot has {n} lanes, not {self.num_envs}; open the dream with num_envs={n}")
         if not is_valid(snapshot, self.dream, n):
             raise none
         memory = {self.dream.memory_layers[name]: past for name, past in snapshot["memory"].items()}
@@ -218,13 +238,18 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         vars(self).update(state | {"lanes": replace(snapshot["lanes"], memory=memory).clone()})
 
     def fork(self, n: int, seed: int | None = None) -> DreamVectorEnv:
-        """n copies of each lane, side by side, as an environment of its own without autoreset.
+        """Copy each lane n times into a new environment without autoreset. The models are shared.
 
-        Under the same actions all copies of a lane dream what it would have dreamed. With a seed each copy has other
-        luck from here on.
+        Args:
+            n: Copies of each lane. Copies of lane i are lanes i * n to i * n + n - 1.
+            seed: Reseeds every copy, so that copies differ under the same actions. None keeps the random state of
+                the lane, so that all copies continue as the lane itself would.
+
+        Raises:
+            UserError: Before the first reset, a lane has ended, or the copies do not fit into memory.
         """
         if not is_int_at_least(n, 1):
-            raise UserError(f"a lane can be forked into 1 copy or more, not {short_repr(n)}")
+            raise UserError(f"a lane needs at least 1 copy, not {short_repr(n)}")
         seed, lanes = check_seed(seed), self.require_lanes("forking")
         if self.done.any():
             raise UserError(f"lanes {np.flatnonzero(self.done).tolist()} have ended; reset them before forking")
@@ -245,7 +270,7 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         return other
 
     def _start_lanes(self, mask: np.ndarray, start: Context | np.ndarray | None) -> None:
-        """Start the lanes of the mask anew, from one context, from those of these numbers, or from any."""
+        """Start new episodes in the lanes of the mask: from one context, numbered contexts, or random ones."""
         index = np.flatnonzero(mask)
         if isinstance(start, Context):
             context = start[torch.zeros(len(index), dtype=torch.long)]
@@ -268,15 +293,15 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.elapsed[index], self.done[index] = 0, False
 
     def _requested_start(self, options: dict[str, Any]) -> Context | np.ndarray | None:
-        """Where lanes are asked to start: one context for all, a number of one for each, or anywhere."""
+        """The requested start: one context for all lanes, one number per lane, or None for random contexts."""
         if "context" in options:
             if len(options) > 1:
-                raise UserError("reset takes a context by number or frames of one's own, not both")
+                raise UserError("reset takes either a context number or frames, not both")
             return check_context_numbers(options["context"], self.num_envs, len(self.contexts))
         if not options:
             return None
         if not {"frames", "actions"} <= options.keys():
-            raise UserError("a context of one's own has both frames and the actions between them")
+            raise UserError("a context needs both frames and the actions between them; add the missing option")
         frames, actions = (as_array(options[name])[None] for name in ("frames", "actions"))
         variables = options.get("variables")
         if variables is not None:
@@ -288,7 +313,7 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     def _gym_info(
         self, mask: np.ndarray, step_info: dict[str, np.ndarray] | None = None, stepped: np.ndarray | None = None
     ) -> dict[str, Any]:
-        """Game variables of the lanes of the mask and figures of those that were stepped, in Gymnasium's form."""
+        """Game variables of the lanes of the mask, and step infos of the stepped lanes, in Gymnasium's vector form."""
         variables = dict(zip(self.env_spec.variables, self.variables.T.astype(float), strict=True))
         info: dict[str, Any] = {}
         for values, lanes in ((variables, mask), (step_info, stepped)):

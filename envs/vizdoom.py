@@ -1,21 +1,21 @@
-"""ViZDoom as the models see it: 64x64x3 uint8 frames, one action held for `frame_skip` tics.
+"""ViZDoom as a Gymnasium environment with small frames: 64x64x3 uint8, with each action held for `frame_skip` tics.
 
-What differs from ViZDoom's own Gymnasium wrapper, and why:
+Differences from ViZDoom's own Gymnasium wrapper:
 
-* The engine's clock is switched off and the time limit is kept here, in steps. The engine calls a timeout
-  a termination and has no picture to show for it; a model of the world would learn that time kills.
-  Here `terminated` means that the episode really ended, `truncated` that time ran out.
-* When the player dies the engine has no state left, and its wrapper returns a black frame. Here the last
-  frame that was seen stands in its place: no black frame enters the data.
-* The engine writes its settings and a working folder into the current directory. Here each instance
-  has a temporary folder of its own. Engine and folder are gone after `close`, at the end of the process, and after
-  its death (`envs/engine_cleanup.py`).
+* The engine's time limit is switched off and counted here, in steps. The engine reports a timeout as a termination
+  without a frame, and a world model would learn that time kills. Here `terminated` means that the episode really ended,
+  and `truncated` that the time limit was reached.
+* When the player dies the engine has no state, and its wrapper returns a black frame. Here the last frame is repeated,
+  so that no black frame enters the data.
+* The engine writes its settings and a working folder into the current directory. Here each instance has a temporary
+  folder. Engine and folder are removed by `close`, at the end of the process, and after it was killed
+  (`envs/engine_cleanup.py`).
 
-Reward and game variables are the scenario's, buttons are those of `envs.buttons`. For Health Gathering Supreme: +1 a
-tic alive (+4 a step at frame skip 4), -100 at death, actions (none, forward, right, left), HEALTH in `info`. For
-Battle2: +1 for each monster killed, five factors of action, and AMMO2, HEALTH and USER2, which counts the kills.
+Reward and game variables are those of the scenario, actions those of `envs.buttons`. Health Gathering Supreme: +1 per
+tic alive (+4 per step at frame skip 4), -100 at death, actions (none, forward, right, left), HEALTH in `info`. Battle2:
++1 per monster killed, actions with five factors, and AMMO2, HEALTH and USER2 (the number of kills) in `info`.
 
-The frame skip of 4 is that of the scores that these scenarios are known by (Kempka et al., 2016, and later work).
+The frame skip of 4 is that of published scores (Kempka et al., 2016, and later work).
 """
 
 from __future__ import annotations
@@ -47,10 +47,11 @@ from .spaces import to_action_spec
 
 
 def make_engine(env_spec: EnvSpec) -> VizdoomFrames:
-    """The engine that a world was recorded from."""
+    """Make the engine that a store was recorded from; `UserError` if it was not recorded from ViZDoom."""
     if env_spec.env_id != "VizdoomFrames-v0":
         raise UserError(
-            f"{env_spec.name} was not recorded from VizdoomFrames-v0, so there is no engine to compare with"
+            f"{env_spec.name} was not recorded from VizdoomFrames-v0, so there is no engine to compare with; use a run "
+            "that was"
         )
     engine = make_recorded_env(env_spec).unwrapped
     assert isinstance(engine, VizdoomFrames)
@@ -58,7 +59,7 @@ def make_engine(env_spec: EnvSpec) -> VizdoomFrames:
 
 
 def open_game(scenario: Scenario, folder: Path) -> vzd.DoomGame:
-    """An engine that is set up but not started, without a window, whose files go into a folder."""
+    """Set up an engine without a window and without starting it. It writes its files into `folder`."""
     game = vzd.DoomGame()
     game.load_config(str(scenario.config))
     if scenario.wad is not None:
@@ -76,7 +77,7 @@ def open_game(scenario: Scenario, folder: Path) -> vzd.DoomGame:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """A Ctrl-C ends the engine too, and the engine's end may be reported before the Ctrl-C is."""
+    """Report a Ctrl-C as such. It ends the engine too, and the engine's error may come first."""
     try:
         yield
     except vzd.ViZDoomUnexpectedExitException:
@@ -93,11 +94,21 @@ def close_engine(game: vzd.DoomGame, folder: EngineFolder) -> None:
 
 
 class VizdoomFrames(gym.Env[np.ndarray, Any]):
-    """A scenario as small RGB frames.
+    """A ViZDoom scenario with small RGB frames.
 
-    Observation: `Box(0, 255, (size, size, 3), uint8)`, the 160x120 screen averaged over areas.
-    Action: `Discrete(buttons + 1)`, one at a time with "nothing" first; `MultiDiscrete` for Battle2.
+    Observation: `Box(0, 255, (size, size, 3), uint8)`, the 160x120 screen resized by area averaging.
+    Action: `Discrete(buttons + 1)`, where action 0 does nothing; `MultiDiscrete` for Battle2.
     `info`: the scenario's game variables by name, as float.
+
+    Args:
+        scenario: Scenario that ships with ViZDoom, or battle2.
+        frame_skip: Tics per step.
+        size: Height and width of a frame.
+        horizon: Time limit in steps; None uses the scenario's, 0 sets no limit.
+        render_mode: "rgb_array" (the 160x120 screen), "human" (a window) or None.
+
+    Raises:
+        UserError: An argument is invalid, or the scenario's map is missing.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array", "human"], "render_fps": 35 / 4}
@@ -110,7 +121,7 @@ class VizdoomFrames(gym.Env[np.ndarray, Any]):
         horizon: int | None = None,
         render_mode: str | None = None,
     ) -> None:
-        """`horizon`, in steps, defaults to the scenario's limit in tics over `frame_skip`; 0 means none."""
+
         found = find_scenario(check_value(str, scenario, "scenario"))
         frame_skip, size = check_value(Positive, frame_skip, "frame_skip"), check_value(Pixels, size, "size")
         horizon = check_value(Count | None, horizon, "horizon")
@@ -144,7 +155,7 @@ class VizdoomFrames(gym.Env[np.ndarray, Any]):
         check_options(options, ())
         super().reset(seed=check_seed(seed))
         self.game.set_seed(int(self.np_random.integers(2**32, dtype=np.uint32)))
-        if self.multiplayer:  # a game for several players goes on where it was, whatever the seed
+        if self.multiplayer:  # a multiplayer game does not restart with new_episode
             self.game.close()
         with interruptible():
             if self.game.is_running():
@@ -159,12 +170,12 @@ class VizdoomFrames(gym.Env[np.ndarray, Any]):
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         if not self.game.is_running():
-            raise UserError("no episode has begun; call reset first")
+            raise UserError("no episode has started; call reset first")
         buttons = self.buttons.press(self.env_spec.action.check(action))
         with interruptible():
             reward = self.game.make_action(buttons.tolist(), self.frame_skip)
         terminated = self.game.is_episode_finished()
-        if not terminated:  # the engine has no picture of the end: the last one stays
+        if not terminated:  # the engine has no frame of the end, so the last one is repeated
             self._read_state()
         self.elapsed += 1
         truncated = not terminated and 0 < self.env_spec.max_episode_steps <= self.elapsed

@@ -1,13 +1,13 @@
-"""Any environment of frames, seen through a world model's VQ-VAE.
+"""A wrapper whose observations are VQ-VAE reconstructions of the frames of an environment.
 
-A policy that grew up in a dream knows the world as the decoder paints it. In the engine it may be given the same eyes,
-as the controller of "World Models" (Ha and Schmidhuber, 2018) sees the real game through its autoencoder only: each
-frame is encoded and decoded, one after the other, with the causal layers' memory of the episode so far.
+A policy trained in a dream has only observed decoded frames. This wrapper gives it the same kind of frames in the
+engine, as the controller of "World Models" (Ha and Schmidhuber, 2018) observes the real game through its autoencoder.
+Frames are encoded and decoded one by one; the causal layers keep their activations of the episode so far.
 
-`info["frame"]` is what was there. A policy that is recorded with these eyes acts on nothing that codes do not tell. One
-that sees more can give away by its actions what codes do not show yet, a fireball that is too small for them. A prior
-may learn to read it there, and then a policy that acts on what it dreams, and sees no fire, is told by its own calm
-that there is none (Ortega et al., 2021, call these delusions).
+The original frame is in `info["frame"]`. Recording with this wrapper also matters for the prior. A policy that
+observes the original frames reacts to details that the codes do not contain yet, such as a small fireball, so its
+actions carry that information. A prior can learn to infer the fireball from the action. In a dream the policy
+observes no fireball and acts calmly, and the prior concludes that there is none (a delusion; Ortega et al., 2021).
 """
 
 from __future__ import annotations
@@ -24,15 +24,28 @@ from worldmodel.utils.errors import UserError
 
 
 class VQVAEObservation(gym.Wrapper[np.ndarray, Any, np.ndarray, Any]):
-    """Observations (h, w, 3) uint8 as reconstructions; `UserError` unless the VQ-VAE streams single frames."""
+    """Replaces observations (h, w, 3) uint8 by their reconstructions.
+
+    Args:
+        env: Environment with frames of the VQ-VAE's size.
+        vqvae: A causal VQ-VAE with a time stride of 1.
+
+    Raises:
+        UserError: The frame sizes differ, or the VQ-VAE cannot encode single frames.
+    """
 
     def __init__(self, env: gym.Env[np.ndarray, Any], vqvae: VQVAE) -> None:
         super().__init__(env)
         seen = (*vqvae.config.frame_size, vqvae.config.channels)
         if env.observation_space.shape != seen:
-            raise UserError(f"this VQ-VAE sees frames of {seen}, not {env.observation_space.shape}; give another one")
+            raise UserError(
+                f"the VQ-VAE takes frames of shape {seen}, but the environment has {env.observation_space.shape}; use "
+                "the VQ-VAE that was trained on this environment"
+            )
         if not vqvae.config.causal or vqvae.config.stride[0] > 1:
-            raise UserError("frames are seen one by one: this needs a VQ-VAE in stream mode with a time stride of 1")
+            raise UserError(
+                "this VQ-VAE cannot encode frames one by one; use one in stream mode (causal) with a time stride of 1"
+            )
         self.vqvae = vqvae.eval()
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:

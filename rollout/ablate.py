@@ -1,17 +1,17 @@
-"""The paper's ablations, Tables 3 to 7: train the rows of a table, evaluate them, set our column beside the paper's.
+"""The paper's ablations, Tables 3 to 7: train and evaluate the rows of a table, and compare with the paper's column.
 
     python collect/vizdoom.py --preset demo
     python rollout/ablate.py --preset ablate --table 5
 
-Without a preset the base is the paper's own model on BAIR, which asks for GPUs; `--preset ablate` is small, and on
-ViZDoom. Each row runs the stages of train/ in a run folder of its own. Rows that are the same model, in one table or in
-several, share it: what has the base's VQ-VAE lies in <out>/base, priors of other depths beside the base's; what has
-not lies in <out>/table_N/<row>. Every stage resumes, and a row whose figures are there under the same settings is not
-done again, so an interrupted table goes on with the same command. `--n-seeds 3` trains every row three times.
+Without a preset the base model is the paper's model of BAIR, which needs GPUs. `--preset ablate` uses small models on
+ViZDoom. Each row runs the stages of train/ in a run folder. Rows with the same VQ-VAE share it, also across tables:
+rows with the base VQ-VAE are in <out>/base, with one prior folder per depth, and all others in <out>/table_N/<row>.
+Every stage resumes, and a row that already has results under the same settings is not repeated, so the same command
+continues an interrupted table. `--n-seeds 3` trains every row three times.
 
-Rows are measured on the same clips of the test split; rollout/ablation_scores.py says by which figures. The paper's
-column and ours are of other data, protocols and, without I3D's weights, feature networks: they stand side by side, not
-on one scale. What can be compared is the order of the rows, and the table says how far both agree.
+All rows are evaluated on the same clips of the test split, with the metrics of rollout/ablation_scores.py. Data and
+protocol differ from the paper's, and without the weights of I3D so does the feature network. So values cannot be
+compared with the paper's, only the order of the rows. The table reports how far both orders agree.
 
 Writes <out>/table_N.md, .json and .png.
 """
@@ -50,7 +50,7 @@ from worldmodel.utils.settings import Address, AtLeast2, Positive, Settings
 
 @dataclass(frozen=True, kw_only=True)
 class BaseVQVAE(Settings):
-    """The first stage of the base."""
+    """VQ-VAE of the base model."""
 
     model: VQVAESettings = field(default_factory=VQVAESettings)
     trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(steps=100_000, learning_rate=7e-4))
@@ -58,7 +58,7 @@ class BaseVQVAE(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class BasePrior(Settings):
-    """The third stage of the base; the settings are those of train/prior.py."""
+    """Prior of the base model, with the settings of train/prior.py."""
 
     actions: bool = True
     every_action: bool = True
@@ -68,59 +68,59 @@ class BasePrior(Settings):
 
     @property
     def conditions(self) -> dict[str, Any]:
-        """What the prior is conditioned on, beside frames."""
+        """What the prior is conditioned on, besides frames."""
         return {name: getattr(self, name) for name in ("actions", "every_action", "classes")}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Args(Settings):
-    """Train, evaluate and render a table of the paper's ablations."""
+    """Train and evaluate the rows of one of the paper's ablation tables."""
 
     table: Table = 3
-    """3 attention, 4 layers of the prior, 5 latent sizes, 6 codes, 7 codebooks."""
+    """Table of the paper, 3 to 7: attention, layers of the prior, latent sizes, codes, codebooks."""
     data: Address = Address("runs/bair/data.zarr")
-    """Store of frames."""
+    """Store of frames to train and evaluate on."""
     out: Path = Path("runs/ablations")
-    """Folder of all tables."""
+    """Folder for the tables and their runs."""
     vqvae: BaseVQVAE = field(default_factory=BaseVQVAE)
-    """The base's VQ-VAE, of which each row changes one thing."""
+    """VQ-VAE of the base model; each row changes one thing."""
     clip_stride: Positive = 4
-    """Frames from the start of one clip of codes to the start of the next."""
+    """Frames between the starts of consecutive clips of codes."""
     prior: BasePrior = field(default_factory=BasePrior)
-    """The base's prior."""
+    """Prior of the base model."""
     n_clips: AtLeast2 = 256
-    """Clips of the test split."""
+    """Number of clips of the test split to evaluate on."""
     n_trials: Positive = 10
-    """Sets of samples of them."""
+    """Number of sample sets per row, one sample per clip each."""
     features: Kind = "random_conv"
-    """Feature network of the distances."""
+    """Feature network of the Frechet distances; random_conv needs no weights."""
     weights: Path | None = None
-    """Its file."""
+    """File with the weights of the feature network."""
     sha256: str = ""
-    """Of that file."""
+    """SHA-256 of the weights file; another file is refused."""
     batch_size: Positive = 16
-    """Clips that are sampled or reconstructed at a time."""
+    """Clips sampled or reconstructed in one batch."""
     n_seeds: Positive = 1
-    """Train every row so many times, with seeds 0, 1, ..."""
+    """Number of times to train every row, with seeds 0, 1, ..."""
     device: str = DEVICE
-    """cpu or cuda."""
+    """Device of training and evaluation: cpu or cuda."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if (self.vqvae.model.mode, self.prior.model.mode) != ("paper", "paper"):
-            raise UserError("the ablations are of models of whole clips; set mode = paper for VQ-VAE and prior")
+            raise UserError("the ablations need models of whole clips; set mode to paper for VQ-VAE and prior")
 
 
 @dataclass(frozen=True)
 class Job:
-    """A row under a seed."""
+    """A row of a table, trained with one seed."""
 
     row: Row
     seed: int
     run: Path
     """Run folder."""
     prior: str
-    """Folder of the prior inside it."""
+    """Name of the prior's folder inside the run folder."""
 
     @property
     def result(self) -> Path:
@@ -128,7 +128,7 @@ class Job:
 
 
 def make_job(args: Args, row: Row, seed: int) -> Job:
-    """Where a row lives: rows of the same VQ-VAE under one roof."""
+    """The folders of a row. Rows with the same VQ-VAE share a run folder."""
     base = row.vqvae == args.vqvae.model
     run = (args.out / "base" if base else args.out / f"table_{args.table}" / row.folder_name) / f"seed_{seed}"
     usual = row.prior is None or row.prior == args.prior.model
@@ -136,7 +136,7 @@ def make_job(args: Args, row: Row, seed: int) -> Job:
 
 
 def stage_args(args: Args, work: Job) -> tuple[VQVAEStage, TokensStage, PriorStage | None]:
-    """The arguments of each stage."""
+    """The settings of each stage; no prior for rows about the VQ-VAE alone."""
     where: dict[str, Any] = {"run": work.run, "device": args.device}
     v, p, row = args.vqvae, args.prior, work.row
     fits = [replace(trainer, seed=work.seed) for trainer in (v.trainer, p.trainer)]
@@ -149,7 +149,7 @@ def stage_args(args: Args, work: Job) -> tuple[VQVAEStage, TokensStage, PriorSta
 
 
 def train_stages(args: Args, work: Job) -> None:
-    """All stages, each from where it stopped."""
+    """Run all stages; each resumes where it stopped."""
     first, second, third = stage_args(args, work)
     train_vqvae(first)
     if third is not None:
@@ -158,7 +158,7 @@ def train_stages(args: Args, work: Job) -> None:
 
 
 def settings(args: Args, work: Job) -> dict[str, Any]:
-    """All that a row's figures depend on, as JSON would give it back."""
+    """Everything that a row's results depend on, as plain JSON values."""
     first, second, third = stage_args(args, work)
     values: dict[str, Any] = {"data": Store(args.data).n_rows, "tokens": {"every": second.clip_stride}}
     values["vqvae"] = {"model": first.model, "trainer": first.trainer.settings()}
@@ -169,13 +169,13 @@ def settings(args: Args, work: Job) -> dict[str, Any]:
 
 
 def model_digests(work: Job) -> dict[str, str]:
-    """Digests of the models, as far as they are there."""
+    """Digests of the models that exist."""
     names = ("vqvae",) if work.row.prior is None else ("vqvae", work.prior)
     return {name: weights_digest(work.run / name) for name in names if checkpoints(work.run / name)}
 
 
 def read_result(args: Args, work: Job) -> dict[str, Any] | None:
-    """The figures of a row, if they are of these settings and models."""
+    """The saved results of a row, or None if its settings or models have changed."""
     if not work.result.exists():
         return None
     found = json.loads(work.result.read_text())
@@ -184,7 +184,7 @@ def read_result(args: Args, work: Job) -> dict[str, Any] | None:
 
 
 def evaluate(args: Args, work: Job) -> dict[str, Any]:
-    """The figures of a trained row, written beside its models."""
+    """Evaluate a trained row, and write the results into its run folder."""
     size = args.vqvae.model.frame_size[0]
     protocol = PAPER.with_changes(
         n_frames=args.vqvae.model.n_frames,
@@ -210,8 +210,8 @@ def evaluate(args: Args, work: Job) -> dict[str, Any]:
 def main(args: Args) -> None:
     if not is_url(args.data) and not Path(args.data).exists():
         raise UserError(
-            f"there is no store at {args.data}; for --preset ablate `python collect/vizdoom.py --preset demo` makes"
-            " one, or give another with --data"
+            f"there is no store at {args.data}; for --preset ablate make it with `python collect/vizdoom.py --preset "
+            "demo`, or give another one with --data"
         )
     made = table_rows(args.table, args.vqvae.model, args.prior.model)
     if args.table == 3:
@@ -220,7 +220,7 @@ def main(args: Args) -> None:
     done = {work.result: found for work in jobs if (found := read_result(args, work)) is not None}
 
     def show() -> str:
-        """Write the table of what is done so far."""
+        """Write the table of the rows that are done."""
         results = {row.setting: [done[w.result] for w in jobs if w.row is row and w.result in done] for row in made}
         return render(args.table, results, args.n_seeds, args.out / f"table_{args.table}")
 
@@ -229,7 +229,7 @@ def main(args: Args) -> None:
             print(f"table {args.table}, {work.row.setting}, seed {work.seed}: {work.run}")
             train_stages(args, work)
             done[work.result] = evaluate(args, work)
-            show()  # for one who looks in meanwhile
+            show()  # after each row, so that partial results can be read
     print(f"{show()}\n\ntable: {args.out}/table_{args.table}.md, .json and .png")
 
 

@@ -1,17 +1,17 @@
-"""The figures of one row of an ablation: what its VQ-VAE and its prior make of the same held-out clips.
+"""Metrics of one row of an ablation, on held-out clips that are the same for all rows.
 
     NMSE, PSNR                 of reconstructions
-    reconstructions_real       Frechet distance; in the paper R-FVD
+    reconstructions_real       Frechet distance; R-FVD in the paper
     samples_real               FVD
     samples_reconstructions    FVD*
-    bits/code                  the paper's bits/dim
-    bits/frame                 of all codes of one frame of the video: compares where rows have other numbers of codes
-    perplexity                 of the codes' use, by which a codebook that hardly any clip depends on is seen
-    mean picture               NMSE of the mean of all these frames, held still. A VQ-VAE that is no better has
-                               collapsed: distances from its reconstructions mean nothing
+    bits/code                  bits/dim in the paper
+    bits/frame                 bits of all codes of one video frame, to compare rows with different numbers of codes
+    perplexity                 of the code usage; low if few codes are used
+    mean picture               NMSE of the mean frame, repeated. A VQ-VAE that is no better has collapsed, and
+                               distances from its reconstructions are meaningless
 
-Reconstructions are not random, so their distance is one value; that of samples is one of each trial. Conditioning
-frames, where the prior has any, are drawn anew and not copied, as rollout/fvd.py does it.
+Reconstructions are deterministic, so their distance is one value. Distances of samples have one value per trial.
+Conditioning frames are sampled, not copied, as in rollout/fvd.py.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ from worldmodel.models.quantizer import codebook_usage
 from worldmodel.models.vqvae import VQVAE, to_uint8
 
 FEATURE_BATCH_SIZE = 8
-"""Clips that pass the feature network at a time."""
+"""Clips per batch of the feature network."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """By what all rows are measured."""
+    """The evaluation protocol that all rows share."""
 
     data: str
     """Store of frames."""
     clip_stride: int
-    """Clips begin at every so many frames of an episode, as those of codes do."""
+    """Frames between the starts of consecutive clips, as in the store of codes."""
     protocol: Protocol
     features: Features
     batch_size: int
@@ -60,7 +60,7 @@ class Measurement:
 
 
 def score_vqvae(ruler: Measurement, run: Path) -> dict[str, Any]:
-    """Of a run's VQ-VAE alone; where clips do not overlap, on those that its prior would be measured on."""
+    """Metrics of a run's VQ-VAE alone."""
     vqvae, split = load_vqvae(run / "vqvae").to(ruler.device), ruler.protocol.split
     source = Clips(Store(ruler.data), split, vqvae.config.n_frames, ["frames"], align=ruler.clip_stride)
     clips = source.fixed_sample(ruler.protocol.n_clips)
@@ -68,7 +68,7 @@ def score_vqvae(ruler: Measurement, run: Path) -> dict[str, Any]:
 
 
 def score_prior(ruler: Measurement, run: Path, name: str) -> dict[str, Any]:
-    """Of a run's VQ-VAE and of its prior of that name."""
+    """Metrics of a run's VQ-VAE and of its prior of that name."""
     vqvae, prior = load_models(run, name, ruler.device)
     truth = real_clips(run, prior, vqvae.config.stride[0], ruler.protocol.n_clips, ruler.protocol.split, ruler.data)
     samples = lambda k: sample_videos(vqvae, prior, truth.batch, k, batch_size=ruler.batch_size)  # noqa: E731
@@ -85,7 +85,7 @@ def score_prior(ruler: Measurement, run: Path, name: str) -> dict[str, Any]:
 
 @torch.no_grad()
 def bits_per_code(prior: Prior, batch: PriorBatch, ruler: Measurement) -> np.ndarray:
-    """(n,) of clips under their own conditions."""
+    """Bits per code (n,) of clips under their own conditions."""
     nats = []
     for part in torch.arange(len(batch.codes)).split(ruler.batch_size):
         one = batch[part].to(ruler.device)
@@ -101,7 +101,7 @@ def _score_clips(
     episode: np.ndarray,
     samples: Callable[[int], np.ndarray] | None = None,
 ) -> dict[str, Any]:
-    """Of real clips (n, t, h, w, c) of those episodes and, if there are any, of samples under a seed."""
+    """Metrics on real clips (n, t, h, w, c) of the given episodes; `samples`, if any, makes clips from a seed."""
     with torch.no_grad():
         codes = torch.cat([vqvae.encode(p.to(ruler.device)) for p in torch.from_numpy(real).split(ruler.batch_size)])
         decoded = torch.cat([to_uint8(vqvae.decode(c)).cpu() for c in codes.split(ruler.batch_size)]).numpy()

@@ -1,13 +1,12 @@
-"""The paper's table of an ablation with our column beside it: as Markdown, as a plot, and all of it as JSON.
+"""The paper's ablation table next to our results: as Markdown, as a plot, and as JSON.
 
-No figure of ours has a name of the paper's unless it was taken by its feature network, and even then it is of the data
-that its head says. In the plot both have axes of their own, one above the other.
+Our metrics only have the paper's names if they use the paper's feature network; the heading names the data. In the plot
+the paper's values and ours have separate axes.
 
-Whether both columns order the rows alike is counted in pairs of rows. A pair that is closer together than its spreads
-are wide, in the paper's column or in ours, counts for nothing. Our spread is the standard deviation over the trials and
-seeds of training; what is not sampled has none for a single seed. Rows whose VQ-VAE has collapsed are shown, marked and
-left out of the count: samples and reconstructions that are all the same picture are as near to each other as can be,
-which would pass for agreement.
+Agreement of the two orders is counted in pairs of rows. A pair does not count if its difference is within the standard
+deviations, in the paper's column or in ours. Our standard deviation is over trials and training seeds; a deterministic
+metric with a single seed has none. Rows with a collapsed VQ-VAE are shown and marked, but not counted. Their samples
+and reconstructions are all the same image, so they are close to each other, and this would look like agreement.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ TITLES: dict[Table, tuple[str, str]] = {
     6: ("codes of a codebook", "codebook"),
     7: ("codebooks", "latent size x books"),
 }
-"""What is ablated, and the head of the first column."""
+"""What is ablated, and the heading of the first column."""
 COUNTERPART: dict[Metric, str] = {
     "NMSE": "NMSE",
     "R-FVD": "reconstructions_real",
@@ -43,18 +42,18 @@ COUNTERPART: dict[Metric, str] = {
     "FVD*": "samples_reconstructions",
     "bits/dim": "bits/code",
 }
-"""Our figure that tells what the paper's does."""
+"""The paper's metric -> ours."""
 ARROWS = {
     "NMSE": "↓", "PSNR": "↑", "perplexity": "", "reconstructions_real": "↓", "samples_real": "↓",
     "samples_reconstructions": "↓", "bits/code": "↓", "bits/frame": "↓",
 }  # fmt: skip
-"""Our columns, and where better is."""
+"""Our columns, and whether higher or lower is better."""
 Results = dict[str, list[dict[str, Any]]]
-"""Of each row, in the paper's order, what `evaluate` wrote for each seed; nothing where it is not done."""
+"""For each row, in the paper's order, the results of `evaluate` per seed; empty if the row is not done."""
 
 
 def figure_name(figure: str, network: str) -> str:
-    """What one of our figures is called."""
+    """The heading of one of our columns."""
     if "_" not in figure:
         return figure
     short = next(metric for metric, ours in COUNTERPART.items() if ours == figure)
@@ -62,7 +61,7 @@ def figure_name(figure: str, network: str) -> str:
 
 
 def our_figures(results: Results) -> dict[str, dict[str, Trials]]:
-    """Of each row that is done its figures, of all seeds and trials."""
+    """The metrics of each finished row, over all seeds and trials."""
     table: dict[str, dict[str, Trials]] = {}
     for setting, found in results.items():
         if found:
@@ -72,12 +71,12 @@ def our_figures(results: Results) -> dict[str, dict[str, Trials]]:
 
 
 def collapsed(figures: dict[str, Trials]) -> bool:
-    """Are a row's reconstructions no nearer to the clips than the mean picture of these?"""
+    """Whether a row's reconstructions are no closer to the clips than their mean frame."""
     return figures["NMSE"].mean >= figures["mean picture"].mean
 
 
 def order_agreements(table: Table, found: dict[str, dict[str, Trials]]) -> dict[Metric, OrderAgreement]:
-    """For each column of the paper's, over the rows that are done and have not collapsed."""
+    """The agreement for each column of the paper, over the finished rows that have not collapsed."""
     theirs = published_table(table)
     sound = {row: figures for row, figures in found.items() if not collapsed(figures)}
     return {
@@ -89,7 +88,7 @@ def order_agreements(table: Table, found: dict[str, dict[str, Trials]]) -> dict[
 
 
 def render(table: Table, results: Results, seeds: int, stem: Path) -> str:
-    """Write <stem>.md, .json and .png of at least one row that is done; returns the text."""
+    """Write <stem>.md, .json and .png; at least one row must be done. Returns the Markdown text."""
     found = our_figures(results)
     first = next(one for of_row in results.values() for one in of_row)
     order = order_agreements(table, found)
@@ -181,21 +180,21 @@ def format_published(value: float, spread: float | None) -> str:
 
 
 def format_parameters(parameters: dict[str, int]) -> str:
-    """Millions of the VQ-VAE and, where there is one, of the prior."""
+    """Parameters of the VQ-VAE and, if any, of the prior, in millions."""
     return " + ".join(f"{n / 1e6:.2f}" for n in parameters.values())
 
 
 def format_trials(trials: Trials) -> str:
-    """Three digits that mean something."""
+    """Mean and standard deviation with three significant digits."""
     digits = max(0, 2 - math.floor(math.log10(abs(trials.mean) or 1)))
     spread = f" ± {trials.std:.{digits}f}" if trials.std is not None else ""
     return f"{trials.mean:.{digits}f}{spread}"
 
 
 def plot(table: Table, found: dict[str, dict[str, Trials]], first: dict[str, Any], path: Path) -> None:
-    """A column of two panels for each of the paper's figures: the paper's above, ours below, each on its own axis.
+    """Plot two panels for each of the paper's metrics: the paper's values above, ours below, on separate axes.
 
-    Rows that have collapsed are hollow.
+    Collapsed rows have hollow markers.
     """
     theirs, network = published_table(table), first["features"]["network"]
     metrics, places = list(next(iter(theirs.values()))), range(len(theirs))

@@ -1,17 +1,15 @@
-"""How fast a dream is: environment steps and codes a second, and the share of what the machine can do.
+"""Benchmark dreams: environment steps and codes per second, and the fraction of the machine's peak rates.
 
-    python rollout/benchmark.py                      # the dream that ships
-    python rollout/benchmark.py --run runs/raster runs/block     # what an order of decoding gains and costs
-    python rollout/benchmark.py --run runs/demo --num-envs 1 256 1024 --device cuda    # and with --eager, without
-    graphs
+    python rollout/benchmark.py                                                        # the dream that ships
+    python rollout/benchmark.py --run runs/raster runs/block                           # compare decoding orders
+    python rollout/benchmark.py --run runs/demo --num-envs 1 256 1024 --device cuda    # --eager: without CUDA graphs
 
-Every batch size is timed on the same dream in one process, with autoreset through the vector environment, as a
-policy would step it. Between the batch sizes the machine's own rates are taken: a matrix product of 2048 in the dream's
-precision and a copy of 256 MB. From the models' sizes the multiplications of a step and the bytes that it must at
-least read (all weights once a pass, the keys and values of each lane once a pass) are worked out, and with them the
-share of those rates that the step reaches. Beside the speed of a run stand its bits a code and its delta-PSNR, once
-rollout/evaluate.py and rollout/controllability.py have measured them: an order of decoding with fewer passes has a
-price.
+Every batch size is timed on the same dream in one process, through the vector environment with autoreset, as a policy
+steps it. Between them the peak rates of the machine are measured: a 2048 x 2048 matrix product in the dream's
+precision, and a copy of 256 MB. The FLOPs of a step and the bytes it has to read (all weights and each lane's cached
+keys and values, once per pass) give the fraction of these rates. The table also has bits per code and delta-PSNR of a
+run, if rollout/evaluate.py and rollout/controllability.py have measured them, because a decoding order with fewer
+passes costs quality.
 """
 
 from __future__ import annotations
@@ -43,31 +41,31 @@ from worldmodel.utils.settings import AboveZero, NonEmpty, Positive, Settings
 
 @dataclass(frozen=True, kw_only=True)
 class Args(Settings):
-    """Time dreams."""
+    """Benchmark the speed of dreams."""
 
     run: NonEmpty[str] = ("",)
-    """Run folders; by default the model that ships."""
+    """Run folders of dreams, by default the model that ships for `world`."""
     world: str = "health_gathering_supreme"
-    """World of the model that ships."""
+    """Name of the model that ships; used without a run folder."""
     precision: NonEmpty[Precision] = ("float32", "bfloat16")
-    """Of the dream."""
+    """Precisions of the dream's models to time."""
     num_envs: NonEmpty[Positive] = (1, 16, 64)
-    """Numbers of lanes."""
+    """Numbers of lanes to time."""
     seconds: AboveZero = 5.0
-    """Time of a measurement, in three parts of which the median counts."""
+    """Seconds per measurement, in three parts of which the median counts."""
     out: Path = Path("runs/benchmark/dream.json")
-    """Where the figures go."""
+    """File for the results."""
     device: str = DEVICE
-    """cpu or cuda."""
+    """Device of the dream: cpu or cuda."""
     eager: bool = False
-    """On a GPU, launch kernel by kernel: what CUDA graphs gain."""
+    """Do not use CUDA graphs, to measure what they gain."""
 
 
 def step_cost(env: DreamVectorEnv) -> dict[str, float]:
-    """FLOPs and bytes of one step of all lanes: counted operations; weights and cache read once a pass."""
+    """FLOPs of one step of all lanes, and the bytes it reads: weights and cache once per pass."""
     assert env.lanes is not None
     lanes, dream = env.lanes.clone(), env.dream
-    captures, dream.use_cuda_graphs = dream.use_cuda_graphs, False  # the replay of a graph shows no operations to count
+    captures, dream.use_cuda_graphs = dream.use_cuda_graphs, False  # operations cannot be counted in a graph replay
     with flop_counter() as count:
         dream.step(lanes, np.zeros((env.num_envs, *dream.env_spec.action.shape), dream.env_spec.action.dtype))
     dream.use_cuda_graphs = captures
@@ -80,7 +78,7 @@ def step_cost(env: DreamVectorEnv) -> dict[str, float]:
 
 
 def measure(args: Args, run: str, precision: Precision, lanes: int) -> dict[str, Any]:
-    """The figures of one batch size."""
+    """The measurements of one batch size."""
     how: dict[str, Any] = {"model": run, "world": args.world, "precision": precision, "device": args.device}
     env = gym.make_vec("VideoGPTDream-v0", num_envs=lanes, **how)
     assert isinstance(env, DreamVectorEnv)
@@ -88,7 +86,7 @@ def measure(args: Args, run: str, precision: Precision, lanes: int) -> dict[str,
     env.reset(seed=0)
     env.action_space.seed(0)
     steps = calls_per_second(lambda: env.step(env.action_space.sample()), args.seconds, args.device)
-    used = str(env.dream.prior.start_token.dtype).removeprefix("torch.")  # what "auto" came to
+    used = str(env.dream.prior.start_token.dtype).removeprefix("torch.")  # what "auto" resolved to
     work, can = step_cost(env), machine_rates(args.device, used)
     config = env.dream.prior.config
     return {
@@ -107,8 +105,7 @@ def measure(args: Args, run: str, precision: Precision, lanes: int) -> dict[str,
 
 
 def quality(run: str) -> dict[str, Any]:
-    """Bits a code and delta-PSNR of a run, where rollout/evaluate.py and rollout/controllability.py have measured
-    them."""
+    """Bits per code and delta-PSNR of a run, if rollout/evaluate.py and rollout/controllability.py measured them."""
     found: dict[str, Any] = {}
     for name, file, keys in (
         ("bits", "results.json", ("bits_per_dim", "true actions", "mean")),

@@ -1,7 +1,7 @@
-"""Where the clips of a distance or a score come from: a run's own models and store, or files.
+"""Sources of the clips for distances and scores: the models and store of a run, or files.
 
-Files are .npy of uint8 (n, t, h, w, 3). Sample i continues clip i modulo the number of clips of a trial. Of real clips
-(and reconstructions) there are those of one trial, used in all, or those of all trials in order.
+Files are .npy of uint8 (n, t, h, w, 3). Sample i continues clip i modulo the number of clips per trial. A file of real
+clips or reconstructions has those of one trial, used in all trials, or those of all trials in order.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from worldmodel.models.vqvae import to_uint8
 from worldmodel.utils.errors import UserError
 
 ReconstructFn = Callable[[int, np.ndarray], np.ndarray]
-"""Of a trial and its real clips (n, t, h, w, 3)."""
+"""Reconstructions for a trial number and its real clips (n, t, h, w, 3)."""
 
 
 @dataclass(frozen=True)
 class ClipSource:
-    """Where clips come from."""
+    """A source of samples, real clips and reconstructions."""
 
     draw: Callable[[int], tuple[np.ndarray | None, np.ndarray | None]]
-    """The k-th set of samples and of the clips that they continue, each (clips, t, h, w, 3), or what there is of it."""
+    """The k-th set of samples and the clips they continue, (n, t, h, w, 3) each; None for what is missing."""
     reconstruct: ReconstructFn | None
-    """Of a trial and its real clips."""
+    """Makes reconstructions; None if there are none."""
     data: str
     digests: dict[str, Any]
     """Digests of models and files."""
@@ -45,7 +45,17 @@ class ClipSource:
 def source_from_files(
     paths: dict[str, Path], protocol: Protocol, data: str = "", reconstruct: ReconstructFn | None = None
 ) -> ClipSource:
-    """Clips of files of samples, real clips and reconstructions, which `reconstruct` makes where no file has them."""
+    """A source of clips in files.
+
+    Args:
+        paths: Files by kind: samples, real, reconstructions.
+        protocol: Protocol that fixes the number of clips.
+        data: Name of the data.
+        reconstruct: Makes reconstructions if no file has them.
+
+    Raises:
+        UserError: A file cannot be read, or has the wrong number of clips.
+    """
     n, trials = protocol.n_clips, protocol.n_trials
     files = {name: read_clips(path) for name, path in paths.items()}
     for name, clips in files.items():
@@ -56,7 +66,7 @@ def source_from_files(
         if len(clips) not in wanted:
             raise UserError(
                 f"protocol {protocol.name} takes {' or '.join(map(str, wanted))} {name}, but {paths[name]} has"
-                f" {len(clips)}; give as many, or alter it with --n-clips, --samples-per-clip and --n-trials"
+                f" {len(clips)}; give that many, or change --n-clips, --samples-per-clip or --n-trials"
             )
 
     def part(name: str, trial: int) -> np.ndarray:
@@ -73,7 +83,7 @@ def source_from_files(
 
 
 def source_from_run(run: Path, protocol: Protocol, data: str, seed: int, device: str, batch_size: int) -> ClipSource:
-    """Samples of a run's prior and the clips they continue, or, where there is no prior yet, clips alone."""
+    """A source of samples of a run's prior and the clips they continue; without a prior, clips alone."""
     store = Store(run / "data.zarr")
     seeds = [seed + k for k in range(protocol.n_trials * protocol.samples_per_clip)]
 
@@ -94,7 +104,7 @@ def source_from_run(run: Path, protocol: Protocol, data: str, seed: int, device:
 
 
 def make_reconstruct(run: Path, device: str, batch_size: int) -> ReconstructFn:
-    """What a run's VQ-VAE makes of clips."""
+    """A function that reconstructs clips with a run's VQ-VAE."""
     vqvae = load_vqvae(run / "vqvae").to(device)
 
     @torch.no_grad()
@@ -106,13 +116,13 @@ def make_reconstruct(run: Path, device: str, batch_size: int) -> ReconstructFn:
 
 
 def read_clips(path: Path) -> np.ndarray:
-    """The array of a file, mapped."""
+    """Open a .npy of clips as a memory map; `UserError` if it is not one."""
     try:
         clips = np.load(path, mmap_mode="r", allow_pickle=False)
         assert isinstance(clips, np.ndarray) and clips.ndim
         return clips
     except (ValueError, EOFError, AssertionError) as error:
-        raise UserError(f"{path} is no .npy of clips ({error}); write it with numpy.save") from None
+        raise UserError(f"{path} is not a .npy file of clips ({error}); write it with numpy.save") from None
 
 
 def sha256(path: Path) -> str:

@@ -1,18 +1,17 @@
-"""Does the dream obey? Controllability of a world model, by two measures.
+"""Does a dream follow its actions? Two measures of controllability.
 
     python rollout/controllability.py --run runs/take_cover
 
-* Delta-PSNR (Bruce et al., 2024, Genie, section 3): PSNR of the frame dreamed under the true actions minus PSNR of the
-  one dreamed under random actions, both against the true frame, `steps_ahead` steps on. Above zero: actions matter.
-* Inverse dynamics: a classifier learns, from real frames of the training split only, to read the action from two
-  frames in a row (rollout/inverse_dynamics.py). Its accuracy (balanced over actions) on dreams of held-out starts, over
-  that on real frames under actions of the same kind, says how much of an action's effect is dreamed: under the true
-  actions, over the held-out frames they led to, and under random ones, over real frames of the engine under random
-  ones, to which a policy led. (The player has momentum, so an action that goes against the one before is harder to
-  read, in the engine as well.) On reconstructions the accuracy says what blur alone costs. Where there is no engine,
-  held-out frames stand below both.
+* Delta-PSNR (Bruce et al., 2024, Genie, section 3): PSNR of a frame predicted under the true actions minus PSNR under
+  random actions, both against the real frame `steps_ahead` steps later. Above zero, actions matter.
+* Inverse dynamics: a classifier, trained on real frames only, predicts the action from two consecutive frames
+  (rollout/inverse_dynamics.py). The measure is its balanced accuracy on dreams divided by that on real frames under the
+  same kind of actions. Dreams under the true actions are compared with the held-out frames. Dreams under random actions
+  are compared with the engine under random actions, from states that a policy reached. This matters because the player
+  has momentum: an action against the previous one is harder to recognize in the engine too. Accuracy on
+  reconstructions shows the effect of blur alone. Without an engine, both are compared with held-out frames.
 
-Intervals are over episodes, or over starts of the engine, each in an episode of its own.
+Intervals are over episodes, or over starting states of the engine, each from a separate episode.
 """
 
 from __future__ import annotations
@@ -50,19 +49,19 @@ class Args(HeldOutArgs):
     """Measure the controllability of a dream."""
 
     n_clips: Positive = 128
-    """Starting points, spread over the split's episodes."""
+    """Number of starting points, spread over the split's episodes."""
     steps_ahead: Positive = 4
-    """Steps on at which PSNR is taken: Genie's t = 4."""
+    """Step after the start at which PSNR is compared; 4 as in Genie."""
     steps: Positive = 8
-    """Dreamed steps from each starting point whose actions are read."""
+    """Steps from each starting point whose actions are classified."""
     train_steps: Positive = 600
-    """Of the classifier, on batches of 128 pairs of frames."""
+    """Training steps of the classifier, on batches of 128 pairs of frames."""
     policy: str = ""
-    """Leads to where random actions begin in the engine; by default one that ships for the world, or else "random"."""
+    """Policy that plays the engine before the random actions start; by default one that ships, or else "random"."""
     max_lead_steps: Positive = 100
-    """The most steps for which it leads."""
+    """Largest number of steps that this policy plays."""
     precision: Precision = "float32"
-    """Of the dream."""
+    """Precision of the dream's models."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,7 +70,7 @@ class Args(HeldOutArgs):
 
 
 def random_actions_in_engine(args: Args, env_spec: EnvSpec, player: Player, actions: np.ndarray) -> np.ndarray:
-    """Frames (n, t + 1, h, w, 3) of the engine under actions (n, t, ...), after a policy led to where they begin."""
+    """Frames (n, t + 1, h, w, 3) of the engine under actions (n, t, ...), from states that a policy reached."""
     rng, videos = np.random.default_rng(args.seed), list[np.ndarray]()
     with contextlib.closing(make_engine(env_spec)) as engine:
         while len(videos) < len(actions):
@@ -95,7 +94,7 @@ def random_actions_in_engine(args: Args, env_spec: EnvSpec, player: Player, acti
 def measure(
     args: Args, dream: Dream, heldout_clips: HeldOutClips, reader: ActionClassifier, player: Player | None = None
 ) -> dict[str, Any]:
-    """Every figure; the player, if there is an engine, leads to where its random actions begin."""
+    """All metrics. `player` plays the engine before its random actions start; None if there is no engine."""
     n, c, steps = len(heldout_clips.codes), args.context_frames, args.steps
     spec, true = dream.env_spec.action, heldout_clips.actions[:, c - 1 : c - 1 + steps]
     random = random_actions(spec, n * steps, np.random.default_rng(args.seed)).reshape(true.shape)
@@ -118,7 +117,7 @@ def measure(
     ratios = {k: accuracy_ratio(v, real, heldout_clips.episode) for k, v in found.items() if k.startswith("dreams")}
     if player is not None:
         strayed_real = classify_actions(reader, random_actions_in_engine(args, dream.env_spec, player, random), random)
-        accuracies["real frames, random actions"] = accuracy(strayed_real)  # each from an episode of its own
+        accuracies["real frames, random actions"] = accuracy(strayed_real)  # each from a separate episode
         ratios["dreams, random actions"] = accuracy_ratio(found["dreams, random actions"], strayed_real, None)
     return {"delta_psnr": bootstrap(gain, heldout_clips.episode), "inverse_dynamics": accuracies, "ratio": ratios}
 
@@ -129,7 +128,10 @@ def main(args: Args) -> None:
     policy = args.policy or next(iter(shipped_policies(env_spec.name)), "random")
     player = load_player(policy, env_spec) if env_spec.env_id == "VizdoomFrames-v0" else None
     if dream.stride > 1:
-        raise UserError("actions are read from single steps; this dream has a time stride")
+        raise UserError(
+            "this dream has a time stride above 1, and actions are classified from single steps; use a run with a "
+            "stride of 1"
+        )
     heldout_clips = load_heldout(dream, args.run, args.data, args.split, args.n_clips, args.context_frames + args.steps)
     result = measure(args, dream, heldout_clips, train_classifier(store, args.train_steps, args.seed), player)
     print(f"delta-PSNR, {args.steps_ahead} steps ahead: {result['delta_psnr']} dB (above 0: actions matter)")

@@ -19,7 +19,7 @@ COMPARISONS = {
 
 
 def distances(feature_batch_size: int, protocol: Protocol, features: Features, source: ClipSource) -> dict[str, Trials]:
-    """The three comparisons, as far as there is something to compare."""
+    """The distances of the three comparisons, per trial; comparisons with missing clips are left out."""
     values: dict[str, list[float]] = {name: [] for name in COMPARISONS}
     last: np.ndarray | None = None
     with tqdm(total=protocol.n_trials * protocol.samples_per_clip, unit=" sets", desc="clips") as bar:
@@ -27,7 +27,7 @@ def distances(feature_batch_size: int, protocol: Protocol, features: Features, s
             fakes, real = sample_features(feature_batch_size, protocol, features, source, trial, bar)
             normal = {"samples": Gaussian.fit(fakes)} if fakes is not None else {}
             assert real is not None
-            if last is None or not np.array_equal(real, last):  # else what is known of them still holds
+            if last is None or not np.array_equal(real, last):  # else reuse their features
                 known = {"real": Gaussian.fit(features(real, feature_batch_size))}
                 if source.reconstruct:
                     decoded = source.reconstruct(trial, real)
@@ -45,7 +45,7 @@ def distances(feature_batch_size: int, protocol: Protocol, features: Features, s
 def sample_features(
     feature_batch_size: int, protocol: Protocol, features: Features, source: ClipSource, trial: int, bar: tqdm
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Features of all samples of a trial, and its real clips, or what there is of both."""
+    """Features of all samples of a trial, and its real clips; None for what is missing."""
     found, first = [], None
     for j in range(protocol.samples_per_clip):
         samples, real = source.draw(trial * protocol.samples_per_clip + j)
@@ -54,7 +54,10 @@ def sample_features(
                 protocol.check(clips, what)
         first = real if j == 0 else first
         if first is not None and (real is None or not np.array_equal(first, real)):
-            raise UserError(f"protocol {protocol.name} takes several samples of the same clips, but the clips changed")
+            raise UserError(
+                f"protocol {protocol.name} takes several samples of the same clips, but the clips differ between the "
+                "samples; give samples of the same clips"
+            )
         if samples is not None:
             found.append(features(samples, feature_batch_size))
         bar.update()

@@ -1,13 +1,12 @@
-"""One starting frame, several futures: samples diverge under different actions and agree under the same.
+"""Do futures of one starting frame diverge under different actions, and agree under the same actions?
 
     python rollout/divergence.py --run runs/pushing --context-frames 1
 
-From each held-out start two samples are dreamed under the actions that were taken, and two under those of another
-episode, if there are enough. A prior in paper mode is given its conditioning frame and a clip's actions, so its clips
-begin with that frame drawn anew (`--preset bair`). The picture has four rows a start, in that order, each beginning
-with the frame that was given. The numbers are the distance between two samples, as the root mean square of pixels over
-their range: under the same actions, under different ones, and between real frames of different episodes, which is the
-most there is to diverge.
+From each held-out start two samples follow its true actions, and two follow the actions of another episode. A prior in
+paper mode is given its conditioning frame and the actions of a clip, so its clips start with a sample of that frame
+(`--preset bair`). The picture has these four rows per start, each beginning with the given frame. The table has the
+distance between two samples, as root mean square difference of pixels over their range: under the same actions, under
+different actions, and as an upper bound between real frames of different episodes.
 """
 
 from __future__ import annotations
@@ -46,23 +45,24 @@ from worldmodel.utils.video_io import save_png, upscale, video_grid
 
 @dataclass(frozen=True, kw_only=True)
 class Args(HeldOutArgs):
-    """Show how futures of one frame diverge."""
+    """Measure how futures of one frame diverge under different actions."""
 
     run: Path = Path("runs/pushing")
     """Run folder."""
     n_starts: AtLeast2 = 32
-    """Held-out starts, each of another episode where there are enough."""
+    """Number of held-out starts, from different episodes if there are enough."""
     context_frames: Positive = 1
-    """Latent frames that a stream is given: one, as in the paper's samples of BAIR."""
+    """Latent frames of true codes given in stream mode; 1 as in the paper's samples of BAIR."""
     steps: Positive = 15
-    """Steps that are dreamed."""
+    """Steps to predict."""
     n_shown: Positive = 2
-    """Starts in the picture."""
+    """Number of starts in the picture."""
     steps_ahead: NonEmpty[Positive] = (1, 5, 10, 15)
-    """Steps on at which samples are compared."""
+    """Numbers of steps at which samples are compared."""
     batch_size: Positive = 64
+    """Samples in one batch."""
     precision: Precision = "float32"
-    """Of the dream."""
+    """Precision of the dream's models."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,19 +72,19 @@ class Args(HeldOutArgs):
 
 @dataclass(frozen=True)
 class Futures:
-    """What followed, and what was sampled."""
+    """Real and sampled futures of the same starts."""
 
     real: np.ndarray
-    """(n, 1 + steps, h, w, 3), beginning with the last frame that is given."""
+    """(n, 1 + steps, h, w, 3), starting with the last given frame."""
     episode: np.ndarray
     other_start: np.ndarray
-    """(n,) the start whose actions are the different ones."""
+    """(n,) the start that provides the different actions."""
     samples: np.ndarray
-    """(n, 2 plans, 2 samples, steps, h, w, 3): each start under its own actions and under those of another."""
+    """(n, 2 plans, 2 samples, steps, h, w, 3): plan 0 has the start's own actions, plan 1 those of another start."""
 
 
 def stream_futures(args: Args) -> Futures:
-    """Dreams that go on from codes of the truth."""
+    """Futures of a stream-mode run: dreams from true codes."""
     dream, c = Dream.load(args.run, args.sampling, precision=args.precision), args.context_frames
     heldout_clips = load_heldout(dream, args.run, args.data, args.split, args.n_starts, c + args.steps)
     others, videos = other_episode_order(heldout_clips.episode, args.seed), []
@@ -98,16 +98,17 @@ def stream_futures(args: Args) -> Futures:
 
 
 def clip_futures(args: Args) -> Futures:
-    """Samples of a prior in paper mode, given the same frames and the actions of clips."""
+    """Futures of a paper-mode run: clips given conditioning frames and actions."""
     vqvae, prior = load_models(args.run, "prior", "cpu")
     if not prior.config.n_cond_frames or prior.config.conditioning == "none":
         raise UserError(
-            f"{args.run}/prior is not given frames and actions; train one with --model.n-cond-frames 1 --actions"
+            f"{args.run}/prior is not conditioned on frames and actions; train one with --model.n-cond-frames 1 "
+            "--actions"
         )
     truth = real_clips(args.run, prior, vqvae.config.stride[0], args.n_starts, args.split, args.data)
     c, batch, videos = prior.config.n_cond_frames, truth.batch, []
     if args.steps > (most := truth.frames.shape[1] - c):
-        raise UserError(f"this prior's clips have {most} frames after the given ones, not {args.steps}; lower --steps")
+        raise UserError(f"this prior samples {most} frames after the given ones, not {args.steps}; lower --steps")
     others = other_episode_order(truth.episode, args.seed)
     assert batch.condition is not None
     with tqdm(total=4 * args.n_starts, unit=" videos", desc="samples") as bar:
@@ -122,7 +123,7 @@ def clip_futures(args: Args) -> Futures:
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(n, t) root mean square difference of films (n, t, h, w, 3), over the range of a pixel."""
+    """Root mean square difference (n, t) of videos (n, t, h, w, 3), over the range of a pixel."""
     return np.sqrt(((a.astype(np.float32) - b) ** 2).mean((2, 3, 4))) / 255
 
 

@@ -1,9 +1,9 @@
-"""Truth, dream and their difference side by side, as a GIF and as a PNG strip.
+"""Show dreams next to the ground truth and their difference, as a GIF and as a PNG strip.
 
     python rollout/dream.py --run runs/demo
 
-Writes <run>/dreams/dream.gif (one row a clip: truth, dream under the true actions, difference; the context is shown
-first, reconstructed) and <run>/dreams/strip.png (for each clip three rows of frames).
+Writes <run>/dreams/dream.gif, with one row per clip: ground truth, dream under the true actions, difference. It starts
+with the reconstructed context. Also writes <run>/dreams/strip.png, with three rows of frames per clip.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from worldmodel.utils.video_io import abs_difference, add_labels, save_gif, save
 
 @dataclass(frozen=True, kw_only=True)
 class Args(HeldOutArgs):
-    """Show dreams beside the truth."""
+    """Show dreams next to the ground truth."""
 
     n_clips: Positive = 4
-    """Clips to show."""
+    """Number of clips to show."""
     steps: Positive = 24
-    """Steps that are dreamed."""
+    """Steps to predict after the context."""
     device: str = DEVICE
-    """cpu or cuda."""
+    """Device of the dream: cpu or cuda."""
 
 
 def main(args: Args) -> None:

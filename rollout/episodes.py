@@ -1,4 +1,4 @@
-"""One seeded episode of a player in an engine."""
+"""Plays one seeded episode in an engine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from envs.policies import MAX_STACKED_FRAMES, Player
 
 
 def play_episode(env: gym.Env[np.ndarray, Any], player: Player, seed: int, i: int) -> tuple[int, float]:
-    """Steps survived in episode i, and its return."""
+    """Play episode i with `player`; returns the steps survived and the return."""
     engine_seed, action_seed = np.random.SeedSequence([seed, i]).generate_state(2)
     rng = np.random.default_rng(action_seed)
     frames = [env.reset(seed=int(engine_seed))[0]]

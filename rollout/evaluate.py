@@ -1,22 +1,21 @@
-"""Is it a model of this world? Dreams against held-out episodes.
+"""Evaluate a world model on held-out episodes: how well does it predict frames under the true actions?
 
     python rollout/evaluate.py --run runs/demo
 
-Takes clips of the test split, gives the dream their first frames as context and their true actions afterwards,
-and compares what it dreams 1, 5, 10, 15 steps ahead with what happened: PSNR and NMSE, next to
+A dream gets the first frames of a test clip as context, and then its true actions. Its frames 1, 5, 10 and 15 steps
+ahead are compared with the real ones by PSNR and NMSE. Baselines:
 
-    reconstruction     the true codes decoded: the best the dream could do
+    reconstruction     the true codes, decoded: the upper bound of the dream
     copy last frame    the last frame of the context, unchanged
-    shuffled actions   the same dream under the actions of another clip
+    shuffled actions   a dream under the actions of another clip
 
-and the bits per code (the paper's bits/dim) that the prior needs for the true codes under the true and under
-the shuffled actions. A dream is a sample and the future is not certain, so a clip's figure is the mean of those
-of several dreams of it. With a time stride above 1 the dream holds the last action of each latent frame.
-Intervals are 95%, bootstrapped over episodes. The difference between true and shuffled actions is taken clip by
-clip. Writes <run>/evaluation/results.json and .txt, and prints the table.
+The table also has the bits per code (the paper's bits/dim) of the true codes under true and shuffled actions. A dream
+is one sample of an uncertain future, so the metrics of a clip are means over several dreams. With a time stride above 1
+the dream uses the last action of each latent frame. Intervals are 95%, bootstrapped over episodes. The difference
+between true and shuffled actions is paired by clip. Writes <run>/evaluation/results.json and .txt.
 
-The paper has no figure by this protocol; its own metrics, with its figures beside ours, are those of rollout/fvd.py,
-which takes a run in paper mode or in stream mode. Paper mode does not dream.
+The paper does not use this protocol. Its own metrics are in rollout/fvd.py, which accepts runs in paper mode and in
+stream mode. This script needs stream mode.
 """
 
 from __future__ import annotations
@@ -59,21 +58,21 @@ class Args(HeldOutArgs):
     """Evaluate a dream on held-out episodes."""
 
     n_clips: AtLeast2 = 128
-    """Clips, spread over the split's episodes."""
+    """Number of clips, spread over the split's episodes."""
     steps_ahead: NonEmpty[Positive] = (1, 5, 10, 15)
-    """Steps ahead at which frames are compared."""
+    """Numbers of steps after the context at which frames are compared."""
     n_dreams: Positive = 4
-    """Dreams of each clip."""
+    """Dreams per clip; metrics are their mean."""
     batch_size: Positive = 64
-    """Lanes at a time."""
+    """Dreams in one batch."""
     precision: Precision = "float32"
-    """Of the dream."""
+    """Precision of the dream's models."""
     device: str = DEVICE
-    """cpu or cuda."""
+    """Device of the dream: cpu or cuda."""
 
 
 def measure(args: Args, dream: Dream, heldout_clips: HeldOutClips) -> dict[str, Any]:
-    """Every figure, as `MeanInterval`s."""
+    """All metrics, as `MeanInterval`s."""
     n, c = len(heldout_clips.codes), args.context_frames
     order, steps = other_episode_order(heldout_clips.episode, args.seed), [s - 1 for s in args.steps_ahead]
     given = heldout_clips.actions[:, c - 1 : c - 1 + max(args.steps_ahead)]
@@ -111,7 +110,7 @@ def measure(args: Args, dream: Dream, heldout_clips: HeldOutClips) -> dict[str, 
 
 
 def table(result: dict[str, Any], ahead: tuple[int, ...]) -> str:
-    """The figures as text."""
+    """The metrics as a text table."""
     lines = []
     for figure, title in (("psnr", "PSNR, dB (higher is better)"), ("nmse", "NMSE (lower is better)")):
         lines += ["", f"{title:30}" + "".join(f"{f'{s} ahead':>26}" for s in ahead)]
@@ -126,7 +125,8 @@ def main(args: Args) -> None:
     paper = f"python rollout/fvd.py --run {args.run}"
     if read_header(args.run / "prior")[0]["model"].get("mode") == "paper":
         raise UserError(
-            f"{args.run} is in paper mode, which ends after a clip and cannot dream; the paper's metrics: {paper}"
+            f"{args.run} is in paper mode, which only samples whole clips and cannot dream; for the paper's metrics "
+            f"run {paper}"
         )
     dream = Dream.load(args.run, args.sampling, args.device, args.precision)
     heldout_clips = load_heldout(

@@ -1,20 +1,22 @@
-"""Score the outcome model on held-out episodes: ends, returns and game variables.
+"""Evaluate the outcome model on held-out episodes: termination, returns and game variables.
 
     python rollout/evaluate_outcome.py --run runs/take_cover
 
-Whole episodes are read from their beginning, the game variables known at the first frame only: a particle filter,
-whose particles draw the variables as dreams do, and live on in proportion to their chance of having gone on.
+The model processes whole episodes. It is given the game variables at the first frame only. A particle filter tracks
+them: each particle samples the variables as a dream does, and particles are resampled by their predicted probability
+that the episode continued.
 
-* Ends: the probability that the episode ends with this step. "Foretold" knows the frames and game variables of the
-  `context_frames` before the step, and its action, and dreams the step itself, `n_dreams` times. "Seen" knows no
-  variables but the first frame's, and every frame up to the step's own, which may give the end away: where an engine
-  has no picture of it, as ViZDoom, the one before stands still. AUROC says whether ends are told from other steps, the
-  expected calibration error (15 bins) whether they come as often as said; both rates have their interval.
-* Return: the reward of the next `steps` steps. "Seen" sums the rewards predicted from the true codes, which stop where
-  the episode did: so it says how well rewards are read, and nothing of when they end. "Dreamed" is what a dream under
-  the true actions gives, the mean of `n_dreams` of them. Both as Pearson's r with the truth.
-* Variables: the mean absolute error, beside what is known of them without looking: their mean at that time of an
-  episode over the training split.
+* Termination: the probability that the episode terminates with a step. "Foretold" is predicted before the frame: the
+  dream gets the `context_frames` frames and game variables before the step, and its action, and generates the step
+  `n_dreams` times. "Seen" is predicted from all real frames up to and including the step, and the game variables of the
+  first frame only. Its last frame may reveal the termination: ViZDoom has no frame for it, so the previous one is
+  repeated. AUROC measures discrimination, the expected calibration error (15 bins) measures calibration. The predicted
+  and the observed rate have intervals.
+* Return: the sum of rewards over the next `steps` steps, as Pearson's r with the true return. "Seen" sums the rewards
+  predicted from the true codes, which stop where the episode did, so it does not measure termination. "Dreamed" is the
+  mean of `n_dreams` dreams under the true actions.
+* Game variables: the mean absolute error. The baseline is the mean at that time of an episode over the
+  training split.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from tqdm import tqdm
 
 from configs import command
 from rollout.heldout import SplitArgs
-from worldmodel.data.store import Store
+from worldmodel.data.store import Store, open_tokens
 from worldmodel.generation.dream import Context, Dream
 from worldmodel.generation.dream_state import DreamStep
 from worldmodel.metrics.calibration import auroc, expected_calibration_error
@@ -52,27 +54,31 @@ Place = tuple[Episode, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Args(SplitArgs):
-    """Score an outcome model."""
+    """Evaluate an outcome model on held-out episodes."""
 
     steps: Positive = 50
-    """Steps over which rewards are added up."""
+    """Steps over which rewards are summed."""
     n_clips: Positive = 128
-    """Starting points of dreams, spread over the split."""
+    """Number of starting points of dreams, spread over the split."""
     context_frames: Positive = 8
-    """Latent frames that a dream is given."""
+    """Latent frames of true codes given as context of a dream."""
     n_dreams: Positive = 4
-    """Dreams from each starting point."""
+    """Dreams per starting point."""
     n_negatives: Positive = 4000
-    """Steps without an end, beside all those with one, for which an end is foretold."""
+    """Number of steps without termination to predict; all steps with one are used."""
     n_particles: Positive = 32
-    """Of the filter."""
+    """Number of particles of the filter."""
 
 
 @torch.no_grad()
 def filter_episode(model: OutcomeModel, episode: Episode, n: int, seed: int) -> Episode:
-    """What the model makes of an episode: probability of an end, reward and variables at each latent frame."""
+    """Predicted probability of termination, reward and variables at each latent frame of an episode."""
     codes, condition = torch.from_numpy(episode["codes"].astype(np.int64)), torch.from_numpy(episode["condition"])
-    generator, state, memory = torch.Generator().manual_seed(seed), None, Memory()  # all particles see the same codes
+    generator, state, memory = (
+        torch.Generator().manual_seed(seed),
+        None,
+        Memory(),
+    )  # one for all particles
     variables, rows = torch.from_numpy(episode["variables"])[:1].repeat(n, 1), []
     for t in range(len(codes)):
         seen, done = codes[t].expand(n, 1, *codes[t].shape), condition[t].expand(n, 1, -1)
@@ -91,7 +97,7 @@ def filter_episode(model: OutcomeModel, episode: Episode, n: int, seed: int) -> 
 
 
 def mean_by_time(episodes: list[Episode]) -> np.ndarray:
-    """(longest, v) the mean of each variable at each time of an episode."""
+    """The mean (t, v) of each game variable at each time of an episode; t is the longest episode."""
     longest = max(len(e["variables"]) for e in episodes)
     total, count = np.zeros((longest, episodes[0]["variables"].shape[1])), np.zeros((longest, 1))
     for episode in episodes:
@@ -101,20 +107,23 @@ def mean_by_time(episodes: list[Episode]) -> np.ndarray:
 
 
 def starting_points(episodes: list[Episode], context: int, steps: int, n: int, seed: int) -> list[tuple[int, int]]:
-    """n pairs of episode and first row, with `steps` true steps or an end after the context."""
+    """n pairs of episode and first row, with `steps` real steps or a termination after the context."""
     found = []
     for i, episode in enumerate(episodes):
         rows = len(episode["codes"])
         last = rows - context - (1 if episode["done"].any() else steps)
         found += [(i, row) for row in range(max(0, last + 1))]
     if len(found) < 2:
-        raise UserError(f"no episode of the split is longer than {context} + {steps} latent frames; ask for fewer")
+        raise UserError(
+            f"no episode of the split is longer than {context} + {steps} latent frames; lower "
+            "--context-frames or --steps"
+        )
     chosen = np.random.default_rng(seed).permutation(len(found))[:n]
     return [found[k] for k in sorted(chosen)]
 
 
 def compare_returns(args: Args, dream: Dream, episodes: list[Episode], seen: list[Episode]) -> dict[str, np.ndarray]:
-    """(n,) true returns after each starting point, predicted ones from true codes, and mean dreamed ones."""
+    """Returns (n,) after each starting point: true, predicted from true codes, and the mean of dreams."""
     c, places = args.context_frames, starting_points(episodes, args.context_frames, args.steps, args.n_clips, args.seed)
     after = [slice(row + c, row + c + args.steps) for _, row in places]
     return {
@@ -126,7 +135,7 @@ def compare_returns(args: Args, dream: Dream, episodes: list[Episode], seen: lis
 
 
 def dream_steps(args: Args, dream: Dream, places: list[Place], steps: int) -> Iterator[DreamStep]:
-    """Dreams under the true actions, `args.n_dreams` of each place; after a true end the last action goes on."""
+    """Steps of dreams under the true actions, `args.n_dreams` per place; after the end the last action repeats."""
     c = args.context_frames
 
     def cut(name: str, first: int, stop: int) -> torch.Tensor:
@@ -143,7 +152,7 @@ def dream_steps(args: Args, dream: Dream, places: list[Place], steps: int) -> It
 
 
 def dreamed_returns(args: Args, dream: Dream, places: list[Place]) -> np.ndarray:
-    """(n,) mean returns of dreams."""
+    """Mean returns (n,) of dreams."""
     total, alive = np.zeros(len(places) * args.n_dreams), np.ones(len(places) * args.n_dreams, bool)
     for step in tqdm(dream_steps(args, dream, places, args.steps), total=args.steps, unit=" steps", desc="dreams"):
         total += step.reward.numpy() * alive
@@ -152,9 +161,9 @@ def dreamed_returns(args: Args, dream: Dream, places: list[Place]) -> np.ndarray
 
 
 def predicted_ends(args: Args, dream: Dream, episodes: list[Episode]) -> dict[str, np.ndarray]:
-    """(n,) the dream's probability of an end with the next step, whether it happened, how many steps each stands for.
+    """Predicted probability of termination in the next step, whether it happened, and the step's weight, (n,) each.
 
-    All steps with an end have their place, and some of the others.
+    All steps with a termination are used, and a sample of the others, weighted by the inverse of its fraction.
     """
     places = np.array([(i, row) for i, e in enumerate(episodes) for row in range(len(e["done"]) - args.context_frames)])
     ended = np.array([episodes[i]["done"][row + args.context_frames] for i, row in places], bool)
@@ -175,7 +184,7 @@ def predicted_ends(args: Args, dream: Dream, episodes: list[Episode]) -> dict[st
 def score_ends(
     probability: np.ndarray, happened: np.ndarray, episode: np.ndarray, weight: np.ndarray | None = None
 ) -> dict[str, float | MeanInterval]:
-    """How far probabilities of an end can be trusted."""
+    """Discrimination and calibration of probabilities of termination."""
     weight = np.ones(len(probability)) if weight is None else weight
     return {
         "auroc": auroc(probability, happened),
@@ -187,9 +196,9 @@ def score_ends(
 
 
 def correlation(a: np.ndarray, b: np.ndarray, groups: np.ndarray) -> MeanInterval:
-    """Pearson's r, and its interval over resampled episodes."""
+    """Pearson's r, with its interval over resampled episodes."""
     if not np.ptp(a) or not np.ptp(b):
-        return MeanInterval(float("nan"), float("nan"), float("nan"), len(a))  # one of them never changes
+        return MeanInterval(float("nan"), float("nan"), float("nan"), len(a))  # undefined for a constant
     rng, members = np.random.default_rng(0), [np.flatnonzero(groups == g) for g in np.unique(groups)]
     r = lambda i: np.corrcoef(a[i], b[i])[0, 1] if np.ptp(a[i]) and np.ptp(b[i]) else np.nan  # noqa: E731
     picks = [np.concatenate([members[k] for k in rng.integers(len(members), size=len(members))]) for _ in range(2000)]
@@ -198,7 +207,7 @@ def correlation(a: np.ndarray, b: np.ndarray, groups: np.ndarray) -> MeanInterva
 
 
 def measure(args: Args, dream: Dream, store: Store) -> dict[str, Any]:
-    """Every figure."""
+    """All metrics."""
     train, held = ([store.read_episode(i) for i in store.episode_indices(split)] for split in ("train", args.split))
     seen = [
         filter_episode(dream.outcome, e, args.n_particles, args.seed) for e in tqdm(held, unit=" episodes", desc="read")
@@ -225,7 +234,7 @@ def measure(args: Args, dream: Dream, store: Store) -> dict[str, Any]:
 
 
 def main(args: Args) -> None:
-    dream, store = Dream.load(args.run), Store(args.run / "tokens.zarr")
+    dream, store = Dream.load(args.run), open_tokens(args.run)
     check_vqvae(store.path, store.settings["vqvae"]["weights"], args.run / "vqvae")
     result = measure(args, dream, store)
     for name, end in result["end"].items():

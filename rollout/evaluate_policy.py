@@ -1,12 +1,11 @@
-"""Score policies in the real engine, next to a random one: survival, and return, which in Battle2 counts kills.
+"""Evaluate policies in the real engine, with a random policy as baseline: survival time and return.
 
-    python rollout/evaluate_policy.py                                   # the policy that ships
+    python rollout/evaluate_policy.py                                   # the policies that ship
     python rollout/evaluate_policy.py --policy runs/policy runs/dreamed_policy
-    python rollout/evaluate_policy.py --obs-vqvae runs/demo                  # frames reach the policies through that
-    world's VQ-VAE
+    python rollout/evaluate_policy.py --obs-vqvae runs/demo             # policies observe VQ-VAE reconstructions
 
-Every policy plays the same seeded episodes. Survival is cut off at the time limit, so its distribution is far from
-a normal one: the 95% intervals are percentiles of 10,000 bootstrap resamples.
+The return of Battle2 counts kills. All policies play the same seeded episodes. Survival is cut off at the time limit,
+so it is not normally distributed: the 95% intervals are percentiles of 10,000 bootstrap resamples.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # run as a file: `import vizdoom` must not find a script beside this one
+if not __package__:  # run as a file: import from the project's root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
@@ -36,51 +35,52 @@ from worldmodel.utils.errors import UserError
 from worldmodel.utils.settings import Positive, Seed, Settings
 
 N_RESAMPLES = 10_000
-"""Bootstrap resamples of the episodes."""
+"""Number of bootstrap resamples of the episodes."""
 PUBLISHED = {
     "take_cover": "World Models (Ha and Schmidhuber, 2018), tics: random 210 +- 108, trained in its dream 1092 +- 556; "
     "solved from 750 on; an episode ends at 2,100",
 }
-"""Scores from the literature; theirs act at every tic, ours hold an action for `frame_skip` tics."""
+"""Scores from the literature. Those policies act at every tic; ours hold an action for `frame_skip` tics."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Args(Settings):
-    """Score policies in the real engine."""
+    """Evaluate policies in the real engine."""
 
     policy: tuple[str, ...] = ()
-    """Folders of policies, `folder@0.3` with a share of random actions; by default those that ship."""
+    """Folders or names of policies; folder@0.3 takes 30% random actions. By default those that ship."""
     scenario: str = "health_gathering_supreme"
-    """A scenario that ships with ViZDoom, or battle2."""
+    """ViZDoom scenario, or battle2."""
     episodes: Positive = 50
-    """Episodes of each policy."""
+    """Episodes per policy."""
     obs_vqvae: str = ""
-    """Run folder, or world that ships, through whose VQ-VAE the policies see the engine, as in "World Models"."""
+    """Run folder whose VQ-VAE reconstructions the policies observe, or a model that ships; by default they
+    observe the frames."""
     deterministic: bool = False
-    """Take the likeliest action instead of a sampled one."""
+    """Take the most likely action instead of sampling."""
     frame_skip: Positive = 4
-    """Tics of the engine that a step lasts."""
+    """Tics of the engine per step."""
     seed: Seed = 0
-    """Of the episodes and the actions."""
+    """Seed of the episodes and the actions."""
     out: Path = Path("runs/policy_scores")
     """Folder for scores.json."""
 
 
 def mean_and_std(values: np.ndarray, scale: float = 1) -> dict[str, Any]:
-    """Mean, standard deviation and interval of a score of each episode."""
+    """Mean, standard deviation and 95% interval of a score per episode (n,)."""
     mean = bootstrap(values * scale, n_resamples=N_RESAMPLES)
     return {"mean": mean.mean, "sd": values.std(ddof=1) * scale, "interval95": [mean.low, mean.high]}
 
 
 def ratio_to_random(values: np.ndarray, random: np.ndarray) -> dict[str, Any]:
-    """The mean of values over that of the random policy's in the same episodes."""
+    """The mean divided by that of the random policy in the same episodes, with its interval."""
     with np.errstate(divide="ignore", invalid="ignore"):  # a random policy may have no return at all
         mean = bootstrap_ratio(values, random, np.arange(len(values)), N_RESAMPLES)
     return {"mean": mean.mean, "interval95": [mean.low, mean.high]}
 
 
 def score_policy(steps: np.ndarray, returns: np.ndarray, random: np.ndarray, frame_skip: int) -> dict[str, Any]:
-    """The numbers of one policy; `random` are steps and returns of the random one in the same episodes."""
+    """The scores of one policy; `random` has steps and returns of the random policy in the same episodes."""
     return {
         "steps": mean_and_std(steps),
         "tics": mean_and_std(steps, frame_skip),
@@ -108,11 +108,11 @@ def table(scores: dict[str, dict[str, Any]]) -> str:
 
 def main(args: Args) -> None:
     if args.episodes < 2:
-        raise UserError(f"{args.episodes} episodes have no spread; ask for at least 2")
-    torch.set_num_threads(1)  # of a single frame: more threads cost more than they do
+        raise UserError(f"an interval needs more than {args.episodes} episode; set --episodes to at least 2")
+    torch.set_num_threads(1)  # single frames are slower with more threads
     names = ("random", *(args.policy or shipped_policies(args.scenario)))
     if len(names) == 1:
-        raise UserError(f"no policy ships for {args.scenario}; give --policy, a folder that train/policy.py wrote")
+        raise UserError(f"no policy ships for {args.scenario}; give --policy a folder written by train/policy.py")
     results = {}
     with contextlib.closing(VizdoomFrames(args.scenario, args.frame_skip)) as engine:
         players = {name: load_player(name, engine.env_spec, args.deterministic) for name in names}

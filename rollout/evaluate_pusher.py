@@ -1,15 +1,15 @@
-"""Score the pusher in the simulated bin, next to random actions: how far do objects move?
+"""Evaluate the pusher in the simulated bin, with random actions as baseline: how far do objects move?
 
     python rollout/evaluate_pusher.py                                # the pusher that ships
     python rollout/evaluate_pusher.py --policy runs/pushing/policy
-    python rollout/evaluate_pusher.py --gif docs/pushing.gif         # and show it beside them
+    python rollout/evaluate_pusher.py --gif docs/pushing.gif         # also show it as a GIF
 
-Everybody plays the same seeded episodes of 29 steps. An episode's figure is the metres that objects moved in the
-plane, step by step, summed over all of them; beside it stands how far from where they began they came to lie.
+All players play the same seeded episodes of 29 steps. The score of an episode is the distance in meters that objects
+moved in the plane, summed over steps and objects. The distance between their first and last positions is reported too.
 
-There are three kinds of random actions. Evenly drawn over the action space, anew at each step or held for four steps
-on average, the hand is nearly always in the air, since three of four commands lift it: they hardly touch anything. As
-BAIR's robot drew its own, the hand is mostly down. That is the hardest to beat, so ratios are to it.
+There are three random baselines. Actions uniform over the action space, new at each step or held for four steps on
+average, hardly touch anything: three of four commands lift the hand, so it is nearly always in the air. BAIR's own
+action distribution keeps the hand mostly down. It is the strongest baseline, so ratios refer to it.
 """
 
 from __future__ import annotations
@@ -40,31 +40,31 @@ from worldmodel.utils.video_io import save_gif, upscale
 
 STEPS = 29
 HOLD_STEPS = 4
-"""Steps for which a held action lasts, on average."""
+"""Mean number of steps for which an action is held."""
 BAIR_ROBOT = "random, as BAIR's robot"
 Act = Callable[[Robot, np.random.Generator], np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Args(Settings):
-    """Score the pusher."""
+    """Evaluate the pusher in the simulated bin."""
 
     policy: str = "pushing"
-    """The pusher that ships, or the folder of another."""
+    """Folder of a pusher, by default the one that ships."""
     noise: NotNegative = 0.2
-    """Exploration noise of its second row, as in collect/pushing.py."""
+    """Exploration noise of the pusher's second row, as in collect/pushing.py."""
     episodes: AtLeast2 = 300
-    """Episodes of each."""
+    """Episodes per player."""
     seed: Seed = 0
-    """Of the episodes and the actions."""
+    """Seed of the episodes and the actions."""
     gif: Path | None = None
-    """Also write a moving picture of some episodes with that noise here."""
+    """Also write a GIF of some episodes of the noisy pusher to this file; by default none is written."""
     out: Path = Path("runs/pusher_scores")
     """Folder for scores.json."""
 
 
 class HeldRandomActions:
-    """Random actions over the whole space, each held for a while."""
+    """Uniform random actions, each held for `HOLD` steps on average."""
 
     def __init__(self) -> None:
         self.action = np.zeros(0)
@@ -87,7 +87,7 @@ def make_players(args: Args) -> dict[str, Act]:
 
 
 def push_episode(act: Act, seed: int, i: int) -> tuple[float, float]:
-    """Metres that objects moved in episode i, and how far they came."""
+    """Meters that objects moved in episode i, and from their first to their last positions."""
     scene, actions = (np.random.default_rng([seed, i, k]) for k in range(2))
     robot = Robot(scene)
     places = [robot.objects[:, :2]]
@@ -99,7 +99,7 @@ def push_episode(act: Act, seed: int, i: int) -> tuple[float, float]:
 
 
 def render_episodes(act: Act, seed: int, count: int = 4) -> np.ndarray:
-    """(t, h, count * w, 3): episodes side by side, as a model sees them but twice as big."""
+    """Frames (t, h, count * w, 3) of episodes side by side, enlarged twice."""
     videos = []
     with contextlib.closing(Pushing(horizon=STEPS)) as env:
         for i in range(count):

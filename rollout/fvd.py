@@ -1,4 +1,4 @@
-"""The paper's distances and scores of a run, or of clips in files, by a named protocol (Tables 1 to 7).
+"""Compute the paper's metrics (FVD, inception score) of a run or of clips in files, by a named protocol (Tables 1-7).
 
     python rollout/fvd.py --run runs/bair --protocol paper --features torchscript --weights i3d.pt --sha256 ...
     python rollout/fvd.py --samples samples.npy --real real.npy --features i3d --weights i3d.safetensors --sha256 ...
@@ -6,13 +6,13 @@
 
     FVD     samples of the prior against real clips
     R-FVD   reconstructions of the VQ-VAE against real clips
-    FVD*    samples against reconstructions: what the prior loses, whatever the VQ-VAE has lost
+    FVD*    samples against reconstructions: the loss of the prior alone
 
-A run without a prior gives R-FVD alone. Without weights, `--features random_conv` tries everything out; its distances
-go by another name. The paper's figure is printed beside ours only where data, protocol and feature network are the
-same; a flag that alters the protocol alters its name too.
+A run without a prior gives R-FVD only. `--features random_conv` needs no weights; its distances have another name. The
+paper's value is printed next to ours only if data, protocol and feature network are the same. A flag that changes the
+protocol also changes its name.
 
-Writes <metric>-<protocol>-<features>.json and .txt into <run>/evaluation, or beside the samples.
+Writes <metric>-<protocol>-<features>.json and .txt into <run>/evaluation, or into the folder of the samples.
 """
 
 from __future__ import annotations
@@ -43,64 +43,65 @@ from worldmodel.utils.settings import AboveZero, AtLeast2, Count, PixelsOr0, Pos
 
 @dataclass(frozen=True, kw_only=True)
 class Args(Settings):
-    """Compare distributions of clips."""
+    """Compute FVD or the inception score of samples."""
 
     run: Path | None = None
-    """Run folder: its prior samples, its VQ-VAE reconstructs, clips are from its store's test split."""
+    """Run folder with the prior, the VQ-VAE and the test clips to evaluate."""
     samples: Path | None = None
-    """Samples in a file instead; then real clips too."""
+    """File (.npy) of samples to use instead of a run; needs real clips too."""
     real: Path | None = None
-    """Real clips in a file, those that the samples continue; a score needs none."""
+    """File (.npy) of the real clips that the samples continue; not needed for the inception score."""
     reconstructions: Path | None = None
-    """Their reconstructions in a file; by default those of the run's VQ-VAE, if there is a run."""
+    """File (.npy) of reconstructions of the real clips, by default made by the run's VQ-VAE."""
     dataset: str = ""
-    """What the data are called; by default the name of the run's world."""
+    """Name of the data in the results, by default the name of the run's environment."""
     out: Path | None = None
-    """Folder of the results; <run>/evaluation, or that of the samples, if not given."""
+    """Folder for the results, by default <run>/evaluation, or the folder of the samples."""
     protocol: ProtocolName = "paper"
+    """Evaluation protocol: numbers of clips, samples, frames and trials."""
     features: Kind = "torchscript"
-    """Feature network: worldmodel/metrics/features.py says what its file must hold."""
+    """Feature network; worldmodel/metrics/features.py describes its file."""
     weights: Path | None = None
-    """File of the feature network."""
+    """File with the weights of the feature network."""
     sha256: str = ""
-    """Of that file, as its publisher states it; another file is refused."""
+    """SHA-256 of the weights file as its publisher states it; another file is refused."""
     epsilon: AboveZero = 1e-5
-    """Of the batch norm of --features i3d: the paper's code has 1e-5, DeepMind's 1e-3."""
+    """Batch norm epsilon of --features i3d; 1e-5 in the paper's code, 1e-3 in DeepMind's."""
     n_frames: Positive | None = None
-    """Alters the protocol: frames of a clip."""
+    """Frames per clip, by default those of the protocol."""
     n_cond_frames: Count | None = None
-    """Alters the protocol: frames that samples are given."""
+    """Frames that samples are given, by default those of the protocol."""
     n_clips: AtLeast2 | None = None
-    """Alters the protocol: real clips of a trial."""
+    """Real clips per trial, by default those of the protocol."""
     samples_per_clip: Positive | None = None
-    """Alters the protocol: samples of each clip."""
+    """Samples per clip, by default those of the protocol."""
     n_trials: Positive | None = None
-    """Alters the protocol: trials."""
+    """Number of trials, by default that of the protocol."""
     frame_size: PixelsOr0 | None = None
-    """Alters the protocol: height and width of clips; 0 for any."""
+    """Height and width of clips, 0 for any; by default that of the protocol."""
     action_conditioned: bool = False
-    """Alters the protocol: samples in a file know the actions of the clips they continue; of a run it is known."""
+    """The samples in a file were given the actions of their clips; for a run this is read from its config."""
     batch_size: Positive = 16
-    """Clips that are sampled or reconstructed at a time."""
+    """Clips sampled or reconstructed in one batch."""
     feature_batch_size: Positive = 8
-    """Clips that pass the feature network at a time."""
+    """Clips per batch of the feature network."""
     seed: Seed = 0
-    """Of the samples; the k-th set of them has seed + k."""
+    """Seed of the samples; set k of samples has seed + k."""
     device: str = DEVICE
-    """cpu or cuda."""
+    """Device of all networks: cpu or cuda."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.real and not self.samples:
-            raise UserError("real clips in a file go with --samples; give those too")
+            raise UserError("--real needs the samples that continue the clips; add --samples")
         if self.samples and not self.real and PROTOCOLS[self.protocol].metric == "frechet":
-            raise UserError("samples in a file need the real clips that they continue; give --real too")
+            raise UserError("--samples needs the real clips that the samples continue; add --real")
         if self.reconstructions and not self.real:
-            raise UserError("reconstructions in a file go with --samples and --real; give those too")
+            raise UserError("--reconstructions needs samples and real clips in files; add --samples and --real")
 
 
 def make_protocol(args: Args) -> Protocol:
-    """The protocol as the flags alter it."""
+    """The protocol with the changes of the flags."""
     changes = {name: getattr(args, name) for name in ("n_frames", "n_cond_frames", "n_clips", "n_trials", "frame_size")}
     return PROTOCOLS[args.protocol].with_changes(
         **changes, samples_per_clip=args.samples_per_clip, action_conditioned=is_action_conditioned(args)
@@ -108,14 +109,14 @@ def make_protocol(args: Args) -> Protocol:
 
 
 def is_action_conditioned(args: Args) -> bool:
-    """Do samples know more of their clip than its first frames?"""
+    """Whether samples are given the actions of their clip."""
     if args.samples or args.run is None or not (args.run / "prior").exists():
         return args.action_conditioned
     return read_header(args.run / "prior")[0]["model"].get("conditioning", "none") != "none"
 
 
 def make_source(args: Args, protocol: Protocol) -> ClipSource:
-    """The clips that the flags name."""
+    """The source of clips that the flags select."""
     if args.samples is None:
         assert args.run
         return source_from_run(args.run, protocol, args.dataset, args.seed, args.device, args.batch_size)
@@ -134,13 +135,13 @@ def scores(args: Args, protocol: Protocol, features: Features, source: ClipSourc
         for trial in range(protocol.n_trials):
             logits, _ = sample_features(args.feature_batch_size, protocol, features, source, trial, bar)
             if logits is None:
-                raise UserError(f"{args.run} has no prior that could make samples; train it first, or give --samples")
+                raise UserError(f"{args.run} has no prior to sample from; run train/prior.py, or give --samples")
             values.append(inception_score(probabilities(logits)))
     return {"samples": Trials(tuple(values))}
 
 
 def figure_names(comparison: str, features: Features) -> tuple[str, str]:
-    """A figure's short name, by which the paper's may be found, and its name in full."""
+    """The short name of a metric, as in the paper's tables, and its full name."""
     if comparison == "samples":
         return ("IS", "IS") if features.network == C3D_LOGITS else ("", f"Inception score by {features.network}")
     short, text = COMPARISONS[comparison]
@@ -148,7 +149,7 @@ def figure_names(comparison: str, features: Features) -> tuple[str, str]:
 
 
 def report(protocol: Protocol, features: Features, source: ClipSource, figures: dict[str, Trials]) -> dict[str, Any]:
-    """Everything a figure is known by, as JSON."""
+    """The results and everything needed to reproduce them, as JSON values."""
     rows = {}
     for comparison, trials in figures.items():
         short, name = figure_names(comparison, features)
@@ -187,7 +188,7 @@ def main(args: Args) -> None:
         raise UserError("there is nothing to compare; give a --run, or --samples and --real")
     protocol = make_protocol(args)
     if protocol.metric == "inception" and args.features == "random_conv":
-        raise UserError("an inception score needs a trained classifier; give --features c3d and its --weights")
+        raise UserError("the inception score needs a trained classifier; give --features c3d and its --weights")
     features = load_features(args.features, args.weights, args.sha256, args.device, args.epsilon)
     source = make_source(args, protocol)
     if protocol.metric == "frechet":

@@ -1,4 +1,4 @@
-"""Held-out clips, and what a run's models make of them: dreams, reconstructions, samples."""
+"""Held-out clips, and the dreams, reconstructions and samples of a run's models for them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from worldmodel.data.clips import Clips, read_windows_clamped
 from worldmodel.data.prior_dataset import PriorBatch, PriorDataset, encode_cond_frames
-from worldmodel.data.store import Store, open_frame_store
+from worldmodel.data.store import open_frame_store, open_tokens
 from worldmodel.generation.dream import Context, Dream
 from worldmodel.generation.generate import generate
 from worldmodel.generation.sampling import SamplingConfig
@@ -27,35 +27,36 @@ from worldmodel.utils.settings import Address, Positive, Seed, Settings
 
 @dataclass(frozen=True, kw_only=True)
 class SplitArgs(Settings):
-    """The run that is looked at, and on which episodes."""
+    """The run to evaluate, and its episodes."""
 
     run: Path = Path("runs/health_gathering_supreme")
     """Run folder."""
     split: str = "test"
-    """Episodes to take: train, valid, test or all."""
+    """Split of the episodes: train, valid, test or all."""
     seed: Seed = 0
-    """Of everything that is sampled."""
+    """Seed of everything that is sampled."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutArgs(SplitArgs):
-    """What scripts that set samples beside held-out clips have."""
+    """Settings of the scripts that compare samples with held-out clips."""
 
     data: Address | None = None
-    """Store of frames; <run>/data.zarr if not given."""
+    """Store of frames, by default <run>/data.zarr."""
     context_frames: Positive = 8
-    """Latent frames that are given."""
+    """Latent frames of true codes given as context."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """Sampling from the prior."""
 
 
 @dataclass(frozen=True)
 class HeldOutClips:
-    """Held-out clips, in codes and in frames."""
+    """Held-out clips as codes and as frames."""
 
     codes: torch.Tensor
     condition: torch.Tensor
     actions: np.ndarray
-    """(n, steps, ...) of the recorded environment, one for each latent frame after the context."""
+    """(n, steps, ...) actions of the recorded environment, one per latent frame after the context."""
     frames: np.ndarray
     """(n, t, H, W, 3): the last frame of each latent frame."""
     variables: torch.Tensor
@@ -63,8 +64,20 @@ class HeldOutClips:
 
 
 def load_heldout(dream: Dream, run: Path, data: str | Path | None, split: str, n: int, length: int) -> HeldOutClips:
-    """Clips of `length` latent frames with the frames they are codes of."""
-    tokens = Store(run / "tokens.zarr")
+    """Load clips of `length` latent frames, with their frames.
+
+    Args:
+        dream: The dream that is evaluated.
+        run: Run folder.
+        data: Store of frames; None for <run>/data.zarr.
+        split: Split of the episodes.
+        n: Number of clips.
+        length: Latent frames per clip.
+
+    Raises:
+        UserError: The stores are missing, do not belong together, or have no such clips.
+    """
+    tokens = open_tokens(run)
     recorded = open_frame_store(tokens, data or run / "data.zarr")
     check_vqvae(tokens.path, tokens.settings["vqvae"]["weights"], run / "vqvae")
     source = Clips(tokens, split, length, ["codes", "condition", "variables"])
@@ -83,10 +96,14 @@ def load_heldout(dream: Dream, run: Path, data: str | Path | None, split: str, n
 
 
 def other_episode_order(episode: np.ndarray, seed: int) -> np.ndarray:
-    """A permutation of clips that gives none its own actions, nor, where it can, those of its own episode."""
+    """A permutation (n,) without fixed points that pairs each clip with another episode wherever possible.
+
+    Raises:
+        UserError: There is only one clip.
+    """
     rng, n = np.random.default_rng(seed), len(episode)
     if n < 2:
-        raise UserError("actions are shuffled between clips, and the split has only one; record more episodes")
+        raise UserError("the split has only one clip, but actions are shuffled between clips; record more episodes")
     candidates = [np.roll(np.arange(n), k) for k in rng.permutation(np.arange(1, n))[:64]]
     return min(candidates, key=lambda order: int((episode[order] == episode).sum()))
 
@@ -94,7 +111,7 @@ def other_episode_order(episode: np.ndarray, seed: int) -> np.ndarray:
 def dream_frames(
     dream: Dream, heldout_clips: HeldOutClips, actions: np.ndarray, context: int, seed: int, batch: int, bar: tqdm
 ) -> np.ndarray:
-    """Frames (n, steps, H, W, 3) dreamed after the context under actions (n, steps, ...)."""
+    """Predicted frames (n, steps, H, W, 3) after the context under actions (n, steps, ...)."""
     out = []
     for at in range(0, len(actions), batch):
         part = slice(at, at + batch)
@@ -115,7 +132,7 @@ def dream_frames(
 
 @torch.no_grad()
 def bits_per_code(dream: Dream, codes: torch.Tensor, condition: torch.Tensor, context: int) -> np.ndarray:
-    """(n,) bits per code of the frames after the context."""
+    """Bits per code (n,) of the frames after the context (the paper's bits/dim)."""
     pairs = zip(codes.to(dream.device).split(16), condition.to(dream.prior.start_token).split(16), strict=True)
     nats = torch.cat([dream.prior.loss(c, a) for c, a in pairs])
     return nats[:, context:].mean(1).cpu().numpy() / math.log(2)
@@ -130,7 +147,7 @@ def reconstructions(dream: Dream, codes: torch.Tensor) -> np.ndarray:
 
 @dataclass(frozen=True)
 class RealClips:
-    """Real clips and what a prior is given of them."""
+    """Real clips, and the inputs of a prior for them."""
 
     batch: PriorBatch
     frames: np.ndarray
@@ -139,8 +156,8 @@ class RealClips:
 
 
 def real_clips(run: Path, prior: Prior, stride: int, n: int, split: str, data: str | Path | None = None) -> RealClips:
-    """n clips of a split, the same every time."""
-    tokens, t = Store(run / "tokens.zarr"), prior.config.latent_shape[0]
+    """n clips of a split, the same at every call. `stride` is the distance between clips in frames."""
+    tokens, t = open_tokens(run), prior.config.latent_shape[0]
     store = open_frame_store(tokens, data or run / "data.zarr")
     check_vqvae(tokens.path, tokens.settings["vqvae"]["weights"], run / "vqvae")
     align = t if prior.config.mode == "paper" else 1
@@ -152,7 +169,7 @@ def real_clips(run: Path, prior: Prior, stride: int, n: int, split: str, data: s
 
 @torch.no_grad()
 def encode_given(vqvae: VQVAE, truth: RealClips, context: int) -> PriorBatch:
-    """What is given, with the codes of the first `context` latent frames alone, which know of no other frames."""
+    """The prior's inputs with codes of the first `context` latent frames, encoded from these frames alone."""
     if not context or not vqvae.config.causal:
         return truth.batch
     frames = torch.from_numpy(truth.frames[:, : context * vqvae.config.stride[0]])
@@ -172,16 +189,37 @@ def sample_videos(
     batch_size: int = 16,
     on_progress: Callable[[int], object] = lambda videos: None,
 ) -> np.ndarray:
-    """Videos (n, t, H, W, channels) uint8, one for each condition that is given; what is wrong is a `UserError`."""
+    """Sample one video per condition.
+
+    Args:
+        vqvae: The VQ-VAE that decodes the codes.
+        prior: The prior.
+        given: Inputs of the prior; see `encode_given` for `context_frames` above 0.
+        seed: Seed of the samples.
+        context_frames: Latent frames of true codes to continue (stream mode).
+        copy_cond_frames: Replace the sampled conditioning frames by the real ones.
+        sampling: Temperature and filters; None samples from the prior's own distribution.
+        batch_size: Videos sampled at a time.
+        on_progress: Called with the number of videos of each finished batch.
+
+    Returns:
+        Videos (n, t, H, W, channels), uint8.
+
+    Raises:
+        UserError: The prior does not support the requested context or conditioning frames.
+    """
     if context_frames and prior.config.mode == "paper":
-        raise UserError("codes of a paper-mode VQ-VAE have seen later frames; condition the prior on frames instead")
+        raise UserError(
+            "a paper-mode VQ-VAE encodes whole clips, so its codes cannot be given as context; set --context-frames 0 "
+            "and condition the prior on frames instead"
+        )
     if context_frames >= (longest := prior.config.latent_shape[0]):
         raise UserError(
-            f"clips have {longest} latent frames, so {context_frames} given ones leave nothing to draw; lower "
+            f"clips have {longest} latent frames, so {context_frames} given ones leave nothing to sample; lower "
             "--context-frames"
         )
     if copy_cond_frames and given.cond_frames is None:
-        raise UserError("this prior looks at no conditioning frames that could be copied; leave --copy-cond-frames out")
+        raise UserError("this prior has no conditioning frames to copy; leave --copy-cond-frames out")
     device, videos = prior.start_token.device, []
     for k, part in enumerate(torch.arange(len(given.codes)).split(batch_size)):
         one = given[part].to(device)
@@ -202,20 +240,25 @@ def load_models(run: Path, prior: str, device: str) -> tuple[VQVAE, Prior]:
 def make_sampler(
     run: Path, n: int, n_given: int, device: str, batch_size: int, split: str = "test"
 ) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
-    """For a seed, n samples and the n real clips whose conditions, and first `n_given` frames, they are drawn under.
+    """A function from a seed to n samples and the n real clips whose conditions and first `n_given` frames they have.
 
-    The given frames are as the model draws or decodes them, not copied, as the paper's protocol has it.
+    The given frames in the samples are those that the model samples or decodes, not copies, as in the paper's protocol.
+
+    Raises:
+        UserError: The prior cannot be given `n_given` frames.
     """
     vqvae, prior = load_models(run, "prior", device)
     stride = vqvae.config.stride[0]
     stream = prior.config.mode == "stream"
     if not stream and prior.config.n_cond_frames != n_given:
         raise UserError(
-            f"{run} looks at {prior.config.n_cond_frames} conditioning frames, and the protocol gives {n_given}"
+            f"the prior of {run} has {prior.config.n_cond_frames} conditioning frames, but the protocol gives "
+            f"{n_given}; set --n-cond-frames"
         )
     if stream and n_given % stride:
         raise UserError(
-            f"a code of {run} is of {stride} frames, and the protocol gives {n_given}; alter it with --n-cond-frames"
+            f"a latent frame of {run} covers {stride} frames, but the protocol gives {n_given}; set --n-cond-frames to "
+            "a multiple"
         )
     truth = real_clips(run, prior, stride, n, split)
     context = n_given // stride if stream else 0

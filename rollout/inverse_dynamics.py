@@ -1,8 +1,9 @@
-"""Reading actions back: an inverse-dynamics classifier, which learns from real frames only.
+"""An inverse-dynamics model: a classifier of the action between two frames, trained on real frames only.
 
-An action has one factor, or several that are read side by side: those of a MultiDiscrete space, or the numbers of a
-Box, each as the lower, middle or upper third of the real ones. Where a number is mostly the same, as a command that is
-seldom given, thirds fall together and that value is read from all above it.
+An action has one or more factors, each with a separate prediction: the factors of a MultiDiscrete space, or the numbers
+of a Box. A number of a Box is binned into the lower, middle or upper third of its real values. If most of its values
+are equal, such as a command that is rarely given, the thirds coincide, and the bins are that value and everything above
+it.
 """
 
 from __future__ import annotations
@@ -26,26 +27,26 @@ N_BINS = 3
 
 @dataclass(frozen=True)
 class ActionClassifier:
-    """What reads actions."""
+    """A trained classifier of actions."""
 
     model: nn.Module
     spec: ActionSpec
     bin_edges: np.ndarray | None = None
-    """(2, numbers) of a Box: what the lower and the middle third of each number do not pass."""
+    """(2, numbers) upper bounds of the lower and the middle third of each number of a Box; None for other spaces."""
 
 
 def factor_sizes(spec: ActionSpec) -> tuple[int, ...]:
-    """How many values each factor has."""
+    """Number of values of each factor."""
     return spec.nvec or (N_BINS,) * len(spec.low)
 
 
 def bin_edges(store: Store) -> np.ndarray | None:
-    """The cuts of a Box, from the actions of the training split."""
+    """The bin edges (2, numbers) of a Box from the actions of the training split; None for other spaces."""
     if store.env_spec.action.kind != "Box":
         return None
     actions = np.concatenate(
         [store.read_episode(i)["action"][:-1] for i in store.episode_indices("train")]
-    )  # the last has none
+    )  # the last row of an episode has no action
     return np.quantile(actions, [1 / 3, 2 / 3], axis=0)
 
 
@@ -73,7 +74,7 @@ def frame_pairs(before: np.ndarray, after: np.ndarray) -> Tensor:
 
 
 def train_classifier(store: Store, steps: int, seed: int) -> ActionClassifier:
-    """A reader that learned from real pairs of the training split, every value of a factor as frequent as any other."""
+    """Train a classifier on real pairs of frames of the training split, with classes weighted equally."""
     spec, cuts = store.env_spec.action, bin_edges(store)
     torch.manual_seed(seed)
     clips, model = Clips(store, "train", 2, ["frames", "action"]), classifier(sum(factor_sizes(spec)))
@@ -93,27 +94,26 @@ def train_classifier(store: Store, steps: int, seed: int) -> ActionClassifier:
 
 
 def balanced_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy in which rare values weigh more."""
+    """Cross-entropy with weights inverse to the frequency of each class."""
     weight = (y.bincount(minlength=logits.shape[1]) + 1.0).reciprocal()
     return F.cross_entropy(logits, y, weight=weight / weight.mean())
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What was read from n films: how often each value of each factor was there, and how often it was read rightly."""
+    """Counts of n videos: how often each value of each factor occurred, and how often it was predicted correctly."""
 
     n_true: np.ndarray
-    """(n, values), the factors side by side."""
+    """(n, values), with the values of all factors concatenated."""
     n_correct: np.ndarray
     """(n, values)."""
     n_values: tuple[int, ...]
-    """How many values each factor has."""
+    """Number of values of each factor."""
 
     def accuracies(self, times: np.ndarray) -> np.ndarray:
-        """(draws,) with each film counted so many times (draws, n).
+        """Balanced accuracy (draws,) of bootstrap resamples, with each video counted `times` (draws, n) times.
 
-        With every value as frequent as any other (balanced): the mean over factors of the mean over the values that
-        are there of the share that is read rightly.
+        Balanced: the recall of each value that occurs, averaged over the values of a factor, then over factors.
         """
         there, right = times @ self.n_true, times @ self.n_correct
         shares, cuts = right / np.maximum(there, 1), np.cumsum(self.n_values)[:-1]
@@ -122,13 +122,13 @@ class Predictions:
 
     @property
     def mean(self) -> float:
-        """Balanced accuracy over all films."""
+        """Balanced accuracy over all videos."""
         return float(self.accuracies(np.ones((1, len(self.n_true))))[0])
 
 
 @torch.no_grad()
 def classify_actions(reader: ActionClassifier, films: np.ndarray, actions: np.ndarray) -> Predictions:
-    """Of actions (n, t, ...) from films (n, t + 1, h, w, 3)."""
+    """Predict actions (n, t, ...) from videos (n, t + 1, h, w, 3), and count the correct ones."""
     (n, t), sizes = actions.shape[:2], factor_sizes(reader.spec)
     before, after = films[:, :-1].reshape(n * t, *films.shape[2:]), films[:, 1:].reshape(n * t, *films.shape[2:])
     logits = torch.cat(
@@ -142,13 +142,13 @@ def classify_actions(reader: ActionClassifier, films: np.ndarray, actions: np.nd
 
 
 def accuracy(of: Predictions, groups: np.ndarray | None = None) -> MeanInterval:
-    """Balanced accuracy and its interval over groups (n,) of films, by default over the films themselves."""
+    """Balanced accuracy, with its interval over groups (n,) of videos, by default over single videos."""
     n = len(of.n_true)
     return percentile_interval(of.mean, of.accuracies(bootstrap_counts(np.arange(n) if groups is None else groups)), n)
 
 
 def accuracy_ratio(a: Predictions, b: Predictions, groups: np.ndarray | None) -> MeanInterval:
-    """The accuracy of a over that of b; the same groups are drawn for both, or, without groups, films of each alone."""
+    """Ratio of the accuracies of a and b. The same groups are resampled for both; without groups, videos of each."""
     n, m = len(a.n_true), len(b.n_true)
     times = bootstrap_counts(np.arange(n) if groups is None else groups)
     others = bootstrap_counts(np.arange(m), seed=1) if groups is None else times

@@ -1,17 +1,17 @@
-"""Do dreams keep their looks? A thousand steps and more, beside real episodes.
+"""Do dreams stay stable over a thousand steps and more? Compares windows of long dreams with real episodes.
 
     python rollout/long_horizon.py --run runs/take_cover
     python rollout/long_horizon.py --run runs/take_cover --compare-runs runs/without_noise --temperature 0.8 1 1.2
 
-Ends are ignored: the dream goes on past them. Over windows of the horizon, for dreams under random actions, held for a
-few steps each as in collection, or played by a policy, which is fairer to a world that was recorded from one:
+The dreams ignore termination. Actions are random and held for a few steps, as in data collection, or they come from a
+policy, which is fairer to a model that was trained on recordings of a policy. Metrics per window:
 
-    sharpness   mean absolute difference of neighbouring pixels, grey levels
-    codes       perplexity of the codes' use
-    bits        the model's surprise at each code that it drew, bits
+    sharpness   mean absolute difference of neighboring pixels, in gray levels
+    codes       perplexity of the code usage
+    bits        negative log-likelihood per sampled code, in bits
 
-Real episodes of the held-out split, decoded from their true codes, give the band in which a dream should stay. The
-drift of a figure is its mean over the last window minus that over the first, in standard deviations of real windows.
+Real episodes of the held-out split, decoded from their true codes, give the range in which a dream should stay. The
+drift of a metric is its mean over the last window minus that over the first, in standard deviations of real windows.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from tqdm import tqdm
 from configs import command
 from envs.policies import MAX_STACKED_FRAMES, load_player
 from rollout.heldout import SplitArgs, reconstructions
-from worldmodel.data.store import Store
+from worldmodel.data.store import open_tokens
 from worldmodel.generation.dream import Context, Dream
 from worldmodel.generation.sampling import SamplingConfig
 from worldmodel.models.quantizer import codebook_usage
@@ -48,36 +48,39 @@ from worldmodel.utils.video_io import save_png, upscale, video_grid
 
 FIGURES = ("sharpness", "codes", "bits")
 WARMUP_FRAMES = 8
-"""First frames of a real window, whose likelihood does not count: the model knows too little yet."""
+"""First frames of a real window whose likelihood does not count, because the prior has too little context yet."""
 Curves = dict[str, np.ndarray]
-"""Each figure over the windows."""
+"""Metric -> its values over the windows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Args(SplitArgs):
-    """Watch long dreams."""
+    """Measure the stability of long dreams."""
 
     compare_runs: tuple[Path, ...] = ()
-    """Run folders on the same data to compare with it."""
+    """More run folders on the same data, to compare with."""
     temperature: NonEmpty[NotNegative] = (1.0,)
-    """Temperatures to compare."""
+    """Sampling temperatures to compare."""
     steps: Positive = 1000
-    """Length of a dream."""
+    """Length of a dream in steps."""
     window: Positive = 50
-    """Steps over which figures are taken."""
+    """Length of a window in steps."""
     num_envs: Positive = 16
-    """Dreams at a time."""
+    """Number of dreams, in one batch."""
     policy: str = "random"
-    """Who plays: a policy's folder or shipped name, which may end in @share of random actions."""
+    """Policy that acts: random, a folder, or one that ships; @0.3 at its end takes 30% random
+    actions."""
     hold: Positive = 4
-    """Steps for which an action is held if all are random."""
+    """Steps for which a random action is held; used if the policy is random."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.steps < 2 * self.window:
             raise UserError(f"steps must be at least two windows, {2 * self.window}, not {self.steps}")
         if self.window <= WARMUP_FRAMES:
-            raise UserError(f"a window must be longer than {WARMUP_FRAMES} steps: so many of a real one are given")
+            raise UserError(
+                f"window must be longer than {WARMUP_FRAMES} steps, the context of a real window; set a longer --window"
+            )
 
 
 def sharpness(frames: np.ndarray) -> np.ndarray:
@@ -88,12 +91,12 @@ def sharpness(frames: np.ndarray) -> np.ndarray:
 
 
 def perplexity(codes: np.ndarray, size: int) -> float:
-    """2 to the entropy of how often each code occurs, whatever the shape of the codes."""
+    """Perplexity of codes of any shape: 2 to the entropy of their frequencies."""
     return float(codebook_usage(torch.from_numpy(codes).reshape(-1, 1), size)["perplexity"])
 
 
 def long_dream(args: Args, run: Path, temperature: float) -> tuple[Curves, np.ndarray]:
-    """The figures of dreams, and some frames (6, n, h, w, 3) of the first ones."""
+    """The metrics of dreams, and frames (6, n, h, w, 3) of the first ones."""
     dream, contexts = Dream.load(run, SamplingConfig(temperature=temperature)), Context.load(run)
     rng = np.random.default_rng(args.seed)
     chosen = torch.from_numpy(rng.integers(len(contexts), size=args.num_envs))
@@ -122,8 +125,8 @@ def long_dream(args: Args, run: Path, temperature: float) -> tuple[Curves, np.nd
 
 @torch.no_grad()
 def real_curves(args: Args) -> Curves:
-    """The figures of as many real frames as a window of dreams has, window by window."""
-    dream, store = Dream.load(args.run), Store(args.run / "tokens.zarr")
+    """The metrics of real windows, each with as many frames as a window of the dreams."""
+    dream, store = Dream.load(args.run), open_tokens(args.run)
     clips: list[tuple[torch.Tensor, torch.Tensor]] = []
     for i in store.episode_indices(args.split):
         episode = store.read_episode(i)
@@ -133,7 +136,7 @@ def real_curves(args: Args) -> Curves:
             clips.append((torch.from_numpy(codes[cut]), torch.from_numpy(condition[cut])))
     if len(clips) < 2:
         raise UserError(
-            f"the {args.split} split has no episodes of two windows of {args.window}; ask for a shorter window"
+            f"the {args.split} split has no episode of two windows of {args.window} frames; set a shorter --window"
         )
     order = np.random.default_rng(args.seed).permutation(len(clips))
     curves: dict[str, list[float]] = {name: [] for name in FIGURES}
@@ -156,7 +159,7 @@ def drift(curve: np.ndarray, truth: np.ndarray) -> float:
 
 
 def cell(curve: np.ndarray, truth: np.ndarray, real: bool) -> str:
-    """A figure as text: its range over real windows, or how it begins and ends in dreams."""
+    """A metric as text: its range over real windows, or its first and last window and drift in dreams."""
     if real:
         return f"{curve.min():.2f} to {curve.max():.2f}"
     return f"{curve[0]:.2f} {curve[-1]:.2f} {drift(curve, truth):+.1f} sd"

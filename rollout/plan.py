@@ -1,12 +1,13 @@
-"""Plan in the dream, act in the engine: the cross-entropy method through `fork`.
+"""Plan in a dream and act in its engine, with the cross-entropy method.
 
     python rollout/plan.py --preset health_gathering_supreme
-    python rollout/plan.py --world pushing    # rollout/planning/visual_foresight.py: push an object to a goal that is
-    given by pixels python rollout/plan.py --world pushing --object 3 --goal 40 20    # this one, to that row and column
+    python rollout/plan.py --world pushing                             # push objects to random goals
+    python rollout/plan.py --world pushing --object 3 --goal 40 20     # push object 3 to the pixel at row 40, column 20
 
-Every `replan_every` steps the last real frames become a dream, forked into futures that follow the candidates of
-`rollout/planning/cem.py`, and the first actions of the plan are played. What a future of Doom is worth is in
-`rollout/planning/terminal_value.py`. Beside it a random policy and those that ship play the same episodes.
+Every `replan_every` steps a dream starts from the last real frames. It is forked into one future per candidate action
+sequence (`rollout/planning/cem.py`), and the first actions of the best plan are played. Futures of Doom are scored by
+`rollout/planning/terminal_value.py`, those of pushing by `rollout/planning/visual_foresight.py`. A random policy and
+the policies that ship play the same episodes for comparison.
 """
 
 from __future__ import annotations
@@ -45,33 +46,35 @@ class Args(Settings):
     """Plan in a dream and act in its engine."""
 
     run: str = ""
-    """Run folder of the dream; by default the model that ships for the world, or else runs/<world>."""
+    """Run folder of the dream, by default the model that ships for `world`, or else runs/<world>."""
     world: str = "health_gathering_supreme"
-    """World of the dream."""
+    """Name of the environment to plan in."""
     policy: str = ""
-    """Policy to compare with; by default those that ship for the world."""
+    """Policy to compare with, by default those that ship for `world`."""
     episodes: AtLeast2 = 5
-    """Episodes of each."""
+    """Episodes per policy and for planning."""
     replan_every: Positive = 2
-    """Steps that are played before the next plan."""
+    """Steps played before the next plan."""
     context_frames: AtLeast2 = 8
-    """Frames that a dream is given, fewer at the start of an episode."""
+    """Real frames that a dream starts from; fewer at the start of an episode."""
     precision: Precision = "float32"
-    """Of the dream."""
+    """Precision of the dream's models."""
     temperature: NotNegative = 1.0
-    """Of the dream; below 1 futures differ less by chance."""
+    """Sampling temperature of the dream; below 1 futures differ less by chance."""
     value_policy: str = ""
-    """Policy whose critic says what the end of a future is worth: a folder, or one that ships."""
+    """Policy whose value function scores the end of a future; by default HEALTH does. A folder, or one that ships."""
     health_weight: float = 1.0
-    """Without a critic: worth of a point of HEALTH at the end of a future."""
+    """Value of a point of HEALTH at the end of a future; used without value_policy."""
     object: Count | None = None
-    """In the world of pushing: number of the object to push, from 0 on; by default drawn for each episode."""
+    """Number of the object to push, from 0; by default random in each episode. Only for pushing."""
     goal: tuple[Count, Count] | None = None
-    """And row and column of the pixel to push it to."""
+    """Pixel to push the object to, as row and column; by default random in each episode. Only for pushing."""
     cem: CEMConfig = field(default_factory=CEMConfig)
+    """Settings of the cross-entropy method."""
     seed: Seed = 0
+    """Seed of the episodes, the dreams and the plans."""
     out: Path = Path("runs/plan.json")
-    """Where the scores go."""
+    """File for the scores."""
 
 
 def main(args: Args) -> None:
@@ -79,16 +82,16 @@ def main(args: Args) -> None:
     run = args.run or ("" if (PRETRAINED / args.world).exists() or not own.is_dir() else str(own))
     dream = DreamEnv(model=run, world=args.world, horizon=0, precision=args.precision, temperature=args.temperature)
     if dream.vector_env.dream.stride > 1:
-        raise UserError("plans are of single steps; this dream has a time stride")
+        raise UserError("this dream has a time stride above 1 and cannot be planned in; use a run with a stride of 1")
     check_action_spec(dream.env_spec.action)
     pushing, push_goal = (
         dream.env_spec.env_id == "BAIRPushing-v0",
         visual_foresight.PushGoal(object=args.object, goal=args.goal),
     )
     if pushing and args.value_policy:
-        raise UserError("what a future of pushing is worth is seen in its frames; leave --value-policy out")
+        raise UserError("futures of pushing are scored by their frames, not by a policy; leave --value-policy out")
     if not pushing and push_goal != visual_foresight.PushGoal():
-        raise UserError(f"{dream.env_spec.name} has nothing to push; leave --object and --goal to --world pushing")
+        raise UserError(f"{dream.env_spec.name} has nothing to push; use --object and --goal with --world pushing only")
     planner = partial(Planner, dream, replan_every=args.replan_every, context_frames=args.context_frames, cem=args.cem)
     if pushing:
         text, scores = visual_foresight.score_planning(
@@ -107,7 +110,7 @@ def main(args: Args) -> None:
 
 
 def plan_in_engine(args: Args, dream: DreamEnv, planner: Planner) -> tuple[str, dict[str, list]]:
-    """Survival and return of a random policy, of those that ship, and of planning."""
+    """A table and the scores: survival and return of a random policy, the compared policies, and planning."""
     env_spec, scores = dream.env_spec, {}
     rivals = (args.policy,) if args.policy else shipped_policies(env_spec.name)
     with contextlib.closing(make_engine(env_spec)) as env:

@@ -1,22 +1,22 @@
-"""Play a dream with the keyboard, next to the engine under the same keys, on a page of this machine.
+"""Play a dream with the keyboard next to its engine, on a local web page.
 
     python rollout/play.py                       # then open http://127.0.0.1:8000
     python rollout/play.py --world take_cover
 
-The engine plays a few steps, its frames become the dream's context, and from there both get the same actions. The
-dream can be taken back and forked; the engine cannot, and waits until the dream is as far as it was. The page asks for
-one step after the other, so it runs as fast as the dream does, at most at the recorded rate.
+The engine plays a few steps, and its frames become the context of the dream. From there both get the same actions. The
+dream can be rewound and forked. The engine cannot, so it waits until the dream reaches its step again. The page
+requests one step at a time, so it runs at the speed of the dream, at most at the recorded frame rate.
 
     GET  /            the page
     POST /reset       {"seed": 1}
     POST /step        {"action": 2}
     POST /rewind      {"steps": 10}
-    POST /fork        keeps this moment
-    POST /goto        {"fork": 0}     goes back to one that was kept
+    POST /fork        saves the current state
+    POST /goto        {"fork": 0}     returns to a saved state
     POST /state       changes nothing
 
-Each answers with the state as JSON: frames as PNG, and the figures below them. Posts are JSON too, and say so by their
-Content-Type. `rollout/server.py` says who may send them.
+Each request returns the state as JSON, with frames as PNG. Request bodies are JSON with the matching Content-Type.
+`rollout/server.py` describes which requests are refused.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ from worldmodel.utils.settings import Positive, Range, Seed, Settings
 
 PAGE = Path(__file__).with_name("play.html")
 TAKES = {"reset": ("seed",), "step": ("action",), "rewind": ("steps",), "fork": (), "goto": ("fork",), "state": ()}
-"""The requests, and the whole numbers that each takes."""
+"""Commands and the names of their integer arguments."""
 FORKS = 32
-"""Moments that are kept at once: each holds a dream's memory, and a picture in every answer."""
+"""Largest number of forks; each one keeps a snapshot in memory and adds an image to every response."""
 
 Moment = tuple[dict[str, Any], int, dict[str, Any]]
 """A dream's snapshot, its step, and what it told there."""
@@ -60,36 +60,38 @@ Moment = tuple[dict[str, Any], int, dict[str, Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Args(Settings):
-    """Serve a page to play a dream."""
+    """Serve a local web page to play a dream with the keyboard."""
 
     run: str = ""
-    """Run folder of the dream; by default the model that ships."""
+    """Run folder of the dream, by default the model that ships for `world`."""
     world: str = "health_gathering_supreme"
-    """World of the model that ships."""
+    """Name of the model that ships; used without a run folder."""
     context_frames: Positive = 8
-    """Frames of the engine that the dream begins with."""
+    """Frames of the engine that the dream starts from."""
     max_rewind: Annotated[int, Range(0, 10_000)] = 300
-    """Steps that can be taken back."""
+    """Largest number of steps that can be rewound."""
     port: Annotated[int, Range(0, 65535)] = 8000
-    """Of the page, on this machine only; 0 takes a free one."""
+    """Port of the page, reachable from this machine only; 0 uses a free port."""
     trust_env: bool = False
-    """Also make an engine that is not of this project, if the run folder names one: that imports and runs whatever the
-    id stands for, so know who made the run."""
+    """Allow an engine that is not part of this project. The run folder names it. This imports and runs its code, so
+    use it only if you trust the author of the run."""
     seed: Seed = 0
+    """Seed of the first episode."""
 
 
 class Session:
-    """A dream and its engine under one pair of hands."""
+    """A dream and its engine, played with the same actions."""
 
     def __init__(self, args: Args) -> None:
         self.args, self.lock = args, threading.Lock()
         self.dream = DreamEnv(model=args.run, world=args.world, horizon=0)
         env_spec = self.dream.env_spec
         if self.dream.vector_env.dream.stride > 1:
-            raise UserError("a dream with a time stride cannot be played beside its engine")
+            raise UserError("this dream has a time stride above 1 and cannot be played; use a run with a stride of 1")
         if env_spec.action.kind != "Discrete":
             raise UserError(
-                f"a key is one choice of several, but {env_spec.name} takes {env_spec.action}; play another world"
+                f"{env_spec.name} has actions {env_spec.action}, but keys need a Discrete space; play another "
+                "environment"
             )
         self.engine = make_recorded_env(env_spec, args.trust_env)
         try:
@@ -99,7 +101,7 @@ class Session:
             raise
 
     def answer(self, command: str, **told: int) -> dict[str, Any]:
-        """The state after a request; one is answered at a time."""
+        """Handle one command and return the state; commands run one at a time."""
         with self.lock:
             if command != "state":
                 getattr(self, command)(**told)
@@ -110,7 +112,7 @@ class Session:
             self.engine.close()
 
     def reset(self, seed: int) -> None:
-        """Begin both from the same frames."""
+        """Start dream and engine from the same frames."""
         if not 0 <= seed < 2**31:
             raise UserError(f"seed must be from 0 to {2**31 - 1}, not {seed}")
         self.engine_over = True  # unless all goes well
@@ -163,17 +165,17 @@ class Session:
 
     def fork(self) -> None:
         if len(self.forks) == FORKS:
-            raise UserError(f"{FORKS} forks are kept, and no more; reset forgets them")
+            raise UserError(f"there are already {FORKS} forks, the most that are kept; reset removes them")
         self.forks.append((self.snapshot(), png(self.dream.vector_env.frames[0])))
 
     def goto(self, fork: int) -> None:
         if not 0 <= fork < len(self.forks):
-            raise UserError(f"there are {len(self.forks)} forks, but number {fork} was asked for")
+            raise UserError(f"there is no fork {fork}, only {len(self.forks)} forks counted from 0; choose one of them")
         self.history.append(self.snapshot())
         self.restore(self.forks[fork][0])
 
     def state(self) -> dict[str, Any]:
-        """What the page shows."""
+        """The state as the page shows it."""
         env_spec, frame = self.dream.env_spec, self.dream.vector_env.frames[0]
         codes = self.dream.vector_env.dream.prior.config.codes_per_frame
         figures = {
@@ -205,15 +207,13 @@ def png(frame: np.ndarray) -> str:
 
 @contextmanager
 def one_sentence() -> Iterator[None]:
-    """Each engine has errors of its own, its death among them."""
+    """Turn any error of an engine into a `UserError`."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        raise UserError(
-            f"the engine failed ({type(error).__name__}: {one_line(error)}); reset begins it again"
-        ) from error
+        raise UserError(f"the engine failed ({type(error).__name__}: {one_line(error)}); reset restarts it") from error
 
 
 def serve(args: Args) -> PageServer:
@@ -221,13 +221,13 @@ def serve(args: Args) -> PageServer:
     try:
         return PageServer(args.port, page, TAKES, session.answer, session.close)
     except (OSError, OverflowError) as error:
-        raise UserError(f"port {args.port} cannot be used ({error}); choose another with --port") from None
+        raise UserError(f"port {args.port} cannot be used ({error}); choose another one with --port") from None
 
 
 def main(args: Args) -> None:
     with serve(args) as server:
         try:
-            print(f"play at http://127.0.0.1:{server.server_port} (Ctrl-C ends it)", flush=True)
+            print(f"play at http://127.0.0.1:{server.server_port} (Ctrl-C to stop)", flush=True)
             server.serve_forever()
         except KeyboardInterrupt:  # or SIGTERM
             print()

@@ -1,4 +1,4 @@
-"""What a figure was made of and by: written into every result."""
+"""Provenance of a result: models, settings and commit, written into every result file."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def trained_parts(run: Path | None, prior: str = "prior") -> dict[str, Path]:
-    """The folders of what a run has trained."""
+    """The folders of a run's trained models that exist."""
     return {part: run / part for part in ("vqvae", prior) if run and (run / part).exists()}
 
 
 def model_digests(run: Path | None, prior: str = "prior") -> dict[str, str]:
-    """Digests of what a run has trained."""
+    """Digests of a run's trained models."""
     return {part: weights_digest(folder) for part, folder in trained_parts(run, prior).items()}
 
 
 def model_settings(run: Path | None, prior: str = "prior") -> dict[str, Any]:
-    """What these models are made like."""
+    """Configs of a run's trained models."""
     return {part: read_header(folder)[0]["model"] for part, folder in trained_parts(run, prior).items()}
 
 
@@ -32,7 +32,7 @@ def provenance(run: Path, prior: str = "prior") -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit of this clone, with "-dirty" if files differ from it; None where it is no clone."""
+    """The commit of this clone, with "-dirty" if files differ from it; None if it is not a git clone."""
     git = ["git", "-C", str(ROOT)]
     try:
         top = subprocess.run([*git, "rev-parse", "--show-toplevel"], capture_output=True, text=True, check=True).stdout

@@ -1,13 +1,13 @@
-"""Do policies keep their order between dream and engine?
+"""Does a dream rank policies in the same order as the engine?
 
     python rollout/rank.py --world take_cover --policy take_cover take_cover@0.3 take_cover@0.6 random
     python rollout/rank.py --run runs/mine --policy runs/weak runs/middling runs/strong
     python rollout/rank.py --world take_cover --policy cycle:0x1 cycle:1x8,2x8 cycle:1x20,2x20
 
-`folder@0.3` plays a policy with that share of random actions: strengths between it and a random one. `cycle:1x20,2x20`
-plays action 1 for 20 steps, then 2, blindly: what a simple way to live is worth, before a policy finds it. Each policy
-plays the same number of episodes in both, from their beginning; the score is the return. Spearman's correlation of the
-mean scores, with its 95% interval over resampled episodes (both sides resampled, 2,000 times).
+`folder@0.3` is a policy with 30% random actions, which gives policies of different strength. `cycle:1x20,2x20` repeats
+action 1 for 20 steps, then 2 for 20 steps; it tests simple strategies that no policy may have found yet. Each policy
+plays the same number of whole episodes in the dream and in the engine. The result is Spearman's correlation of the mean
+returns, with a 95% interval over 2,000 bootstrap resamples of the episodes on both sides.
 """
 
 from __future__ import annotations
@@ -44,34 +44,37 @@ class Args(Settings):
     """Rank policies in a dream and in the engine."""
 
     policy: tuple[str, ...] = ()
-    """Folders of policies, or names of policies that ship, each with @share of random actions if wanted, "random", or
-    cycles of actions; at least 3."""
+    """Policies to rank, at least 3: folders, names of policies that ship (either may end in @0.3 for 30% random
+    actions), "random", or cycles of actions."""
     run: str = ""
-    """Run folder of the dream; by default the model that ships."""
+    """Run folder of the dream, by default the model that ships for `world`."""
     world: str = "health_gathering_supreme"
-    """World of the model that ships."""
+    """Name of the model that ships; used without a run folder."""
     episodes: Positive = 64
-    """Episodes of each policy, in the dream and in the engine."""
+    """Episodes per policy, in the dream and in the engine each."""
     temperature: NotNegative = 1.0
-    """Of the dream."""
+    """Sampling temperature of the dream."""
     precision: Precision = "float32"
-    """Of the dream."""
+    """Precision of the dream's models."""
     seed: Seed = 0
+    """Seed of the episodes, the actions and the resampling."""
     out: Path = Path("runs/rank.json")
-    """Where the scores go."""
+    """File for the scores."""
 
 
 def returns_in_dream(env: DreamVectorEnv, player: Player, seed: int) -> np.ndarray:
-    """(n,) the return of the first episode of each lane, from starting contexts that are an episode's beginning.
+    """The return (n,) of the first episode of each lane.
 
-    The steps inside the context are not in it.
+    Lanes start from contexts at the start of an episode. The steps of the context do not count.
     """
     rng, starts = (
         np.random.default_rng(seed),
         np.flatnonzero(env.contexts.is_episode_start(env.env_spec.action.encoded_dim).numpy()),
     )
     if not len(starts):
-        raise UserError(f"no starting context of {env.env_spec.name} begins an episode; run train/tokens.py again")
+        raise UserError(
+            f"no starting context of {env.env_spec.name} is the start of an episode; run train/tokens.py again"
+        )
     options = {"context": np.resize(starts, env.num_envs)}
     frames = deque([env.reset(seed=seed, options=options)[0]], maxlen=MAX_STACKED_FRAMES)
     total, playing = np.zeros(env.num_envs), np.ones(env.num_envs, bool)
@@ -84,12 +87,12 @@ def returns_in_dream(env: DreamVectorEnv, player: Player, seed: int) -> np.ndarr
 
 
 def returns_in_engine(env: VizdoomFrames, player: Player, episodes: int, seed: int) -> np.ndarray:
-    """(n,) the return of each episode."""
+    """The return (n,) of each episode."""
     return np.array([play_episode(env, player, seed, i)[1] for i in range(episodes)])
 
 
 def rank_correlation(dream: np.ndarray, engine: np.ndarray, seed: int) -> tuple[float, float, float]:
-    """Spearman's correlation of the mean scores (policies, episodes), and its interval over episodes."""
+    """Spearman's correlation of the mean scores, and the bounds of its interval, from (policies, episodes) each."""
     rng, drawn = np.random.default_rng(seed), []
     for _ in range(2000):
         picks = rng.integers(dream.shape[1], size=(2, dream.shape[1]))
@@ -100,7 +103,7 @@ def rank_correlation(dream: np.ndarray, engine: np.ndarray, seed: int) -> tuple[
 
 def main(args: Args) -> None:
     if (several := len(set(args.policy))) < 3 or args.episodes < 2:
-        raise UserError(f"{several} policies have no order; give at least 3, and 2 episodes or more")
+        raise UserError(f"ranking needs at least 3 policies and 2 episodes, not {several} policies; give more")
     how: dict[str, Any] = {"temperature": args.temperature, "precision": args.precision}
     dream = gym.make_vec("VideoGPTDream-v0", num_envs=args.episodes, model=args.run, world=args.world, **how)
     assert isinstance(dream, DreamVectorEnv)

@@ -1,15 +1,15 @@
-"""Sample videos from a prior: unconditional, or under the actions, the class or the conditioning frames of real clips.
+"""Sample videos from a prior: unconditional, or given the actions, class or conditioning frames of real clips.
 
     python rollout/sample.py --run runs/moving_mnist
 
-Conditioning frames reach the prior through its ResNet, and it draws their codes anew, as in the paper's official code;
-`--copy-cond-frames` puts the true frames in their place afterwards. Which of both was done is recorded with the
-samples. A stream continues `--context-frames` latent frames of true codes instead. They are made anew from the frames
-that are given: in the store a code may know what moved before the clip began.
+In paper mode, conditioning frames enter the prior through its ResNet, and their codes are sampled too, as in the
+official code. `--copy-cond-frames` replaces these frames by the real ones afterwards; samples.json records which was
+done. In stream mode, the prior continues `--context-frames` latent frames of true codes. They are encoded from the
+given frames alone, because codes in the store may depend on frames before the clip.
 
-Writes <run>/samples: samples.gif (truth, and samples of it), samples.png, samples.npy, and samples.json with all
-settings and, where something was given, how near the samples come to what really followed: the mean of several samples
-of a clip, the best of them, and the last given frame held still, which any model of motion should beat.
+Writes <run>/samples: samples.gif (ground truth and samples), samples.png, samples.npy and samples.json. The latter has
+all settings, and for conditioned samples their distance from the real frames: the mean over the samples of a clip, the
+best sample, and as a baseline the last given frame repeated.
 """
 
 from __future__ import annotations
@@ -46,32 +46,32 @@ from worldmodel.utils.video_io import add_labels, save_gif, save_png, side_by_si
 
 @dataclass(frozen=True, kw_only=True)
 class Args(HeldOutArgs):
-    """Sample videos."""
+    """Sample videos from a prior."""
 
     run: Path = Path("runs/moving_mnist")
     """Run folder."""
     prior: str = "prior"
-    """Folder of the prior inside the run."""
+    """Name of the prior's folder inside the run folder."""
     n_clips: AtLeast2 = 16
-    """Clips whose conditions are sampled under."""
+    """Number of real clips that provide conditions and ground truth."""
     samples_per_clip: Positive = 4
-    """Samples of each clip."""
+    """Samples per clip."""
     context_frames: Count = 0
-    """Latent frames of true codes that are continued (stream mode)."""
+    """Latent frames of true codes to continue, in stream mode; 0 samples from the start."""
     copy_cond_frames: bool = False
-    """Put the conditioning frames themselves in place of what was drawn for them."""
+    """Replace the sampled conditioning frames by the real ones."""
     class_name: str = ""
-    """Class to sample, for all clips, instead of their own."""
+    """Class of all samples, by default that of each clip."""
     batch_size: Positive = 16
-    """Videos at a time."""
+    """Videos sampled in one batch."""
     device: str = DEVICE
-    """cpu or cuda."""
+    """Device of the models: cpu or cuda."""
 
 
 def scores(
     truth: RealClips, samples: np.ndarray, first: int, variance: float
 ) -> dict[str, dict[str, list[MeanInterval]]]:
-    """PSNR, SSIM and NMSE of each frame from `first` on, of samples (each, n, t, H, W, c) and of a frame held still."""
+    """PSNR, SSIM and NMSE of each frame from `first` on: of samples (s, n, t, H, W, c), and of a repeated frame."""
     still = truth.frames[:, first - 1 : first].repeat(truth.frames.shape[1], 1)
     figures: dict[str, tuple[Callable[..., np.ndarray], int]] = {
         "psnr": (psnr, 1),
@@ -81,7 +81,7 @@ def scores(
     result = {}
     for name, (score, sign) in figures.items():
         by_sample = np.stack([score(s[:, first:], truth.frames[:, first:]) for s in samples])  # (each, n, t)
-        best = (sign * by_sample.mean(2)).argmax(0)  # by the whole clip
+        best = (sign * by_sample.mean(2)).argmax(0)  # the best sample by its mean over the clip
         rows = {
             "mean of samples": by_sample.mean(0),
             "best of samples": by_sample[best, np.arange(len(best))],
@@ -102,7 +102,7 @@ def table(result: dict[str, dict[str, list[MeanInterval]]], first: int) -> str:
 
 
 def save_pictures(folder: Path, truth: np.ndarray, samples: np.ndarray, fps: float, few: int = 4) -> None:
-    """A GIF with the truth and samples of it side by side, and a strip of frames of the first of them."""
+    """Write a GIF with ground truth and samples side by side, and a strip of frames of the first clips."""
     videos = [truth[:few], *(s[:few] for s in samples[:few])]
     words = ["truth", *(f"sample {k + 1}" for k in range(len(videos) - 1))]
     save_gif(folder / "samples.gif", np.stack([add_labels(f, words) for f in upscale(side_by_side(videos), 2)]), fps)
@@ -157,10 +157,10 @@ def main(args: Args) -> None:
 
 
 def with_class(prior: Prior, batch: PriorBatch, classes: tuple[str, ...], name: str) -> torch.Tensor:
-    """The condition with another class in it."""
+    """The conditions (n, ...) with the class replaced; `UserError` for an unknown class."""
     if name not in classes[: prior.config.n_classes]:
         known = ", ".join(classes[: prior.config.n_classes]) or "none: train the prior with --classes"
-        raise UserError(f"this prior knows no class {name!r}; it knows {known}")
+        raise UserError(f"this prior has no class {name!r}; choose one of {known}")
     assert batch.condition is not None
     condition = batch.condition.clone()
     condition[..., -prior.config.n_classes :] = torch.eye(prior.config.n_classes)[classes.index(name)]

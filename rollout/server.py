@@ -1,14 +1,14 @@
-"""The server of a page on this machine: who may ask, and how much.
+"""A small web server for a page on this machine, with checks of every request.
 
-The browser that shows the page shows pages of others too, which can send requests to any port of this machine. So a
-request has to name this machine as its host, which a name of theirs that points here does not (DNS rebinding), and may
-not come from another page (its Origin). What a post says is JSON by its Content-Type: a form cannot say that, and a
-script elsewhere would have to ask first, which nobody answers.
+Other pages in the same browser can send requests to any port of this machine. So the Host of a request must be this
+machine, which excludes DNS rebinding, and its Origin must not be another page. The body of a POST must have the
+Content-Type of JSON. A form cannot send that, and a script of another page would need a preflight request (CORS), which
+this server does not answer.
 
-Everything has a limit: connections at once, a request's size, and the time that one takes to arrive. Every answer
-but the page is JSON, `{"error": "..."}` where it is a refusal. This is the standard library's server, one request a
-connection; it bounds the headers itself (64 KiB a line, 100 lines). A library such as waitress would set the other
-limits, but that of a request's whole time, and make none of the checks above.
+There are limits on open connections, on the size of a request, and on the time it takes to arrive. All responses except
+the page are JSON, with `{"error": "..."}` for a refused request. This is the standard library's server, with one
+request per connection; it limits the headers itself (64 KiB per line, 100 lines). A library such as waitress has most
+of these limits, but not on the total time of a request, and none of the checks above.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from typing import Any
 from worldmodel.utils.errors import UserError, one_line
 
 MAX_CONNECTIONS = 32
-"""Connections at once."""
+"""Largest number of open connections."""
 BUSY_RESPONSE = (
     b"HTTP/1.0 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n\r\n"
-    + json.dumps({"error": f"{MAX_CONNECTIONS} connections are open, as many as may be; close one"}).encode()
+    + json.dumps({"error": f"there are already {MAX_CONNECTIONS} connections, the limit; close one"}).encode()
 )
-"""What those beyond are told."""
+"""Response to connections beyond the limit."""
 MAX_BODY_BYTES = 1024
-"""Bytes of a request's body. So few cannot be nested deep enough to exhaust a stack."""
+"""Largest request body in bytes, too small for JSON nested deep enough to exhaust the stack."""
 TIMEOUT_SECONDS = 10.0
-"""For a request to arrive, and for its answer to be taken."""
+"""Time limit for receiving a request and for sending its response."""
 LINGER_SECONDS = 1.0
-"""Seconds to wait for a client to close first: it may be sending still, and a closed door would lose it the answer."""
+"""Time for a client to close first. If it is still sending, closing the connection would discard the response."""
 Answer = Callable[..., dict[str, Any]]
-"""Called with a command and the whole numbers that it takes by name."""
+"""Called with a command and its integer arguments by name; returns the response."""
 
 
 class Refused(Exception):
-    """An answer other than 200, and one sentence."""
+    """A refused request: a status other than 200, and a message."""
 
     def __init__(self, status: HTTPStatus, sentence: str) -> None:
         super().__init__(sentence)
@@ -54,7 +54,13 @@ class Refused(Exception):
 class PageServer(ThreadingHTTPServer):
     """A page at /, and commands by POST: /step with {"action": 2} is `answer("step", action=2)`.
 
-    `takes` says which whole numbers each command takes.
+    Args:
+        port: Port on this machine; 0 uses a free one.
+        page: The HTML page.
+        takes: Command -> names of its integer arguments.
+        answer: Handles a command.
+        close: Called when the server closes.
+        seconds: Time limit of a request.
     """
 
     request_queue_size = 128
@@ -68,7 +74,7 @@ class PageServer(ThreadingHTTPServer):
         close: Callable[[], None] = lambda: None,
         seconds: float = TIMEOUT_SECONDS,
     ) -> None:
-        """`close` is called as the server closes."""
+
         self.page, self.takes, self.answer, self.close, self.seconds = page, takes, answer, close, seconds
         self.free = threading.Semaphore(MAX_CONNECTIONS)
         super().__init__(("127.0.0.1", port), Handler)
@@ -80,7 +86,7 @@ class PageServer(ThreadingHTTPServer):
         self.close()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Hand a connection to a thread of its own, if there may be one more."""
+        """Handle a connection in a new thread, if the limit allows it."""
         if self.free.acquire(blocking=False):
             try:
                 super().process_request(request, client_address)
@@ -102,7 +108,7 @@ class PageServer(ThreadingHTTPServer):
             self.free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Quiet about a sender that is gone."""
+        """Ignore errors of clients that disconnected."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
 
@@ -114,8 +120,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         super().setup()
-        self.connection.settimeout(self.server.seconds)  # of each wait, also for an answer to be taken
-        self.clock = threading.Timer(self.server.seconds, self.stop_reading)  # of all waits for the request
+        self.connection.settimeout(self.server.seconds)  # for each read and write
+        self.clock = threading.Timer(self.server.seconds, self.stop_reading)  # for the whole request
         self.clock.daemon, self.late = True, False
         self.clock.start()
 
@@ -140,7 +146,7 @@ class Handler(BaseHTTPRequestHandler):
         self.respond(self.command_response)
 
     def respond(self, make: Callable[[], tuple[str, bytes]]) -> None:
-        """Answer with what is made, or with why it is not."""
+        """Send the response that `make` returns, or its error."""
         try:
             self.check_sender()
             kind, body = make()
@@ -148,14 +154,14 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(refusal.status, str(refusal))
         except UserError as error:
             self.send_error(HTTPStatus.BAD_REQUEST, str(error))
-        except Exception as error:  # a fault of ours, for the terminal; the page goes on
+        except Exception as error:  # a bug: print it, and keep serving
             traceback.print_exc()
             self.send_error(HTTPStatus.INTERNAL_SERVER_ERROR, f"{type(error).__name__}: {error}")
         else:
             self.send(HTTPStatus.OK, kind, body)
 
     def check_sender(self) -> None:
-        """A person at this machine, through this page."""
+        """Refuse requests that do not come from this machine or from this page."""
         here = f"open http://127.0.0.1:{self.server.server_port} on this machine"
         hosts, origins = self.headers.get_all("Host", []), self.headers.get_all("Origin", [])
         if len(hosts) != 1 or hosts[0].lower() not in self.server.hosts:
@@ -178,7 +184,7 @@ class Handler(BaseHTTPRequestHandler):
         return "application/json", json.dumps(self.server.answer(name, **info)).encode()
 
     def body(self) -> bytes:
-        """As long as it says it is; a chunked one says nothing."""
+        """Read the body, whose length must be in the headers; chunked bodies are refused."""
         if self.headers.get_content_type() != "application/json":
             raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "send JSON, with the Content-Type application/json")
         lengths = self.headers.get_all("Content-Length", [])
@@ -201,7 +207,7 @@ class Handler(BaseHTTPRequestHandler):
         return data
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Refuse; http.server calls this too, for what it cannot read."""
+        """Send an error as JSON; http.server also calls this for invalid requests."""
         info = {"error": one_line(message or HTTPStatus(code).phrase)}
         self.send(code, "application/json", json.dumps(info).encode())
 
@@ -215,11 +221,11 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Quiet: a line for every frame helps nobody."""
+        """Log nothing, since every frame is a request."""
 
 
 def parsed(body: bytes) -> dict[str, int]:
-    """A JSON object of whole numbers; nothing is an empty one."""
+    """Parse a JSON object of integers; an empty body is an empty object."""
     try:
         told = json.loads(body or b"{}")
     except (ValueError, RecursionError):

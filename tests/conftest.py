@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.tiny import VQVAE_SETTINGS
 from train import outcome, prior, tokens, vqvae
 from worldmodel.data.env_spec import ActionSpec, EnvSpec
 from worldmodel.data.writer import StoreWriter
@@ -55,18 +56,8 @@ def stages(
     run: Path, mode: str = "stream", steps: int = 150
 ) -> tuple[vqvae.Args, tokens.Args, prior.Args, outcome.Args]:
     """The arguments of every training stage for a small run on the toy world."""
-    small = VQVAESettings(
-        mode=mode,
-        n_frames=8,
-        frame_size=(16, 16),
-        stride=(1, 4, 4),
-        hidden_channels=16,
-        residual_channels=16,
-        n_res_blocks=1,
-        n_codes=16,
-        embedding_dim=8,
-        window=2,
-    )
+    wider = {"mode": mode, "hidden_channels": 16, "residual_channels": 16, "n_codes": 16, "embedding_dim": 8}
+    small = VQVAESettings(**VQVAE_SETTINGS | wider)
     gpt = PriorSettings(
         mode=mode, decoding_order="raster" if mode == "paper" else "diagonal", window=4,
         d_model=32, n_heads=2, n_layers=2, d_ff=64, dropout=0.0,

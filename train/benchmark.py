@@ -1,22 +1,24 @@
-"""How fast training, sampling and reading are: clips and codes a second, and the share of what the machine can do.
+"""Benchmark training, sampling and reading: clips or codes per second, and the fraction of the machine's peak rates.
 
-    python train/benchmark.py                                # VQ-VAE of BAIR, prior of 1,024 codes a clip
-    python train/benchmark.py --official ../VideoGPT         # and a checkout of the official code, with ratios
-    python train/benchmark.py --preset speed                 # and sampling of a prior that was trained
+    python train/benchmark.py                                # VQ-VAE of BAIR, prior of 1,024 codes per clip
+    python train/benchmark.py --official ../VideoGPT         # also a checkout of the official code, with ratios
+    python train/benchmark.py --preset speed                 # also sampling from a trained prior
     python train/benchmark.py --preset-models ucf101 --workloads vqvae prior --precision bfloat16 --device cuda
 
-Each figure is taken in a process of its own, ours and the official one in turns, `rounds` times; the median counts.
-Both sides have the same sizes, batch, threads, dropout and allocator: glibc's by default gives freed memory back and
-faults it in again, which costs both up to 40%, so it is told to keep it, as our training does (`--allocator default`
-leaves it). The machine's own rates, a matrix product of 2048 and a copy of 256 MB, are measured in the same process.
-Three ratios are printed: in float32, in bfloat16, and ours in its fastest precision over the official code in float32,
-which is how it ships. Its prior ships with a dropout of 0.3 inside its attention, which the paper does not have; the
-prior is timed on both sides with it and without. Sampling is timed code by code, of random weights, and ahead
-(worldmodel/generation/predictive_sampling.py), which gains by what was learned, of a prior that is `--trained-prior`.
-Last comes what attention over 8 x 32 x 32 codes stores for its mask.
+Each measurement runs in a separate process, alternating between our code and the official code, `rounds` times. The
+median is reported. Both sides use the same sizes, batch, threads, dropout and allocator settings. By default glibc
+returns freed memory to the system and faults it in again, which costs both sides up to 40%. So the allocator is set to
+keep it, as in our training (`--allocator default` does not). The machine's peak rates are measured in the same
+process: a 2048 x 2048 matrix product and a copy of 256 MB.
 
-Tiny operations vary by a quarter from run to run, and other work on the machine changes everything: leave it alone.
-On a GPU the share of the matrix product is the model FLOPs utilisation, and peak memory is printed too.
+Three ratios are printed: float32, bfloat16, and our fastest precision over the official code in float32, its default.
+The official prior has a dropout of 0.3 inside its attention, which the paper does not have, so the prior is timed with
+and without it. Sampling is timed code by code with random weights. With `--trained-prior` it is also timed with
+predictive sampling (worldmodel/generation/predictive_sampling.py), whose speed depends on the training. The last lines
+are the memory of the attention mask over 8 x 32 x 32 codes.
+
+Short operations vary by a quarter between runs, and other load on the machine changes everything, so keep it idle. On
+a GPU the fraction of the matrix product rate is the model FLOPs utilization, and peak memory is printed too.
 """
 
 from __future__ import annotations
@@ -58,51 +60,57 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Args(Settings):
-    """Time training, sampling and reading."""
+    """Benchmark training, sampling and reading."""
 
     workloads: NonEmpty[WorkloadName] = ("vqvae", "prior", "sample", "store", "masks")
-    """What to time: training steps, drawing codes, clips from a store; masks are counted."""
+    """What to measure. masks counts the memory of attention masks; the others are timed."""
     official: Path | None = None
-    """A checkout of github.com/wilson1yan/VideoGPT to time as well."""
+    """Checkout of github.com/wilson1yan/VideoGPT to compare with; by default only our code is timed."""
     preset_models: str = ""
-    """Preset whose VQ-VAE and prior are timed, instead of the two below."""
+    """Preset whose VQ-VAE and prior are timed; by default those of the settings vqvae and prior."""
     vqvae: VQVAEConfig = field(default_factory=VQVAEConfig)
+    """Sizes of the VQ-VAE that is timed."""
     prior: PriorConfig = field(
         default_factory=lambda: PriorConfig(latent_shape=(4, 16, 16), d_model=256, n_layers=4, d_ff=1024)
     )
+    """Sizes of the prior that is timed."""
     trained_prior: Path | None = None
-    """A trained prior, unconditional and in raster order, whose sampling is timed too: drawing ahead gains by what was
-    learned."""
+    """Folder of a trained prior to time predictive sampling with; by default it is not timed. The prior must be
+    unconditional and in raster order."""
     attention_dropout: tuple[FractionBelow1, ...] = (0.3, 0.0)
-    """Of the prior in training; the official code ships with 0.3."""
+    """Attention dropouts of the prior's training to time; the official code uses 0.3."""
     precision: NonEmpty[Precision] = ("float32", "bfloat16")
+    """Precisions to time."""
     vqvae_batch_size: Positive = 2
-    """Clips of a step."""
+    """Clips per training step of the VQ-VAE."""
     prior_batch_size: Positive = 8
-    """Clips of a step."""
+    """Clips per training step of the prior."""
     sample_batch_sizes: tuple[Positive, ...] = (1, 16)
-    """Clips drawn side by side."""
+    """Numbers of clips sampled in a batch."""
     store_batch_size: Positive = 32
-    """Clips read at a time."""
+    """Clips read per batch."""
     rounds: Positive = 2
-    """Processes of each figure."""
+    """Processes per measurement; the median counts."""
     seconds: AboveZero = 3.0
-    """Time of a measurement, in three parts of at least one call, of which the median counts."""
+    """Seconds per measurement; the median of three parts of at least one call counts."""
     allocator: Literal["keep", "default"] = "keep"
-    """Of both sides: freed memory is kept, or left to glibc."""
+    """Memory allocator of both sides: keep freed memory, or glibc's default."""
     out: Path = Path("runs/benchmark/train.json")
-    """Where the figures go."""
+    """File for the results."""
     device: str = DEVICE
-    """cpu or cuda."""
+    """Device to time on: cpu or cuda."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.trained_prior is not None and "sample" not in self.workloads:
-            raise UserError("--trained-prior is for sampling; add sample to --workloads, or leave it out")
+            raise UserError(
+                "--trained-prior has no effect without the workload sample; add sample to --workloads, or leave "
+                "--trained-prior out"
+            )
 
 
 def model_configs(args: Args) -> tuple[VQVAEConfig, PriorConfig]:
-    """The models that are timed: those of a preset, the prior over its VQ-VAE's codes, or those of the flags."""
+    """The models to time: those of a preset, or those of the flags."""
     if not args.preset_models:
         return args.vqvae, args.prior
     preset = read_preset(args.preset_models)
@@ -119,7 +127,7 @@ def model_configs(args: Args) -> tuple[VQVAEConfig, PriorConfig]:
 
 
 def trained_config(folder: Path) -> PriorConfig:
-    """The sizes of a trained prior that can be sampled without anything given, in runs."""
+    """The config of a trained prior; `UserError` unless it is unconditional and in raster order."""
     config = load_prior(folder).config
     if (
         config.decoding_order != "raster"
@@ -128,13 +136,13 @@ def trained_config(folder: Path) -> PriorConfig:
         or config.patch_size > 1
     ):
         raise UserError(
-            f"{folder} has a condition, patches or another order; give an unconditional prior in raster order"
+            f"{folder} has conditioning, patches or another decoding order; use an unconditional prior in raster order"
         )
     return config
 
 
 def list_tasks(args: Args, folder: Path) -> Iterator[Task]:
-    """All that is timed, in the order of the table."""
+    """All measurements, in the order of the table."""
     vqvae, prior = model_configs(args)
     for precision in [resolve_precision(torch.device(args.device), precision) for precision in args.precision]:
         base = Task(workload="", precision=precision, batch_size=1, vqvae=vqvae, prior=prior, device=args.device)
@@ -166,7 +174,7 @@ def list_tasks(args: Args, folder: Path) -> Iterator[Task]:
 
 
 def measure(task: Task, checkout: Path | None, seconds: float, allocator: str) -> Row:
-    """The figures of a task, ours or a checkout's; in a process of its own."""
+    """Measure a task in this process: our code, or that of a checkout."""
     if allocator == "keep":
         keep_freed_memory()
     cuda = task.device == "cuda"
@@ -185,13 +193,13 @@ def measure(task: Task, checkout: Path | None, seconds: float, allocator: str) -
 
 
 def measure_in_process(task: Task, checkout: Path | None, args: Args) -> Row:
-    """`measure` in a new process."""
+    """Run `measure` in a new process."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(measure, task, checkout, args.seconds, args.allocator).result()
 
 
 def compare(task: Task, args: Args, folder: Path) -> list[Row]:
-    """A row of ours and, if there is a checkout, one of it; processes take turns."""
+    """The rows of our code and, if given, of the checkout, in alternating processes."""
     sides: dict[str, Path | None] = {"ours": None} | ({"official": args.official} if args.official else {})
     found: dict[str, list[Row]] = {side: [] for side in sides}
     for _ in range(args.rounds):
@@ -217,7 +225,7 @@ def format_row(row: Row) -> str:
 
 
 def ratios(rows: list[Row]) -> list[Row]:
-    """Ours over the official code, of each work and batch: by precision, and our best over its float32."""
+    """Speed of our code over the official code, per workload and batch size: by precision, and best over float32."""
     found: dict[tuple[str, int], dict[tuple[str, str], float]] = {}
     for row in rows:
         found.setdefault((row["what"], row["batch"]), {})[row["side"], row["precision"]] = row["rate"]
@@ -236,7 +244,7 @@ def ratios(rows: list[Row]) -> list[Row]:
 def main(args: Args) -> None:
     os.environ["TQDM_DISABLE"] = "1"
     if args.trained_prior is not None:
-        trained_config(args.trained_prior)  # what is wrong with it is told before anything is timed
+        trained_config(args.trained_prior)  # report an error before anything is timed
     rows = []
     print(
         f"{'clips/s or codes/s':30}{'':10}{'precision':10}{'batch':>6}{'rate':>12}{'of matmul':>11}{'of copy':>9}"

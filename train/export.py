@@ -1,10 +1,10 @@
-"""Make a finished run small enough to ship: half precision, and no optimizer.
+"""Export a finished run at a sixth of its size: half precision, without optimizer state.
 
     python train/export.py --run runs/take_cover --out worldmodel/pretrained/take_cover
 
-Reads <run>/vqvae, <run>/prior, <run>/outcome and <run>/contexts.safetensors; `--out` then is a run folder that
-dreams, a sixth of the size. The codes of the contexts stay those of the full-precision VQ-VAE, and so may a store of
-codes beside it: `exported_from` says which VQ-VAE it was.
+Reads <run>/vqvae, <run>/prior, <run>/outcome and <run>/contexts.safetensors, and writes them to `--out`, a run folder
+that can be opened as a dream. The codes of the contexts stay those of the full-precision VQ-VAE. A store of codes may
+stay in use too: `exported_from` in the config identifies the VQ-VAE that encoded it.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from worldmodel.utils.settings import Positive, Settings
 
 @dataclass(frozen=True, kw_only=True)
 class Args(Settings):
-    """Make a run small enough to ship."""
+    """Export a run in half precision, without optimizer state."""
 
     run: Path = Path("runs/health_gathering_supreme")
-    """Run folder."""
+    """Run folder to export."""
     out: Path = Path("runs/exported")
-    """Folder for the small models."""
+    """Folder to write; it must differ from the run folder."""
     contexts: Positive = 64
-    """Starting contexts to keep."""
+    """Number of starting contexts to keep."""
 
 
 def main(args: Args) -> None:
     if args.out.resolve() == args.run.resolve():
-        raise UserError(f"{args.out} is the run itself; give --out another folder, so that nothing is lost")
-    dream, contexts = Dream.load(args.run), Context.load(args.run)  # says what does not belong together
+        raise UserError(f"{args.out} is the run folder itself and would be overwritten; use another folder for --out")
+    dream, contexts = Dream.load(args.run), Context.load(args.run)  # also checks that the parts belong together
     for name in ("vqvae", "prior", "outcome"):
         config, progress = read_header(args.run / name)
         if name == "vqvae":
@@ -50,7 +50,8 @@ def main(args: Args) -> None:
             config["vqvae"] = codes_digest(args.out / "vqvae")
         with folder_lock(args.out / name):
             save_checkpoint(args.out / name, getattr(dream, name).half(), config, progress)
-    every = torch.linspace(0, len(contexts) - 1, min(args.contexts, len(contexts))).round().long()  # starts come first
+    # evenly spaced, because the contexts at starts of episodes come first
+    every = torch.linspace(0, len(contexts) - 1, min(args.contexts, len(contexts))).round().long()
     contexts[every].save(args.out / CONTEXTS_FILE, codes_digest(args.out / "vqvae"))
     size = sum(f.stat().st_size for f in args.out.rglob("*.safetensors"))
     print(f"exported: {args.out}, {size / 1e6:.1f} MB")

@@ -1,13 +1,14 @@
-"""Teach a policy on frames what a scripted player does that sees more (DAgger; Ross, Gordon and Bagnell, 2011).
+"""Train a policy on frames to imitate a scripted expert (DAgger; Ross, Gordon and Bagnell, 2011).
 
     python train/imitate.py --preset battle2       # then: python train/policy.py --preset battle2
 
-In Battle2 a random player kills about one monster in 500 steps: PPO has too little to go by in the hour that 2 cores
-allow. So the policy first learns from `envs.teacher`, which plays by the engine's labels, and PPO begins with that.
+In Battle2 a random policy kills about one monster in 500 steps, too few for PPO to learn from within an hour on 2
+cores. So the policy first imitates the expert of `envs.teacher`, which uses the engine's labels, and PPO continues from
+there.
 
-In the first round the teacher plays; from then on the policy does, and the teacher says at every step what it would
-have done: the policy learns what to do in the places where its own mistakes lead. After each round it is trained on
-all that was seen so far, 3 GB of frames at the end. It takes ten minutes; if it is interrupted, it begins again.
+In the first round the expert plays. In later rounds the policy plays, and the expert labels every step with the action
+it would have taken, so the policy learns to recover from its own mistakes. After each round the policy is trained on
+the frames of all rounds, 3 GB at the end. Training takes ten minutes; an interrupted run starts over.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
-if not __package__:  # run as a file: `import vizdoom` must not find a script beside this one
+if not __package__:  # run as a file: import from the project's root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
@@ -38,28 +39,30 @@ from worldmodel.utils.settings import Channels, NotNegative, Positive, Range, Se
 
 @dataclass(frozen=True, kw_only=True)
 class Args(Settings):
-    """Imitate the scripted player of a scenario."""
+    """Train a policy to imitate the scripted expert of a scenario."""
 
     out: Path = Path("runs/battle2_imitation")
     """Folder for the policy."""
     scenario: str = "battle2"
-    """A scenario that the teacher knows."""
+    """ViZDoom scenario; only battle2 has an expert."""
     n_rounds: Positive = 6
-    """Of playing and training; in the first one the teacher plays."""
+    """Rounds of playing and training; in the first round the expert plays."""
     steps_per_round: Positive = 10_000
-    """Environment steps of a round."""
+    """Environment steps per round."""
     n_epochs: Positive = 2
-    """Passes over all that was seen, after each round."""
+    """Passes over the frames of all rounds so far, after each round."""
     batch_size: Positive = 256
+    """Observations per training step."""
     learning_rate: NotNegative = 1e-3
-    """Adam's."""
+    """Learning rate of Adam."""
     n_stack: Annotated[int, Range(1, MAX_STACKED_FRAMES)] = 4
-    """Last frames that the policy sees at once, at most 4."""
+    """Number of stacked frames that the policy observes, 1 to 4."""
     features_dim: Channels = 128
     """Width of the last layer of the network."""
     num_envs: Positive = 8
     """Engines, stepped one after the other."""
     seed: Seed = 0
+    """Seed of the episodes, the initial weights and the actions."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,7 +71,7 @@ class Args(Settings):
 
 
 class Lane:
-    """One engine, its teacher, and the last frames of its episode."""
+    """One engine, its expert, and the last frames of its episode."""
 
     def __init__(self, args: Args, seed: int) -> None:
         self.env = VizdoomFrames(args.scenario)
@@ -82,7 +85,7 @@ class Lane:
         self.reward = 0.0
 
     def observation(self) -> np.ndarray:
-        """(h, w, 3 depth) as the policy sees it."""
+        """The stacked frames (h, w, 3 n_stack)."""
         return stack_frames(np.stack(self.frames)[:, None], self.n_stack)[0]
 
     def step(self, action: np.ndarray) -> None:
@@ -97,7 +100,7 @@ class Lane:
 def collect_round(
     lanes: list[Lane], policy: ActorCriticCnnPolicy | None, steps: int, rng: np.random.Generator
 ) -> tuple:
-    """Views (n, h, w, 3k) and the teacher's actions at them, while the policy plays, or, without one, the teacher."""
+    """Observations (n, h, w, 3k) and the expert's actions (n, 5) for them. The policy plays; if None, the expert."""
     views, advice = [], []
     for _ in tqdm(range(steps // len(lanes)), unit=" steps", unit_scale=len(lanes), desc="play", leave=False):
         views.append(np.stack([lane.observation() for lane in lanes]))
@@ -109,8 +112,8 @@ def collect_round(
 
 
 def train_policy(policy: ActorCriticCnnPolicy, rounds: list[tuple], args: Args, rng: np.random.Generator) -> float:
-    """Maximise the likelihood of the teacher's actions; returns the loss of the last pass, in nats an action."""
-    where = [(part, row) for part, (views, _) in enumerate(rounds) for row in range(len(views))]  # nothing is copied
+    """Maximize the likelihood of the expert's actions; returns the loss of the last pass, in nats per action."""
+    where = [(part, row) for part, (views, _) in enumerate(rounds) for row in range(len(views))]  # avoids a 3 GB copy
     losses: list[float] = []
     for _ in tqdm(range(args.n_epochs), unit=" passes", desc="learn", leave=False):
         losses.clear()
@@ -128,12 +131,12 @@ def train_policy(policy: ActorCriticCnnPolicy, rounds: list[tuple], args: Args, 
 
 
 def make_policy(args: Args, frame: tuple[int, int, int], actions: spaces.Space) -> ActorCriticCnnPolicy:
-    """The network that train/policy.py goes on with."""
+    """The same network as that of train/policy.py."""
     height, width, channels = frame
     image = spaces.Box(0, 255, (args.n_stack * channels, height, width), np.uint8)
     shape = {"features_dim": args.features_dim}
     policy = ActorCriticCnnPolicy(image, actions, lambda _: args.learning_rate, features_extractor_kwargs=shape)
-    torch.nn.init.zeros_(policy.value_net.weight)  # it learns no values, and random ones would mislead PPO
+    torch.nn.init.zeros_(policy.value_net.weight)  # imitation trains no values, and random ones would mislead PPO
     return policy
 
 
@@ -149,7 +152,7 @@ def main(args: Args) -> None:
             rounds.append(collect_round(lanes, policy if i else None, args.steps_per_round, rng))
             killed = [kills for lane in lanes for kills in lane.kills]
             loss = train_policy(policy, rounds, args, rng)
-            who = "policy" if i else "teacher"
+            who = "policy" if i else "expert"
             mean = np.mean(killed or [np.nan])
             print(f"round {i + 1}: {mean:.1f} kills in {len(killed)} episodes of the {who}, loss {loss:.3f}")
             for lane in lanes:
@@ -158,7 +161,7 @@ def main(args: Args) -> None:
         save_policy(args.out, policy, settings, {"steps": args.n_rounds * args.steps_per_round}, resumable=False)
         for lane in lanes:
             lane.env.close()
-        print(f"policy: {args.out}; train/policy.py --init-from {args.out} goes on from it")
+        print(f"policy: {args.out}; train/policy.py --init-from {args.out} continues from it")
 
 
 if __name__ == "__main__":

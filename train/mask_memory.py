@@ -1,9 +1,9 @@
-"""What attention over a clip of 8 x 32 x 32 codes stores for its mask (BAIR and ViZDoom, Table 9: 16 layers).
+"""Memory of the attention mask over a clip of 8 x 32 x 32 codes (BAIR and ViZDoom, Table 9: 16 layers).
 
-Counted on any machine: the mask of bits which our dense fallback has once for all layers, the block mask which
-FlexAttention has instead on CUDA, and the matrix of floats which the official full attention keeps in every layer. On
-CUDA the peak memory of one layer's attention, forward and backward, is measured besides: sparse by FlexAttention,
-causal by the fused kernel, and the official way, which stores all scores and their softmax.
+Computed on any machine: the boolean mask of our dense fallback, shared by all layers; the block mask of FlexAttention,
+which replaces it on CUDA; and the float matrix that the official full attention keeps in every layer. On CUDA the peak
+memory of one layer's attention, forward and backward, is measured too: sparse with FlexAttention, causal with the fused
+kernel, and the official attention, which stores all scores and their softmax.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LATENT, LOCAL_WINDOW, LAYERS, HEADS, CHANNELS = (8, 32, 32), 128, 16, 4, 128
 
 
 def mask_memory(device: str, latent: tuple[int, int, int] = LATENT, local_window: int = LOCAL_WINDOW) -> dict[str, int]:
-    """Bytes by what they are for."""
+    """Bytes of each kind of mask or attention."""
     t, h, w = latent
     order, length = DecodingOrder("raster", h, w, 1), t * h * w
     blocks = block_mask(order, t, t, local_window, torch.device(device))
@@ -41,7 +41,7 @@ def mask_memory(device: str, latent: tuple[int, int, int] = LATENT, local_window
 
 
 def peak_memory(length: int, mask: Mask) -> int:
-    """Peak bytes of attention in bfloat16, forward and backward, on CUDA; a mask of floats is used the official way."""
+    """Peak bytes of attention in bfloat16, forward and backward, on CUDA; a float mask uses the official attention."""
     q, k, v = (
         torch.randn(1, HEADS, length, CHANNELS, device="cuda", dtype=torch.bfloat16, requires_grad=True)
         for _ in range(3)

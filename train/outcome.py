@@ -1,4 +1,4 @@
-"""Train the outcome model: reward, end of episode and game variables from codes and actions.
+"""Train the outcome model, which predicts reward, termination and game variables from codes and actions.
 
     python train/outcome.py --run runs/demo
 

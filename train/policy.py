@@ -1,19 +1,20 @@
 """Train a policy with Stable-Baselines3's PPO, in an engine or in a dream of it.
 
-    python train/policy.py                                   # Health Gathering Supreme
-    python train/policy.py --env-id VideoGPTDream-v0            # in the dream of it that ships
-    python train/policy.py --env-id VideoGPTDream-v0 --run runs/demo
+    python train/policy.py                                              # Health Gathering Supreme, in the engine
+    python train/policy.py --env-id VideoGPTDream-v0                    # in the dream that ships
+    python train/policy.py --env-id VideoGPTDream-v0 --run runs/demo    # in your own dream
 
-The engine's reward (Health Gathering: one a tic, -100 at death; Battle2: one a kill) says little about what to do, so
-training adds potential-based shaping (Ng, Harada and Russell, 1999), which leaves the best policy what it was:
-F(s, s') = gamma * phi(s') - phi(s), where phi is a weighted sum of game variables. What is reported as reward is the
-engine's own. Sample Factory also pays for gains of health and ammunition, but less for what is lost than for what is
-won, which is no potential and can be farmed.
+The engine's reward (Health Gathering: 1 per tic, -100 at death; Battle2: 1 per kill) is too sparse to learn from. So
+training adds potential-based shaping (Ng, Harada and Russell, 1999): F(s, s') = gamma * phi(s') - phi(s), where phi is
+a weighted sum of game variables. Shaping does not change the optimal policy. The reported reward is the engine's,
+without shaping. Sample Factory also rewards gains of health and ammunition, but penalizes losses less. That is not a
+potential, so a policy can farm it.
 
-A dream knows more than it shows: how likely each step was to end it or to cost health. What is drawn from that is rare,
-and says little about a single step. With `--termination-penalty` the policy learns from the chances themselves.
+In a dream the model predicts the probability of termination and the expected game variables at every step. Sampled
+terminations are rare, so they are a weak signal about a single step. With `--termination-penalty` the policy learns
+from the predicted probabilities and expectations instead.
 
-A run that was interrupted goes on with its weights, its optimizer and its schedule (train/ppo.py).
+An interrupted run resumes with its weights, its optimizer and its learning rate schedule (train/ppo.py).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-if not __package__:  # run as a file: `import vizdoom` must not find a script beside this one
+if not __package__:  # run as a file: import from the project's root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import gymnasium as gym
@@ -51,63 +52,63 @@ class Args(Settings):
     """Train a PPO policy on frames."""
 
     out: Path = Path("runs/policy")
-    """Folder for the policy and its TensorBoard log; an unfinished run in it goes on."""
+    """Folder for the policy and its TensorBoard log; an unfinished run in it resumes."""
     init_from: Path | None = None
-    """Begin with the weights of this policy."""
+    """Folder of a policy to start from; by default the weights are random."""
     value_warmup_steps: Count = 0
-    """Steps in which only the value learns: an untrained one would spoil a policy that is good already."""
+    """Environment steps in which only the value function learns. Use it with init_from: an untrained value function
+    would otherwise destroy the policy."""
     env_id: str = "VizdoomFrames-v0"
-    """Gymnasium id."""
+    """Gymnasium id of the environment."""
     scenario: str = "health_gathering_supreme"
-    """ViZDoom scenario, or the world of a dream that ships."""
+    """ViZDoom scenario, or the name of the dream that ships."""
     run: str = ""
-    """Run folder of a world model, for a dream of one's own."""
+    """Run folder of your own world model, by default the dream that ships for `scenario`."""
     temperature: NotNegative = 1.0
-    """Of the dream; above 1 it is less sure of itself, and harder to exploit (Ha and Schmidhuber, 2018)."""
+    """Sampling temperature of the dream. Above 1 it is more random and harder to exploit (Ha and Schmidhuber, 2018)."""
     horizon: Count | None = None
-    """Steps after which a dream is cut off, to begin anew from another real moment; None for the length of the world's
-    episodes, 0 for none. The further from what is real, the more there is to exploit (Janner et al., 2019)."""
+    """Steps after which a dream is truncated and restarts from another real context. None uses the time limit of the
+    recorded environment, 0 sets no limit. Long dreams drift and are easier to exploit (Janner et al., 2019)."""
     precision: Precision = "float32"
-    """Of the dream; bfloat16 is faster where the hardware has it."""
+    """Precision of the dream's models; bfloat16 is faster on hardware that supports it."""
     total_timesteps: Positive = 1_500_000
-    """Environment steps over which the learning rate falls to zero."""
+    """Environment steps of the whole training; the learning rate falls to zero over them."""
     stop_at_step: Count = 0
-    """Stop after so many of them; 0 for all."""
+    """Stop after this environment step, to resume later; 0 trains to the end."""
     n_stack: Annotated[int, Range(1, MAX_STACKED_FRAMES)] = 1
-    """Last frames that the policy sees at once, at most 4: a single one does not show where things are going."""
+    """Number of stacked frames that the policy observes, 1 to 4. A single frame does not show motion."""
     num_envs: Positive = 8
-    """Environments stepped in one process, or lanes of the dream."""
+    """Engines stepped in one process, or lanes of the dream."""
     n_steps: Positive = 128
-    """Steps of each environment between two updates."""
+    """Steps of each environment between two PPO updates."""
     n_epochs: Positive = 3
     """Passes over each batch of experience."""
     learning_rate: NotNegative = 3e-4
-    """Adam's, falling linearly to zero."""
+    """Learning rate of Adam; it falls linearly to zero."""
     ent_coef: NotNegative = 0.01
     """Weight of the entropy bonus."""
     gamma: Fraction = 0.99
-    """Discount."""
+    """Discount factor."""
     termination_penalty: NotNegative = 0.0
-    """Learn from what a dream foretells instead of what it draws: dreams do not end but at the horizon, a step costs so
-    much times the probability of an end, and changes of the variables that shape the reward count by expectation, as
-    rewards of their own. 0 turns that off."""
+    """Learn from predicted probabilities instead of sampled outcomes; 0 turns this off. Dreams then run to the horizon.
+    Each step costs this value times the probability of termination, and the expected changes of the variables in
+    reward_shaping are rewards. Only for dreams."""
     reward_scale: float = 0.01
-    """The engine's reward is multiplied by this for learning."""
+    """Factor of the environment's reward in training."""
     reward_shaping: tuple[tuple[str, float], ...] = (("HEALTH", 0.02),)
-    """Game variables, and the potential of a point of each; none turns shaping off."""
+    """Game variables and their weights in the shaping potential; an empty list turns shaping off."""
     features_dim: Channels = 512
-    """Width of the last layer of the network; 512 is Mnih et al.'s (2015)."""
+    """Width of the last layer of the network; 512 as in Mnih et al. (2015)."""
     save_every: Positive = 25_000
-    """Steps between two checkpoints."""
+    """Environment steps between two checkpoints."""
     keep_checkpoints: int = 2
-    """How many of the last ones stay on disk: a damaged one is not the end of a run."""
+    """Number of latest checkpoints to keep, so that a run survives a damaged one."""
     export: Path | None = None
-    """Also write the policy here at the end, in half precision and without what training needs to go on."""
+    """Folder for a copy of the final policy in half precision, without optimizer state."""
     seed: Seed = 0
-    """Of the environments, the weights and the actions."""
+    """Seed of the environments, the initial weights and the actions."""
     device: str = DEVICE
-    """cpu or cuda."""
-    """Of the policy and the dream."""
+    """Device of the policy and the dream: cpu or cuda."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -115,7 +116,7 @@ class Args(Settings):
 
 
 class ShapedReward(VecEnvWrapper):
-    """reward -> scale * reward + gamma * phi(s') - phi(s), where phi is a sum of variables, and 0 after the end."""
+    """reward -> scale * reward + gamma * phi(s') - phi(s), with phi = 0 after termination."""
 
     def __init__(self, env: VecEnv, args: Args) -> None:
         super().__init__(env)
@@ -124,14 +125,15 @@ class ShapedReward(VecEnvWrapper):
     def _potential(self, infos: Sequence[dict[str, Any]], kind: str = "") -> np.ndarray:
         if missing := [name for name, _ in self.args.reward_shaping if name not in infos[0]]:
             raise UserError(
-                f"this world has no {missing[0]} to shape the reward by; set --reward-shaping to what it has"
+                f"this environment has no game variable {missing[0]} to shape the reward with; set --reward-shaping "
+                "to variables that it has"
             )
         return np.array(
             [sum(weight * info[kind + name] for name, weight in self.args.reward_shaping) for info in infos]
         )
 
     def _potential_after(self, done: np.ndarray, infos: Sequence[dict[str, Any]]) -> np.ndarray:
-        """Potentials where the environments stand after a step: those that are done, at their next beginning."""
+        """Potentials of the states that the next step starts from: after autoreset for finished episodes."""
         return self._potential([self.unwrapped.reset_infos[i] if d else infos[i] for i, d in enumerate(done)])
 
     def reset(self) -> Any:
@@ -149,7 +151,7 @@ class ShapedReward(VecEnvWrapper):
 
 
 class ExpectedReward(ShapedReward):
-    """reward -> scale * reward + the expected change of phi - termination_penalty * the probability of an end."""
+    """reward -> scale * reward + expected change of phi - termination_penalty * probability of termination."""
 
     def step_wait(self) -> Any:
         frames, rewards, done, infos = self.venv.step_wait()
@@ -160,7 +162,7 @@ class ExpectedReward(ShapedReward):
 
 
 class TrainingCallback(CheckpointCallback):
-    """Writes the settings beside SB3's own scalars, and lets only the value learn in the warmup."""
+    """Logs the settings to TensorBoard, and trains only the value function during its warmup."""
 
     def __init__(self, args: Args, ppo: PPO) -> None:
         super().__init__(lambda steps: save(args, ppo, steps), args.save_every, ppo.num_timesteps)
@@ -182,7 +184,7 @@ def save(args: Args, ppo: PPO, steps: int) -> None:
 
 
 def settings(args: Args) -> dict[str, Any]:
-    """What makes two runs the same run; where they are written does not."""
+    """The settings that must be equal to resume a run; paths, stops and devices may differ."""
     elsewhere = ("out", "stop_at_step", "save_every", "keep_checkpoints", "export", "device")
     values = {k: v for k, v in asdict(args).items() if k not in elsewhere}
     return values | {
@@ -191,11 +193,13 @@ def settings(args: Args) -> dict[str, Any]:
 
 
 def make_envs(args: Args) -> VecEnv:
-    """All environments: engines one after the other, or one forward pass for all lanes of a dream."""
+    """The environments: engines stepped one after the other, or a dream with one forward pass for all lanes."""
     try:
         if gym.spec(args.env_id).vector_entry_point is None:
             if args.termination_penalty:
-                raise UserError(f"{args.env_id} is no dream, and foretells nothing; leave --termination-penalty out")
+                raise UserError(
+                    f"{args.env_id} is not a dream, so it predicts no termination; leave --termination-penalty out"
+                )
             scenario: dict[str, Any] = {"scenario": args.scenario} if args.env_id == "VizdoomFrames-v0" else {}
             envs: VecEnv = DummyVecEnv([lambda: gym.make(args.env_id, **scenario)] * args.num_envs)
         else:

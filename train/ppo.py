@@ -1,10 +1,10 @@
-"""What the PPO runs here share: how their learning rate falls, what their checkpoints hold, and how they go on.
+"""What the PPO scripts share: learning rate schedule, checkpoints and resuming.
 
-PPO plays for a while, then updates. A checkpoint holds every update from the steps that it counts, and none from
-others: one that is written between playing and updating would skip that update for good, and one that is written amid
-an update would make it again. So a run that stops, at `stop_at_step` or by Ctrl-C, and goes on makes the updates of one
-in a single go, with its optimizer's state and its learning rates. What is played after the cut is other: the episodes
-in play are lost, and the environments begin again with other seeds.
+PPO alternates between a rollout and an update. A checkpoint is always taken right after a complete update. A checkpoint
+between rollout and update would lose that update, and one in the middle of an update would repeat part of it. So a run
+that stops, at `stop_at_step` or by Ctrl-C, and resumes has the same number of updates, optimizer state and learning
+rates as an uninterrupted run. Its rollouts differ: the current episodes are lost, and the environments restart with
+different seeds.
 """
 
 from __future__ import annotations
@@ -18,41 +18,42 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
 from worldmodel.training.logging import log_on_disk
-from worldmodel.utils.checkpoint import load_optimizer, load_weights, read_checkpoint, restore_newest
+from worldmodel.utils.checkpoint import restore_newest
 from worldmodel.utils.errors import UserError
 
 
 def linear_schedule(rate: float, steps: int, last: int) -> Callable[[float], float]:
-    """A rate that falls linearly to zero over `steps`, as SB3 asks for it in a run that ends at step `last`.
+    """An SB3 schedule that falls linearly from `rate` to zero over `steps`, for a run that stops at step `last`.
 
-    SB3 gives the share of that run which is left. It is below zero where the last rollout passes the end.
+    SB3 calls it with the fraction of the run that is left, which is negative if the last rollout passes the end.
     """
     return lambda left: rate * max(0.0, 1 - (1 - left) * last / steps)
 
 
 N_MINIBATCHES = 4
-"""Into which an update divides what was played."""
+"""Minibatches of an update."""
 
 
 def check_ppo_args(args: Any) -> None:
-    """`UserError` for sizes of which PPO makes nothing; it compares the steps of a part with one another."""
+    """`UserError` for rollouts too small for PPO, which normalizes advantages within minibatches of 2 steps or more."""
     if (size := args.num_envs * args.n_steps) < 2 * N_MINIBATCHES:
         raise UserError(
-            f"num_envs * n_steps must be at least {2 * N_MINIBATCHES}, not {size}: an update has {N_MINIBATCHES} parts"
+            f"num_envs * n_steps must be at least {2 * N_MINIBATCHES}, not {size}: an update has {N_MINIBATCHES} "
+            "minibatches of at least 2 steps"
         )
 
 
 class CheckpointCallback(BaseCallback):
-    """A checkpoint every so many steps and at the end, Ctrl-C included."""
+    """Saves a checkpoint every `every` steps and at the end, also after Ctrl-C."""
 
     def __init__(self, save: Callable[[int], None], every: int, saved: int) -> None:
         super().__init__()
         self.save, self.every = save, every
         self.learned_steps = self.saved_steps = saved
-        """The steps whose updates are made, and those that are on disk."""
+        """Steps included in the last update, and in the last checkpoint."""
 
     def _remember(self) -> None:
-        """Remember weights and optimizer as they are now that an update is whole."""
+        """Copy weights and optimizer state after a complete update."""
         policy, self.learned_steps = self.model.policy, self.model.num_timesteps
         self.last_update = deepcopy((policy.state_dict(), policy.optimizer.state_dict()))
 
@@ -72,7 +73,7 @@ class CheckpointCallback(BaseCallback):
         self.saved_steps = self.learned_steps
 
     def finish(self) -> None:
-        """Save what is not on disk yet; half an update is taken back."""
+        """Save the last complete update if it is not on disk yet; a partial update is undone."""
         if self.learned_steps > self.saved_steps:
             weights, optimizer = self.last_update
             self.model.policy.load_state_dict(weights)
@@ -81,26 +82,30 @@ class CheckpointCallback(BaseCallback):
 
 
 def resume(ppo: PPO, folder: Path, seed: int) -> None:
-    """Go on from a checkpoint, with other seeds than it began with."""
-    restore_newest(folder)
-    load_weights(folder, ppo.policy)
-    load_optimizer(folder, ppo.policy.optimizer)
-    ppo.num_timesteps = read_checkpoint(folder).steps("steps")
+    """Resume from the newest checkpoint. The seed depends on the step, so that episodes do not repeat."""
+    found = restore_newest(folder)
+    found.fill(ppo.policy)
+    found.fill_optimizer(ppo.policy.optimizer)
+    ppo.num_timesteps = found.steps("steps")
     ppo.set_random_seed(seed + ppo.num_timesteps)
 
 
 def learn(ppo: PPO, saver: CheckpointCallback, last: int) -> None:
-    """Train until step `last`, and save however it ends, but for a `UserError` if the policy diverges."""
+    """Train until step `last` and save, also after Ctrl-C.
+
+    Raises:
+        UserError: The policy diverged; nothing is saved after its last checkpoint.
+    """
     done = ppo.num_timesteps
     try:
         if done < last:
             with log_on_disk(Path(ppo.tensorboard_log or "")):
                 ppo.learn(last - done, saver, reset_num_timesteps=done == 0, tb_log_name="log", progress_bar=True)
-    except ValueError as error:  # of torch's distributions, which no number suits that the policy gives
+    except ValueError as error:  # torch's distributions refuse NaN logits
         if "to satisfy the constraint" not in str(error):
             raise
-        saver.learned_steps = saver.saved_steps  # nothing is kept that has diverged
+        saver.learned_steps = saver.saved_steps  # do not save diverged weights
         steps = ppo.num_timesteps
-        raise UserError(f"the policy diverged within {steps:,} steps; lower --learning-rate and run it again") from None
+        raise UserError(f"the policy diverged within {steps:,} steps; run again with a lower --learning-rate") from None
     finally:
         saver.finish()

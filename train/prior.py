@@ -2,12 +2,16 @@
 
     python train/prior.py --run runs/demo --actions
 
-Reads <run>/tokens.zarr and <run>/vqvae, writes <run>/prior. With --actions a stream-mode prior is conditioned
-on each latent frame's own actions, a paper-mode one on all the actions of the clip; with --classes on the class of the
-episode; with --model.n-cond-frames 1 on the clip's first frame, through a ResNet; with none of them it is
-unconditional. TensorBoard gets the training loss, and of held-out clips bits/dim (bits per code), under true and under
-shuffled conditions, and sampled clips beside the truth: a stream continues a quarter of it, a paper-mode prior begins
-anew.
+Reads <run>/tokens.zarr and <run>/vqvae, writes <run>/prior. Conditioning:
+
+* --actions: in stream mode each latent frame's own actions, in paper mode all actions of the clip.
+* --classes: the class of the episode.
+* --model.n-cond-frames 1: the first frame of the clip, through a ResNet.
+* none of them: an unconditional prior.
+
+TensorBoard shows the training loss, and on held-out clips bits/dim (bits per code) under true and under shuffled
+conditions, and sampled clips next to the ground truth. A stream-mode prior continues the first quarter of a clip; a
+paper-mode prior samples whole clips.
 """
 
 from __future__ import annotations

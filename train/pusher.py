@@ -1,10 +1,10 @@
-"""Train the pusher of `BAIRPushing-v0` with Stable-Baselines3's PPO, from where things are.
+"""Train the pusher of `BAIRPushing-v0` with Stable-Baselines3's PPO, on object positions instead of frames.
 
-    python train/pusher.py                                                  # runs/pushing/policy
-    python train/pusher.py --export worldmodel/pretrained/pushing_policy    # and without what training needs
+    python train/pusher.py                                                  # writes runs/pushing/policy
+    python train/pusher.py --export worldmodel/pretrained/pushing_policy    # and a copy without optimizer state
 
-PPO, for a step of physics is cheap beside an update: SAC learned more from each step and less in a minute. A run that
-was interrupted goes on with its weights, its optimizer and its schedule (train/ppo.py).
+PPO rather than SAC, because a physics step is cheap compared with an update: SAC learned more per step but less per
+minute. An interrupted run resumes with its weights, its optimizer and its learning rate schedule (train/ppo.py).
 """
 
 from __future__ import annotations
@@ -34,31 +34,31 @@ class Args(Settings):
     """Train a policy that pushes objects to goals."""
 
     out: Path = Path("runs/pushing/policy")
-    """Folder for the policy and its TensorBoard log; an unfinished run in it goes on."""
+    """Folder for the policy and its TensorBoard log; an unfinished run in it resumes."""
     export: Path | None = None
-    """Also write the policy here at the end, without what training needs to go on."""
+    """Folder for a copy of the final policy without optimizer state."""
     total_timesteps: Positive = 1_200_000
-    """Environment steps over which the learning rate falls to zero."""
+    """Environment steps of the whole training; the learning rate falls to zero over them."""
     stop_at_step: Count = 0
-    """Stop after so many of them; 0 for all."""
+    """Stop after this environment step, to resume later; 0 trains to the end."""
     hidden_dim: Channels = 128
-    """Of the two hidden layers of policy and value."""
+    """Width of the two hidden layers of the policy and of the value function."""
     num_envs: Positive = 16
-    """Bins, one after the other in one process."""
+    """Environments, stepped one after the other in one process."""
     n_steps: Positive = 128
-    """Steps of each bin between two updates."""
+    """Steps of each environment between two PPO updates."""
     n_epochs: Positive = 10
     """Passes over each batch of experience."""
     learning_rate: NotNegative = 1e-3
-    """Adam's, falling linearly to zero."""
+    """Learning rate of Adam; it falls linearly to zero."""
     gamma: Fraction = 0.95
-    """Discount: a push takes some ten steps."""
+    """Discount factor; a push takes about ten steps."""
     save_every: Positive = 20_000
-    """Steps between two checkpoints."""
+    """Environment steps between two checkpoints."""
     keep_checkpoints: Positive = 2
-    """How many of the last ones stay on disk: a damaged one is not the end of a run."""
+    """Number of latest checkpoints to keep, so that a run survives a damaged one."""
     seed: Seed = 0
-    """Of episodes, weights and actions."""
+    """Seed of the episodes, the initial weights and the actions."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,7 +66,7 @@ class Args(Settings):
 
 
 def settings(args: Args) -> dict[str, Any]:
-    """What makes two runs the same run; where they are written does not."""
+    """The settings that must be equal to resume a run; paths and stops may differ."""
     elsewhere = ("out", "export", "stop_at_step", "save_every", "keep_checkpoints")
     return {k: v for k, v in asdict(args).items() if k not in elsewhere}
 
@@ -96,7 +96,7 @@ def make_ppo(args: Args, last: int) -> PPO:
 
 
 def main(args: Args) -> None:
-    torch.set_num_threads(1)  # of networks so small: more threads cost more than they do
+    torch.set_num_threads(1)  # networks this small are slower with more threads
     last = min(args.stop_at_step or args.total_timesteps, args.total_timesteps)
     with folder_lock(args.out):
         ppo = make_ppo(args, last)

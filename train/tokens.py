@@ -1,9 +1,9 @@
-"""Encode a store of frames once, into a store of codes (Figure 2, the second stage's data).
+"""Encode a store of frames into a store of codes, the training data of the prior (Figure 2).
 
     python train/tokens.py --run runs/demo
 
-Reads <run>/data.zarr and <run>/vqvae, writes <run>/tokens.zarr and <run>/contexts.safetensors. What a row of
-codes holds is in worldmodel/training/tokens_stage.py.
+Reads <run>/data.zarr and <run>/vqvae, writes <run>/tokens.zarr and <run>/contexts.safetensors. The arrays of
+tokens.zarr are described in worldmodel/training/tokens_stage.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from worldmodel.training.tokens_stage import TokensStage, encode_tokens
 
 
 class Args(TokensStage):
-    """Encode a store of frames into codes."""
+    """Encode a store of frames into a store of codes."""
 
 
 def main(args: Args) -> None:

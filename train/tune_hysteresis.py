@@ -1,17 +1,19 @@
-"""Make the codes of a trained VQ-VAE steady: what hysteresis would cost, and what a prior would be spared.
+"""Choose the hysteresis of a trained VQ-VAE: measure how much it stabilizes the codes, and what it costs.
 
-    python train/tune_hysteresis.py --run runs/pushing                 # measure
-    python train/tune_hysteresis.py --run runs/pushing --set-hysteresis 0.05   # and make it so
+    python train/tune_hysteresis.py --run runs/pushing                            # measure
+    python train/tune_hysteresis.py --run runs/pushing --set-hysteresis 0.05      # measure, and set it
 
-Many codes of a codebook look nearly the same, and which of them is nearest is noise, from frame to frame, that no prior
-can foresee. With hysteresis a place keeps its code until another is nearer by a share of the codes' spread
-(`VQVAEConfig.hysteresis`); weights stay as they are. For each share, over held-out episodes:
+Many codes of a codebook are nearly equal. Which of them is nearest changes from frame to frame by noise, which a prior
+cannot predict. With hysteresis a position keeps its code unless another one is closer by a margin, a fraction of the
+codes' variance (`VQVAEConfig.hysteresis`). The weights do not change. For each value, over held-out episodes:
 
-    still    share of the places whose pixels stay within `--still-threshold` grey levels that keep their code, frame to
-    frame all      share of all places that do bits     entropy of a code given the one before it at its place: what a
-    prior that saw no more would need PSNR     of reconstructions, dB
+    still    fraction of still positions that keep their code from frame to frame; a position is still if its pixels
+             change by less than --still-threshold gray levels
+    all      fraction of all positions that keep their code
+    bits     entropy of a code given the previous code at its position
+    PSNR     of reconstructions, in dB
 
-Writes <run>/hysteresis.json. `--set-hysteresis` writes <run>/vqvae; codes and priors have to be made again then.
+Writes <run>/hysteresis.json. `--set-hysteresis` changes <run>/vqvae. Then encode the store again and train new priors.
 """
 
 from __future__ import annotations
@@ -42,31 +44,31 @@ from worldmodel.utils.settings import Address, NotNegative, Positive
 
 @dataclass(frozen=True, kw_only=True)
 class Args(RunArgs):
-    """Measure, and choose, the hysteresis of a VQ-VAE."""
+    """Measure and set the hysteresis of a VQ-VAE."""
 
     data: Address | None = None
-    """Store of frames; <run>/data.zarr if not given."""
+    """Store of frames, by default <run>/data.zarr."""
     hysteresis: tuple[NotNegative, ...] = (0, 0.02, 0.05, 0.1, 0.2)
-    """Shares of the codes' spread to try; none to choose without measuring."""
+    """Values to measure, as fractions of the codes' variance; an empty list measures nothing."""
     set_hysteresis: NotNegative | None = None
-    """Write this one into the VQ-VAE."""
+    """Value to write into the VQ-VAE; by default it is not changed."""
     episodes: Positive = 20
-    """Episodes of the validation split."""
+    """Number of episodes of the validation split to measure on."""
     n_frames: Positive = 120
-    """First frames of each episode to take."""
+    """Number of frames to use from the start of each episode."""
     still_threshold: Positive = 12
-    """Grey levels within which a place's pixels stay if nothing happens there."""
+    """Gray levels (0 to 255) below which a pixel change counts as noise."""
 
 
 def max_change(frames: np.ndarray, stride: tuple[int, int, int]) -> np.ndarray:
-    """(T - 1, H, W) grey levels by which some pixel of a place changed; frames (t, h, w, c) make T latent ones."""
+    """The largest pixel change at each latent position, (T - 1, H, W) gray levels, from frames (t, h, w, c)."""
     s, p, q = stride
     latent = rearrange(frames.astype(np.int16), "(t s) h w c -> t s h w c", s=s)
     return reduce(np.abs(np.diff(latent, axis=0)), "t s (h p) (w q) c -> t h w", "max", p=p, q=q)
 
 
 def conditional_entropy(before: np.ndarray, after: np.ndarray) -> float:
-    """Bits of a code given the one before it, from how often the pairs of codes (n,) occur."""
+    """Entropy in bits of codes `after` (n,) given codes `before` (n,), estimated from counts."""
 
     def entropy(values: np.ndarray) -> float:
         share = np.unique(values, return_counts=True)[1] / len(values)
@@ -77,7 +79,7 @@ def conditional_entropy(before: np.ndarray, after: np.ndarray) -> float:
 
 @torch.no_grad()
 def measure(model: VQVAE, episodes: list[np.ndarray]) -> dict[str, np.ndarray]:
-    """Codes `previous` and `current` (n, H, W, g), of a latent frame and the next in its episode, and `psnr` (m,)."""
+    """Codes `previous` and `current` (n, H, W, g) of consecutive latent frames, and `psnr` (m,) of all frames."""
     device, parts = model.pre_vq_conv.weight.device, []
     for frames in episodes:
         codes = model.encode(torch.from_numpy(frames[None]).to(device))
@@ -87,7 +89,7 @@ def measure(model: VQVAE, episodes: list[np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def stability(previous: np.ndarray, current: np.ndarray, psnr: np.ndarray, still: np.ndarray) -> dict[str, float]:
-    """The row of one share from what `measure` found, and from which places (n, H, W) stood still."""
+    """The metrics of one value, from the result of `measure` and the mask of still positions (n, H, W)."""
     kept = previous == current
     books = [(previous[..., g].ravel(), current[..., g].ravel()) for g in range(kept.shape[-1])]
     return {
@@ -101,7 +103,10 @@ def stability(previous: np.ndarray, current: np.ndarray, psnr: np.ndarray, still
 def main(args: Args) -> None:
     store, model = Store(args.data or args.run / "data.zarr"), load_vqvae(args.run / "vqvae").to(args.device)
     if not model.config.causal:
-        raise UserError("hysteresis is for a stream-mode VQ-VAE, which encodes frame after frame")
+        raise UserError(
+            f"{args.run / 'vqvae'} is not in stream mode, and hysteresis needs frames encoded one by one; use a "
+            "stream-mode VQ-VAE"
+        )
     s = model.config.stride[0]
     whole = [store.read_episode(i)["frames"][: args.n_frames] for i in store.episode_indices("valid")[: args.episodes]]
     episodes = [frames[: len(frames) // s * s] for frames in whole if len(frames) >= 2 * s]
@@ -112,7 +117,7 @@ def main(args: Args) -> None:
     for share in tqdm(args.hysteresis, unit=" shares"):
         model.config = replace(model.config, hysteresis=share)
         rows[share] = stability(**measure(model, episodes), still=still)
-    print(f"{'hysteresis':>10}{'still':>8}{'all':>8}{'bits':>8}{'PSNR':>8}   {still.mean():.0%} of places are still")
+    print(f"{'hysteresis':>10}{'still':>8}{'all':>8}{'bits':>8}{'PSNR':>8}   {still.mean():.0%} of positions are still")
     for share, row in rows.items():
         print(f"{share:>10}{row['still']:>8.3f}{row['all']:>8.3f}{row['bits']:>8.2f}{row['psnr']:>8.2f}")
     settings = asdict(args) | {
@@ -129,8 +134,8 @@ def main(args: Args) -> None:
             config["model"]["hysteresis"] = args.set_hysteresis
             replace_config(args.run / "vqvae", config)
         print(
-            f"{args.run / 'vqvae'} has a hysteresis of {args.set_hysteresis}; run train/tokens.py --restart, then "
-            "train anew"
+            f"{args.run / 'vqvae'} now has a hysteresis of {args.set_hysteresis}; run train/tokens.py --restart, then "
+            "train the prior and the outcome model again"
         )
 
 

@@ -2,8 +2,8 @@
 
     python train/vqvae.py --run runs/demo --preset demo
 
-Reads <run>/data.zarr, writes <run>/vqvae. TensorBoard gets the loss and its parts, codebook usage and perplexity,
-and of held-out clips NMSE, PSNR and moving reconstructions beside the truth.
+Reads <run>/data.zarr, writes <run>/vqvae. TensorBoard shows the loss and its parts, codebook usage and perplexity, and
+on held-out clips NMSE, PSNR and videos of reconstructions next to the ground truth.
 """
 
 from __future__ import annotations

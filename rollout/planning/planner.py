@@ -1,5 +1,5 @@
-"""A player that plans: every few steps its last real frames become a dream, in which the cross-entropy method looks
-for the actions that are worth most.
+"""A player that plans: every few steps it opens a dream from the last real frames, and searches the best actions in it
+with the cross-entropy method.
 """
 
 from __future__ import annotations
@@ -13,12 +13,19 @@ from envs.dream import DreamEnv
 from rollout.planning.cem import CEMConfig, cross_entropy_method
 
 ValueFn = Callable[[DreamEnv, np.ndarray, int], np.ndarray]
-"""(n,) the worth of actions (n, horizon, *shape) from the dream as it stands, its futures seeded."""
+"""Values (n,) of action sequences (n, horizon, *shape) from the current state of a dream, with a seed."""
 
 
 class Planner:
-    """Plays `replan_every` steps of each plan; a dream is given `context_frames` frames, fewer at the start of an
-    episode."""
+    """Plans in a dream, and plays `replan_every` steps of each plan.
+
+    Args:
+        dream: The dream to plan in.
+        value: Scores action sequences.
+        replan_every: Steps played before the next plan.
+        context_frames: Real frames that the dream starts from; fewer at the start of an episode.
+        cem: Settings of the cross-entropy method.
+    """
 
     def __init__(
         self, dream: DreamEnv, value: ValueFn, *, replan_every: int, context_frames: int, cem: CEMConfig
@@ -28,14 +35,14 @@ class Planner:
         self.reset()
 
     def reset(self) -> None:
-        """A new episode."""
+        """Start a new episode."""
         self.frames: deque[np.ndarray] = deque(maxlen=self.context_frames)
         self.actions: deque[np.ndarray] = deque(maxlen=self.context_frames - 1)
         self.variables: deque[list[float]] = deque(maxlen=self.context_frames)
         self.planned: list[np.ndarray] = []
 
     def act(self, frame: np.ndarray, variables: list[float], rng: np.random.Generator) -> np.ndarray:
-        """The next action; plans when none is ready."""
+        """The next action for a frame (h, w, 3); makes a new plan if the last one is used up."""
         self.frames.append(frame)
         self.variables.append(variables)
         if not self.planned:
@@ -44,7 +51,7 @@ class Planner:
         return self.actions[-1]
 
     def plan(self, rng: np.random.Generator) -> np.ndarray:
-        """The best sequence of actions (horizon, *shape) from here."""
+        """The best action sequence (horizon, *shape) from the current state."""
         spec = self.dream.env_spec.action
         options = {
             "frames": np.stack(self.frames),

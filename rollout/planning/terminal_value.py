@@ -1,12 +1,12 @@
-"""What a future of Doom is worth to a plan: its predicted return, and what is left at its end.
+"""The value of a future of Doom for planning: its predicted return plus a terminal value.
 
-A short horizon seldom sees a death, so the rewards of all futures are alike; what tells them apart is how much life
-they end with. Two answers to that:
+Deaths within a short horizon are rare, so most futures have equal rewards. They differ in their final state. Two
+terminal values are available:
 
-* points of HEALTH, each of some worth: a future must reach a kit within its horizon to gain by it;
-* the critic of a policy (`TerminalValue.from_policy`), which has learned what the last frame is worth: a kit in sight
-  counts. PPO learned with potential-based shaping, under which values are lower by the potential (Ng, Harada and
-  Russell, 1999); it is added again.
+* a weight per point of HEALTH: a future gains only if it reaches a medikit within its horizon;
+* the value function of a policy (`TerminalValue.from_policy`) on the last frames: a visible medikit counts too. With
+  potential-based shaping, PPO learns values that are lower by the potential (Ng, Harada and Russell, 1999), so the
+  potential is added again.
 """
 
 from __future__ import annotations
@@ -26,26 +26,33 @@ from worldmodel.utils.errors import UserError
 
 @dataclass(frozen=True)
 class TerminalValue:
-    """What the end of a future is worth, in units of the engine's reward."""
+    """The value of the final state of a future, in units of the engine's reward."""
 
     variable_weights: tuple[tuple[str, float], ...] = (("HEALTH", 1.0),)
-    """Game variables, and what a point of each is worth; a world without them has none."""
+    """Game variables and the value of a point of each; variables that the environment lacks are ignored."""
     gamma: float = 1.0
-    """Discount of a step."""
+    """Discount factor per step."""
     n_stack: int = 1
-    """Frames that the critic sees at once."""
+    """Number of stacked frames that `value_fn` takes."""
     value_fn: Callable[[np.ndarray], np.ndarray] | None = None
-    """(n,) the value of frames (n, h, w, 3 depth)."""
+    """Values (n,) of stacked frames (n, h, w, 3 n_stack)."""
 
     @staticmethod
     def from_policy(name: str, env_spec: EnvSpec) -> TerminalValue:
-        """The critic of a policy: a folder, or one that ships; `UserError` if it never learned values."""
+        """The value function of a policy: a folder, or one that ships.
+
+        Raises:
+            UserError: The policy has no trained value function, or was shaped with variables that the dream lacks.
+        """
         policy, training = load_policy(name, env_spec), read_header(policy_folder(name))[0]["training"]
         if "reward_scale" not in training:
-            raise UserError(f"{name} learned no values, only to imitate; give a policy of train/policy.py")
+            raise UserError(f"{name} was trained by imitation and has no value function; use one of train/policy.py")
         scale, shaping = training["reward_scale"], training["reward_shaping"]
         if missing := [variable for variable, _ in shaping if variable not in env_spec.variables]:
-            raise UserError(f"{name} learned with {missing[0]}, of which this dream knows nothing; give another critic")
+            raise UserError(
+                f"{name} was trained with the game variable {missing[0]}, which this dream does not have; use another "
+                "--value-policy"
+            )
 
         @torch.inference_mode()
         def value(frames: np.ndarray) -> np.ndarray:
@@ -58,7 +65,7 @@ class TerminalValue:
 
 
 def survival_value(dream: DreamEnv, actions: np.ndarray, seed: int, terminal_value: TerminalValue) -> np.ndarray:
-    """(n,) worth of action sequences (n, horizon), each in a future of its own."""
+    """Values (n,) of action sequences (n, horizon), each in a separate future of the dream."""
     fork = dream.fork(len(actions), seed)
     total, alive, discount, frames = np.zeros(len(actions)), np.ones(len(actions), bool), 1.0, [fork.frames]
     for t in range(actions.shape[1]):

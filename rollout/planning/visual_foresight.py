@@ -1,21 +1,20 @@
-"""Visual foresight (Ebert et al., 2018): push an object to a goal, both given as pixels, by planning in the dream.
+"""Visual foresight (Ebert et al., 2018): push an object to a goal, both given as pixels, by planning in a dream.
 
-A person would click on the object and on where it should go; here both are given by `PushGoal`, a number and a pixel,
-or drawn by the simulator. In every imagined future the object is followed by its colour (mean shift: the centre of what
-has its hue around where it was), and a future is worth minus the object's mean distance from the goal in pixels. Since
-most futures never touch the object, the distance from the hand to the spot behind it counts too, less. Real frames are
-followed in the same way between two plans: from the first click on, nothing but frames and the hand's own position
-reaches the planner.
+A user would click on the object and on its goal. Here both come from `PushGoal` (a number and a pixel) or are random.
+In every imagined future the object is tracked by its color with mean shift: the center of the pixels with its hue near
+its last position. The value of a future is minus the mean distance of the object from the goal in pixels. Most futures
+never touch the object, so the distance from the hand to the position behind the object counts too, with a smaller
+weight. Real frames are tracked in the same way. After the start the planner only gets frames and the hand's position.
 
-It is the hue that is followed, since shade, and how a dream blurs an object into the grey bin, change only how much of
-it there is. Within 29 steps of the pusher's play an object is lost (more than 4 pixels off) in 10% of episodes; by the
-distance of colours it was in 38%. Only the hand's way is planned (`cem.n_dims` 2): with perfect foresight plans that
-also lift the hand and close the gripper come no nearer.
+Tracking uses the hue, because shading, and the blur of a dream into the gray bin, only change the amount of a hue.
+Within 29 steps of the pusher's play the tracking error exceeds 4 pixels in 10% of episodes; with color distances it was
+38%. Only the horizontal move of the hand is planned (`cem.n_dims` 2). With perfect foresight, plans that also lift the
+hand and close the gripper were not better.
 
-Scored in the simulator, on the same objects and goals: random actions as BAIR's robot drew them, the pusher that
-ships, which is told where things are, and the plan. A dream shows no more than its VQ-VAE does: so it is said too how
-far off an object is at the end, if it is followed through the frames of the pusher's play, and through what the VQ-VAE
-makes of them.
+Three players are evaluated in the simulator, on the same objects and goals: random actions with the distribution of
+BAIR's robot, the pusher that ships, which is given positions, and planning. A dream cannot be more precise than its
+VQ-VAE, so the tracking error at the end of the pusher's play is also reported, in real frames and in their
+reconstructions.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ from worldmodel.utils.errors import UserError
 from worldmodel.utils.settings import Count, Settings
 
 TRACKING_STD = 5.0
-"""Standard deviation of where an object is sought around its last place, in pixels."""
+"""Standard deviation of the search window around an object's last position, in pixels."""
 OTHER_HUE_COST, MIN_HUE = 1.5, 20.0
 """What a unit of another hue costs, and how much of its own (0 to 255) an object's pixel has over the bin's."""
 MIN_MASS = 1.0
@@ -53,15 +52,15 @@ MIN_MASS = 1.0
 PUSH_DISTANCE, APPROACH_WEIGHT = 5.0, 0.3
 """Pixels from the object to where the hand pushes from, and the weight of the hand's distance from there."""
 GOAL_HEIGHT = 0.03
-"""Metres: how high over the workspace's zero the goal is thought to be."""
+"""Assumed height of the goal above the zero of the workspace, in meters."""
 FINGERTIPS = np.array([0, 0, LOW[2] - 0.03])
-"""From the hand down to between the tips of its fingers, in metres."""
+"""Distance from the hand down to its fingertips, in meters."""
 Act = Callable[[Pushing, np.ndarray, np.random.Generator], np.ndarray]
 """An action (4,) for the simulator and its last frame."""
 
 
 def track(frames: np.ndarray, positions: np.ndarray, color: np.ndarray) -> np.ndarray:
-    """(n, 2) row and column of an object in frames (n, h, w, 3), for where it was (n, 2), by its colour (3,)."""
+    """Track an object of a color (3,): rows and columns (n, 2) in frames (n, h, w, 3), given the last ones (n, 2)."""
     grid = np.moveaxis(np.indices(frames.shape[1:3]), 0, -1) + 0.5
     hue, wanted = hue_vectors(frames), hue_vectors(color)
     strength = max(float(np.linalg.norm(wanted)), 1e-6)
@@ -78,52 +77,54 @@ def track(frames: np.ndarray, positions: np.ndarray, color: np.ndarray) -> np.nd
 
 
 def hue_vectors(colors: np.ndarray) -> np.ndarray:
-    """Colours (..., 3) without what they have in common with grey; the direction is the hue."""
+    """Colors (..., 3) minus their gray component; the direction is the hue."""
     return colors - colors.mean(-1, keepdims=True, dtype=np.float32)
 
 
 def color_at(frame: np.ndarray, place: np.ndarray) -> np.ndarray:
-    """(3,) of a frame (h, w, 3) around a place."""
+    """The color (3,) of a frame (h, w, 3) around a position."""
     row, column = np.clip(place.astype(int), 1, len(frame) - 2)
     return np.median(frame[row - 1 : row + 2, column - 1 : column + 2].reshape(-1, 3), axis=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PushGoal(Settings):
-    """What is pushed, and where to, where it is not drawn at random."""
+    """The object to push and its goal."""
 
     object: Count | None = None
-    """Number of the object, from 0 on: MuJoCo's body `object0` and so on."""
+    """Number of the object, from 0 (MuJoCo's body `object0`); None for a random one."""
     goal: tuple[Count, Count] | None = None
-    """Row and column of the pixel."""
+    """Row and column of the goal in pixels; None for a random one."""
 
     def apply_to(self, env: Pushing, task: Task) -> None:
-        """Make it the task; a `UserError` where there is no such object, or the hand cannot come there."""
+        """Set the task; `UserError` if there is no such object, or the hand cannot reach the goal."""
         count = len(env.robot.bodies)
         if self.object is not None:
             if not 0 <= self.object < count:
-                raise UserError(f"this bin has objects 0 to {count - 1}, not {self.object}; there are always 0 to 7")
+                raise UserError(
+                    f"this bin has objects 0 to {count - 1}, not {self.object}; choose 0 to 7, which every bin has"
+                )
             task.object = self.object
         if self.goal is not None:
             goal = env.unproject(np.add(self.goal, 0.5), GOAL_HEIGHT)
             if not (np.greater_equal(goal, LOW[:2]) & np.less_equal(goal, HIGH[:2])).all():
                 (top, left), (bottom, right) = workspace_pixels(env)
                 reach = f"rows {top} to {bottom} and columns {left} to {right}"
-                raise UserError(f"the hand does not come to pixel {self.goal}; its workspace is within {reach}")
+                raise UserError(f"the hand cannot reach pixel {self.goal}; choose a goal within {reach}")
             task.goal = goal
 
 
 def workspace_pixels(env: Pushing) -> np.ndarray:
-    """(2, 2) the least and the greatest row and column of the hand's workspace."""
+    """The smallest and the largest row and column (2, 2) of the hand's workspace."""
     ends = [(x, y, GOAL_HEIGHT) for x in (LOW[0], HIGH[0]) for y in (LOW[1], HIGH[1])]
     pixels = env.project(np.array(ends)).astype(int)
     return np.stack([pixels.min(0), pixels.max(0)])
 
 
 class PushValue:
-    """The object and the goal of an episode, as pixels, and what a future is worth for them.
+    """The value of futures for the object and the goal of an episode, both in pixels.
 
-    Where the hand will be is not dreamed: it goes where it is told, within the workspace.
+    The hand's position is not tracked in dreams. It follows from the actions, clipped to the workspace.
     """
 
     def __init__(self, env: Pushing, frame: np.ndarray, task: Task) -> None:
@@ -133,11 +134,11 @@ class PushValue:
         self.color = color_at(frame, self.position)
 
     def observe(self, frame: np.ndarray) -> None:
-        """Follow the object into the next real frame."""
+        """Track the object in the next real frame (h, w, 3)."""
         self.position = track(frame[None], self.position[None], self.color)[0]
 
     def value(self, dream: DreamVectorEnv, actions: np.ndarray, seed: int) -> np.ndarray:
-        """(n,) of actions (n, horizon, 4)."""
+        """Values (n,) of action sequences (n, horizon, 4)."""
         fork = dream.fork(len(actions), seed)
         places, cost = np.tile(self.position, (len(actions), 1)), np.zeros(len(actions))
         hand = np.tile(self.env.robot.hand, (len(actions), 1))
@@ -153,14 +154,14 @@ class PushValue:
 
 
 TrackedVideo = list[tuple[np.ndarray, np.ndarray]]
-"""The frames (h, w, 3) of an episode, each with where an object truly was in it (2,)."""
+"""The frames (h, w, 3) of an episode, each with the true position of an object (2,)."""
 
 
 @torch.no_grad()
 def tracking_error(dream: Dream, videos: list[TrackedVideo]) -> dict[str, np.ndarray]:
-    """Pixels (n,) between an object at the end of a film and where it is thought to be.
+    """Tracking errors (n,) in pixels at the end of videos.
 
-    In `frames`, in their `reconstructions` by the VQ-VAE, and for one who thinks that it lay `still`.
+    Tracked in real `frames`, in their `reconstructions` by the VQ-VAE, and as a baseline assumed to be `still`.
     """
     errors: dict[str, list[float]] = {"frames": [], "reconstructions": [], "still": []}
     for film in videos:
@@ -179,7 +180,7 @@ def tracking_error(dream: Dream, videos: list[TrackedVideo]) -> dict[str, np.nda
 def push_episode(
     env: Pushing, seed: int, i: int, begin: Callable[[Pushing, np.ndarray, Task], Act], push_goal: PushGoal
 ) -> tuple[float, float]:
-    """Metres from the object to its goal in episode i, at the beginning and at the end."""
+    """Play episode i; returns the distance from the object to its goal in meters, at the start and at the end."""
     scene, task_rng, action_rng = (int(s) for s in np.random.SeedSequence([seed, i]).generate_state(3))
     frame, _ = env.reset(seed=scene)
     task, rng, over = Task(env.robot, np.random.default_rng(task_rng)), np.random.default_rng(action_rng), False
@@ -191,7 +192,7 @@ def push_episode(
 
 
 def robot_of(env_spec: EnvSpec) -> Pushing:
-    """The simulator that a world was recorded from."""
+    """Make the simulator that a store was recorded from."""
     robot = make_recorded_env(env_spec).unwrapped
     assert isinstance(robot, Pushing)
     return robot
@@ -205,7 +206,7 @@ def score_planning(
     seed: int,
     push_goal: PushGoal,
 ) -> tuple[str, dict[str, Any]]:
-    """A table, and the distances of every episode."""
+    """Evaluate random actions, the pusher and planning; returns a table, and the distances of every episode."""
     policy = load_pusher(pusher)
     videos: list[TrackedVideo] = []
 

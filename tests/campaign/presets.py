@@ -8,7 +8,7 @@ import numpy as np
 
 LAUGHS = "a: &a [1]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in pairwise("abcdefghijkl"))
 NONE = [
-    *(b"", b"null", b"- a", b"a", b"SECTION", b"SECTION:", b"SECTION: 3", b"SECTION: [3]", b"\x00", b"nothing: {a: 1}"),
+    *(b"", b"null", b"- a", b"a", b"SECTION", b"run: 3", b"SECTION: 3", b"SECTION: [3]", b"\x00", b"nothing: {a: 1}"),
     *(b"SECTION: {out: \xff}", "SECTION: {}".encode("utf-16"), b"SECTION: {a: 1, a: 1}", b"SECTION: {}\nSECTION: {}"),
     *(LAUGHS.encode(), b"SECTION: &a {a: *a}", b"SECTION: {<<: &a {<<: [*a, *a]}}", b"SECTION: {<<: {a: 1}}"),
     *(b"SECTION: " + b"{a: " * 5000, b"[" * 90_000, b"# " + b"x" * 10**6, b"SECTION: {[1]: 2}", b"SECTION: {1: 2}"),

@@ -137,7 +137,7 @@ def test_what_is_read_by_two_processes(source: Path, tmp_path: Path) -> None:
     done = subprocess.run([*script, "--out", "data.zarr"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "4 episodes, 120 frames\n" in done.stdout
-    assert "actions lay between [0.0, 0.0, -1.75, 0.0] and [0.5, 1.75, 0.0, 0.25]" in done.stdout
+    assert "actions range from [0.0, 0.0, -1.75, 0.0] to [0.5, 1.75, 0.0, 0.25]" in done.stdout
     store = Store(tmp_path / "data.zarr")
     assert store.array_names == ("action", "frames", "reward", "split", "terminated", "truncated", "variables")
     assert store.env_spec.variables == ("x", "y", "z")
@@ -215,8 +215,8 @@ BROKEN: dict[str, tuple[Callable[[], bytes], str]] = {
     "a small picture": (lambda: with_value("3/image_aux1/encoded", raw(b"abc")), r"3/image_aux1/encoded has 3 values"),
     "a wild action": (lambda: with_value("3/action", packed([0, 11, 0, 0])), r"action 11.0 is outside .* bounds"),
     "not a number": (lambda: with_value("3/endeffector_pos", packed([np.nan] * 3)), r"3/endeffector_pos is not finite"),
-    "no Example": (lambda: record(b"\x0a\xff\x01"), r"record 0 holds no Example"),
-    "an endless integer": (lambda: record(b"\xff" * 20), r"record 0 holds no Example"),
+    "no Example": (lambda: record(b"\x0a\xff\x01"), r"record 0 is not an Example"),
+    "an endless integer": (lambda: record(b"\xff" * 20), r"record 0 is not an Example"),
 }
 
 
@@ -242,11 +242,11 @@ def test_a_broken_file_is_skipped_and_counted_and_the_others_are_kept(
 
 
 def test_settings_that_make_no_sense(source: Path) -> None:
-    with pytest.raises(UserError, match="must lie below high"):
+    with pytest.raises(UserError, match="low must be below high"):
         args(source, low=(0.0, 0.0, 0.0, 20.0))
-    with pytest.raises(UserError, match="valid is a share"):
+    with pytest.raises(UserError, match="valid must be a fraction"):
         args(source, valid=1.0)
     with pytest.raises(UserError, match="does not exist"):
         bair.main(args(source / "nothing"))
-    with pytest.raises(UserError, match="holds no files of this kind"):
+    with pytest.raises(UserError, match="has no files of this kind"):
         bair.main(args(source / "train"))

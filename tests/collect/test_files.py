@@ -151,7 +151,7 @@ def test_nothing_that_can_be_read_is_an_error(source: Path, here: None) -> None:
 
 def test_no_files_and_no_folder(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
-    with pytest.raises(UserError, match="holds no files of this kind"):
+    with pytest.raises(UserError, match="has no files of this kind"):
         run(args(tmp_path / "source"))
     with pytest.raises(UserError, match="does not exist"):
         fill_store(args(tmp_path / "nowhere"), WORLD, [], read)

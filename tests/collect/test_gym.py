@@ -255,7 +255,10 @@ def test_episodes_with_numbers_that_are_not_finite_are_skipped(
     whole, text = go("whole", 14), (tmp_path / "whole" / "skipped.txt").read_text()
     lines = text.splitlines()
     assert len(lines) > 2 and all(line.endswith(why) for line in lines)
-    assert f"{len(lines)} episodes were skipped; {tmp_path}/whole/skipped.txt tells why" in capsys.readouterr().out
+    assert (
+        f"{len(lines)} episodes were skipped; see {tmp_path}/whole/skipped.txt for the reasons"
+        in capsys.readouterr().out
+    )
     spoilt = {int(line.split()[1].rstrip(":")) for line in lines}
     with script.playing(args) as played:
         episodes = [episode for group in range(9) for episode in played(group)]
@@ -332,8 +335,8 @@ def test_any_callable_plays_and_what_goes_wrong_is_told(tmp_path: Path, monkeypa
     args = script.Args(policy="my_other_agents:agent", **play)
     assert len(script.settings(args, world(**play))["policy"].split()[1]) == 64
     for name, why in {
-        "my_other_agents:batched": r"an action has the shape \(1,\), not \(\); return an action of ClockVector",
-        "my_other_agents:lost": "my_other_agents:lost raised KeyError: 'weights'; mend it",
+        "my_other_agents:batched": r"the action has shape \(1,\), not \(\); return an action of ClockVector",
+        "my_other_agents:lost": "my_other_agents:lost raised KeyError: 'weights'; fix it",
         "my_other_agents:number": "my_other_agents:number is 7, which cannot be called",
         "my_broken_agents:act": "there is no policy my_broken_agents:act",
         ":act": "there is no policy :act",
@@ -360,28 +363,28 @@ def test_the_policy_that_ships_plays_where_its_frames_fit() -> None:
     gym.register("ClockDoom-v0", entry_point="envs.vizdoom:VizdoomFrames", max_episode_steps=4)
     with script.playing(script.Args(env_id="ClockDoom-v0", policy="health_gathering_supreme", epsilon=0)) as one:
         assert [len(e["frames"]) for e in one(0)] == [5] * script.LANES
-    with pytest.raises(UserError, match="acts on 64x64 frames"):
+    with pytest.raises(UserError, match="was trained on 64x64 frames"):
         group(env_id="ClockVector-v0", policy="health_gathering_supreme")
 
 
 REFUSED = {
-    "no such environment": ({"env_id": "Nothing-v0"}, "Nothing-v0 cannot be made: .*; install it, or give another id"),
+    "no such environment": ({"env_id": "Nothing-v0"}, "Nothing-v0 cannot be made: .*; fix or install it, or give"),
     "no such module": ({"env_id": "nothing_here:Nothing-v0"}, "nothing_here:Nothing-v0 cannot be made"),
     "no such argument": ({"env_id": "CartPole-v1", "env_kwargs": '{"x": 1}'}, "CartPole-v1 cannot be made: .*'x'"),
-    "not JSON": ({"env_kwargs": "x=1"}, "kwargs 'x=1' are not JSON"),
-    "not finite": ({"env_kwargs": '{"x": NaN}'}, "are not JSON .NaN is no finite number."),
+    "not JSON": ({"env_kwargs": "x=1"}, "kwargs 'x=1' is not valid JSON"),
+    "not finite": ({"env_kwargs": '{"x": NaN}'}, "is not valid JSON .NaN is not a finite number."),
     "no time limit": ({"env_id": "ClockForever-v0"}, "has no time limit, .*; give --max-episode-steps"),
     "no picture": (
         {"env_id": "ClockVector-v0", "env_kwargs": '{"shows": false}'},
-        "shows no picture as rgb_array; wrap it",
+        "renders no image as rgb_array; wrap the environment",
     ),
     "endless actions": ({"env_id": "ClockEndless-v0"}, "bounds are finite"),
-    "whole numbers": ({"env_id": "ClockWhole-v0"}, "cannot be recorded; wrap it into .* flat Box of floats"),
+    "whole numbers": ({"env_id": "ClockWhole-v0"}, "cannot be recorded; wrap the environment to have .* flat Box"),
     "not a dictionary": ({"env_kwargs": "[1]"}, "must be a dictionary"),
     "shown by the user": ({"env_kwargs": '{"render_mode": "human"}'}, "render_mode is chosen here"),
-    "does not begin": ({"env_id": "ClockBroken-v0"}, "ClockBroken-v0 cannot begin or be shown: no display; mend it"),
-    "actions from 1": ({"env_id": "ClockLate-v0"}, "cannot be recorded; wrap it"),
-    "a tuple": ({"env_id": "ClockTuple-v0"}, "cannot be recorded; wrap it"),
+    "does not begin": ({"env_id": "ClockBroken-v0"}, "ClockBroken-v0 cannot be reset or rendered: no display; fix it"),
+    "actions from 1": ({"env_id": "ClockLate-v0"}, "cannot be recorded; wrap the environment"),
+    "a tuple": ({"env_id": "ClockTuple-v0"}, "cannot be recorded; wrap the environment"),
     "too long": ({"env_id": "ClockDiscrete-v0", "length": 11}, "at most 10 frames"),
 }
 

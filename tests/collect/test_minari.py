@@ -198,7 +198,7 @@ def test_a_picture_in_a_dictionary(tmp_path: Path) -> None:
     vector = gym.spaces.Box(-1, 1, (2,))
     space = gym.spaces.Dict({"eye": PICTURE, "other": PICTURE, "pose": vector})
     made_elsewhere({"eye": FLAT, "other": 255 - FLAT, "pose": np.zeros((6, 2), np.float32)}, space)
-    with pytest.raises(UserError, match=r"has no one picture .*choose one by --image: eye, other"):
+    with pytest.raises(UserError, match=r"has no single uint8 image .*choose one by --image: eye, other"):
         bring_in(tmp_path, "other/toy-v3")
     assert bring_in(tmp_path, "other/toy-v3", image="other").read("frames", 1, 2)[0, 0, 0].tolist() == [215] * 3
 
@@ -211,7 +211,7 @@ def test_observations_without_a_picture(tmp_path: Path) -> None:
 
 def test_actions_that_a_store_cannot_hold(tmp_path: Path) -> None:
     made_elsewhere(FLAT, PICTURE, action_space=gym.spaces.Discrete(3, start=-1))
-    with pytest.raises(UserError, match="cannot be recorded; wrap it"):
+    with pytest.raises(UserError, match="cannot be recorded; wrap the environment"):
         bring_in(tmp_path, "other/toy-v3")
 
 
@@ -272,11 +272,11 @@ def test_an_episode_with_numbers_that_are_not_finite_is_skipped(tmp_path: Path, 
 def test_a_store_without_steps_and_a_name_that_is_taken_leave_nothing_behind(tmp_path: Path) -> None:
     with StoreWriter(tmp_path / "film.zarr", EnvSpec(name="film"), {}) as writer:
         writer.append({"frames": np.zeros((3, 64, 64, 3), np.uint8)})
-    with pytest.raises(UserError, match="has no action, and Minari holds steps"):
+    with pytest.raises(UserError, match="has no array action, which Minari needs"):
         send_out(tmp_path / "film.zarr")
     assert not (tmp_path / "minari/toys").exists()
     send_out(recorded(tmp_path / "data.zarr", BOX))
-    with pytest.raises(UserError, match=r"exists already, .*`minari delete` it"):
+    with pytest.raises(UserError, match=r"already exists, .*`minari delete` it"):
         send_out(tmp_path / "data.zarr")
 
 
@@ -301,9 +301,9 @@ def test_interrupted_in_its_midst_it_leaves_nothing_behind(tmp_path: Path, monke
 
 def test_names_that_are_none(tmp_path: Path) -> None:
     for name, why in {
-        "": "name a data set",
-        "no version": "is no data set",
-        "aa/bb-v9": "`minari download` fetches",
+        "": "no data set was given",
+        "no version": "is not a Minari data set",
+        "aa/bb-v9": "get it with `minari download`",
     }.items():
         with pytest.raises(UserError, match=why):
             bring_in(tmp_path, name)
@@ -316,5 +316,5 @@ def test_names_that_are_none(tmp_path: Path) -> None:
 
 def test_without_minari_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "minari", None)
-    with pytest.raises(UserError, match=r'Minari cannot be used .*; pip install "minari\[hdf5\]>=0.5.4"'):
+    with pytest.raises(UserError, match=r'Minari cannot be imported .*; pip install "minari\[hdf5\]>=0.5.4"'):
         bring_in(tmp_path)

@@ -79,12 +79,12 @@ AMBIGUOUS = {"tnhw": (12, 11, 6, 5), "nthw": (11, 12, 6, 5), "htnwc": (6, 12, 11
 @pytest.mark.parametrize("axes", AMBIGUOUS)
 def test_axes_that_the_shape_does_not_tell_are_asked_for(here: None, tmp_path: Path, axes: str) -> None:
     array = np.random.default_rng(0).integers(0, 256, AMBIGUOUS[axes], np.uint8)
-    with pytest.raises(UserError, match=r"a.npy of \(.*\) does not show which axis is time; give --axes, such as nthw"):
+    with pytest.raises(UserError, match=r"the time axis of .*a.npy, \(.*\), is ambiguous; give --axes, such as nthw"):
         stored(tmp_path, array)
     expected = array.squeeze(-1) if "c" in axes else array
     expected = expected.transpose([axes.index(axis) for axis in "nthw"])
     np.testing.assert_array_equal(stored(tmp_path, array, "--axes", axes), expected)
-    with pytest.raises(UserError, match=r"axes 'tnh' do not fit .*a.npy of .*; give their letters in order"):
+    with pytest.raises(UserError, match=r"axes 'tnh' do not fit .*a.npy of .*; give one letter per axis"):
         stored(tmp_path, array, "--axes", "tnh")
 
 
@@ -133,10 +133,10 @@ def test_a_npz_of_something_else(tmp_path: Path) -> None:
     wrong = clips(55, 10, 10)
     wrong[0, 3, 0] += 1
     for arrays, text in (
-        ({"x_train": VIDEOS, "labels": VIDEOS[0]}, "holds x_train, labels, but no arr_0 or input_raw_data"),
-        ({}, "holds nothing, but no arr_0"),
+        ({"x_train": VIDEOS, "labels": VIDEOS[0]}, "has x_train, labels, but no arr_0 or input_raw_data"),
+        ({}, "has nothing, but no arr_0"),
         ({"arr_0": VIDEOS / 2}, "holds float64 .*, but Moving MNIST is uint8"),
-        ({"input_raw_data": frames, "clips": clips(50, 10, 10)}, "but its clips tell of 50 videos of 20 frames"),
+        ({"input_raw_data": frames, "clips": clips(50, 10, 10)}, "but its clips need 50 videos of 20 frames"),
         ({"input_raw_data": frames, "clips": wrong}, "are not videos of one length"),
         ({"input_raw_data": frames, "clips": clips(55, 10, 10) / 2}, "are not videos of one length"),
         ({"input_raw_data": frames[:-1]}, r"holds \(1099, 1, 6, 4\), which are not videos of 20 frames; .*--length"),
@@ -170,7 +170,7 @@ def test_a_file_that_is_not_the_published_one(tmp_path: Path, published: tuple[P
         ("empty", "cannot be read"),
         ("torn", "cannot be read"),
         ("more", "is longer than the uint8 .* that it says it holds"),
-        ("missing", "is no file; give mnist_test_seq.npy"),
+        ("missing", "is not a file; give mnist_test_seq.npy"),
     ):
         with pytest.raises(UserError, match=rf"{name}.npy {text}"):
             mm.main(args(tmp_path, "--source", str(tmp_path / f"{name}.npy")))
@@ -251,8 +251,8 @@ def test_digits_that_cannot_be_used(tmp_path: Path) -> None:
     images = np.zeros((2, 28, 28), np.uint8)
     whole = idx(images)
     bad = {
-        "labels": (struct.pack(">II", 0x801, 3) + b"\1\2\3" + bytes(20), "not a whole idx3-ubyte file of images"),
-        "torn": (whole[:-1], "not a whole idx3-ubyte"),
+        "labels": (struct.pack(">II", 0x801, 3) + b"\1\2\3" + bytes(20), "not a complete idx3-ubyte file"),
+        "torn": (whole[:-1], "not a complete idx3-ubyte"),
         "torn.gz": (gzip.compress(whole)[:-9], "cannot be read"),
         "garbled.gz": (gzip.compress(whole)[:10] + b"\xff" * 30, "cannot be read"),
         "empty": (b"", "cannot be read"),

@@ -137,7 +137,7 @@ def test_a_folder_by_two_processes_broken_files_by_name(tmp_path: Path) -> None:
     done = subprocess.run([*script, "--num-workers", "2", "--size", "32"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "2 episodes, 12 frames; 3 of 5 files were skipped" in done.stdout
-    assert "actions lay between [-2.0" in done.stdout
+    assert "actions range from [-2.0" in done.stdout
     skipped = (tmp_path / "data.zarr/skipped.txt").read_text().splitlines()
     assert [line.split(":")[0] for line in skipped] == [
         "hdf5/berkeley/empty.hdf5", "hdf5/berkeley/sawyer_1.hdf5", "hdf5/penn/baxter_0.hdf5",

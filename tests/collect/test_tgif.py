@@ -191,12 +191,12 @@ def test_a_store_that_does_not_tell_its_gifs_is_refused(source: Path, monkeypatc
     monkeypatch.setattr(tgif, "fill_store_with_videos", lambda *given, noted: usual(*given))
     tgif.main(args(source))
     monkeypatch.undo()
-    with pytest.raises(UserError, match="does not tell which file each episode is of; give another folder"):
+    with pytest.raises(UserError, match="does not record the file of each episode; use another folder"):
         tgif.main(args(source))
 
 
 def test_wrong_lists_and_folders(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"elsewhere holds none of the 6 GIFs of tgif-v1.0.tsv; .*--gifs"):
+    with pytest.raises(UserError, match=r"elsewhere has none of the 6 GIFs of tgif-v1.0.tsv; .*--gifs"):
         tgif.main(args(source, "--gifs", "elsewhere"))
     for path in (source / "gifs").iterdir():
         path.write_text("broken")
@@ -204,7 +204,7 @@ def test_wrong_lists_and_folders(source: Path, tmp_path: Path) -> None:
         tgif.main(args(source))
     with (source / "tgif-v1.0.tsv").open("a") as file:
         file.write("no tab here\n")
-    with pytest.raises(UserError, match=r"tgif-v1.0.tsv, line 8: there is no address, tab and sentence"):
+    with pytest.raises(UserError, match=r"tgif-v1.0.tsv, line 8 is not an address, a tab and a sentence"):
         tgif.main(args(source))
     with pytest.raises(UserError, match=r"tgif-v1.0.tsv does not exist"):
         tgif.main(args(tmp_path))

@@ -146,7 +146,7 @@ def test_lists_that_are_wrong_or_not_there(source: Path, tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"v_HandStandPushups_g03_c01.avi has label 3, but its class is 2"):
         ucf101.main(args(source))
     train.write_text(right + "Unknown/v_Unknown_g01_c01.avi 4\n")
-    with pytest.raises(UserError, match=r"of a class that classInd.txt does not name"):
+    with pytest.raises(UserError, match=r"has a class that is not in classInd.txt"):
         ucf101.main(args(source))
     for text, told in (
         (right + right.splitlines()[0], "is listed twice for fold 1"),
@@ -159,7 +159,7 @@ def test_lists_that_are_wrong_or_not_there(source: Path, tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"v_ApplyEyeMakeup_g01_c01.avi is listed twice for fold 1; fetch the lists"):
         ucf101.main(args(source))
     train.unlink()
-    with pytest.raises(UserError, match=r"trainlist01.txt does not exist; give the folder that holds UCF-101/"):
+    with pytest.raises(UserError, match=r"trainlist01.txt does not exist; give the folder that contains UCF-101/"):
         ucf101.main(args(source))
     (source / "ucfTrainTestlist" / "classInd.txt").write_text("1 A\n3 B\n")
     with pytest.raises(UserError, match=r"classInd.txt should have lines such as"):
@@ -168,7 +168,7 @@ def test_lists_that_are_wrong_or_not_there(source: Path, tmp_path: Path) -> None
         ucf101.main(args(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="fold cannot be 4"):
         ucf101.Args(fold=4)
-    with pytest.raises(UserError, match="valid is a share"):
+    with pytest.raises(UserError, match="valid must be a fraction"):
         ucf101.Args(valid=1.0)
 
 

@@ -162,7 +162,7 @@ def broken(folder: Path, noise: list[np.ndarray]) -> dict[str, str]:
         "half.gif": "truncated",
         "half.mkv": r"it ends after 0.\d of 1.2 seconds",
         "half.mp4": "Invalid data",
-        "short.avi": "it has 3 frames, and 5 are asked for",
+        "short.avi": "it has 3 frames, fewer than min_frames, 5",
         "text.avi": "Invalid data",
         "text.gif": "cannot identify image",
     }
@@ -308,7 +308,7 @@ def test_settings_that_make_no_sense(settings: Options, told: str) -> None:
 
 
 def test_a_folder_without_videos(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no files of this kind"):
+    with pytest.raises(UserError, match="has no files of this kind"):
         video.main(video.Args(source=tmp_path, out=tmp_path / "out"))
     with pytest.raises(UserError, match="nowhere does not exist"):
         video.main(video.Args(source=tmp_path / "nowhere", out=tmp_path / "out"))

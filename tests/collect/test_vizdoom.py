@@ -173,7 +173,7 @@ def test_the_share_of_random_steps_and_how_long_they_are_held() -> None:
     everything = Exploration(epsilon=0.0, random_share=1.0)
     (episode,) = play_group([Counting(2000)], WORLD, always_four, everything, seed=1, group=0)
     assert abs((episode["action"] != 4).mean() - 0.8) < 0.1
-    with pytest.raises(UserError, match="random_share is a share, from 0 to 1, not 2"):
+    with pytest.raises(UserError, match="random_share must be a fraction from 0 to 1, not 2"):
         Exploration(random_share=2)
 
 
@@ -194,8 +194,8 @@ def test_a_process_that_dies_is_replaced_and_its_task_done_again(tmp_path: Path)
     said: list[str] = []
     with WorkerPool(partial(squares, tmp_path), 2, said.append) as pool:
         assert list(pool.map(range(12))) == [i * i for i in range(12)]
-        assert said == ["a process died in task 5 (killed); another one does it again"]
-        with pytest.raises(UserError, match=r"task 99 ended 3 processes .*engine gone"):
+        assert said == ["a process died in task 5 (killed); another one repeats it"]
+        with pytest.raises(UserError, match=r"task 99 crashed 3 processes .*engine gone"):
             list(pool.map([99]))
 
 
@@ -248,7 +248,7 @@ def test_a_collector_that_is_stopped_leaves_no_engine(end: signal.Signals, tmp_p
         time.sleep(0.05)
     if end == signal.SIGTERM:
         assert running.returncode == 130
-        assert told.endswith(b"interrupted; run the same command again, without --restart, to go on\n")
+        assert told.endswith(b"interrupted; run the same command again, without --restart, to resume\n")
 
 
 def test_groups_of_episodes_take_the_policies_in_turn(tmp_path: Path) -> None:

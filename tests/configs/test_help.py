@@ -45,7 +45,7 @@ def test_it_shows_what_a_preset_gives(capsys: pytest.CaptureFixture[str], monkey
         parse(args, "prior", ["--preset", "demo", "--help"])
     assert not stop.value.code
     text = capsys.readouterr().out
-    assert re.search(r"--run VALUE +Run folder \[runs/demo\]", text)
+    assert re.search(r"--run VALUE +Run folder.* \[runs/demo\]", text)
     assert "d-model=256" in text
     with pytest.raises(SystemExit):
         parse(args, "prior", ["--help-all"])

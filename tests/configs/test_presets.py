@@ -51,7 +51,7 @@ def test_flags_lie_over_the_preset_and_the_preset_over_defaults(tmp_path: Path) 
     args = parse(Args, "vqvae", ["--preset", preset, "--steps", "30"])
     assert args == Args(out=Path("b"), steps=30, inner=Inner(rate=1e-3, size=(3, 4)))
     assert parse(Args, "vqvae", [f"--preset={preset}", "--inner.rate", "2"]).inner == Inner(rate=2.0, size=(3, 4))
-    with pytest.raises(UserError, match=r"x.yaml' has no section 'prior', only vqvae; add it, or give flags"):
+    with pytest.raises(UserError, match=r"x.yaml' has no section 'prior', only vqvae; add the section, or use flags"):
         parse(Args, "prior", ["--preset", preset])
 
 
@@ -77,13 +77,13 @@ def test_seeds_and_devices_that_cannot_be_are_refused_for_every_script(monkeypat
     for flags, sentence in (
         ("--chance.seed -1", "seed must be from 0 to 2147483647, not -1"),
         ("--chance.seed 2147483648", "seed must be from 0"),
-        ("--device cuda:1", "there is no cuda:1 on this machine; choose the device cpu"),
-        ("--device gpu", "'gpu' is no device; choose cpu or cuda"),
+        ("--device cuda:1", "the device cuda:1 is not available on this machine; choose the device cpu"),
+        ("--device gpu", "'gpu' is not a device; choose cpu or cuda"),
     ):
         with pytest.raises(UserError, match=sentence):
             parse(Usual, "vqvae", flags.split())
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(UserError, match="there is no cuda on this machine"):
+    with pytest.raises(UserError, match="the device cuda is not available on this machine"):
         parse(Usual, "vqvae", ["--device", "cuda"])
 
 
@@ -111,7 +111,7 @@ def test_a_url_stays_whole_where_stores_are_read_and_is_refused_elsewhere(tmp_pa
         (["--several", "a", url], "several"),
         (["--preset", written], "out"),
     ):
-        with pytest.raises(UserError, match=f"{name} must be on this machine, but .* is a URL; give a local path"):
+        with pytest.raises(UserError, match=f"{name} must be a local path, but .* is a URL; give a path on this"):
             parse(Places, "vqvae", flags)
     with pytest.raises(UserError, match="out is empty; give a path, or leave it out"):
         parse(Places, "vqvae", ["--out", ""])
@@ -152,11 +152,11 @@ def test_mistakes_are_told_in_a_sentence(tmp_path: Path) -> None:
     for text, sentence in (
         ("vqvae: {stesp: 1}", "has no setting 'stesp'; did you mean 'steps'"),
         ("vqvae: {inner: {raet: 1}}", r"vqvae.inner has no setting 'raet'; did you mean 'rate'"),
-        ("vqvae: [", "is not YAML"),
+        ("vqvae: [", "is not valid YAML"),
         ("vqvae: {inner: 3}", "vqvae.inner is a group of settings, not 3"),
         ("vqvae: {steps: many}", "vqvae.steps should be of type int, not 'many'"),
         ("- vqvae", "has no sections"),
-        ("vqave: {steps: 1}", "has a section 'vqave'; did you mean 'vqvae'"),
+        ("vqave: {steps: 1}", "has an unknown section 'vqave'; did you mean 'vqvae'"),
         ("vqvae: 3", "section vqvae should be a group of settings, not 3"),
         ("run: 3", "run should be of type str, not 3"),
         ("vqvae: {out: 5}", "vqvae.out should be of type str, not 5"),
@@ -166,10 +166,10 @@ def test_mistakes_are_told_in_a_sentence(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=sentence):
             parse(Args, "vqvae", ["--preset", write(tmp_path / "x.yaml", text)])
-    with pytest.raises(UserError, match=r"cannot be read \(Is a directory\); give a file of YAML"):
+    with pytest.raises(UserError, match=r"cannot be read \(Is a directory\); give a YAML file"):
         (tmp_path / "folder.yaml").mkdir()
         read_preset(str(tmp_path / "folder.yaml"))
-    with pytest.raises(UserError, match="there is no preset 'dmeo'; did you mean 'demo'"):
+    with pytest.raises(UserError, match="unknown preset 'dmeo'; did you mean 'demo'"):
         read_preset("dmeo")
 
 
@@ -179,28 +179,28 @@ LAUGHS = "a: &a [1]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
-        (b"vqvae: {out: \xff}", "is not YAML: 'utf-8' codec can't decode byte 0xff"),
-        ("vqvae: {}".encode("utf-16"), "is not YAML"),
+        (b"vqvae: {out: \xff}", "is not valid YAML: 'utf-8' codec can't decode byte 0xff"),
+        ("vqvae: {}".encode("utf-16"), "is not valid YAML"),
         (b"", "has no sections"),
         (b"null", "has no sections"),
         (b"vqvae", "has no sections"),
         (b"[]", "has no sections"),
-        (b"vqvae: {steps: 1}\nvqvae: {steps: 2}", "'vqvae' is there twice"),
-        (b"vqvae: {inner: {rate: 1, rate: 2}}", "'rate' is there twice"),
+        (b"vqvae: {steps: 1}\nvqvae: {steps: 2}", "'vqvae' occurs twice"),
+        (b"vqvae: {inner: {rate: 1, rate: 2}}", "'rate' occurs twice"),
         (LAUGHS.encode(), "it has an alias; write the values out"),
         (b"a: &a {<<: *a}", "it has an alias"),
         (b"vqvae: {steps: 1} # " + b" " * 10**6, "is larger than 100,000 bytes"),
-        (b"vqvae: " + b"[" * 50_000, "is not YAML"),
-        (b"vqvae: {steps: " + b"9" * 5_000 + b"}", "is not YAML"),
-        (b"vqvae: {steps: 2024-13-45}", "is not YAML"),
-        (b"vqvae: {steps: !!int ''}", "is not YAML"),
-        (b"vqvae: {out: !!python/object/apply:os.getcwd []}", "is not YAML"),
+        (b"vqvae: " + b"[" * 50_000, "is not valid YAML"),
+        (b"vqvae: {steps: " + b"9" * 5_000 + b"}", "is not valid YAML"),
+        (b"vqvae: {steps: 2024-13-45}", "is not valid YAML"),
+        (b"vqvae: {steps: !!int ''}", "is not valid YAML"),
+        (b"vqvae: {out: !!python/object/apply:os.getcwd []}", "is not valid YAML"),
         (b"vqvae: {steps: " + b"9" * 30 + b"}", "vqvae.steps must be at most"),
         (b"vqvae: {inner: {rate: .nan}}", "vqvae.inner.rate must be a finite number, not nan"),
         (b"vqvae: {inner: {size: [[1], {2: 3}]}}", r"vqvae.inner.size should be of type int, not \[1\]"),
-        (b"vqvae: {[1, 2]: 3}", "is not YAML"),
+        (b"vqvae: {[1, 2]: 3}", "is not valid YAML"),
         (b"vqvae: {1: 3}", "vqvae has no setting 1"),
-        (b"1: {}", "has a section 1"),
+        (b"1: {}", "has an unknown section 1"),
     ],
 )
 def test_what_is_no_preset_is_told_in_a_sentence(data: bytes, sentence: str, tmp_path: Path) -> None:
@@ -222,9 +222,9 @@ def test_a_group_of_settings_is_named_by_flags_and_presets(tmp_path: Path) -> No
     preset = write(tmp_path / "x.yaml", "vqvae: {inner: {chance: {seed: -1}}}")
     for flags, sentence in (
         ("--inner.chance.seed -1", "^inner.chance.seed must be from 0 to 2147483647, not -1$"),
-        ("--share nan", "^share is a share, from 0 to 1, not nan$"),
+        ("--share nan", "^share must be a fraction from 0 to 1, not nan$"),
         (f"--preset {preset}", r"x.yaml: vqvae.inner.chance.seed must be from 0"),
-        ("--inner.device gpu", "'gpu' is no device"),
+        ("--inner.device gpu", "'gpu' is not a device"),
     ):
         with pytest.raises(UserError, match=sentence):
             parse(Outer, "vqvae", flags.split())
@@ -348,7 +348,7 @@ def test_a_number_that_cannot_be_is_one_line_and_status_2(script: str, flags: st
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--preset", "dmeo"], "there is no preset 'dmeo'; did you mean 'demo'"),
+        (["--preset", "dmeo"], "unknown preset 'dmeo'; did you mean 'demo'"),
         (["--preset", "bad.yaml"], "has no setting 'modle'; did you mean 'model'"),
         (["--model.frame-size", "32", "32"], "has frames of (16, 16, 3), but the VQ-VAE is set to (32, 32, 3)"),
         (["--model.n-frames", "64"], "ask for shorter clips"),

@@ -163,7 +163,7 @@ def test_ppo_trains_in_it_without_a_special_case(env: gym.Env) -> None:
 
 
 def test_mistakes_are_told_in_a_sentence(env: gym.Env, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no model ships for the world 'nowhere'"):
+    with pytest.raises(UserError, match="no pretrained model is named 'nowhere'"):
         gym.make("VideoGPTDream-v0", world="nowhere")
     with pytest.raises(UserError, match=r"holds no checkpoint.safetensors; train it first"):
         gym.make("VideoGPTDream-v0", model=tmp_path)
@@ -172,9 +172,9 @@ def test_mistakes_are_told_in_a_sentence(env: gym.Env, tmp_path: Path) -> None:
     env.reset(seed=0)
     with pytest.raises(UserError, match=r"action 7 is outside Discrete\(3\)"):
         env.unwrapped.step(7)
-    with pytest.raises(UserError, match="starting contexts 0 to 3, but 99"):
+    with pytest.raises(UserError, match="context must be from 0 to 3, not 99"):
         env.reset(options={"context": 99})
     with pytest.raises(UserError, match="both frames and the actions"):
         env.reset(options={"frames": np.zeros((2, 16, 16, 3), np.uint8)})
-    with pytest.raises(UserError, match="takes no option 'contxt'"):
+    with pytest.raises(UserError, match="reset has no option 'contxt'"):
         env.reset(options={"contxt": 1})

@@ -53,7 +53,7 @@ def test_a_module_that_a_run_names_is_imported_only_for_who_trusts_it(
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "this:X-v0", "envs:VizdoomFrames-v0", "VizdoomFrames-v1"])
 def test_other_ids_are_refused(env_id: str) -> None:
-    with pytest.raises(UserError, match="which is not of this project"):
+    with pytest.raises(UserError, match="which is not part of this project"):
         make_recorded_env(world(env_id))
 
 
@@ -75,7 +75,7 @@ def test_ids_of_this_project_are_made() -> None:
 @pytest.mark.parametrize(
     ("made", "sentence"),
     [
-        (world(""), "toy does not say which environment it was recorded from; there is no engine"),
+        (world(""), "toy was not recorded from a Gymnasium environment, so there is no engine"),
         (world("VizdoomFrames-v0", cheat=1), "VizdoomFrames-v0 cannot be made with {'cheat': 1}: .*cheat"),
         (world("VizdoomFrames-v0", id="other"), "cannot be made"),
         (world("VizdoomFrames-v0", scenario="../../evil"), "there is no scenario '../../evil'"),

@@ -34,23 +34,23 @@ NAN = float("nan")
         ("top_k", 2.5, "top_k should be of type int, not 2.5"),
         ("top_k", True, "top_k should be of type int, not True"),
         ("top_k", 10**23, "top_k must be at most 2147483647"),
-        ("top_p", NAN, "top_p is a share, above 0 to 1, not nan"),
+        ("top_p", NAN, "top_p must be a fraction above 0 to 1, not nan"),
         ("temperature", "1", "temperature should be of type float, not '1'"),
         ("horizon", True, "horizon should be of type int, not True"),
         ("horizon", NAN, "horizon should be of type int, not nan"),
         ("world", None, "world should be of type str, not None"),
-        ("world", "x", "no model ships for the world 'x'"),
+        ("world", "x", "no pretrained model is named 'x'"),
         ("model", np.zeros(3), "model should be of type str, not array"),
         pytest.param("model", 10**5000, "model should be of type str, not a very long int", id="longest"),
-        ("temprature", 1.0, "a dream has no setting 'temprature'; did you mean 'temperature'"),
-        ("model", "x" * 5000, "there is no folder .*: File name too long"),
-        ("model", "a\0b", "there is no folder"),
-        pytest.param("device", 10**5000, "a very long int is no device", id="long"),
+        ("temprature", 1.0, "unknown setting 'temprature' of a dream; did you mean 'temperature'"),
+        ("model", "x" * 5000, "the folder .* cannot be opened .File name too long"),
+        ("model", "a\0b", "no folder and no pretrained model is named"),
+        pytest.param("device", 10**5000, "a very long int is not a device", id="long"),
         ("precision", np.zeros(3), "precision cannot be array"),
-        ("device", None, "None is no device; choose cpu or cuda"),
-        ("device", "meta", "there is no meta on this machine; choose the device cpu"),
+        ("device", None, "None is not a device; choose cpu or cuda"),
+        ("device", "meta", "the device meta is not available on this machine; choose the device cpu"),
         ("precision", ["float32"], r"precision cannot be \['float32'\]; did you mean 'float32'"),
-        ("render_mode", "ansi", "it is rendered as rgb_array.*, not 'ansi'"),
+        ("render_mode", "ansi", "render_mode must be rgb_array.*, not 'ansi'"),
     ],
 )
 def test_arguments_of_a_dream(kind: Callable, argument: str, value: Any, sentence: str, toy_run: Path) -> None:
@@ -68,7 +68,7 @@ def test_a_batch_that_there_is_not_the_memory_for_is_told_how_much_it_takes(
     env = DreamVectorEnv(2, toy_run)
     env.reset()
     for n in (10**5000, np.float64(2)):
-        with pytest.raises(UserError, match="1 copy or more"):
+        with pytest.raises(UserError, match="at least 1 copy"):
             env.fork(n)
     with pytest.raises(UserError, match="2,000,000,000,000 lanes would take"):
         env.fork(10**12)
@@ -85,14 +85,14 @@ def contexts(name: str, value: Any) -> dict[str, Any]:
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"options": [1]}, r"options should be a dictionary, not \[1\]"),
-    ({"options": "context"}, "options should be a dictionary"),
-    ({"options": {1: 2, "a": 3}}, "reset takes no option 1; it takes context, frames"),
-    ({"options": {"context": 2.5}}, r"starting contexts 0 to 3, but 2\.5"),
-    ({"options": {"context": True}}, "starting contexts 0 to 3, but True"),
-    ({"options": {"context": "a"}}, "starting contexts 0 to 3, but 'a'"),
-    ({"options": {"context": 10**23}}, "starting contexts 0 to 3"),
-    ({"options": {"context": [[0]]}}, "context is a number, or"),
+    ({"options": [1]}, r"options must be a dictionary, not \[1\]"),
+    ({"options": "context"}, "options must be a dictionary"),
+    ({"options": {1: 2, "a": 3}}, "reset has no option 1; it takes context, frames"),
+    ({"options": {"context": 2.5}}, r"context must be from 0 to 3, not 2\.5"),
+    ({"options": {"context": True}}, "context must be from 0 to 3, not True"),
+    ({"options": {"context": "a"}}, "context must be from 0 to 3, not 'a'"),
+    ({"options": {"context": 10**23}}, "context must be from 0 to 3"),
+    ({"options": {"context": [[0]]}}, "context must be one number or"),
     ({"options": {"context": 0, "frames": 1}}, "not both"),
     ({"options": {"reset_mask": [[True], [True, False]]}}, "reset_mask must be"),
     ({"options": {"reset_mask": None}}, "reset_mask must be"),
@@ -105,11 +105,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         contexts("frames", np.zeros((257, 16, 16, 3), np.uint8)),
         "257 frames is too long; give the last 256",
     ),
-    (contexts("frames", 5), "needs at least one frame of uint8"),
-    (contexts("frames", None), "needs at least one frame of uint8"),
-    (contexts("frames", [[1], [1, 2]]), "needs at least one frame of uint8"),
+    (contexts("frames", 5), "needs at least one frame, as uint8"),
+    (contexts("frames", None), "needs at least one frame, as uint8"),
+    (contexts("frames", [[1], [1, 2]]), "needs at least one frame, as uint8"),
     (contexts("frames", np.zeros((4, 8, 16, 3), np.uint8)), "this VQ-VAE takes clips of"),
-    (contexts("actions", "abc"), "between 4 frames lie 3 actions, but none are given"),
+    (contexts("actions", "abc"), "4 frames have 3 actions between them, but none are given"),
     (contexts("actions", [0, 1, 3]), r"action 3 is outside Discrete\(3\)"),
     (contexts("actions", [0, 1, NAN]), r"action \S+ is outside Discrete\(3\)"),
     (contexts("variables", [NAN]), "game variables must be finite numbers"),
@@ -196,10 +196,10 @@ def test_a_broken_snapshot_is_refused_and_changes_nothing(toy_run: Path) -> None
     env.step(np.array([1, 2]))
     before = knows(env)
     for i, wrong in enumerate(broken(moment)):
-        with pytest.raises(UserError, match=r"this is no snapshot; give what snapshot\(\) returned"):
+        with pytest.raises(UserError, match=r"this is not a snapshot; give what snapshot\(\) returned"):
             env.restore(wrong)
             raise AssertionError(i)
-    with pytest.raises(UserError, match="of another dream"):
+    with pytest.raises(UserError, match="from another dream"):
         env.restore(moment | {"model_digests": {}})
     assert knows(env) == before
     env.restore(moment)
@@ -209,7 +209,7 @@ def test_a_fork_is_refused_when_it_is_asked(toy_run: Path) -> None:
     env = DreamVectorEnv(3, toy_run, horizon=1, autoreset_mode="Disabled")
     env.reset(seed=1)
     for n in (0, -1, 2.5, "2", None, True):
-        with pytest.raises(UserError, match="a lane can be forked into 1 copy or more, not"):
+        with pytest.raises(UserError, match="a lane needs at least 1 copy, not"):
             env.fork(n)  # type: ignore[arg-type]
     for seed in (-1, 2.5, "a"):
         with pytest.raises(UserError, match=r"^seed "):
@@ -223,12 +223,12 @@ def test_a_fork_is_refused_when_it_is_asked(toy_run: Path) -> None:
 def test_contexts_that_are_not_of_these_models_are_refused(toy_run: Path) -> None:
     dream, context = Dream.load(toy_run), Context.load(toy_run)
     for wrong, sentence in (
-        (replace(context, codes=context.codes + 16), "has codes that are not from 0 to 15"),
-        (replace(context, codes=context.codes - 99), "has codes that are not from 0 to 15"),
-        (replace(context, codes=context.codes[:, :, :2]), "the codes of this context are"),
-        (replace(context, condition=context.condition[..., :1]), "the condition of this context are"),
+        (replace(context, codes=context.codes + 16), "has codes that are not between 0 and 15"),
+        (replace(context, codes=context.codes - 99), "has codes that are not between 0 and 15"),
+        (replace(context, codes=context.codes[:, :, :2]), "the codes of this context have shape"),
+        (replace(context, condition=context.condition[..., :1]), "the condition of this context have shape"),
         (replace(context, variables=context.variables * NAN), "the variables of this context are not finite"),
-        (context[:0], "the codes of this context are"),
+        (context[:0], "the codes of this context have shape"),
     ):
         with pytest.raises(UserError, match=sentence):
             dream.reset(wrong, [0] * len(context))
@@ -237,7 +237,7 @@ def test_contexts_that_are_not_of_these_models_are_refused(toy_run: Path) -> Non
 def test_models_and_a_world_that_do_not_belong_together_are_refused(toy_run: Path) -> None:
     dream = Dream.load(toy_run)
     for wrong in (replace(dream.env_spec, frame_shape=(8, 8, 3)), replace(dream.env_spec, variables=())):
-        with pytest.raises(UserError, match="models and world do not belong together"):
+        with pytest.raises(UserError, match="models and environment do not fit each other"):
             Dream(dream.vqvae, dream.prior, dream.outcome, wrong)
 
 
@@ -249,11 +249,11 @@ def test_models_and_a_world_that_do_not_belong_together_are_refused(toy_run: Pat
         (VizdoomFrames, {"frame_skip": 0}, "frame_skip must be at least 1, not 0"),
         (VizdoomFrames, {"horizon": -1}, "horizon must be at least 0, not -1"),
         (VizdoomFrames, {"scenario": ["basic"]}, "scenario should be of type str"),
-        (VizdoomFrames, {"render_mode": "ansi"}, "rendered as rgb_array or human, not 'ansi'"),
+        (VizdoomFrames, {"render_mode": "ansi"}, "must be rgb_array or human, or not given, not 'ansi'"),
         (Pushing, {"size": NAN}, "size should be of type int, not nan"),
         (Pushing, {"horizon": 0}, "horizon must be at least 1, not 0"),
-        (Pushing, {"render_mode": 1}, "rendered as rgb_array or human, not 1"),
-        (SB3VecEnv, {"env": 3}, "is given what gym.make_vec makes, not int"),
+        (Pushing, {"render_mode": 1}, "must be rgb_array or human, or not given, not 1"),
+        (SB3VecEnv, {"env": 3}, "needs a vector environment, not int"),
     ],
 )
 def test_arguments_of_the_others(kind: Callable, given: dict[str, Any], sentence: str) -> None:
@@ -263,7 +263,7 @@ def test_arguments_of_the_others(kind: Callable, given: dict[str, Any], sentence
 
 def test_an_engine_is_told_to_begin_first_and_takes_no_options() -> None:
     for env in (VizdoomFrames("basic", render_mode="rgb_array"), Pushing(render_mode="rgb_array")):
-        with pytest.raises(UserError, match="no episode has begun; call reset first"):
+        with pytest.raises(UserError, match="no episode has started; call reset first"):
             env.step(0)
         with pytest.raises(UserError, match="nothing to render yet; call reset first"):
             env.render()

@@ -103,7 +103,7 @@ def fake_pip(
 
 def test_without_a_network_one_sentence(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_pip(monkeypatch, returncode=1)
-    with pytest.raises(UserError, match=r"could not be fetched \(ERROR: no network\); .* or set BATTLE2_WAD"):
+    with pytest.raises(UserError, match=r"could not be downloaded \(ERROR: no network\); .* or set BATTLE2_WAD"):
         scenarios.battle2()
     assert not empty_cache.exists()
 
@@ -113,7 +113,7 @@ def test_another_map_is_refused_and_not_kept(empty_cache: Path, monkeypatch: pyt
     with pytest.raises(UserError, match=r"is not Battle2's map: its sha256 is .*; set BATTLE2_WAD"):
         scenarios.battle2()
     fake_pip(monkeypatch, returncode=0, member="another.wad")
-    with pytest.raises(UserError, match=r"any.whl does not hold Battle2's map \(.*\); set BATTLE2_WAD"):
+    with pytest.raises(UserError, match=r"any.whl does not contain Battle2's map \(.*\); set BATTLE2_WAD"):
         scenarios.battle2()
     assert not empty_cache.exists()
 
@@ -122,7 +122,7 @@ def test_a_cache_that_cannot_hold_the_map(empty_cache: Path, monkeypatch: pytest
     fake_pip(monkeypatch, returncode=0, content=b"PWAD")
     monkeypatch.setattr(scenarios, "SHA256", hashlib.sha256(b"PWAD").hexdigest())
     empty_cache.parent.write_text("a file where the folder should be")
-    with pytest.raises(UserError, match=r"cannot be kept in .*worldmodel .*; set BATTLE2_WAD"):
+    with pytest.raises(UserError, match=r"cannot be written to .*worldmodel .*; set BATTLE2_WAD"):
         scenarios.battle2()
     empty_cache.parent.unlink()
     assert scenarios.battle2().read_bytes() == b"PWAD"
@@ -139,5 +139,5 @@ def test_a_path_goes_before_the_cache(tmp_path: Path, monkeypatch: pytest.Monkey
         monkeypatch.setenv("BATTLE2_WAD", relative)
         assert scenarios.battle2() == copy
     monkeypatch.setenv("BATTLE2_WAD", str(tmp_path / "none.wad"))
-    with pytest.raises(UserError, match=r"none.wad is no file; set BATTLE2_WAD to the path of a copy"):
+    with pytest.raises(UserError, match=r"none.wad is not a file; set BATTLE2_WAD to the path of a copy"):
         scenarios.battle2()

@@ -140,10 +140,10 @@ def test_a_snapshot_of_another_dream_is_refused(toy_run: Path) -> None:
     env, shipped = make(toy_run), DreamVectorEnv(LANES)
     for dream in (env, shipped):
         dream.reset(seed=0)
-    with pytest.raises(UserError, match=r"of another dream: it has outcome = \w+, but \w+ was asked for"):
+    with pytest.raises(UserError, match=r"taken from another dream: it has outcome = \w+, but \w+ was asked for"):
         env.restore(shipped.snapshot())
     for nothing in ({}, None):
-        with pytest.raises(UserError, match=r"this is no snapshot; give what snapshot\(\) returned"):
+        with pytest.raises(UserError, match=r"this is not a snapshot; give what snapshot\(\) returned"):
             env.restore(nothing)  # type: ignore[arg-type]
 
 
@@ -202,18 +202,18 @@ def test_mistakes_are_told_in_a_sentence(toy_run: Path) -> None:
     env = make(toy_run)
     with pytest.raises(UserError, match="reset the dream before stepping it"):
         env.step_lanes(np.zeros(LANES, int))
-    with pytest.raises(UserError, match="the first reset must be of all lanes"):
+    with pytest.raises(UserError, match="the first reset must include all lanes"):
         env.reset(options={"reset_mask": np.array([True, False, True, False, False])})
     env.reset(seed=0)
     with pytest.raises(UserError, match="reset_mask must be 5 booleans"):
         env.reset(options={"reset_mask": [True]})
-    with pytest.raises(UserError, match="5 lanes need as many seeds, not 2"):
+    with pytest.raises(UserError, match="5 lanes need 5 seeds, not 2"):
         env.reset(seed=[1, 2])
     with pytest.raises(UserError, match=r"5 lanes take actions of shape \(5,\), not \(2,\)"):
         env.step(np.zeros(2, int))
-    with pytest.raises(UserError, match="snapshot is of 10 lanes, not of 5"):
+    with pytest.raises(UserError, match="snapshot has 10 lanes, not 5"):
         env.restore(env.fork(2).snapshot())
-    with pytest.raises(UserError, match="forked into 1 copy or more, not 0"):
+    with pytest.raises(UserError, match="a lane needs at least 1 copy, not 0"):
         env.fork(0)
     for wrong in (0, 1.5):
         with pytest.raises(UserError, match="num_envs must be a whole number of at least 1"):
@@ -229,12 +229,12 @@ def test_mistakes_are_told_in_a_sentence(toy_run: Path) -> None:
 
 def test_what_a_batch_is_made_with_is_refused_in_a_sentence_or_taken(toy_run: Path) -> None:
     for wrong, sentence in (
-        ({"autoreset_mode": "Sometimes"}, "autoreset_mode is NextStep, SameStep, Disabled, not 'Sometimes'"),
+        ({"autoreset_mode": "Sometimes"}, "must be one of NextStep, SameStep, Disabled, not 'Sometimes'"),
         ({"horizon": -5}, "horizon must be at least 0, not -5"),
-        ({"horizon": 2.5}, "horizon must be at least 0, not -5"),
-        ({"device": "foo"}, "'foo' is no device; choose cpu or cuda"),
+        ({"horizon": 2.5}, "horizon should be of type int, not 2.5"),
+        ({"device": "foo"}, "'foo' is not a device; choose cpu or cuda"),
         ({"temperature": float("nan")}, "temperature must be a finite number of at least 0, not nan"),
-        ({"render_mode": "human"}, "rendered as rgb_array, not 'human'"),
+        ({"render_mode": "human"}, "render_mode must be rgb_array, or not given, not 'human'"),
     ):
         with pytest.raises(UserError, match=sentence):
             DreamVectorEnv(2, toy_run, **wrong)  # type: ignore[arg-type]
@@ -243,5 +243,5 @@ def test_what_a_batch_is_made_with_is_refused_in_a_sentence_or_taken(toy_run: Pa
     again, _ = env.reset(seed=np.array([3, 4]))  # type: ignore[arg-type]
     assert np.array_equal(frames, again)
     assert np.array_equal(np.stack(env.render()), frames)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="between 1 frames lie 0 actions, but none are given"):
+    with pytest.raises(UserError, match="1 frames have 0 actions between them, but none are given"):
         env.reset(options={"frames": frames[:1], "actions": 0})

@@ -173,9 +173,9 @@ def test_a_row_that_has_collapsed_is_marked_and_does_not_count(tmp_path: Path) -
 
 
 def test_mistakes_are_told_in_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"python collect/vizdoom.py --preset demo` makes one"):
+    with pytest.raises(UserError, match=r"make it with `python collect/vizdoom.py --preset demo`"):
         ablate.main(Args(data=tmp_path / "data.zarr"))
-    with pytest.raises(UserError, match="set mode = paper"):
+    with pytest.raises(UserError, match="set mode to paper"):
         Args(vqvae=replace(Args().vqvae, model=replace(Args().vqvae.model, mode="stream")))
     with pytest.raises(UserError, match="n_clips must be at least 2"):
         Args(n_clips=1)

@@ -165,5 +165,5 @@ def test_a_return_in_the_dream_is_that_of_the_first_episode_of_each_lane() -> No
     assert rank.returns_in_dream(env, player, 0).tolist() == [1 + 2 + 3, 10, 100 + 200 + 300]
     assert env.begun == [1, 3, 1], "contexts that begin an episode, in turn"
     assert depths == [1, 2, 3]
-    with pytest.raises(UserError, match=r"no starting context of toy begins an episode; run train/tokens.py again"):
+    with pytest.raises(UserError, match=r"no starting context of toy is the start of an episode; run train/tokens"):
         rank.returns_in_dream(Lanes(False, False), player, 0)  # type: ignore[arg-type]

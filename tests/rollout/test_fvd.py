@@ -194,7 +194,7 @@ def test_pooled_samples_are_one_set(run: Path, monkeypatch: pytest.MonkeyPatch) 
     assert found["figures"]["samples_real"]["trials"] == pytest.approx([expected])
     assert found["figures"]["samples_real"]["sd"] is None
     with_prior(run, monkeypatch, "frame", wander=True)
-    with pytest.raises(UserError, match="several samples of the same clips, but the clips changed"):
+    with pytest.raises(UserError, match="several samples of the same clips, but the clips differ"):
         fvd.main(fvd.Args(run=run, protocol="pooled", samples_per_clip=3, features="random_conv", **small))
 
 
@@ -251,7 +251,7 @@ def test_mistakes_are_told_in_a_sentence(tmp_path: Path, run: Path) -> None:
         ({"features": "random_conv"}, "nothing to compare"),
         (files | SMALL, "takes 12 samples, but .*s.npy has 11"),
         (files | {"samples": real, "real": samples} | SMALL | {"n_trials": 1}, "takes 6 real, but .*s.npy has 11"),
-        (files | {"samples": tmp_path / "bad.npy"} | SMALL, "bad.npy is no .npy of clips"),
+        (files | {"samples": tmp_path / "bad.npy"} | SMALL, "bad.npy is not a .npy file of clips"),
         (
             files | {"samples": real} | SMALL | {"n_trials": 1, "frame_size": 64},
             "64 x 64, but samples have 16 x 16",
@@ -263,9 +263,9 @@ def test_mistakes_are_told_in_a_sentence(tmp_path: Path, run: Path) -> None:
         with pytest.raises(UserError, match=text):
             fvd.main(fvd.Args(**settings))  # type: ignore[arg-type]
     for settings, text in (
-        ({"samples": samples}, "give --real too"),
-        ({"real": real}, "go with --samples"),
-        ({"run": run, "reconstructions": real}, "go with --samples and --real"),
+        ({"samples": samples}, "add --real"),
+        ({"real": real}, "add --samples"),
+        ({"run": run, "reconstructions": real}, "add --samples and --real"),
         ({"run": run, "batch_size": 0}, "batch_size must be at least 1, not 0"),
     ):
         with pytest.raises(UserError, match=text):

@@ -96,7 +96,7 @@ def test_rewind_fork_and_reset(ask: Ask) -> None:
 
 def test_mistakes_are_answered_not_fatal(ask: Ask, run: Path, toy_run: Path) -> None:
     for path, info, sentence in (
-        ("goto", {"fork": 3}, "there are 0 forks, but number 3"),
+        ("goto", {"fork": 3}, "there is no fork 3, only 0 forks"),
         ("step", {"action": 9}, "action 9 is outside"),
         ("step", {}, "action"),
     ):
@@ -120,7 +120,7 @@ def test_what_a_request_may_not_ask_for_changes_nothing(ask: Ask) -> None:
         ("step", {"action": 10**30}, "numbers of at most 64 bits"),
         ("step", {"action": -1}, "action -1 is outside"),
         ("rewind", {"steps": -3}, "steps to take back must be at least 0, not -3"),
-        ("goto", {"fork": -1}, "there are 0 forks, but number -1"),
+        ("goto", {"fork": -1}, "there is no fork -1, only 0 forks"),
     ):
         with pytest.raises(urllib.error.HTTPError) as error:
             ask(path, **info)
@@ -155,7 +155,7 @@ def test_an_engine_that_fails_is_one_sentence_and_the_dream_goes_on(
             with pytest.raises(urllib.error.HTTPError) as error:
                 ask(path, **info)
             told_ = json.loads(error.value.read())["error"]
-            assert told_ == "the engine failed (RuntimeError: the engine is gone); reset begins it again"
+            assert told_ == "the engine failed (RuntimeError: the engine is gone); reset restarts it"
         state = ask("step", action=2)
         assert (state["figures"]["step"], state["over"], state["engine"]) == (2, ["engine"], begin["engine"])
     assert (ask("reset", seed=0) | {"figures": 0}) == begin | {"figures": 0}
@@ -183,7 +183,7 @@ def test_the_engine_is_closed_with_the_page_and_where_there_is_none(run: Path, m
 
 
 def test_an_engine_of_somebody_elses_is_made_for_who_trusts_it(run: Path) -> None:
-    with pytest.raises(UserError, match="toy was recorded from 'ToyEngine-v0', which is not of this project"):
+    with pytest.raises(UserError, match="toy was recorded from 'ToyEngine-v0', which is not part of this project"):
         serve(Args(run=str(run), port=0))
 
 

@@ -105,7 +105,7 @@ def test_clips_of_one_frame_diverge_under_different_conditions(classes: Path) ->
     same, other = (told[name][1]["mean"] for name in ("same actions", "different actions"))
     assert same == 0
     assert other > 0.05
-    with pytest.raises(UserError, match="clips have 7 frames after the given ones, not 15; lower --steps"):
+    with pytest.raises(UserError, match="this prior samples 7 frames after the given ones, not 15; lower --steps"):
         divergence.main(replace(args, steps=15))
 
 
@@ -118,20 +118,20 @@ def test_samples_depend_on_the_seed_alone(classes: Path) -> None:
 
 def test_mistakes_are_told_in_a_sentence(classes: Path, toy_run: Path) -> None:
     args = sample.Args(run=classes, n_clips=4, samples_per_clip=1, split="train")
-    with pytest.raises(UserError, match="knows no class 'flying'; it knows still, moving"):
+    with pytest.raises(UserError, match="has no class 'flying'; choose one of still, moving"):
         sample.main(replace(args, class_name="flying"))
-    with pytest.raises(UserError, match="have seen later frames"):
+    with pytest.raises(UserError, match="encodes whole clips"):
         sample.main(replace(args, context_frames=2))
-    with pytest.raises(UserError, match="looks at no conditioning frames that could be copied"):
+    with pytest.raises(UserError, match="has no conditioning frames to copy"):
         sample.main(sample.Args(run=toy_run, n_clips=2, samples_per_clip=1, copy_cond_frames=True))
-    with pytest.raises(UserError, match="looks at 1 conditioning frames, and the protocol gives 3"):
+    with pytest.raises(UserError, match="has 1 conditioning frames, but the protocol gives 3"):
         heldout.make_sampler(classes, 2, 3, "cpu", 2)
-    with pytest.raises(UserError, match="looks at 1 conditioning frames, and the protocol gives 0"):
+    with pytest.raises(UserError, match="has 1 conditioning frames, but the protocol gives 0"):
         heldout.make_sampler(classes, 2, 0, "cpu", 2)
-    with pytest.raises(UserError, match="so 8 given ones leave nothing to draw; lower --context-frames"):
+    with pytest.raises(UserError, match="so 8 given ones leave nothing to sample; lower --context-frames"):
         sample.main(sample.Args(run=toy_run, n_clips=2, samples_per_clip=1, context_frames=8))
     config = load_prior(classes / "prior").config
-    with pytest.raises(UserError, match="has no label; collect data with it"):
+    with pytest.raises(UserError, match="has no label; collect data that has it"):
         PriorDataset(config, Store(toy_run / "tokens.zarr"), "train")
 
 
@@ -147,7 +147,7 @@ def test_frames_of_other_data_are_refused(toy_run: Path, tmp_path: Path) -> None
     prior = heldout.load_models(toy_run, "prior", "cpu")[1]
     with StoreWriter(tmp_path / "other.zarr", Store(toy_run / "data.zarr").env_spec, {"seed": 99}) as writer:
         writer.append(Store(toy_run / "data.zarr").read_episode(0))
-    with pytest.raises(UserError, match=r"holds codes of other frames than those of .*; give --data the store"):
+    with pytest.raises(UserError, match=r"was encoded from other frames than those of .*; give --data the store"):
         heldout.real_clips(toy_run, prior, 1, 4, "test", tmp_path / "other.zarr")
 
 

@@ -111,7 +111,7 @@ def test_the_official_side(checkout: Path) -> None:
     assert made.n_units == 2 and made.flops > 1000, "its last convolution was repaired"
     positions = sys.modules["videogpt.attention"].AddBroadcastPosEmbed((2, 3, 4), 8)
     assert [tuple(p.shape) for p in positions.parameters()] == [(2, 3), (3, 3), (4, 2)]
-    with pytest.raises(UserError, match=r"holds no videogpt/gpt\.py"):
+    with pytest.raises(UserError, match=r"has no videogpt/gpt\.py"):
         workloads_official.load_official(checkout / "videogpt")
 
 
@@ -149,7 +149,7 @@ def test_a_trained_prior_is_sampled_ahead(tmp_path: Path) -> None:
     assert (code_by_code.prior.d_model, ahead.prior.d_model) == (8, 16)
     codes = workloads.build_workload(ahead).call()
     assert isinstance(codes, torch.Tensor) and codes.shape == (2, 2, 4, 4, 1)
-    with pytest.raises(UserError, match="give an unconditional prior in raster order"):
+    with pytest.raises(UserError, match="use an unconditional prior in raster order"):
         list(benchmark.list_tasks(replace(args, trained_prior=tmp_path / "told"), tmp_path))
 
 

@@ -46,7 +46,10 @@ def test_angles_and_turns() -> None:
 
 
 def test_the_teacher_plays_battle2_only() -> None:
-    with contextlib.closing(VizdoomFrames("basic")) as env, pytest.raises(UserError, match="battle2 only, not basic"):
+    with (
+        contextlib.closing(VizdoomFrames("basic")) as env,
+        pytest.raises(UserError, match="only plays battle2, not basic"),
+    ):
         Teacher(env, np.random.default_rng(0))
 
 

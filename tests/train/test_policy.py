@@ -131,21 +131,21 @@ def test_a_policy_learns_in_a_dream(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     policy.main(replace(args, out=tmp_path / "foretold", termination_penalty=1.0))
     assert not made[-1].get_attr("dream")[0].sample_done
     assert read_header(tmp_path / "foretold")[1] == {"steps": 32}
-    with pytest.raises(UserError, match="this world has no AMMO2 to shape the reward by; set --reward-shaping"):
+    with pytest.raises(UserError, match="no game variable AMMO2 to shape the reward with; set --reward-shaping"):
         policy.main(replace(args, out=tmp_path / "armed", reward_shaping=(("AMMO2", 0.1),)))
 
 
 def test_mistakes_are_told_in_a_sentence(tmp_path: Path) -> None:
     for change, sentence in (
         ({"env_id": "VizdoomFrame-v0"}, "VizdoomFrame"),
-        ({"env_id": "VideoGPTDream-v0", "scenario": "nowhere"}, "no model ships for the world"),
+        ({"env_id": "VideoGPTDream-v0", "scenario": "nowhere"}, "no pretrained model is named"),
         ({"scenario": "basik"}, "there is no scenario 'basik'"),
         ({"n_stack": 5}, "stack must be from 1 to 4, not 5"),
         ({"num_envs": 0}, "num_envs must be at least 1, not 0"),
-        ({"num_envs": 1, "n_steps": 7}, r"num_envs \* n_steps must be at least 8, not 7: an update has 4 parts"),
+        ({"num_envs": 1, "n_steps": 7}, r"num_envs \* n_steps must be at least 8, not 7: an update has 4 minibatches"),
         (
             {"termination_penalty": 1.0},
-            "VizdoomFrames-v0 is no dream, and foretells nothing; leave --termination-penalty out",
+            "VizdoomFrames-v0 is not a dream, so it predicts no termination; leave --termination-penalty out",
         ),
         ({"value_warmup_steps": -1}, "value_warmup_steps must be at least 0, not -1"),
     ):

@@ -31,6 +31,6 @@ def test_it_trains_goes_on_and_exports(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_a_policy_that_diverges_is_not_kept(tmp_path: Path) -> None:
     few = {"out": tmp_path / "run", "num_envs": 2, "n_steps": 16, "n_epochs": 1, "hidden_dim": 16}
-    with pytest.raises(UserError, match=r"the policy diverged within .* steps; lower --learning-rate"):
+    with pytest.raises(UserError, match=r"the policy diverged within .* steps; run again with a lower --learning-rate"):
         pusher.main(pusher.Args(total_timesteps=320, learning_rate=1e30, **few))  # type: ignore[arg-type]
     assert not list((tmp_path / "run").glob("*.safetensors"))

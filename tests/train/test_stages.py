@@ -83,7 +83,7 @@ def test_condition_sizes_of_table_9() -> None:
     assert configure(args, paper, 4).condition_dim == 60
     assert configure(args, paper, 21).condition_dim == 315
     assert configure(replace(args, every_action=True), paper, 4).condition_dim == 64
-    with pytest.raises(UserError, match="VQ-VAE is in paper mode, but the prior in stream mode"):
+    with pytest.raises(UserError, match="VQ-VAE is in paper mode, but the prior is in stream mode"):
         configure(prior.Args(), paper, 4)
 
 
@@ -97,7 +97,7 @@ def test_mistakes_are_told_in_a_sentence_and_nothing_is_lost(
     toy_fill(run / "few.zarr", 1)
     with pytest.raises(UserError, match="has no episodes in split 'valid'; collect at least"):
         vqvae.main(replace(v, data=run / "few.zarr"))
-    with pytest.raises(UserError, match=r"tokens.zarr holds no store"):
+    with pytest.raises(UserError, match=r"tokens.zarr does not exist; run train/tokens.py --run .* first"):
         prior.main(p)
     vqvae.main(v)
     before = (run / "vqvae" / CHECKPOINT_FILE).read_bytes()
@@ -113,7 +113,7 @@ def test_mistakes_are_told_in_a_sentence_and_nothing_is_lost(
         tokens.main(replace(t, context_frames=32))
     shutil.rmtree(run / "data.zarr")
     toy_fill(run / "data.zarr", 10)
-    with pytest.raises(UserError, match=r"has 20 episodes, .*data.zarr only 10; --restart encodes anew"):
+    with pytest.raises(UserError, match=r"has 20 episodes, .*but .*data.zarr only 10; use --restart to encode"):
         tokens.main(t)
     with pytest.raises(UserError, match="contexts must be at least 1, not 0"):
         replace(t, n_contexts=0)
@@ -138,7 +138,9 @@ def test_a_store_without_variables(
         assert read_header(tmp_path / "outcome")[0]["model"]["n_variables"] == 0
     else:
         assert "no contexts for a dream to start from: " in capsys.readouterr().out
-        with pytest.raises(UserError, match=r"tokens.zarr has no variables, which an outcome model learns; record an"):
+        with pytest.raises(
+            UserError, match=r"tokens.zarr has no variables, which an outcome model is trained on; record an"
+        ):
             outcome.main(o)
 
 

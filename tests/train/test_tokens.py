@@ -98,7 +98,7 @@ def test_contexts_may_come_before_ends(toy_run: Path) -> None:
             store.read_episode(i)["codes"].astype(np.int32).tobytes() for i in store.episode_indices(split)
         )
         assert all(codes.numpy().astype(np.int32).tobytes() in played for codes in chosen)
-    with pytest.raises(UserError, match=r"before_end_fraction is a share, from 0 to 1, not 1\.5"):
+    with pytest.raises(UserError, match=r"before_end_fraction must be a fraction from 0 to 1, not 1\.5"):
         tokens.Args(before_end_fraction=1.5)
 
 
@@ -118,7 +118,7 @@ def test_several_stores_are_encoded_one_after_the_other(
         assert np.array_equal(codes.read_episode(i)["variables"], column)
     with StoreWriter(tmp_path / "other", replace(TOY, name="other"), {}) as writer:
         writer.append(toy_episode(np.random.default_rng(0)))
-    with pytest.raises(UserError, match=r"other is of another world than .*first"):
+    with pytest.raises(UserError, match=r"other was recorded from another environment than .*first"):
         tokens.main(replace(args, data=(stores[0], tmp_path / "other"), restart=True))
     assert len(Store(tmp_path / "tokens.zarr").episode_ends) == 30
 
@@ -131,7 +131,7 @@ def test_codes_of_another_vqvae_are_not_mixed(
     toy_fill(tmp_path / "data.zarr", 20)
     tokens.main(t)
     vqvae.main(replace(v, trainer=replace(v.trainer, steps=1), restart=True))
-    sentence = r"was recorded with settings.vqvae.weights = \w+, but \w+ was asked for; --restart encodes anew"
+    sentence = r"was recorded with settings.vqvae.weights = \w+, but \w+ was asked for; use --restart to encode"
     with pytest.raises(UserError, match=sentence):
         tokens.main(t)
     for stale in (lambda: prior.main(p), lambda: outcome.main(o), lambda: Context.load(tmp_path)):

@@ -1,1 +1,1 @@
-"""What models learn from: stores of trajectories and of codes, clips of them, and what environment they are from."""
+"""Training data: stores of trajectories and of codes, clips read from them, and the recorded environment."""

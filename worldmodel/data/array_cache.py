@@ -1,15 +1,15 @@
-"""Arrays of a store decoded, in memory or in a file beside it that all processes of the machine map.
+"""Decoded arrays of a store, in memory or in a cache file that all processes of the machine map.
 
-A file is believed only if its size, its header and the CRC-32C of all its rows are what the store's mark says. So a
-cache that is damaged, half-written, or of other recordings under the same name is found, and filled again.
+A cache file is used only if its size, its header and the CRC-32C of all its rows match the store's commit record. A
+cache that is damaged, half-written, or from another recording under the same name is detected and written again.
 
-Each process looks once, as it maps the file: reading it from end to end takes a second for 10 GB in the page cache, and
-from a disk what the disk takes; it is the pass that the first epoch would make, in a better order. Sizes and times of
-files would be cheaper to compare, and are what a bad disk leaves as they were. Looking at each shard as it is first
-touched would put a test into every draw of a clip, and damage into the middle of a run.
+Each process checks the file once, when it maps it. Reading all of it takes about a second for 10 GB in the page cache.
+From a disk it takes as long as the first epoch would, in a better order. Comparing sizes and times of files would be
+cheaper, but a bad disk does not change them. Checking each shard at its first use would slow down every read, and
+damage would only be found in the middle of a run.
 
-A file is written, never mapped, while it is filled, and its space is reserved first: on a full disk a write is an
-error, but a mapped page ends the process.
+While it is filled, the file is written and not mapped, and its space is reserved first: on a full disk a write raises
+an error, but writing to a mapped page kills the process.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from worldmodel.data.zarr_format import OTHER_VALUES, SHARD, damaged_array
 from worldmodel.utils.errors import UserError, one_line
 
 BLOCK = 1 << 20
-"""Bytes that are read and summed at a time: they stay in the processor's cache."""
+"""Bytes that are read and checked at a time; they fit into the processor's cache."""
 
 
 def decode_array(store: Store, name: str) -> np.ndarray:
-    """A whole array in memory."""
+    """Decode a whole array into memory; `UserError` if it is damaged."""
     out = np.empty(*store.array_layout(name))
     for start, rows in _shards(store, name):
         out[start : start + len(rows)] = rows
@@ -44,31 +44,38 @@ def decode_array(store: Store, name: str) -> np.ndarray:
 
 
 def memory_map(store: Store, name: str) -> np.ndarray:
-    """A whole array, mapped from the store's cache, which is filled first if need be."""
+    """Map a whole array from the store's cache, which is filled first if necessary.
+
+    Args:
+        store: A store in a local folder.
+        name: Name of the array.
+
+    Raises:
+        UserError: If the array is damaged, or the cache cannot be written.
+    """
     path = Path(store.path) / "cache" / f"{name}-{store.n_rows}.npy"
     array = _map_if_intact(store, name, path)
     if array is not None:
         return array
     try:
         path.parent.mkdir(exist_ok=True)
-        with FileLock(path.parent / "lock"):  # of the ranks that start together, one decodes
+        with FileLock(path.parent / "lock"):  # of several processes that start together, only one decodes
             array = _map_if_intact(store, name, path)
             if array is None:
                 _fill_cache(store, name, path)
                 array = _map_if_intact(store, name, path)
     except OSError as error:
         raise UserError(
-            f"{path} could not be filled ({one_line(error)}); make room, delete that folder, or decode into "
-            "memory or not "
-            "at all by cache='memory' or 'off'"
+            f"{path} could not be filled ({one_line(error)}); free some space, delete its folder, or use "
+            "cache='memory' or 'off'"
         ) from None
     if array is None:
-        raise UserError(f"{path} does not hold what was just written to it; look at the disk, or use cache='memory'")
+        raise UserError(f"{path} does not hold what was just written to it; check the disk, or use cache='memory'")
     return array
 
 
 def _shards(store: Store, name: str) -> Iterator[tuple[int, np.ndarray]]:
-    """The rows of an array, shard by shard, each with the number of its first."""
+    """Yield the rows of an array shard by shard, each with the index of its first row; check their CRC at the end."""
     crc32c = 0
     for start in tqdm(range(0, store.n_rows, SHARD), desc=f"decoding {name}", unit="shard", delay=2, leave=False):
         rows = store.read(name, start, start + SHARD)
@@ -79,7 +86,7 @@ def _shards(store: Store, name: str) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def _header(store: Store, name: str) -> bytes:
-    """What the .npy of an array begins with."""
+    """The header of the .npy file of an array."""
     (shape, dtype), file = store.array_layout(name), io.BytesIO()
     description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, description)
@@ -87,13 +94,13 @@ def _header(store: Store, name: str) -> bytes:
 
 
 def _size(store: Store, name: str) -> int:
-    """The bytes of the .npy of an array."""
+    """The size of the .npy file of an array, in bytes."""
     shape, dtype = store.array_layout(name)
     return len(_header(store, name)) + math.prod(shape) * dtype.itemsize
 
 
 def _map_if_intact(store: Store, name: str, path: Path) -> np.ndarray | None:
-    """The array of a file, or None if it does not hold just what the mark says."""
+    """Map the array in a file; None if the file does not match the commit record."""
     header, (shape, dtype) = _header(store, name), store.array_layout(name)
     try:
         with open(path, "rb") as file:
@@ -105,12 +112,12 @@ def _map_if_intact(store: Store, name: str, path: Path) -> np.ndarray | None:
             if crc32c != store.crc32c(name):
                 return None
             return np.memmap(file, dtype, "r", len(header), shape).view(np.ndarray)
-    except OSError:  # it is not there, or cannot be read
+    except OSError:  # the file does not exist or cannot be read
         return None
 
 
 def _fill_cache(store: Store, name: str, path: Path) -> None:
-    """Decode an array into its file; an older one of fewer rows goes."""
+    """Decode an array into its cache file; files for fewer rows are deleted."""
     if path.exists():
         tqdm.write(f"{path} does not hold what the store says; decoding it again")
     for leftover in path.parent.glob("*.part"):
@@ -118,7 +125,7 @@ def _fill_cache(store: Store, name: str, path: Path) -> None:
     part = path.with_name(f"{path.name}.part")
     try:
         with open(part, "wb") as file:
-            if hasattr(os, "posix_fallocate"):  # elsewhere a full disk is found by the write that it stops
+            if hasattr(os, "posix_fallocate"):  # on other systems the first write that does not fit raises
                 os.posix_fallocate(file.fileno(), 0, _size(store, name))
             file.write(_header(store, name))
             for _, rows in _shards(store, name):

@@ -1,8 +1,8 @@
-"""Clips: the same number of consecutive rows, from anywhere in a split's episodes, as training wants them.
+"""Clips for training: a fixed number of consecutive rows from anywhere in a split's episodes.
 
-Decoding a clip of 16 frames takes a millisecond, copying it a twentieth of one. So the arrays that are asked for are
-decoded once: into `<store>/cache/<name>-<rows>.npy`, see `array_cache`, or into RAM for a store that cannot be written
-beside (a URL, a read-only folder).
+Decoding a clip of 16 frames takes a millisecond, copying it a twentieth of that. So the arrays that are used are
+decoded once: into `<store>/cache/<name>-<rows>.npy` (see `array_cache`), or into RAM if the store's folder cannot be
+written (a URL, a read-only folder).
 """
 
 from __future__ import annotations
@@ -21,13 +21,7 @@ CacheMode = Literal["disk", "memory", "off"]
 
 
 class Clips:
-    """Clips of `length` rows that lie wholly inside episodes of a split.
-
-    They begin at rows of their episode that are multiples of `align`. `array_names` are the arrays of a clip, by
-    default all. Without `terminal_frames` no clip holds a row with which an episode ended. `cache` is "disk" where the
-    store's folder can be written and else "memory", unless it is given; "off" decodes each clip anew, for a store
-    larger than both.
-    """
+    """Clips of `length` rows that are wholly inside episodes of a split."""
 
     def __init__(
         self,
@@ -39,6 +33,21 @@ class Clips:
         align: int = 1,
         terminal_frames: bool = True,
     ) -> None:
+        """Find the clips of a split.
+
+        Args:
+            store: The store.
+            split: "train", "valid", "test" or "all".
+            length: Rows of a clip.
+            array_names: Arrays of a clip, by default all.
+            cache: Where decoded arrays are kept: "disk" by default if the store's folder can be written, else "memory".
+                "off" decodes every clip again, for a store that is larger than both.
+            align: Clips start at rows of their episode that are multiples of this.
+            terminal_frames: Whether clips may contain the last row of an episode that terminated.
+
+        Raises:
+            UserError: If no episode of the split is long enough.
+        """
         self.store, self.split, self.length, self.align = store, split, length, align
         self.array_names = tuple(array_names) or store.array_names
         self.cache: CacheMode = cache or _default_cache(store)
@@ -61,20 +70,34 @@ class Clips:
         return int(self._ends[-1])
 
     def sample(self, rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
-        """n clips, each start as likely as any other: arrays (n, length, ...).
+        """Sample n clips uniformly.
 
-        "episode" (n) says which episode of the store a clip is from, "start" (n) at which of its rows it begins.
+        Returns:
+            Arrays (n, length, ...) by name. In addition, "episode" (n,) is the index of each clip's episode in the
+            store, and "start" (n,) the row of the episode at which the clip starts.
         """
         return self._read(rng.integers(len(self), size=n))
 
     def fixed_sample(self, n: int, seed: int = 0) -> dict[str, np.ndarray]:
-        """The same n clips every time, spread over the split; they overlap only where n do not fit side by side."""
+        """The same n clips every time, spread evenly over the split; they overlap only if n do not fit otherwise.
+
+        Args:
+            n: Number of clips.
+            seed: Another seed gives other clips.
+
+        Returns:
+            As `sample`.
+
+        Raises:
+            UserError: If the split has fewer than n clips.
+        """
         if n > len(self):
             raise UserError(
-                f"the {self.split} split of {self.store.path} has {len(self)} clips of {self.length} rows, not {n}"
+                f"the {self.split} split of {self.store.path} has {len(self)} clips of {self.length} rows, not {n}; "
+                "ask for fewer, or collect more data"
             )
         rng, spacing = np.random.default_rng(seed), -(-self.length // self.align)
-        slack = rng.integers((self._starts - 1) % spacing + 1)  # of the rows left over by clips side by side
+        slack = rng.integers((self._starts - 1) % spacing + 1)  # random offset within the rows that are left over
         start = np.arange(len(self)) - np.repeat(self._ends - self._starts + slack, self._starts)
         apart = (start >= 0) & (start % spacing == 0)
         chosen = _evenly_spaced(np.flatnonzero(apart), n, rng)
@@ -92,7 +115,7 @@ class Clips:
 def read_windows(
     store: Store, name: str, starts: np.ndarray, length: int, cache: CacheMode | None = None
 ) -> np.ndarray:
-    """(len(starts), length, ...) rows of an array from each start on."""
+    """Read `length` rows of an array from each start on: (len(starts), length, ...)."""
     cache = cache or _default_cache(store)
     if cache == "off":
         return np.stack([store.read(name, s, s + length) for s in starts.tolist()])
@@ -102,7 +125,7 @@ def read_windows(
 
 
 def read_windows_clamped(store: Store, name: str, starts: np.ndarray, length: int, stops: np.ndarray) -> np.ndarray:
-    """The same, but from its stop on the row before stays, as where train/tokens.py fills a last latent frame."""
+    """`read_windows`, but rows from a window's stop on repeat the row before it, as train/tokens.py does."""
     assert (starts < stops).all()
     at = np.minimum(starts[:, None] + np.arange(length), stops[:, None] - 1)
     rows = read_windows(store, name, at.ravel(), 1)[:, 0]
@@ -110,11 +133,11 @@ def read_windows_clamped(store: Store, name: str, starts: np.ndarray, length: in
 
 
 def _default_cache(store: Store) -> CacheMode:
-    """On disk where the store's folder can be written."""
+    """ "disk" if the store's folder can be written, else "memory"."""
     return "disk" if os.access(store.path, os.W_OK) else "memory"
 
 
 def _evenly_spaced(candidates: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    """At most n of the candidates, at even distances from a random first."""
+    """At most n of the candidates, evenly spaced with a random offset."""
     n = min(n, len(candidates))
     return candidates[((np.arange(n) + rng.random()) * len(candidates) / max(n, 1)).astype(int)]

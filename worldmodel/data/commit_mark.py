@@ -1,18 +1,19 @@
-"""The commit mark of a store: what it holds, and how to tell whether that is still what was written.
+"""The commit record of a store: what the store contains, and checksums to detect damage.
 
-    format, world, settings, split_seed    what was recorded, the same from the first commit to the last
-    commit.episodes, rows, progress        how far it is
-    commit.arrays.<name>.metadata          digest of the array's own `zarr.json`
-    commit.arrays.<name>.crc32c            CRC-32C of all its committed rows, one after another
-    checksum                               of all of the above
+    format, world, settings, split_seed    what was recorded; the same in every commit
+    commit.episodes, rows, progress        how much was recorded
+    commit.arrays.<name>.metadata          digest of the array's `zarr.json`
+    commit.arrays.<name>.crc32c            CRC-32C of all its committed rows
+    checksum                               digest of all of the above
 
-It is the attributes of the root's `zarr.json`. The chunks of an array have checksums of their own, but nothing says
-that a whole file is not an old one, and one bit of metadata can turn every number into another. So the mark vouches
-for everything that tells how to read, and for what was read. The CRC of the rows grows with each append from the one
-before, and whoever decodes a whole array, or maps its cache, compares it at ten gigabytes a second. Reading a few rows
-does not: it would not find an old file, such as one in a copy that was made while the store grew.
+The record is stored as the attributes of the root's `zarr.json`. The chunks of an array have checksums, but these do
+not detect a file that was replaced by an older version of itself, and a single bit of metadata can change how every
+number is read. So the record covers both the metadata and the content. The CRC of the rows is extended by each append.
+It is checked, at ten gigabytes a second, when a whole array is decoded or its cache is mapped. Reading a few rows does
+not check it, and so would not detect an old file, for example in a copy that was made while the store grew.
 
-The number of rows in an array's `zarr.json` is no part of its digest: an append changes it before the mark is written.
+The number of rows in an array's `zarr.json` is not part of its digest, because an append changes it before the record
+is written.
 """
 
 from __future__ import annotations
@@ -37,33 +38,40 @@ CURE = "restore it, or delete the store and collect again"
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayContents:
-    """What an array held at a commit."""
+    """Checksums of an array at a commit."""
 
     metadata: str
+    """Digest of its `zarr.json`."""
     crc32c: Annotated[int, Range(0, 2**32 - 1)]
+    """CRC-32C of its rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Commit:
-    """How far a store is."""
+    """The state of a store at a commit."""
 
     episodes: int = 0
+    """Number of episodes."""
     rows: int = 0
+    """Number of rows of all episodes together."""
     arrays: dict[str, ArrayContents] = field(default_factory=dict)
-    """By their names in the store: data/frames, meta/episode_ends."""
+    """Checksums of arrays by their path in the store, such as data/frames or meta/episode_ends."""
     progress: Any = None
-    """What came with the last episode."""
+    """JSON that was appended with the last episode."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CommitMark:
-    """What a store holds."""
+    """The commit record of a store."""
 
     world: EnvSpec
-    """Named as in stores that were recorded before the class was."""
+    """The recorded environment; the name of this field is part of the file format."""
     settings: dict[str, Any]
+    """How it was recorded."""
     split_seed: int
+    """Seed of the split into train, valid and test."""
     commit: Commit
+    """The last commit."""
 
     def __post_init__(self) -> None:
         if self.split_seed < 0:
@@ -72,42 +80,50 @@ class CommitMark:
             raise UserError(f"commit.arrays has no {EPISODE_ENDS}")
 
     def to_json(self) -> dict[str, Any]:
-        """As it was written, or will be, but for the checksum."""
+        """The record as it is written, without the checksum."""
         values = {"format": FORMAT, **asdict(self), "world": self.world.to_json()}
         return json.loads(json.dumps(values))  # with lists for tuples, and strings for all keys
 
 
 def to_attributes(mark: CommitMark) -> dict[str, Any]:
-    """The attributes of the root: the mark and its checksum."""
+    """The attributes of the root group: the record and its checksum."""
     values = mark.to_json()
     return values | {"checksum": json_digest(values)}
 
 
 def from_attributes(path: str, attributes: dict[str, Any]) -> CommitMark:
-    """The mark of a store from the attributes of its root."""
+    """Read the commit record from the attributes of the root group.
+
+    Args:
+        path: Path of the store, for messages.
+        attributes: The attributes.
+
+    Raises:
+        UserError: If it is not a store, has another format, or is damaged.
+    """
     version = attributes.get("format")
     if type(version) is not int:
-        raise UserError(f"{path} is no store of this toolkit; give another path")
+        raise UserError(f"{path} is not a store of this toolkit; give another path")
     if version != FORMAT:
         cure = "collect it again" if version < FORMAT else "update the toolkit, or restore the store"
-        raise UserError(f"{path} is a store of format {version}, and this version reads format {FORMAT}; {cure}")
+        raise UserError(f"{path} is a store of format {version}, but this version reads format {FORMAT}; {cure}")
     values = {name: value for name, value in attributes.items() if name != "checksum"}
     if attributes.get("checksum") != json_digest(values):
-        raise UserError(f"{path}: zarr.json is damaged (its checksum is that of other values); {CURE}")
+        raise UserError(f"{path}: zarr.json is damaged (its content does not match its checksum); {CURE}")
     del values["format"]
     return from_json(CommitMark, values, f"{path}: zarr.json", f"update the toolkit, {CURE}")
 
 
 def json_digest(values: dict[str, Any]) -> str:
-    """A digest of JSON, whatever the order of its keys."""
+    """A digest of JSON that does not depend on the order of keys."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def metadata_digest(document: dict[str, Any]) -> str:
-    """The digest of an array's `zarr.json`."""
+    """The digest of an array's `zarr.json`, without the number of rows."""
     return json_digest(document | {"shape": document["shape"][1:]})
 
 
 def extend_crc32c(crc32c: int, rows: np.ndarray) -> int:
-    """The CRC of an array after more rows."""
+    """Extend the CRC-32C of an array by more rows."""
     return google_crc32c.extend(crc32c, np.ascontiguousarray(rows))

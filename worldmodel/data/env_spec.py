@@ -1,8 +1,8 @@
-"""What was recorded, in a form that needs no engine: shapes, action space, variables, clock.
+"""The recorded environment as plain data, without an engine: shapes, action space, variables, clock.
 
-A `EnvSpec` travels as JSON from the environment into the store, from there into the codes, the models
-and the dream. The dream therefore has the spaces of the environment it learned from, and this
-package never has to import Gymnasium to say what they are.
+An `EnvSpec` is passed on as JSON from the environment to the store, and from there to the codes, the models and the
+dream. The dream therefore has the spaces of the environment it was trained on, and this package does not need
+Gymnasium.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from worldmodel.utils.settings import Channels, Count, Pixels, Range, Settings, 
 
 CURE = "update the toolkit, or make it again"
 Choices = Annotated[int, Range(1, 2**16)]
-"""Of one factor of an action, which are encoded one-hot."""
+"""Number of choices of one factor of an action, which is encoded one-hot."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ActionSpec(Settings):
     """An action space as plain data.
 
-    `Discrete`: `nvec` has one entry, actions are integers (). `MultiDiscrete`: integers (len(nvec),).
-    `Box`: floats (len(low),) between `low` and `high`; of length 0, as in `NO_ACTION`, for videos that nobody steers.
+    `Discrete`: `nvec` has one entry, actions are integers of shape (). `MultiDiscrete`: integers of shape (len(nvec),).
+    `Box`: floats of shape (len(low),) between `low` and `high`; length 0, as in `NO_ACTION`, for videos without
+    actions.
     """
 
     kind: Literal["Discrete", "MultiDiscrete", "Box"]
@@ -38,11 +39,11 @@ class ActionSpec(Settings):
         super().__post_init__()
         if self.kind == "Box":
             if len(self.low) != len(self.high):
-                raise UserError(f"a Box has a low and a high for each number, not {self.low} and {self.high}")
+                raise UserError(f"a Box needs equally many low and high values, not {self.low} and {self.high}")
             if any(low > high for low, high in zip(self.low, self.high, strict=True)):
-                raise UserError(f"no number of a Box lies between low = {self.low} and high = {self.high}")
+                raise UserError(f"low = {self.low} of a Box must not be above high = {self.high}")
         elif not self.nvec or (self.kind == "Discrete" and len(self.nvec) > 1):
-            raise UserError(f"a {self.kind} space cannot have {self.nvec} choices")
+            raise UserError(f"a {self.kind} space cannot have nvec = {self.nvec}")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -51,6 +52,7 @@ class ActionSpec(Settings):
 
     @property
     def dtype(self) -> str:
+        """The numpy type of actions."""
         return "float32" if self.kind == "Box" else "int64"
 
     @property
@@ -59,10 +61,20 @@ class ActionSpec(Settings):
         return len(self.low) if self.kind == "Box" else sum(self.nvec)
 
     def check(self, actions: np.ndarray) -> np.ndarray:
-        """The actions as an array (..., *shape), or a `UserError` naming the first one outside the space."""
+        """Check actions.
+
+        Args:
+            actions: (..., *shape).
+
+        Returns:
+            The actions as an array of `dtype`.
+
+        Raises:
+            UserError: If they have another shape, or naming the first one outside the space.
+        """
         array = as_array(actions)
         if array.dtype == object:
-            raise UserError(f"an action of {self} is made of numbers, not {short_repr(actions)}")
+            raise UserError(f"an action of {self} consists of numbers, not {short_repr(actions)}")
         if array.shape[array.ndim - len(self.shape) :] != self.shape:
             raise UserError(f"an action of {self} has shape {self.shape}, but these have shape {array.shape}")
         if self.kind == "Box":
@@ -76,7 +88,11 @@ class ActionSpec(Settings):
         return array.astype(self.dtype)
 
     def encode(self, actions: np.ndarray) -> np.ndarray:
-        """(..., *shape) -> (..., width) float32: one-hot for integers, as they are for a Box."""
+        """Encode actions (..., *shape) as float32 (..., encoded_dim): one-hot for integers, unchanged for a Box.
+
+        Raises:
+            UserError: As `check`.
+        """
         array = self.check(actions)
         if self.kind == "Box":
             return array
@@ -87,6 +103,7 @@ class ActionSpec(Settings):
 
     @staticmethod
     def from_json(data: Any, place: str) -> ActionSpec:
+        """Build from JSON; `UserError` names `place` if a value is wrong."""
         return from_json(ActionSpec, data, place, CURE)
 
     def __str__(self) -> str:
@@ -95,11 +112,11 @@ class ActionSpec(Settings):
 
 
 NO_ACTION = ActionSpec(kind="Box")
-"""Of a video that nobody steers; its store has no actions."""
+"""Action space of videos without actions; their stores have no action array."""
 
 
 def random_actions(spec: ActionSpec, n: int, rng: np.random.Generator) -> np.ndarray:
-    """Uniformly random actions (n, ...)."""
+    """n uniformly random actions (n, *shape)."""
     if spec.kind == "Box":
         return rng.uniform(spec.low, spec.high, (n, len(spec.low))).astype(np.float32)
     return rng.integers(spec.nvec, size=(n, len(spec.nvec))).reshape(n, *spec.shape)
@@ -112,24 +129,27 @@ class EnvSpec(Settings):
     name: str
     """Short name, e.g. health_gathering_supreme."""
     env_id: str = ""
-    """Gymnasium id that makes the real environment again, or empty where there is none."""
+    """Gymnasium id that makes the real environment; empty if there is none."""
     env_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments of `gymnasium.make` for this id."""
     frame_shape: tuple[Pixels, Pixels, Channels] = (64, 64, 3)
-    """Height, width, channels of a frame of uint8."""
+    """Height, width and channels of a frame, which is uint8."""
     action: ActionSpec = NO_ACTION
+    """Action space."""
     variables: tuple[str, ...] = ()
     """Names of the recorded game variables, e.g. HEALTH."""
     classes: tuple[str, ...] = ()
-    """Names of the classes that label its episodes, if any."""
+    """Names of the classes that label the episodes, if any."""
     fps: Annotated[float, Range(1e-6, 1e6)] = 10.0
-    """Environment steps per second of the world's own time (35 / frame_skip for Doom)."""
+    """Environment steps per second of simulated time (35 / frame_skip for Doom)."""
     max_episode_steps: Count = 0
     """The recorded environment's time limit in steps; 0 means none."""
 
     def to_json(self) -> dict[str, Any]:
-        """Without the classes if there are none, as before there could be any: older runs and stores go on."""
+        """The spec as JSON; `classes` is left out if empty, so that older runs and stores stay valid."""
         return {name: value for name, value in asdict(self).items() if name != "classes" or value}
 
     @staticmethod
     def from_json(data: Any, place: str) -> EnvSpec:
+        """Build from JSON; `UserError` names `place` if a value is wrong."""
         return from_json(EnvSpec, data, place, CURE)

@@ -1,7 +1,8 @@
-"""What a prior is given: clips of codes with their condition and their conditioning frames.
+"""Training data of a prior: clips of codes with their conditions and conditioning frames.
 
-The condition is the clip's actions, flattened or frame by frame, then its class, one-hot, as the prior's config says.
-Conditioning frames are those the VQ-VAE saw (section 4.2: "single-frame conditional"), read from the store of frames.
+The condition consists of the clip's actions (flattened, or frame by frame) and then its class (one-hot), as the prior's
+config says. Conditioning frames are the frames that were encoded (section 4.2: "single-frame conditional"), read from
+the store of frames.
 
 Dimensions: b batch, t latent frames, h w g codes, c condition, f conditioning frames, H W of a frame.
 """
@@ -23,14 +24,14 @@ from worldmodel.utils.errors import UserError
 
 @dataclass(frozen=True)
 class PriorBatch:
-    """A batch."""
+    """A batch of clips, as `Prior` takes them."""
 
     codes: Tensor
-    """(b, t, h, w, g) int64."""
+    """(b, t, h, w, g) int64 codes."""
     condition: Tensor | None
-    """(b, t, c), or (b, c) for a clip as a whole."""
+    """(b, t, c) conditions of latent frames, or (b, c) of clips; None for an unconditional prior."""
     cond_frames: Tensor | None
-    """(b, f, H, W, channels) uint8."""
+    """(b, f, H, W, channels) uint8 conditioning frames, if the prior has any."""
 
     def __getitem__(self, part: slice | Tensor) -> PriorBatch:
         return PriorBatch(*(None if v is None else v[part] for v in vars(self).values()))  # type: ignore[arg-type]
@@ -40,15 +41,23 @@ class PriorBatch:
 
 
 def encode_cond_frames(prior: Prior, batch: PriorBatch) -> Tensor | None:
-    """Of the conditioning frames (b, m, units), as the prior's methods take them, if it looks at any."""
+    """Features (b, m, cond_dim) of the conditioning frames, if the prior has any, as its other methods take them."""
     return None if batch.cond_frames is None else prior.encode_cond_frames(batch.cond_frames)
 
 
 def condition_scale(env_spec: EnvSpec, conditions: np.ndarray, n_classes: int = 0) -> tuple[float, ...]:
-    """What numbers of conditions (..., c) are divided by, so that none speaks louder than another.
+    """Divisors that bring the numbers of conditions (..., c) to the same scale.
 
-    Their standard deviations where actions are numbers (BAIR's dx is a tenth of a metre, its `up` up to 4); none where
-    they are one-hot. The last `n_classes` of a condition are one-hot anyway.
+    For a Box these are standard deviations (BAIR's dx is about a tenth of a meter, its `up` is up to 4). One-hot
+    actions need none, and the last `n_classes` numbers are one-hot in any case.
+
+    Args:
+        env_spec: The environment.
+        conditions: Sample of conditions (..., c).
+        n_classes: Number of classes at the end of a condition.
+
+    Returns:
+        One divisor for each number, or nothing for one-hot actions.
     """
     if env_spec.action.kind != "Box":
         return ()
@@ -58,10 +67,7 @@ def condition_scale(env_spec: EnvSpec, conditions: np.ndarray, n_classes: int = 
 
 
 class PriorDataset:
-    """Clips of a split of codes, for a prior; `frame_store` is the store of frames that its conditioning frames are in.
-
-    Without `terminal_frames` the frames that episodes ended with are left out.
-    """
+    """Clips of codes of a split, for a prior."""
 
     def __init__(
         self,
@@ -71,15 +77,30 @@ class PriorDataset:
         frame_store: Store | None = None,
         terminal_frames: bool = True,
     ) -> None:
+        """Find the clips.
+
+        Args:
+            config: Config of the prior.
+            tokens: Store of codes.
+            split: "train", "valid" or "test".
+            frame_store: Store of frames, for conditioning frames.
+            terminal_frames: Whether clips may contain the last frame of an episode that terminated.
+
+        Raises:
+            UserError: If a store lacks what the prior takes, or no episode is long enough.
+        """
         self.config, self.frame_store = config, frame_store
         self.action_dim = config.condition_dim - config.n_classes
         wanted = {"condition": self.action_dim, "label": config.n_classes, "frame_row": config.n_cond_frames}
         names = ["codes", *(name for name, size in wanted.items() if size)]
         for name in [*names, *(() if terminal_frames else ("done",))]:
             if name not in tokens.array_names:
-                raise UserError(f"{tokens.path} has no {name}; collect data with it, or train a prior without")
+                raise UserError(f"{tokens.path} has no {name}; collect data that has it, or train a prior without it")
         if config.n_cond_frames and frame_store is None:
-            raise UserError(f"this prior looks at {config.n_cond_frames} frames; give the store of frames they are in")
+            raise UserError(
+                f"this prior takes {config.n_cond_frames} conditioning frames; give the store of frames to read them "
+                "from"
+            )
         frames = config.latent_shape[0]
         self.clips = Clips(
             tokens, split, frames, names, align=frames if config.mode == "paper" else 1, terminal_frames=terminal_frames
@@ -89,11 +110,11 @@ class PriorDataset:
         return len(self.clips)
 
     def sample(self, rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
-        """A random batch as arrays, for `to_batch`."""
+        """Sample n clips as arrays, which `to_batch` turns into a batch."""
         return self._to_arrays(self.clips.sample(rng, n))
 
     def fixed_sample(self, n: int, seed: int = 0) -> PriorBatch:
-        """The same n clips every time."""
+        """The same n clips every time; see `Clips.fixed_sample`."""
         return to_batch(
             {name: torch.from_numpy(array) for name, array in self._to_arrays(self.clips.fixed_sample(n, seed)).items()}
         )
@@ -114,10 +135,10 @@ class PriorDataset:
         return given
 
     def _select_actions(self, rows: np.ndarray) -> np.ndarray:
-        """For a clip as a whole the last ones: the first action of all led into it, and is not inside."""
+        """The actions of a condition; for a clip the last ones, since the first action led into the clip."""
         return rows.reshape(len(rows), -1)[:, -self.action_dim :] if self.config.conditioning == "clip" else rows
 
 
 def to_batch(arrays: dict[str, Tensor]) -> PriorBatch:
-    """What `PriorDataset.sample` drew, as tensors."""
+    """Turn the arrays of `PriorDataset.sample`, as tensors, into a batch."""
     return PriorBatch(arrays["codes"].long(), arrays.get("condition"), arrays.get("frames"))

@@ -1,11 +1,12 @@
-"""Trajectories to read and, by `StoreWriter`, to append to; `array_layout` says how they lie on disk.
+"""Reading stores of trajectories; `StoreWriter` appends to them, and `zarr_format` describes the files.
 
-The clock: row t holds frame f_t, the action a_t taken at it, and the reward r_t and flags of that step. An episode
-of n steps has n + 1 rows; its last row has a frame, but a zero action, a zero reward and flags False. Nothing here
-depends on it, nor on there being frames: a store of tokens has other arrays and the same code.
+The clock: row t holds frame f_t, the action a_t taken at it, and the reward r_t and flags of that step. An episode of n
+steps has n + 1 rows. Its last row has a frame, but a zero action, a zero reward and flags False. The code here does not
+depend on this: a store of codes has other arrays and uses the same code.
 
-Two arrays have the same value in all rows of an episode. `label` is the number of its class. `split` is for data that
-was published with one: 0, 1 or 2 for train, valid or test. Without it the split is 8:1:1, drawn by `split_seed`.
+Two arrays have the same value in all rows of an episode. `label` is the number of its class. `split` is for data sets
+that were published with a split: 0, 1 or 2 for train, valid or test. Otherwise the split is 8:1:1, drawn with
+`split_seed`.
 """
 
 from __future__ import annotations
@@ -35,20 +36,28 @@ __all__ = ["Store", "StoreWriter", "draw_splits"]
 
 
 class Store:
-    """A store to read, from a path or any URL that fsspec knows; what is appended later, a new one sees."""
+    """A store opened for reading. Episodes that are appended later are visible in a new `Store`."""
 
     def __init__(self, path: str | Path) -> None:
+        """Open a store.
+
+        Args:
+            path: A folder, or any URL that fsspec supports.
+
+        Raises:
+            UserError: If there is no store, it is damaged, or it has no episodes yet.
+        """
         self.path = str(path)
         self._root, mark = open_root(self.path)
         commit = mark.commit
         if not commit.episodes:
-            raise UserError(f"{self.path} holds no episodes yet; go on collecting")
+            raise UserError(f"{self.path} has no episodes yet; collect some first")
         self.env_spec, self.settings, self.split_seed = mark.world, mark.settings, mark.split_seed
         self.n_rows, self._contents = commit.rows, commit.arrays
         self.array_names = tuple(sorted(name.removeprefix("data/") for name in commit.arrays if name != EPISODE_ENDS))
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self._split: np.ndarray | None = None
-        self.decoded: dict[str, np.ndarray] = {}  # arrays as `Clips` keeps them, for all clips of this store
+        self.decoded: dict[str, np.ndarray] = {}  # decoded arrays, shared by all `Clips` of this store
         self.episode_ends = self._read(EPISODE_ENDS, 0, commit.episodes)
         if extend_crc32c(0, self.episode_ends) != commit.arrays[EPISODE_ENDS].crc32c:
             raise damaged_array(self.path, EPISODE_ENDS, OTHER_VALUES)
@@ -61,12 +70,19 @@ class Store:
         return self.__dict__ | {"decoded": {}}  # another process maps the cache itself
 
     def episode_indices(self, split: str = "all") -> np.ndarray:
-        """The indices of the episodes of "train", "valid", "test" or "all"."""
+        """Indices of the episodes of a split.
+
+        Args:
+            split: "train", "valid", "test" or "all".
+
+        Raises:
+            UserError: If the split is unknown or has no episodes.
+        """
         n = len(self.episode_ends)
         if split == "all":
             return np.arange(n)
         if split not in SPLITS:
-            raise UserError(f"there is no split {split!r}; known are {', '.join(SPLITS)}, all")
+            raise UserError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}, all")
         if "split" in self.array_names:
             return self._published_split(split)
         (indices,) = np.nonzero(draw_splits(n, self.split_seed) == split)
@@ -81,31 +97,42 @@ class Store:
             self._split = self.read("split", 0, self.n_rows)[self.episode_ends - 1]
         (indices,) = np.nonzero(self._split == SPLITS.index(split))
         if not len(indices):
-            raise UserError(f"{self.path} was recorded without a {split} split; record one")
+            raise UserError(f"{self.path} was recorded without a {split} split; record one, or use another split")
         return indices
 
     def episode_bounds(self, i: int) -> tuple[int, int]:
-        """The first row of episode i, and the row after its last."""
+        """The first row of episode i, and the row after its last; `UserError` if there is no such episode."""
         if not 0 <= i < len(self.episode_ends):
             raise UserError(f"{self.path} has no episode {i}; its episodes are 0 to {len(self.episode_ends) - 1}")
         return int(self.episode_ends[i - 1]) if i else 0, int(self.episode_ends[i])
 
     def read_episode(self, i: int, array_names: Sequence[str] = ()) -> dict[str, np.ndarray]:
-        """The arrays of an episode, by default all of them."""
+        """Read an episode.
+
+        Args:
+            i: Index of the episode.
+            array_names: Arrays to read, by default all.
+
+        Returns:
+            Arrays (rows, ...) by name.
+
+        Raises:
+            UserError: If there is no such episode or array, or a read array is damaged.
+        """
         start, stop = self.episode_bounds(i)
         return {name: self.read(name, start, stop) for name in array_names or self.array_names}
 
     def read(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Rows start .. stop of an array, at most to the last committed one."""
+        """Read rows start .. stop of an array, at most up to the last committed row; `UserError` if it is damaged."""
         return self._read(self._array_path(name), start, min(stop, self.n_rows))
 
     def array_layout(self, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
-        """The shape of a whole array, and its type."""
+        """Shape and type of a whole array."""
         array = self._open(self._array_path(name), self.n_rows)
         return (self.n_rows, *array.shape[1:]), array.dtype
 
     def crc32c(self, name: str) -> int:
-        """The CRC of all rows of an array, one after another, as the mark has it."""
+        """CRC-32C of all rows of an array, from the commit record."""
         return self._contents[self._array_path(name)].crc32c
 
     def _array_path(self, name: str) -> str:
@@ -123,12 +150,32 @@ class Store:
         return read_rows(self._open(name, stop), self.path, name, start, stop)
 
 
+def open_tokens(run: Path) -> Store:
+    """The codes of a run folder.
+
+    Raises:
+        UserError: If there are none yet.
+    """
+    path = run / "tokens.zarr"
+    if not path.exists():
+        raise UserError(f"{path} does not exist; run train/tokens.py --run {run} first")
+    return Store(path)
+
+
 def open_frame_store(tokens: Store, path: str | Path) -> Store:
-    """The store at a path, if it is the one that a store of codes was made of; `UserError` if not."""
+    """Open the store of frames that a store of codes was encoded from.
+
+    Args:
+        tokens: Store of codes.
+        path: Store of frames.
+
+    Raises:
+        UserError: If the codes were encoded from other frames.
+    """
     store = Store(path)
     if tokens.settings["data"] != store.settings:
         raise UserError(
-            f"{tokens.path} holds codes of other frames than those of {path}; give --data the store that they were made"
-            " of, or encode this one by train/tokens.py --restart"
+            f"{tokens.path} was encoded from other frames than those of {path}; give --data the store that it was "
+            "encoded from, or encode this one with train/tokens.py --restart"
         )
     return store

@@ -1,7 +1,7 @@
-"""Appending episodes to a store so that each is on disk wholly or not at all; see `commit_mark` for the commit mark.
+"""Appending episodes to a store, each atomically; see `commit_mark` for the commit record.
 
-An append rewrites the last shard of each array, so episodes wait in memory until they fill about two. One process
-writes a store at a time; many stores make one data set.
+An append rewrites the last shard of each array, so episodes wait in memory until they fill about two shards. One
+process writes to a store at a time; several stores can be used as one data set.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ from worldmodel.utils.checkpoint import config_difference, write_json
 from worldmodel.utils.errors import UserError, is_url, one_line
 
 Episode = dict[str, np.ndarray]
-"""Arrays of one equal first dimension."""
+"""Arrays by name, all with the same first dimension."""
 
 
 class StoreWriter:
-    """A store to append to, new or begun, in a local folder.
+    """A store in a local folder, opened for appending; it is created if it does not exist.
 
-    Episodes are safe once committed: whenever two shards are full, by `commit`, and by leaving the `with` block.
+    Episodes are safe on disk once they are committed: whenever two shards are full, by `commit`, and at the end of the
+    `with` block.
     """
 
     def __init__(
@@ -42,11 +43,22 @@ class StoreWriter:
         env_spec: EnvSpec,
         settings: dict[str, Any],
         split_seed: int = 0,
-        cure: str = "give another folder, or the same settings",
+        cure: str = "use another folder or the same settings",
     ) -> None:
-        """Go on with a store of the same world, settings and seed; the cure is what to do where it is of others."""
+        """Create a store, or continue one with the same environment, settings and seed.
+
+        Args:
+            path: Local folder.
+            env_spec: The environment that is recorded.
+            settings: How it is recorded, as JSON.
+            split_seed: Seed of the split into train, valid and test.
+            cure: What to do if the folder has a store with other settings, for the message.
+
+        Raises:
+            UserError: If the folder has something else, cannot be written, or is being written by another process.
+        """
         if is_url(path):
-            raise UserError(f"{path} is not a local folder; write into one and copy the finished store there")
+            raise UserError(f"{path} is not a local folder; write to a local folder and copy the finished store there")
         self.path, self.env_spec, self._cure = Path(path), env_spec, cure
         self._buffer: list[dict[str, np.ndarray]] = []
         self._progress: Any = None
@@ -74,9 +86,9 @@ class StoreWriter:
         self._roll_back()
 
     def _roll_back(self) -> None:
-        """Cut off what the mark does not cover."""
+        """Delete rows and arrays that the commit record does not cover, such as those of an interrupted append."""
         commit = self._mark.commit
-        if not commit.episodes:  # arrays of a first commit that never was
+        if not commit.episodes:  # arrays of an interrupted first commit
             self._arrays = {}
             for folder in ("data", "meta"):
                 shutil.rmtree(self.path / folder, ignore_errors=True)
@@ -84,7 +96,7 @@ class StoreWriter:
         for name, contents in commit.arrays.items():
             rows = commit.episodes if name == EPISODE_ENDS else commit.rows
             array = self._arrays[name] = open_array(self._root, str(self.path), name, rows, contents)
-            read_rows(array, str(self.path), name, rows - 1, rows)  # appending rewrites what holds the last row
+            read_rows(array, str(self.path), name, rows - 1, rows)  # appending rewrites this shard: is it intact?
             if array.shape[0] > rows:
                 array.resize((rows, *array.shape[1:]))
             if name != EPISODE_ENDS:
@@ -92,24 +104,32 @@ class StoreWriter:
 
     @property
     def n_episodes(self) -> int:
-        """Committed and waiting."""
+        """Number of episodes, committed and waiting."""
         return self._mark.commit.episodes + len(self._buffer)
 
     @property
     def n_rows(self) -> int:
-        """Committed and waiting."""
+        """Number of rows, committed and waiting."""
         return self._mark.commit.rows + self._n_waiting_rows()
 
     @property
     def progress(self) -> Any:
-        """What came with the last committed episode."""
+        """The `progress` of the last committed episode."""
         return self._mark.commit.progress
 
     def _n_waiting_rows(self) -> int:
         return sum(len(next(iter(episode.values()))) for episode in self._buffer)
 
     def append(self, episode: Mapping[str, np.ndarray], progress: Any = None) -> None:
-        """Add an episode; `progress` (JSON) is committed with it, for the writer's owner to go on from."""
+        """Add an episode.
+
+        Args:
+            episode: Arrays (rows, ...) by name; every episode of a store has the same names, types and row shapes.
+            progress: JSON that is committed with the episode, from which a recorder can resume.
+
+        Raises:
+            UserError: If the arrays do not fit the store, or the disk is full.
+        """
         self._check(episode)
         self._buffer.append({name: np.array(array) for name, array in episode.items()})
         self._progress = progress
@@ -120,11 +140,12 @@ class StoreWriter:
         layout = {name: (array.shape[1:], array.dtype) for name, array in episode.items()}
         lengths = {name: len(array) if array.ndim else 0 for name, array in episode.items()}
         if not episode or len(set(lengths.values())) > 1 or 0 in lengths.values():
-            raise UserError(f"the arrays of an episode need one length of at least 1, but have {lengths}")
+            raise UserError(f"the arrays of an episode must have one length of at least 1, but have {lengths}")
         if "frames" in layout and layout["frames"] != (self.env_spec.frame_shape, np.uint8):
             shape, dtype = layout["frames"]
             raise UserError(
-                f"frames of {self.env_spec.name} are uint8 {self.env_spec.frame_shape}, but these are {dtype} {shape}"
+                f"frames of {self.env_spec.name} are uint8 {self.env_spec.frame_shape}, but these are {dtype} {shape}; "
+                "convert them"
             )
         self._layout = self._layout or layout
         for name in sorted(layout.keys() | self._layout.keys()):
@@ -132,23 +153,27 @@ class StoreWriter:
                 raise UserError(
                     f"{self.path} holds {_describe(name, self._layout)}, but this episode has "
                     f"{_describe(name, layout)}; "
-                    "give every episode the same arrays, or another folder"
+                    "give every episode the same arrays, or use another folder"
                 )
 
     def commit(self) -> None:
-        """Write what waits, then the mark; Ctrl-C waits for both."""
+        """Write the waiting episodes, then the commit record; Ctrl-C is delayed until both are written.
+
+        Raises:
+            UserError: If they cannot be written; earlier commits are safe.
+        """
         if not self._buffer:
             return
         try:
             with _uninterrupted():
-                self._roll_back()  # of a commit that failed before
+                self._roll_back()  # an earlier commit may have failed halfway
                 self._write()
         except UserError:
             raise
         except Exception as error:
             raise UserError(
-                f"{self.path} could not be written ({one_line(error)}); what was committed is safe: "
-                "make room or repair it, and run the same command again"
+                f"{self.path} could not be written ({one_line(error)}), but what was committed is safe; "
+                "free some space or repair it, and run the same command again"
             ) from error
 
     def _write(self) -> None:
@@ -173,13 +198,13 @@ class StoreWriter:
         self._buffer.clear()
 
     def _write_mark(self, mark: CommitMark) -> CommitMark:
-        """The mark, once it is on the disk."""
+        """Write a commit record; returns it once it is on the disk."""
         write_json(self.path / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": to_attributes(mark)})
         _sync(self.path)
         return mark
 
     def close(self) -> None:
-        """Commit what waits and let go of the store."""
+        """Commit the waiting episodes and release the store."""
         try:
             self.commit()
         finally:
@@ -198,7 +223,7 @@ def _describe(name: str, layout: Mapping[str, tuple[tuple[int, ...], np.dtype[An
 
 
 def _sync(folder: Path) -> None:
-    """Wait until the names in a folder have reached the disk."""
+    """Wait until the file names in a folder are on the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -207,9 +232,9 @@ def _sync(folder: Path) -> None:
 
 
 def _acquire_lock(path: Path) -> contextlib.ExitStack:
-    """A lock on a store, until it is closed or this process ends, however it ends."""
+    """Lock a store until it is closed or this process ends, however it ends."""
     if path.is_file() or (path.is_dir() and not (path / "zarr.json").exists() and _has_other_files(path)):
-        raise UserError(f"{path} holds something else than a store; give another folder")
+        raise UserError(f"{path} holds something other than a store; use another folder")
     lock, holder = FileLock(path / "writer.lock", thread_local=False), path / "writer.pid"
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -228,18 +253,18 @@ def _acquire_lock(path: Path) -> contextlib.ExitStack:
 
 
 def _unwritable(path: Path, error: OSError) -> UserError:
-    return UserError(f"{path} cannot be written ({one_line(error)}); mend that, or give another folder")
+    return UserError(f"{path} cannot be written ({one_line(error)}); fix that, or use another folder")
 
 
 def _has_other_files(path: Path) -> bool:
-    """Whether a folder without a mark has anything but what a writer that was killed at once leaves."""
+    """Whether a folder without a commit record has files that a writer killed at its start would not leave."""
     ours = ("writer.lock", "writer.pid")
     return any(p.name not in ours and not ("zarr.json" in p.name and p.suffix == ".part") for p in path.iterdir())
 
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait: Zarr writes in another thread, which they would not stop."""
+    """Delay Ctrl-C and SIGTERM: Zarr writes in another thread, which they would not stop."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,1 +1,1 @@
-"""Drawing codes from a prior: samples of videos, and the dream that is stepped by actions."""
+"""Sampling codes from a prior: whole videos, and the dream that an agent steps with actions."""

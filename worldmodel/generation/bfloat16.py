@@ -1,8 +1,8 @@
-"""Casting a dream's models to bfloat16, and what that is tried by before it is done.
+"""Casting a dream's models to bfloat16, and the trial that decides whether to do it.
 
-Cast is what has its part in every step: the prior, and the VQ-VAE's way from codes to a picture. Codes and outcomes
-stay exact. A trial is of made-up codes, always the same ones, and of copies of the models, so that it is over before a
-dream has any lanes, and the precision of a dream is that of its machine, whatever it begins with.
+The parts that run in every step are cast: the prior, and the VQ-VAE's decoder. The encoder and the outcome model stay
+in float32. The trial runs copies of the models on fixed random codes before the dream has any lanes. The result
+therefore depends on the machine and the models, not on the context that a dream starts from.
 """
 
 from __future__ import annotations
@@ -20,21 +20,26 @@ from worldmodel.utils.hardware import Precision
 
 
 class GivenCodes(SamplingConfig):
-    """Draws the codes that stand where random numbers would."""
+    """Returns the codes that are passed in place of random numbers, so that given codes can be scored."""
 
     def sample(self, logits: Tensor, noise: Tensor, share: Tensor | None = None) -> Tensor:
         return noise
 
 
 def cast_to_bfloat16(vqvae: VQVAE, prior: Prior) -> None:
-    """To bfloat16, in place."""
+    """Cast the prior and the VQ-VAE's decoder to bfloat16, in place."""
     for part in (prior, vqvae.post_vq_conv, vqvae.decoder, vqvae.upsample):
         part.bfloat16()
 
 
 @torch.no_grad()
 def trial_outputs(vqvae: VQVAE, prior: Prior, precision: Precision) -> dict[str, Tensor]:
-    """What both make of a frame of given codes after others, streamed: how unlikely it is, and its picture."""
+    """Stream fixed random codes through prior and decoder, to compare one precision with another.
+
+    Returns:
+        For the last frame, by the names in `hardware.TOLERANCE`: the negative log-likelihood per code of each lane, and
+        the decoded image.
+    """
     if precision == "bfloat16":
         vqvae, prior = copy.deepcopy((vqvae, prior))
         cast_to_bfloat16(vqvae, prior)

@@ -1,13 +1,15 @@
 """A step of a batch of dreams as one CUDA graph: one launch instead of a thousand.
 
-A step of a small model is a thousand kernels of a few microseconds, and Python takes longer to ask for each than a GPU
-to do it. Once the ring of cached frames is full, in every lane, each step of the batch is the same kernels on the same
-shapes: they are recorded once, and replayed. What differs from step to step goes through fixed buffers: the
-lanes' state, in and out, their actions and random numbers, and the rotation of the frame's time, which else is a
-number that Python knows and a graph would repeat for ever. The frame is put into its slot of the ring outside.
+A step of a small model is a thousand kernels of a few microseconds each, and Python takes longer to launch a kernel
+than the GPU takes to run it. Once the ring buffer of cached frames is full in every lane, each step runs the same
+kernels on the same shapes, so the step is recorded once and then replayed.
 
-Lanes come and go by value, so that snapshots, forks and other lanes of the same dream never share a buffer; the copies
-are of the caches once, which a step reads in every pass anyway.
+Everything that changes from step to step goes through fixed buffers: the lanes' state (in and out), their actions,
+their random numbers, and the rotary embedding of the frame's time. Time is a Python number, which a graph would
+otherwise repeat at every replay. The finished frame is moved to its slot of the ring buffer outside the graph.
+
+Lanes are copied into the buffers and out of them, so snapshots, forks and other lanes never share memory with the
+graph. This copies the caches once, which a step reads in every pass anyway.
 """
 
 from __future__ import annotations
@@ -23,20 +25,35 @@ from worldmodel.models.prior import Prior
 from worldmodel.models.transformer import StepContext
 
 StepFn = Callable[[DreamState, StepContext, Tensor, Tensor], DreamStep]
-"""A step of lanes whose frame has begun and is not finished: `Dream.predict_step`."""
+"""Predicts a step between `Prior.begin_frame` and `Prior.finish_frame`: `Dream.predict_step`."""
 
 
 class CudaGraphStep:
-    """The step of a dream for as many lanes as these, whose ring is full."""
+    """The step of a dream for a fixed number of lanes whose ring buffer is full."""
 
     def __init__(self, step_fn: StepFn, prior: Prior, lanes: DreamState, condition: Tensor, noise: Tensor) -> None:
+        """Record the step.
+
+        Args:
+            step_fn: What to record.
+            prior: The dream's prior.
+            lanes: Example state; the graph takes its shapes from here and works on a copy.
+            condition: Example encoded actions (b, c).
+            noise: Example random numbers (b, n).
+        """
         self.step_fn, self.prior, self.lanes = step_fn, prior, replace(lanes.clone(), generators=[])
         self.condition, self.noise = condition.clone(), noise.clone()
         self.rotary = self._rotary(lanes)
         self.replay = capture_graph(self._run_step) if noise.device.type == "cuda" else self._run_step
 
     def __call__(self, lanes: DreamState, condition: Tensor, noise: Tensor) -> DreamStep:
-        """Move lanes on by one latent frame under a condition (b, c), with noise (b, n)."""
+        """Advance `lanes` in place by one latent frame.
+
+        Args:
+            lanes: As many lanes as the graph was recorded for.
+            condition: Encoded actions (b, c).
+            noise: Uniform random numbers (b, n).
+        """
         self.lanes.copy_(lanes)
         self.condition.copy_(condition)
         self.noise.copy_(noise)
@@ -48,21 +65,28 @@ class CudaGraphStep:
 
     def _rotary(self, lanes: DreamState) -> Tensor:
         rotary = self.prior.rotary(lanes.kv_cache.time)
-        assert rotary is not None, "time is relative in a dream"
+        assert rotary is not None, "a dream's prior has relative time"
         return rotary
 
     def _run_step(self) -> None:
-        """What is recorded: a step from the buffers into the buffers."""
+        """The recorded step: reads its inputs from the buffers and writes its results back to them."""
         lanes = replace(self.lanes, memory=dict(self.lanes.memory))
         lanes.kv_cache.n_cached = 0
-        told = self.condition.to(self.prior.start_token.dtype)
-        context = self.prior.step_context(lanes.kv_cache.time, 1, told[:, None], None)._replace(rotary=self.rotary)
+        condition = self.condition.to(self.prior.start_token.dtype)
+        context = self.prior.step_context(lanes.kv_cache.time, 1, condition[:, None], None)
+        context = context._replace(
+            rotary=self.rotary
+        )  # from the buffer: a graph would replay the time at which it was recorded
         self.output = self.step_fn(lanes, context, self.condition, self.noise)
         self.lanes.copy_(lanes)
 
 
 def capture_graph(step: Callable[[], None]) -> Callable[[], None]:
-    """Record what work does on the GPU, after a few warm-ups aside; returns what does it again."""
+    """Record what `step` does on the GPU, after three warm-up calls on a side stream.
+
+    Returns:
+        A function that replays it.
+    """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

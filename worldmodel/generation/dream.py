@@ -1,13 +1,13 @@
 """A dream: VQ-VAE, prior and outcome model stepped together, many lanes at a time.
 
-A lane is one dreamed episode. `reset` starts lanes from contexts, a few latent frames of something real; `step`
-takes one action a lane and draws the next latent frame, its picture, reward and end. Everything a lane knows is
-in the `DreamState`: the prior's ring of cached frames, what causal layers remember, the outcome
-model's state and a random generator of the lane's own. So a lane does not depend on its neighbours, and a
-`snapshot` is a copy.
+A lane is one episode in the dream. `reset` starts lanes from contexts, which are a few latent frames of real episodes.
+`step` takes one action per lane and samples the next latent frame, its image, reward and termination. The whole state
+of a lane is in the `DreamState`: the prior's ring buffer of cached frames, the past activations of causal layers, the
+outcome model's hidden state, and a random generator. A lane therefore does not depend on the other lanes of its batch,
+and a snapshot is a copy.
 
-With a time stride above 1 a step is that many environment steps with the action held, and all their frames come
-out.
+If the VQ-VAE's time stride s is above 1, one step is s environment steps with the action held, and the step returns
+all s frames.
 
 Dimensions: b lanes, t latent frames, s frames of a latent frame, h w g codes, c condition, v variables.
 """
@@ -42,23 +42,23 @@ from worldmodel.utils.memory import check_memory
 from worldmodel.utils.settings import as_array, check_value
 
 CONTEXTS_FILE = "contexts.safetensors"
-"""In a run folder: what its dreams start from."""
+"""File in a run folder with the contexts that its dreams start from."""
 MAX_CONTEXT_FRAMES = 256
-"""Latent frames of a context. Its memory grows with them, and the prior looks back at far fewer."""
+"""Most latent frames of a context. Memory grows with them, and the prior attends to far fewer."""
 MAX_CUDA_GRAPHS = 4
-"""How many CUDA graphs a dream keeps, for the numbers of lanes it is stepped with."""
+"""CUDA graphs that a dream keeps, one for each number of lanes and sampling config; the oldest one is dropped."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """Where dreams start: latent frames of something real."""
+    """Where dreams start: latent frames of real episodes."""
 
     codes: Tensor
-    """(b, t, h, w, g)."""
+    """(b, t, h, w, g) codes of the latent frames."""
     condition: Tensor
-    """(b, t, c): the actions that led into each."""
+    """(b, t, c) encoded actions that led into each latent frame."""
     variables: Tensor
-    """(b, t, v): the game variables at each."""
+    """(b, t, v) game variables at each latent frame."""
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -67,25 +67,41 @@ class Context:
         return Context(self.codes[index], self.condition[index], self.variables[index])
 
     def is_episode_start(self, action_dim: int) -> Tensor:
-        """(b,) bool: is its first frame an episode's first, into which no action (of `action_dim` numbers) led?"""
+        """Which contexts start at the start of an episode, (b,) bool: no action led into their first frame.
+
+        Args:
+            action_dim: Length of one encoded action, `ActionSpec.encoded_dim`.
+        """
         return (self.condition[:, 0, :action_dim] == 0).all(-1)
 
     def save(self, path: Path, vqvae_digest: str) -> None:
-        """Write contexts whose codes were made by the VQ-VAE of that digest."""
+        """Write the contexts to a file.
+
+        Args:
+            path: Where to write, `CONTEXTS_FILE` in a run folder.
+            vqvae_digest: `codes_digest` of the VQ-VAE that encoded them.
+
+        Raises:
+            UserError: If a value is not finite.
+        """
         tensors = vars(self) | {"codes": self.codes.int()}
         if name := tensor_file.first_not_finite(tensors):
-            raise UserError(f"the {name} of the contexts for {path} has values that are not finite; record it anew")
+            raise UserError(f"the {name} of the contexts for {path} has values that are not finite; record it again")
         write_atomic(path, tensor_file.pack(tensors, {"vqvae": vqvae_digest}))
 
     @staticmethod
     def load(run: Path) -> Context:
-        """The contexts of a run folder."""
+        """Read the contexts of a run folder.
+
+        Raises:
+            UserError: If the file is missing, damaged, or encoded with another VQ-VAE than the one in the folder.
+        """
         path = run / CONTEXTS_FILE
         if not path.exists():
             raise UserError(f"{path} does not exist; train/tokens.py writes the contexts that dreams start from")
         tensors, info = tensor_file.read(path, "run train/tokens.py again")
         if set(tensors) != {"codes", "condition", "variables"} or tensors["variables"].ndim != 3:
-            raise UserError(f"{path} holds no contexts of this version; run train/tokens.py again")
+            raise UserError(f"{path} was written by another version; run train/tokens.py again")
         check_vqvae(str(path), info.get("vqvae"), run / "vqvae")
         return Context(tensors["codes"].long(), tensors["condition"], tensors["variables"])
 
@@ -94,7 +110,7 @@ class Context:
 
 
 class Dream:
-    """Batched imagination in a world."""
+    """A batched simulator of an environment, made of a VQ-VAE, a prior and an outcome model."""
 
     def __init__(
         self,
@@ -105,10 +121,27 @@ class Dream:
         sampling: SamplingConfig | None = None,
         precision: Precision = "float32",
     ) -> None:
+        """Put the models together; they are set to eval mode.
+
+        Args:
+            vqvae: VQ-VAE in stream mode.
+            prior: Prior in stream mode, conditioned on actions.
+            outcome: Outcome model.
+            env_spec: The environment that the models were trained on.
+            sampling: Temperature and truncation; by default the prior's own distribution.
+            precision: "auto" casts prior and decoder to bfloat16 if the machine is fast at it and a trial agrees
+                with float32.
+
+        Raises:
+            UserError: If a model is in paper mode, takes no actions, or does not fit the others.
+        """
         if prior.config.mode != "stream" or vqvae.config.mode != "stream":
-            raise UserError("a dream needs a stream-mode VQ-VAE and prior; a paper-mode model sees the future and ends")
+            raise UserError(
+                "a dream needs a VQ-VAE and a prior in stream mode, because a paper-mode model takes future frames as "
+                "input and ends after one clip; train both with --model.mode stream"
+            )
         if prior.config.conditioning != "frame":
-            raise UserError("this prior knows no actions; train one with train/prior.py --actions")
+            raise UserError("this prior takes no actions as input; train one with train/prior.py --actions")
         check_parts(vqvae.config, prior.config, outcome.config, env_spec)
         self.vqvae, self.prior, self.outcome = vqvae.eval(), prior.eval(), outcome.eval()
         precision = check_value(Precision, precision, "precision")
@@ -127,16 +160,26 @@ class Dream:
         self.stride = vqvae.config.stride[0]
         parts = {"vqvae": self.vqvae, "outcome": self.outcome}
         self.memory_layers = {f"{k}.{name}": layer for k, part in parts.items() for name, layer in part.named_modules()}
-        """Those that remember, by name: a memory that leaves this dream for another of the same models has names."""
+        """Causal layers by name: a memory that moves to another dream of the same models is keyed by these names."""
         self.sample_done = True
-        """Are ends drawn? Without, a lane goes on, and `DreamStep.done_prob` says how likely one was. Set before any
-        step."""
+        """Whether termination is sampled. If not, lanes never terminate, and `DreamStep.done_prob` still has the
+        probability. Set this before the first step."""
 
     @staticmethod
     def load(
         run: Path, sampling: SamplingConfig | None = None, device: str = "cpu", precision: Precision = "float32"
     ) -> Dream:
-        """The dream of a run folder, with its `vqvae`, `prior` and `outcome`."""
+        """Load the dream of a run folder with finished `vqvae`, `prior` and `outcome` folders.
+
+        Args:
+            run: Run folder.
+            sampling: As in `Dream`.
+            device: "cpu" or "cuda".
+            precision: As in `Dream`.
+
+        Raises:
+            UserError: If a part is missing, damaged, or was trained with another VQ-VAE.
+        """
         vqvae, prior, outcome = load_vqvae(run / "vqvae"), load_prior(run / "prior"), load_outcome(run / "outcome")
         configs = {part: read_header(run / part)[0] for part in ("prior", "outcome")}
         for part, config in configs.items():
@@ -146,18 +189,27 @@ class Dream:
 
     @torch.no_grad()
     def encode_context(self, frames: np.ndarray, actions: np.ndarray, variables: np.ndarray | None = None) -> Context:
-        """A context from frames (b, t*s, H, W, channels), the t*s - 1 actions between them, variables (b, t*s, v).
+        """Encode real frames into a context.
 
-        Without variables their recorded means stand in.
+        Args:
+            frames: uint8 (b, t*s, H, W, channels).
+            actions: The actions between the frames (b, t*s - 1, *action shape).
+            variables: Game variables at the frames (b, t*s, v); by default their mean in the training data.
+
+        Raises:
+            UserError: If a shape, a type or a value does not fit the environment, or the context is too long.
         """
         if frames.dtype != np.uint8 or frames.ndim != 5 or frames.shape[1] < 1:
-            raise UserError(f"a context needs at least one frame of uint8, not {frames.dtype} {frames.shape}")
+            raise UserError(
+                f"a context needs at least one frame, as uint8 (batch, time, height, width, channels), not "
+                f"{frames.dtype} {frames.shape}"
+            )
         n, t, v = *frames.shape[:2], len(self.env_spec.variables)
         if t > (most := MAX_CONTEXT_FRAMES * self.stride):
             raise UserError(f"a context of {t:,} frames is too long; give the last {most} of them, or fewer")
         if actions.shape[1:2] != (t - 1,):
             given = actions.shape[1] if actions.ndim > 1 else "none"
-            raise UserError(f"between {t} frames lie {t - 1} actions, but {given} are given")
+            raise UserError(f"{t} frames have {t - 1} actions between them, but {given} are given")
         if variables is None:
             variables = self.outcome.variable_mean.cpu().numpy()[None, None].repeat(n, 0).repeat(t, 1)
         if variables.shape != (n, t, v):
@@ -168,7 +220,7 @@ class Dream:
         with np.errstate(over="ignore"):
             finite = np.isfinite(variables.astype(np.float32)).all()
         if not finite:
-            raise UserError("game variables must be finite numbers; leave out `variables` if they are not known")
+            raise UserError("game variables must be finite numbers; leave out `variables` if they are unknown")
         codes = self.vqvae.encode(torch.as_tensor(frames, device=self.device))
         encoded = self.env_spec.action.encode(actions)
         no_action = (
@@ -183,7 +235,11 @@ class Dream:
         return Context(codes, torch.from_numpy(condition).to(self.device), last_variables)
 
     def check_context(self, context: Context) -> None:
-        """`UserError` for a context that is not one of these models'."""
+        """Check a context.
+
+        Raises:
+            UserError: If its shapes or values do not fit the models.
+        """
         c = self.prior.config
         b, t = context.codes.shape[:2]
         wanted = {
@@ -194,24 +250,41 @@ class Dream:
         for name, shape in wanted.items():
             tensor = getattr(context, name)
             if tensor.shape != shape or not b * t:
-                raise UserError(f"the {name} of this context are {tuple(tensor.shape)}, but this dream takes {shape}")
+                raise UserError(
+                    f"the {name} of this context have shape {tuple(tensor.shape)}, but this dream takes {shape}"
+                )
             if not tensor.isfinite().all():
-                raise UserError(f"the {name} of this context are not finite; make the context again")
+                raise UserError(f"the {name} of this context are not finite; encode the context again")
         if not 0 <= context.codes.min() <= context.codes.max() < c.n_codes:
-            raise UserError(f"this context has codes that are not from 0 to {c.n_codes - 1}; make the context again")
+            raise UserError(
+                f"this context has codes that are not between 0 and {c.n_codes - 1}; encode the context again"
+            )
 
     def check_memory(self, lanes: int, context: Context) -> None:
-        """`UserError` if there is not the memory for so many lanes, by what one takes while it is reset."""
+        """Check that the device has memory for a number of lanes; resets one lane to measure what it takes.
+
+        Raises:
+            UserError: If it has not.
+        """
         with PeakMemory() as peak:
             self.reset(context[:1], [0])
         check_memory(lanes * peak.most, f"{lanes:,} lanes of this dream", str(self.device))
 
     @torch.no_grad()
     def reset(self, context: Context, seeds: list[int], time: int | None = None) -> tuple[DreamState, Tensor, Tensor]:
-        """Fresh lanes after their contexts, the pictures (b, H, W, channels) they stand before, the variables (b, v).
+        """Start one lane for each context.
 
-        `time` is that of the lanes they will join with `DreamState.set_lanes`; on their own they start after the
-        context, or late enough for lanes of longer contexts to join them.
+        Args:
+            context: b contexts of equal length.
+            seeds: One seed for each lane.
+            time: `KVCache.time` of the batch that the lanes will join by `DreamState.set_lanes`. By default a time
+                late enough that lanes with longer contexts can join this batch.
+
+        Returns:
+            The state, the last image of each context (b, H, W, channels) uint8, and its game variables (b, v).
+
+        Raises:
+            UserError: If the context does not fit the models.
         """
         self.check_context(context)
         context, t = context.to(self.device), context.codes.shape[1]
@@ -229,10 +302,18 @@ class Dream:
         return DreamState(cache, memory, hidden, variables, generators), to_uint8(frames[:, -1]), variables.clone()
 
     def step(self, lanes: DreamState, actions: np.ndarray) -> DreamStep:
-        """Move every lane on by one latent frame under its action (b, *shape), or raise a `UserError`."""
+        """Advance every lane by one latent frame, in place.
+
+        Args:
+            lanes: The state.
+            actions: One action for each lane (b, *action shape).
+
+        Raises:
+            UserError: If the actions have another shape or are outside the action space.
+        """
         wanted, given = (len(lanes.generators), *self.env_spec.action.shape), as_array(actions)
         if given.dtype == object:
-            raise UserError(f"{wanted[0]} lanes take actions of shape {wanted}, numbers of at most 64 bits each")
+            raise UserError(f"{wanted[0]} lanes take actions of shape {wanted} with numbers of at most 64 bits each")
         if given.shape != wanted:
             raise UserError(f"{wanted[0]} lanes take actions of shape {wanted}, not {given.shape}")
         encoded = np.repeat(self.env_spec.action.encode(actions)[:, None], self.stride, 1).reshape(len(actions), -1)
@@ -240,11 +321,11 @@ class Dream:
 
     @torch.no_grad()
     def step_encoded(self, lanes: DreamState, condition: Tensor) -> DreamStep:
-        """`step` under actions that are encoded already, one row (b, c) for each latent frame."""
+        """`step` for actions that are encoded already, (b, c): those of the s environment steps, concatenated."""
         n_numbers = self.prior.config.codes_per_frame + 1 + self.outcome.config.n_variables
         noise = torch.stack([torch.rand(n_numbers, generator=g) for g in lanes.generators]).to(self.device)
         condition = condition.to(self.outcome.codebook.dtype)
-        if self.use_cuda_graphs and lanes.kv_cache.is_full():
+        if self.use_cuda_graphs and lanes.kv_cache.is_full():  # from then on every step has the same shapes
             key = (len(noise), self.sampling)
             if key not in self.cuda_graphs:
                 if len(self.cuda_graphs) == MAX_CUDA_GRAPHS:
@@ -257,7 +338,14 @@ class Dream:
         return step
 
     def predict_step(self, lanes: DreamState, context: StepContext, condition: Tensor, noise: Tensor) -> DreamStep:
-        """A step of lanes whose frame has begun and is not yet finished in the prior's cache."""
+        """The step between `Prior.begin_frame` and `Prior.finish_frame`: codes, image and outcome.
+
+        Args:
+            lanes: The state; its memory, hidden state and variables are updated in place.
+            context: From `Prior.begin_frame`.
+            condition: Encoded actions (b, c).
+            noise: Uniform random numbers (b, n): one for each code, one for termination, one for each game variable.
+        """
         n, score = self.prior.config.codes_per_frame, FrameScore(noise)
         codes = sample_codes(self.prior, lanes.kv_cache, context, noise[:, :n], self.sampling, score)
         frames = to_uint8(self.vqvae.decode(codes, lanes.memory))
@@ -267,13 +355,18 @@ class Dream:
         lanes.variables = self.outcome.sample_variables(out.change_logits[:, 0], lanes.variables, noise[:, n + 1 :])
         done_prob = out.done_logit[:, 0].sigmoid()
         terminated = (noise[:, n] < done_prob) & self.sample_done
+        # the outcome model predicts two rewards, with and without termination: take the one that was sampled
         reward = out.reward[:, 0].gather(1, terminated.long()[:, None])[:, 0]
         rest = (lanes.variables.clone(), expected, score.log_likelihood, score.entropy)
         return DreamStep(frames, codes, reward, terminated, done_prob, *rest)
 
 
 def check_parts(vqvae: VQVAEConfig, prior: PriorConfig, outcome: OutcomeConfig, env_spec: EnvSpec) -> None:
-    """`UserError` unless models and world belong together."""
+    """Check that the models fit each other and the environment.
+
+    Raises:
+        UserError: Naming the first size in which they differ.
+    """
     known: dict[str, tuple[Any, ...]] = {
         "frames": (env_spec.frame_shape, (*vqvae.frame_size, vqvae.channels)),
         "codes of a frame": (vqvae.latent_shape[1:], prior.latent_shape[1:], outcome.latent_size),
@@ -288,11 +381,11 @@ def check_parts(vqvae: VQVAEConfig, prior: PriorConfig, outcome: OutcomeConfig, 
     for what, sizes in known.items():
         if len(set(sizes)) > 1:
             each = ", ".join(map(str, sizes))
-            raise UserError(f"models and world do not belong together: their {what} are {each}; train them anew")
+            raise UserError(f"models and environment do not fit each other: their {what} are {each}; train them again")
 
 
 def transpose_linear_weights(model: nn.Module) -> None:
-    """Lay linear weights out with their inputs first: a product with few rows reads them in half the time on a CPU."""
+    """Store linear weights input-major: on a CPU, a matrix product with few rows reads them in half the time."""
     for layer in model.modules():
         if isinstance(layer, nn.Linear):
             layer.weight.data = layer.weight.data.t().contiguous().t()

@@ -1,4 +1,4 @@
-"""What a batch of dreams knows between two steps, and what a step gives.
+"""The state of a batch of dreams between two steps, and the result of a step.
 
 Dimensions: b lanes, s frames of a latent frame, h w g codes, v variables.
 """
@@ -19,21 +19,24 @@ class DreamState:
     """The state of a batch of dreams."""
 
     kv_cache: KVCache
+    """The prior's keys and values of past latent frames, and the time of the next frame."""
     memory: Memory
+    """Past activations of the causal layers of decoder and outcome model."""
     hidden: Tensor
-    """(1, b, width) of the outcome model."""
+    """(1, b, width) hidden state of the outcome model's GRU."""
     variables: Tensor
-    """(b, v) the game variables now."""
+    """(b, v) current game variables."""
     generators: list[torch.Generator]
+    """One random generator for each lane."""
 
     def clone(self) -> DreamState:
-        """A copy that shares nothing with this one."""
+        """A copy that shares no memory with this one."""
         generators = [g.clone_state() for g in self.generators]
         memory = {layer: past.clone() for layer, past in self.memory.items()}
         return DreamState(self.kv_cache.clone(), memory, self.hidden.clone(), self.variables.clone(), generators)
 
     def select_lanes(self, index: Tensor) -> DreamState:
-        """The lanes of an index, which may repeat them, as copies."""
+        """Copies of the lanes at `index`, which may name a lane more than once."""
         generators = [self.generators[i].clone_state() for i in index.tolist()]
         memory = {layer: past[index] for layer, past in self.memory.items()}
         return DreamState(
@@ -41,20 +44,21 @@ class DreamState:
         )
 
     def tensors(self) -> list[Tensor]:
+        """All tensors of the state, in a fixed order."""
         return [*self.kv_cache.tensors(), *self.memory.values(), self.hidden, self.variables]
 
     def copy_(self, other: DreamState) -> None:
-        """Take over the state of as many other lanes, but for their time and their luck, in place."""
+        """Overwrite the tensors with those of equally many other lanes; time and generators stay."""
         for mine, theirs in zip(self.tensors(), other.tensors(), strict=True):
             if mine is not theirs:
                 mine.copy_(theirs)
 
     def reseed(self, seeds: list[int]) -> None:
-        """Give every lane other luck from here on."""
+        """Reseed the generator of every lane."""
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def set_lanes(self, index: Tensor, other: DreamState) -> None:
-        """Overwrite some lanes by those of another batch at the same time."""
+        """Overwrite the lanes at `index` with those of another batch, whose `kv_cache.time` must be the same."""
         self.kv_cache.set_lanes(index, other.kv_cache)
         for layer, past in self.memory.items():
             past[index] = other.memory[layer]
@@ -65,23 +69,23 @@ class DreamState:
 
 @dataclass(frozen=True)
 class DreamStep:
-    """What one step of every lane gives."""
+    """The result of one step of every lane."""
 
     frames: Tensor
-    """(b, s, H, W, channels) uint8; the last one is the observation."""
+    """(b, s, H, W, channels) uint8 images; the last one is the observation."""
     codes: Tensor
-    """(b, 1, h, w, g)."""
+    """(b, 1, h, w, g) sampled codes of the latent frame."""
     reward: Tensor
-    """(b,)."""
+    """(b,) reward of the step."""
     terminated: Tensor
-    """(b,) bool, drawn from `done_prob` if the dream has ends."""
+    """(b,) bool, sampled from `done_prob`; always False if `Dream.sample_done` is off."""
     done_prob: Tensor
-    """(b,) the model's probability of an end."""
+    """(b,) predicted probability of termination."""
     variables: Tensor
-    """(b, v), drawn."""
+    """(b, v) sampled game variables."""
     expected_variables: Tensor
-    """(b, v) the mean of what they were drawn from."""
+    """(b, v) mean of the distribution that the game variables were sampled from."""
     log_likelihood: Tensor
-    """(b,) nats, of the codes that were drawn."""
+    """(b,) log-likelihood of the sampled codes under the prior, in nats."""
     entropy: Tensor
-    """(b,) nats, of what could have been drawn."""
+    """(b,) sum of the entropies of the distributions that the codes were sampled from, in nats."""

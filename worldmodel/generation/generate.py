@@ -1,7 +1,7 @@
-"""Continuing a video code frame by code frame, or beginning one: what samples are made by.
+"""Generating a video latent frame by latent frame, from nothing or from given frames.
 
-Orders of few passes draw by inversion, as dreams do (worldmodel/generation/sampling.py). Raster order, which has a pass
-for each position, draws runs of them ahead (worldmodel/generation/predictive_sampling.py).
+Decoding orders with few passes sample by inversion, as dreams do (worldmodel/generation/sampling.py). Raster order
+needs one pass for each position, so it uses predictive sampling (worldmodel/generation/predictive_sampling.py).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from worldmodel.models.prior import Prior
 
 
 def default_chunk_size(lanes: int, dtype: torch.dtype) -> int:
-    """The length of runs for so many lanes: a pass over it takes little longer than one over a single position."""
+    """A chunk size for a number of lanes: a pass over the chunk takes little longer than one over a single position."""
     return min(32, max(4, (128 if dtype == torch.float32 else 256) // lanes))
 
 
@@ -30,17 +30,30 @@ def generate(
     sampling: SamplingConfig | None = None,
     chunk_size: int | None = None,
 ) -> Tensor:
-    """Codes (b, frames, h, w, g) that begin with `codes` (b, t >= 0, h, w, g); the others are drawn one by one.
+    """Continue `codes` up to `n_frames` latent frames.
 
-    The condition is (b, frames, c) or (b, c), as the prior has it; the numbers come from a generator of the CPU. In
-    raster order `chunk_size` positions are worked out in a pass, as many as suit the batch if it is not given; with 1
-    they are drawn one by one, by inversion.
+    Args:
+        prior: The model to sample from.
+        codes: Given codes (b, t, h, w, g); t = 0 starts a video from nothing.
+        n_frames: Latent frames of the result, the given ones included.
+        generator: A CPU generator.
+        condition: (b, n_frames, c) for a prior conditioned frame by frame, (b, c) for one conditioned on the clip.
+        features: `Prior.encode_cond_frames` of the conditioning frames, if the prior has any.
+        sampling: Temperature and truncation; by default the model's own distribution.
+        chunk_size: Raster order only: positions that predictive sampling predicts in one pass, by default
+            `default_chunk_size`. With 1 the codes are sampled one by one, by inversion.
+
+    Returns:
+        Codes (b, n_frames, h, w, g), the given ones first.
+
+    Raises:
+        UserError: If codes, condition or features do not fit the prior, or a paper-mode prior cannot reach `n_frames`.
     """
     per_frame, n_given, sampling = prior.config.conditioning == "frame", codes.shape[1], sampling or SamplingConfig()
     at = lambda t: condition[:, t] if per_frame and condition is not None else condition  # noqa: E731
     cache = prior.prefill(codes, at(slice(n_given)), features=features) if n_given else prior.empty_cache(len(codes))
     chunk_size = chunk_size or default_chunk_size(len(codes), prior.start_token.dtype)
-    if chunk_size > 1:  # a cache for single codes may be in float32
+    if chunk_size > 1:  # `empty_cache` may choose float32, which is faster only for one code a pass
         cache.kv = [pair.to(prior.start_token.dtype) for pair in cache.kv]
     for t in range(n_given, n_frames):
         context = prior.begin_frame(cache, at(t), features)

@@ -1,15 +1,16 @@
-"""Sampling the next latent frame from the prior, pass by pass, with its likelihood where that is asked for.
+"""Sampling the next latent frame from the prior, pass by pass, optionally with its log-likelihood.
 
-Randomness comes in as uniform numbers, one for each code, and a code is drawn by inverting the distribution at
-its number, codes being in the order of their numbers. A lane's codes thus depend on the lane's own numbers only (up to
-the rounding of its logits), whatever else is in the batch: codes that were never seen have equal logits up to rounding,
-and an order by probability would differ from batch to batch.
+Each code is sampled with one uniform random number, by inverting the cumulative distribution. The cumulative
+distribution runs over the codes by index, not by probability. A lane's codes then depend only on the lane's own random
+numbers (up to the rounding of its logits), not on the rest of the batch. Codes that never occurred in training have
+equal logits up to rounding, so their order by probability would differ from batch to batch.
 
 Dimensions: b lanes, n positions of a frame with m codes each, k code values.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -25,14 +26,14 @@ from worldmodel.utils.settings import Count, NotNegative, Range, Settings
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig(Settings):
-    """How codes are drawn. The likelihood that is reported is the model's own, before any of these."""
+    """How codes are sampled. Reported likelihoods are the model's own, before any of these settings apply."""
 
     temperature: NotNegative = 1.0
-    """0 takes the most likely code."""
+    """Sampling temperature, which divides the logits; 0 always takes the most likely code."""
     top_k: Count = 0
-    """Keep the k most likely codes; 0 keeps all."""
+    """Sample only among the k most likely codes; 0 keeps all."""
     top_p: Annotated[float, Range(0, 1, exclude_minimum=True)] = 1.0
-    """Keep the most likely codes that together reach this probability."""
+    """Sample only among the most likely codes that together reach this probability; 1 keeps all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -40,16 +41,25 @@ class SamplingConfig(Settings):
             raise UserError(f"temperature must be 0 or at least 1e-06, not {self.temperature}")
 
     def sample(self, logits: Tensor, noise: Tensor, probs: Tensor | None = None) -> Tensor:
-        """Codes (b, positions) from logits and, if at hand, their softmax (b, positions, k), and uniform numbers."""
+        """Sample by inversion.
+
+        Args:
+            logits: (b, positions, k).
+            noise: Uniform random numbers (b, positions) in [0, 1).
+            probs: Softmax of the logits (b, positions, k), if the caller has it already.
+
+        Returns:
+            Codes (b, positions).
+        """
         if self.temperature == 0:
             return logits.argmax(-1)
         total = self._filtered_probs(logits, probs).cumsum(-1)
+        # scaled by the total, because truncated probabilities do not sum to 1
         chosen = torch.searchsorted(total, noise[..., None].to(total.dtype) * total[..., -1:], right=True)
         return chosen.squeeze(-1).clamp(max=total.shape[-1] - 1)
 
     def gumbel_max(self, logits: Tensor, noise: Tensor) -> Tensor:
-        """Codes (...) from logits (..., k) and a Gumbel-distributed number for each
-        (worldmodel/generation/predictive_sampling.py)."""
+        """Sample codes (...) from logits (..., k) and Gumbel noise (..., k): the argmax of their sum."""
         if self.temperature == 0:
             return logits.argmax(-1)
         if self.top_k or self.top_p < 1:
@@ -57,7 +67,7 @@ class SamplingConfig(Settings):
         return noise.add(logits, alpha=1 / self.temperature).argmax(-1)
 
     def _filtered_probs(self, logits: Tensor, probs: Tensor | None = None) -> Tensor:
-        """What codes are drawn in proportion to, from logits and, if at hand, their softmax (..., k)."""
+        """Unnormalized probabilities (..., k) after temperature, top_k and top_p."""
         if probs is None or self.temperature != 1:
             probs = (logits / self.temperature).softmax(-1)
         if self.top_k or self.top_p < 1:
@@ -65,7 +75,8 @@ class SamplingConfig(Settings):
         return probs
 
     def _min_kept_prob(self, probs: Tensor) -> Tensor:
-        """(b, positions, 1) the smallest probability that is kept; codes of equal probability stay or go together."""
+        """The smallest probability that is kept (b, positions, 1); codes of equal probability are kept or dropped
+        together."""
         best = probs.sort(-1, descending=True).values
         keep = best.cumsum(-1) - best < self.top_p
         if self.top_k:
@@ -74,13 +85,13 @@ class SamplingConfig(Settings):
 
 
 class FrameScore:
-    """Log-likelihood and entropy (b,) of a frame in nats, added up while it is drawn."""
+    """Log-likelihood and entropy (b,) of a frame in nats, summed up while it is sampled."""
 
     def __init__(self, like: Tensor) -> None:
         self.log_likelihood, self.entropy = torch.zeros(2, len(like), device=like.device)
 
     def add(self, logits: Tensor, probs: Tensor, codes: Tensor) -> None:
-        """Codes (b, positions) were drawn from logits and their softmax (b, positions, k)."""
+        """Add codes (b, positions) that were sampled from logits with softmax `probs`, both (b, positions, k)."""
         total = logits.logsumexp(-1)  # log p = logit - total
         self.log_likelihood = self.log_likelihood + (logits.gather(-1, codes[..., None])[..., 0] - total).sum(1)
         self.entropy = self.entropy + (total - torch.linalg.vecdot(probs, logits)).sum(1)
@@ -95,22 +106,49 @@ def sample_codes(
     sampling: SamplingConfig,
     score: FrameScore | None = None,
 ) -> Tensor:
-    """Draw all codes of a frame that has begun; where a score is asked for, it is told.
+    """Sample all codes of the current frame, pass by pass. Call `Prior.finish_frame` afterwards.
 
-    Noise (b, n*m) in [0, 1) -> codes (b, 1, h, w, g). `Prior.finish_frame` then moves the cache on.
+    Args:
+        prior: The model to sample from.
+        cache: Cache of the past frames; it receives the codes, keys and values of the current one.
+        context: From `Prior.begin_frame`.
+        noise: Uniform random numbers (b, n*m) in [0, 1), one for each code.
+        sampling: Temperature and truncation.
+        score: If given, log-likelihood and entropy of the codes are added to it.
+
+    Returns:
+        Codes (b, 1, h, w, g).
     """
-    n, m = len(prior.order), prior.config.codes_per_position
-    noise = noise.view(-1, n, m)
+    noise = noise.view(-1, len(prior.order), prior.config.codes_per_position)
     for positions in prior.passes():
-        hidden = prior.head.split_hidden(prior.forward_pass(cache, positions, context))
-        for k in range(m):
-            logits = prior.head.logits(hidden)
-            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+        def choose(logits: Tensor, k: int, positions: Tensor = positions) -> Tensor:
             probs = logits.softmax(-1)
             codes = sampling.sample(logits, noise[:, positions, k], probs)
-            cache.codes[:, positions, k] = codes
             if score is not None:
                 score.add(logits, probs, codes)
-            if k + 1 < m:
-                hidden = prior.head.condition_on(hidden, prior.codebook[k % prior.config.n_codebooks, codes])
+            return codes
+
+        features = prior.forward_pass(cache, positions, context)
+        cache.codes[:, positions] = sample_positions(prior, features, choose)
     return prior.ungroup_codes(cache.codes.clone()[:, None])
+
+
+def sample_positions(prior: Prior, features: Tensor, choose: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """Sample the m codes of each position, one after another: each is conditioned on those before it.
+
+    Args:
+        prior: The model whose head is used.
+        features: (b, w, d_model) of w positions.
+        choose: Picks codes (b, w) from their logits (b, w, k) and their number in the position.
+
+    Returns:
+        Codes (b, w, m).
+    """
+    hidden, codes, m = prior.head.split_hidden(features), [], prior.config.codes_per_position
+    for k in range(m):
+        logits = prior.head.logits(hidden)
+        codes.append(choose(logits.to(torch.promote_types(logits.dtype, torch.float32)), k))
+        if k + 1 < m:
+            hidden = prior.head.condition_on(hidden, prior.codebook[k % prior.config.n_codebooks, codes[-1]])
+    return torch.stack(codes, -1)

@@ -1,1 +1,1 @@
-"""Figures of merit: `frames` compares pictures, `percentile_interval` says how sure a mean is."""
+"""Metrics of videos and predictions: FVD, inception score, PSNR, SSIM, calibration, and their confidence intervals."""

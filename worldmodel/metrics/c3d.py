@@ -1,4 +1,4 @@
-"""C3D (Tran et al., 2015) of UCF-101: the classifier of TGAN2's inception score, which the paper reports (Table 2).
+"""C3D (Tran et al., 2015) for UCF-101: the classifier of TGAN2's inception score, which the paper reports (Table 2).
 
 Only the architecture is here. A state dict that fits has the names of the published network,
 

@@ -1,4 +1,4 @@
-"""How good probabilities are: do they tell events from others, and do they come true as often as they say?
+"""Quality of predicted probabilities: discrimination (AUROC) and calibration.
 
 Dimensions: n independent predictions.
 """
@@ -10,9 +10,14 @@ from scipy.stats import rankdata
 
 
 def auroc(probability: np.ndarray, happened: np.ndarray) -> float:
-    """Area under the ROC curve: the chance that an event got a higher probability than a non-event, ties half.
+    """Area under the ROC curve: how often an event has a higher probability than a non-event, ties counting half.
 
-    `happened` (n,) bool; nan where there are no events or nothing else.
+    Args:
+        probability: (n,).
+        happened: (n,) bool.
+
+    Returns:
+        From 0 to 1; NaN if all predictions are events, or none.
     """
     events, others = int(happened.sum()), int((~happened).sum())
     if not events or not others:
@@ -24,9 +29,13 @@ def auroc(probability: np.ndarray, happened: np.ndarray) -> float:
 def expected_calibration_error(
     probability: np.ndarray, happened: np.ndarray, bins: int = 15, weight: np.ndarray | None = None
 ) -> float:
-    """Mean distance of probability and frequency over bins of equal width, weighted by size (Guo et al., 2017).
+    """Mean difference of predicted probability and observed frequency over bins of equal width (Guo et al., 2017).
 
-    `weight` (n,): how many predictions each one stands for, where some kinds were drawn more often than others.
+    Args:
+        probability: (n,).
+        happened: (n,) bool.
+        bins: Number of bins, which are weighted by their predictions.
+        weight: Weight of each prediction (n,), if some kinds were sampled more often than others; 1 by default.
     """
     weight = np.ones(len(probability)) if weight is None else weight
     index = np.minimum((probability * bins).astype(int), bins - 1)

@@ -1,17 +1,17 @@
-"""Feature networks: clips to the numbers that distances and scores are computed from.
+"""Feature networks, which turn clips into the features that distances and scores are computed from.
 
-No weights come with this package. They are a file of the user's, with the sha256 that its publisher states: another
-file is refused, and the hash goes into every result. Kinds:
+This package has no weights for them. Users give a file and the sha256 that its publisher states. A file with another
+hash is refused, and the hash is part of every result. Kinds:
 
     i3d          state dict of I3D with Kinetics-400 logits (i3d.py has the names); .safetensors, or .pt of tensors
     torchscript  the same network as a TorchScript file. It is called with (b, 3, t, 224, 224) in [-1, 1] and, as far as
                  its `forward` has arguments of these names, rescale=False, resize=False, return_features=True; it
-                 gives (b, 400). A script is a program: the hash is what says that it is the one you trust
+                 returns (b, 400). A script is a program: only the hash shows that it is the one you trust
     c3d          state dict of C3D with UCF-101 logits and its mean (c3d.py)
-    random_conv  no file: a small network with random weights of a fixed seed. It tries a pipeline out, and tells clips
-                 from noise; its figures compare with nobody's, and never carry the name of a published metric
+    random_conv  no file: a small network with random weights of a fixed seed, to test a pipeline. Its results cannot be
+                 compared with published ones and never have the name of a published metric
 
-Whether a file of 400 logits was trained on Kinetics-400 cannot be seen from it: that is taken at the user's word.
+A file with 400 logits does not show whether it was trained on Kinetics-400; the user has to make sure.
 
 Dimensions: n b clips, t h w time and space, d features.
 """
@@ -41,33 +41,46 @@ from worldmodel.utils.errors import UserError
 Kind = Literal["i3d", "torchscript", "c3d", "random_conv"]
 I3D_LOGITS, C3D_LOGITS, RANDOM = "I3D Kinetics-400 logits", "C3D UCF-101 logits", "random features"
 SEED = 0
-"""Of the weights of random_conv."""
+"""Seed of the weights of random_conv."""
 TO_224 = "bilinear to 224 x 224, corners not aligned, not antialiased; [-1, 1]"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """A network, how clips are prepared for it, and where it came from."""
+    """A feature network with its preprocessing and origin."""
 
     kind: Kind
     network: str
-    """What it computes; figures of different networks do not compare."""
+    """What it computes; results of different networks cannot be compared."""
     sha256: str
-    """Of the file, or of random_conv's weights."""
+    """Hash of the file, or of random_conv's weights."""
     input_size: int
-    """Height and width that the network sees; 0 for those of the clips."""
+    """Height and width of the network's input; 0 for those of the clips."""
     preprocessing: str
+    """Description of `prepare`."""
     prepare: Callable[[Tensor], Tensor]
-    """uint8 (b, t, h, w, 3) -> what the network takes."""
+    """Turns uint8 clips (b, t, h, w, 3) into the network's input."""
     model: Callable[[Tensor], Tensor]
+    """The network."""
     device: str = "cpu"
 
     @torch.no_grad()
     def __call__(self, clips: np.ndarray, batch: int = 8) -> np.ndarray:
-        """Features (n, d) float32 of uint8 clips (n, t, h, w, 3)."""
+        """Compute features.
+
+        Args:
+            clips: uint8 (n, t, h, w, 3).
+            batch: Clips that are processed at a time.
+
+        Returns:
+            (n, d) float32.
+
+        Raises:
+            UserError: If the network cannot take the clips.
+        """
         self.check(clips)
         parts = []
-        # TF32 would round a GPU's features to ten bits
+        # without TF32, which would round a GPU's features to ten bits
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
             for at in range(0, len(clips), batch):
                 part = torch.from_numpy(np.ascontiguousarray(clips[at : at + batch])).to(self.device)
@@ -75,21 +88,22 @@ class Features:
         return np.concatenate(parts)
 
     def check(self, clips: np.ndarray) -> None:
-        """`UserError` for clips that the network cannot take."""
+        """Check that the network can take the clips; `UserError` if not."""
         if clips.dtype != np.uint8 or clips.ndim != 5 or clips.shape[-1] != 3 or not len(clips):
-            raise UserError(f"features are of uint8 clips (n, t, h, w, 3), not of {clips.dtype} {clips.shape}")
+            raise UserError(f"features need uint8 clips (n, t, h, w, 3), not {clips.dtype} {clips.shape}")
         frames = clips.shape[1]
         if self.kind == "c3d" and frames != FRAMES:
-            raise UserError(f"C3D takes clips of {FRAMES} frames, not {frames}; ask for as many")
+            raise UserError(f"C3D takes clips of {FRAMES} frames, not {frames}; use clips of {FRAMES} frames")
         if self.is_i3d and frames < 9:
-            raise UserError(f"I3D takes clips of at least 9 frames, not {frames}; ask for more")
+            raise UserError(f"I3D takes clips of at least 9 frames, not {frames}; use longer clips")
 
     @property
     def is_i3d(self) -> bool:
-        """Are distances of these features FVD?"""
+        """Whether Fréchet distances of these features are FVD."""
         return self.network.startswith(I3D_LOGITS)
 
     def to_json(self) -> dict[str, Any]:
+        """The network, its hash and preprocessing as JSON."""
         names = ("kind", "network", "sha256", "input_size", "preprocessing")
         return {name: getattr(self, name) for name in names}
 
@@ -97,10 +111,21 @@ class Features:
 def load_features(
     kind: Kind, weights: Path | None = None, sha256: str = "", device: str = "cpu", epsilon: float = 1e-5
 ) -> Features:
-    """The network of a kind; `epsilon` is that of I3D's batch norm."""
+    """Load a feature network.
+
+    Args:
+        kind: Which network.
+        weights: File of its weights; None for random_conv.
+        sha256: Hash of the file, as stated by its publisher.
+        device: "cpu" or "cuda".
+        epsilon: Epsilon of I3D's batch norm, which the file does not contain.
+
+    Raises:
+        UserError: If the file is missing, has another hash, or does not fit the network.
+    """
     if kind == "random_conv":
         if weights:
-            raise UserError(f"random_conv has random weights; leave {weights} away, or choose another kind of features")
+            raise UserError(f"random_conv has random weights; leave out {weights}, or choose another kind of features")
         return _random(device)
     if weights is None:
         raise UserError(f"{kind} features need weights: give their file and its sha256, or use random_conv")
@@ -125,7 +150,14 @@ def load_features(
 
 
 def read_checked(path: Path, sha256: str) -> tuple[bytes, str]:
-    """A file's bytes and their sha256, which must be the one that is given."""
+    """Read a file and check its sha256.
+
+    Returns:
+        The content, and its sha256.
+
+    Raises:
+        UserError: If the file does not exist, or has another sha256.
+    """
     if not path.is_file():
         raise UserError(f"{path} does not exist; give the file of a feature network's weights")
     data = path.read_bytes()
@@ -133,12 +165,12 @@ def read_checked(path: Path, sha256: str) -> tuple[bytes, str]:
     if not sha256:
         raise UserError(f"{path} has sha256 {found}; compare that with its publisher's, then give it")
     if sha256.lower() != found:
-        raise UserError(f"{path} has sha256 {found} instead of {sha256}; it is another file, get the right one")
+        raise UserError(f"{path} has sha256 {found} instead of {sha256}, so it is another file; get the right one")
     return data, found
 
 
 def read_state(path: Path, data: bytes) -> dict[str, Tensor]:
-    """A state dict from bytes; no code in them is run."""
+    """Read a state dict from the content of a file, without running any code in it; `UserError` if it is not one."""
     try:
         if path.suffix == ".safetensors":
             return load_safetensors(data)
@@ -150,11 +182,11 @@ def read_state(path: Path, data: bytes) -> dict[str, Tensor]:
     except Exception as error:  # each format has errors of its own, and torch.load those of pickle and of zip
         message = " ".join(str(error).split())[:80] or type(error).__name__
         cure = "" if isinstance(error, SafetensorError) else ", or its kind is torchscript"
-        raise UserError(f"{path} is no state dict of tensors ({message}); convert it to safetensors{cure}") from None
+        raise UserError(f"{path} is not a state dict of tensors ({message}); convert it to safetensors{cure}") from None
 
 
 def load_state(model: nn.Module, state: dict[str, Tensor], path: Path) -> nn.Module:
-    """A model with a state dict; `UserError` naming the first tensor that does not fit."""
+    """Load a state dict into a model, and freeze it; `UserError` names the first tensor that does not fit."""
     counters = {k for k in state.keys() | model.state_dict().keys() if k.endswith("num_batches_tracked")}
     expected = model.state_dict()
     for key in sorted((state.keys() | expected.keys()) - counters):
@@ -162,19 +194,20 @@ def load_state(model: nn.Module, state: dict[str, Tensor], path: Path) -> nn.Mod
         if shapes[0] != shapes[1]:
             name = type(model).__name__
             raise UserError(
-                f"{path} is no {name} as {name.lower()}.py has it: {key} is {shapes[0]} there and {shapes[1]} here"
+                f"{path} does not fit {name} as {name.lower()}.py defines it: {key} is {shapes[0]} there and "
+                f"{shapes[1]} here"
             )
     model.load_state_dict({k: v for k, v in state.items() if k not in counters}, strict=False)
     return model.float().eval().requires_grad_(False)
 
 
 def channels_first(clips: Tensor) -> Tensor:
-    """uint8 (b, t, h, w, 3) -> float (b, 3, t, h, w), 0 to 255."""
+    """Convert uint8 (b, t, h, w, 3) to float (b, 3, t, h, w) from 0 to 255."""
     return clips.movedim(-1, 1).float()
 
 
 def to_224(clips: Tensor) -> Tensor:
-    """uint8 (b, t, h, w, 3) -> float (b, 3, t, 224, 224) in [-1, 1]."""
+    """Convert and resize uint8 (b, t, h, w, 3) to float (b, 3, t, 224, 224) in [-1, 1]."""
     b, t = clips.shape[:2]
     frames = clips.flatten(0, 1).movedim(-1, 1).float()
     frames = F.interpolate(frames, (224, 224), mode="bilinear", align_corners=False)
@@ -184,11 +217,13 @@ def to_224(clips: Tensor) -> Tensor:
 def _torchscript(path: Path, data: bytes, sha256: str, device: str) -> Features:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # the files that people have are of this format
+            warnings.simplefilter("ignore", DeprecationWarning)  # published files have this format
             script = torch.jit.load(io.BytesIO(data), map_location=device).eval()
         known = {a.name for a in script.forward.schema.arguments}
     except RuntimeError as error:
-        raise UserError(f"{path} is no TorchScript ({' '.join(str(error).split())[:80]}); use another kind") from None
+        raise UserError(
+            f"{path} is not a TorchScript file ({' '.join(str(error).split())[:80]}); use another kind"
+        ) from None
     options = {"rescale": False, "resize": False, "return_features": True}
     options = {name: value for name, value in options.items() if name in known}
     features = Features(
@@ -199,9 +234,11 @@ def _torchscript(path: Path, data: bytes, sha256: str, device: str) -> Features:
         probe = features(np.zeros((1, 16, 64, 64, 3), np.uint8))
     except RuntimeError as error:
         message = " ".join(str(error).split())[-80:]
-        raise UserError(f"{path} does not take clips (1, 3, 16, 224, 224) ({message}); export it for such") from None
+        raise UserError(f"{path} does not take clips (1, 3, 16, 224, 224) ({message}); export it for these") from None
     if probe.ndim != 2 or len(probe) != 1:
-        raise UserError(f"{path} gives {probe.shape} for one clip instead of (1, features); export it to give those")
+        raise UserError(
+            f"{path} returns {probe.shape} for one clip instead of (1, features); export it to return those"
+        )
     network = I3D_LOGITS if probe.shape[1] == 400 else f"{probe.shape[1]} TorchScript features"
     return replace(features, network=network)
 

@@ -1,6 +1,6 @@
-"""How far predicted frames are from true ones: NMSE and PSNR of each frame.
+"""Distance of predicted frames from the ground truth: NMSE and PSNR of each frame.
 
-Frames are uint8 (..., h, w, c); both figures have the leading shape.
+Frames are uint8 (..., h, w, c); results have shape (...).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ def squared_error(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def nmse(prediction: np.ndarray, truth: np.ndarray, variance: float) -> np.ndarray:
-    """Mean squared error over the variance of the data (sections 4.1 and 4.7): 1 is what the mean colour scores."""
+    """Mean squared error over the variance of the data (sections 4.1 and 4.7); predicting the mean color scores 1."""
     return squared_error(prediction, truth) / variance
 
 
 def psnr(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Peak signal-to-noise ratio in dB; equal frames count as if they were half a grey level off (54 dB)."""
+    """Peak signal-to-noise ratio in dB, at most 54: equal frames count as if they differed by half a gray level."""
     return -10 * np.log10(np.maximum(squared_error(prediction, truth), (0.5 / 255) ** 2))

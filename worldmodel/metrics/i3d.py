@@ -46,13 +46,13 @@ POOLS: dict[str, tuple[Triple, Triple]] = {
 
 
 def same(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """What is added before and after an axis so that ceil(size / stride) outputs come of it."""
+    """Padding before and after an axis for ceil(size / stride) outputs."""
     total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
     return total // 2, total - total // 2
 
 
 def pad(x: Tensor, kernel: Triple, stride: Triple) -> Tensor:
-    """Zeros round (b, c, t, h, w)."""
+    """Pad (b, c, t, h, w) with zeros, as TensorFlow's "same"."""
     sides = [same(n, k, s) for n, k, s in zip(x.shape[2:], kernel, stride, strict=True)]
     return F.pad(x, [side for pair in reversed(sides) for side in pair])
 

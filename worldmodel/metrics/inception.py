@@ -1,10 +1,10 @@
-"""Inception score (Salimans et al., 2016; Table 2): are samples of one class each, and of many classes together?
+"""Inception score (Salimans et al., 2016; Table 2): high if each sample clearly has one class, and classes vary.
 
     IS = exp(mean over x of KL(p(y|x) || p(y))),  p(y) the mean of p(y|x)
 
-from 1, where the classifier sees no difference between samples, to the number of classes. TGAN2's protocol, which
-the paper follows: the C3D of UCF-101, one score from each of ten sets of 2048 samples, their mean and standard
-deviation (over ten, not nine). The score grows with the number of samples, so it is part of the protocol.
+It is from 1, if the classifier does not distinguish the samples, to the number of classes. The paper follows the
+protocol of TGAN2: C3D trained on UCF-101, one score for each of ten sets of 2048 samples, and their mean and standard
+deviation (dividing by ten, not nine). The score grows with the number of samples, which is part of the protocol.
 
 Dimensions: n samples, k classes. Everything here is float64.
 """
@@ -33,7 +33,7 @@ def inception_score(p: np.ndarray) -> float:
 
 
 def split_scores(p: np.ndarray, splits: int) -> np.ndarray:
-    """The scores (splits,) of as many parts of probabilities (n, k), in order and as equal as they can be."""
+    """The scores (splits,) of consecutive parts, of equal size where possible, of probabilities (n, k)."""
     if not 1 <= splits <= len(p):
         raise UserError(f"{len(p)} samples cannot be cut into {splits} parts; ask for 1 to {len(p)}")
     return np.array([inception_score(part) for part in np.array_split(p, splits)])

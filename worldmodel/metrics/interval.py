@@ -1,7 +1,7 @@
-"""Means with their 95% intervals, by the bootstrap over independent items.
+"""Means with 95% bootstrap intervals over independent groups.
 
-Clips of one episode are not independent, so an interval is taken over groups (episodes): whole groups are drawn with
-replacement and the mean of all their items is taken, 2,000 times with a fixed seed.
+Clips of one episode are not independent, so whole groups (episodes) are resampled with replacement, and the mean of all
+their items is computed, 2,000 times with a fixed seed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class MeanInterval:
     low: float
     high: float
     n: int
-    """Items."""
+    """Number of items."""
 
     def __str__(self) -> str:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
@@ -30,15 +30,20 @@ class MeanInterval:
 
 
 def percentile_interval(mean: float, resampled: np.ndarray, n: int) -> MeanInterval:
-    """A statistic of n items with the interval in which 95% of its values in resamples (draws,) lie."""
+    """A statistic of n items with the interval that contains 95% of its values in resamples (n_resamples,)."""
     low, high = np.quantile(resampled, [0.025, 0.975])
     return MeanInterval(float(mean), float(low), float(high), n)
 
 
 def bootstrap_counts(groups: np.ndarray, n_resamples: int = 2000, seed: int = 0) -> np.ndarray:
-    """(draws, n) how often each item is in each resample of whole groups (n,).
+    """How often each of n items is in each resample of whole groups, (n_resamples, n).
 
-    For a statistic that is no mean of items, and has to be taken anew of each resample.
+    This is for statistics that are not means of items and must be computed for each resample.
+
+    Args:
+        groups: Group of each item (n,).
+        n_resamples: Number of resamples.
+        seed: Seed of the resampling.
     """
     _, index = np.unique(groups, return_inverse=True)
     drawn = np.random.default_rng(seed).integers(index.max() + 1, size=(n_resamples, index.max() + 1))
@@ -46,7 +51,7 @@ def bootstrap_counts(groups: np.ndarray, n_resamples: int = 2000, seed: int = 0)
 
 
 def bootstrap(values: np.ndarray, groups: np.ndarray | None = None, n_resamples: int = 2000) -> MeanInterval:
-    """The mean of values (n,) and its interval over groups (n,), by default over the items themselves."""
+    """The mean of values (n,) with its interval over groups (n,); by default each item is a group."""
     values = np.asarray(values, np.float64)
     _, index = np.unique(np.arange(len(values)) if groups is None else groups, return_inverse=True)
     sums, sizes = np.bincount(index, values), np.bincount(index)
@@ -55,7 +60,7 @@ def bootstrap(values: np.ndarray, groups: np.ndarray | None = None, n_resamples:
 
 
 def bootstrap_ratio(a: np.ndarray, b: np.ndarray, groups: np.ndarray, n_resamples: int = 2000) -> MeanInterval:
-    """The mean of a (n,) over the mean of b (n,), and its interval over groups, the same groups drawn for both."""
+    """The mean of a (n,) over the mean of b (n,), with its interval; both are resampled with the same groups (n,)."""
     _, index = np.unique(groups, return_inverse=True)
     drawn = np.random.default_rng(0).integers(index.max() + 1, size=(n_resamples, index.max() + 1))
     resampled = np.bincount(index, a)[drawn].sum(1) / np.bincount(index, b)[drawn].sum(1)
@@ -63,7 +68,7 @@ def bootstrap_ratio(a: np.ndarray, b: np.ndarray, groups: np.ndarray, n_resample
 
 
 def means_to_json(value: Any) -> Any:
-    """Means as JSON."""
+    """Convert all `MeanInterval`s in nested dictionaries and lists to JSON."""
     if isinstance(value, MeanInterval):
         return value.to_json()
     if isinstance(value, dict):

@@ -1,19 +1,18 @@
-"""Protocols: everything beside the model that a figure of Tables 1 to 7 depends on.
+"""Protocols: everything besides the model that a metric of Tables 1 to 7 depends on.
 
-A Fréchet distance of 256 clips is not one of 2,048, and 100 samples of a clip are not one: figures of different
-protocols may be tens of points apart for the same model. So a figure carries its protocol, and stands beside a
-published one only if theirs are equal in every field.
+A Fréchet distance depends on the number of clips and of samples for each clip: under different protocols, results of
+the same model may be tens of points apart. So each result carries its protocol, and is compared with a published one
+only if both protocols are equal in every field.
 
-    paper   Tables 1 and 3 to 7: 256 clips of 16 frames, and a sample of each that continues its first frame; mean
+    paper   Tables 1 and 3 to 7: 256 clips of 16 frames, and for each one sample that continues its first frame; mean
             and standard deviation of ten trials
-    pooled  what later papers report on BAIR: 100 samples of each of 256 clips together, against those clips
+    pooled  later papers on BAIR: 100 samples for each of 256 clips together, against those clips
     large   2,048 unconditional samples against 2,048 clips, once
     tgan2   Table 2's inception score: 2,048 unconditional samples, ten times
 
-The frames that are given count among the 16, and samples show them as the model decodes them, not copied. Spreads
-are standard deviations over the trials themselves (ten, not nine), as the paper's code and TGAN2's have them. Two
-things differ from the paper's code: what is decoded is rounded to uint8, not cut, and R-FVD is the mean of all trials,
-not a single one.
+The conditioning frames count among the 16, and samples contain them as the model decodes them, not copied. Standard
+deviations divide by the number of trials (ten, not nine), as in the paper's code and TGAN2's. Two things differ from
+the paper's code: decoded frames are rounded to uint8, not truncated, and R-FVD is the mean of all trials, not of one.
 """
 
 from __future__ import annotations
@@ -32,35 +31,44 @@ ProtocolName = Literal["paper", "pooled", "large", "tgan2"]
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol(Settings):
-    """How a figure is taken."""
+    """How a metric is measured."""
 
     name: str
+    """Name of the protocol."""
     metric: Literal["frechet", "inception"]
+    """Fréchet distance or inception score."""
     n_frames: Positive = 16
-    """Frames of a clip."""
+    """Number of frames of a clip."""
     n_cond_frames: Count
-    """Of these, the first ones that a sample is given."""
+    """Number of frames at the start of a clip that a sample is conditioned on."""
     n_clips: AtLeast2
-    """Real clips of a trial."""
+    """Number of real clips of a trial."""
     samples_per_clip: Positive = 1
-    """Samples of each clip."""
+    """Number of samples for each clip."""
     n_trials: Positive
+    """Number of trials."""
     frame_size: PixelsOr0 = 0
-    """Height and width of the clips before the feature network's own resizing; 0 where any will do."""
+    """Height and width of the clips before the feature network resizes them; 0 for any size."""
     split: str = "test"
-    """Where the real clips are from."""
+    """Split that the real clips are taken from."""
     action_conditioned: bool = False
-    """Do samples know the actions of the clip they continue?"""
+    """Whether samples are conditioned on the actions of the clip they continue."""
     network: str
-    """What the network of its published figures computes."""
+    """What the feature network of the published results computes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.n_cond_frames >= self.n_frames:
-            raise UserError(f"of clips of {self.n_frames} frames {self.n_cond_frames} cannot be given; give fewer")
+            raise UserError(
+                f"n_cond_frames = {self.n_cond_frames} must be less than n_frames = {self.n_frames}; choose fewer"
+            )
 
     def with_changes(self, **changes: Any) -> Protocol:
-        """With other values for those that are not None; the name then says which."""
+        """Change fields of the protocol; its new name lists the changes.
+
+        Args:
+            changes: New values by field; None keeps the old one.
+        """
         known = {field.name for field in fields(self)}
         assert changes.keys() <= known
         differ = {k: v for k, v in changes.items() if v is not None and v != getattr(self, k)}
@@ -68,9 +76,17 @@ class Protocol(Settings):
         return replace(self, **differ, name=f"{self.name} but {changed}") if differ else self
 
     def check(self, clips: np.ndarray, what: str) -> None:
-        """`UserError` for clips (n, t, h, w, 3) of another number, length or size than those of a trial."""
+        """Check clips (n, t, h, w, 3).
+
+        Args:
+            clips: The clips.
+            what: Name of the clips, for the message.
+
+        Raises:
+            UserError: If their type, number, length or size is not that of a trial.
+        """
         if clips.dtype != np.uint8 or clips.ndim != 5 or clips.shape[-1] != 3:
-            raise UserError(f"{what} are uint8 clips (n, t, h, w, 3), not {clips.dtype} {clips.shape}")
+            raise UserError(f"{what} must be uint8 clips (n, t, h, w, 3), not {clips.dtype} {clips.shape}")
         if len(clips) != self.n_clips:
             raise UserError(
                 f"protocol {self.name} compares {self.n_clips} clips at a time, but {what} are {len(clips)}"
@@ -89,6 +105,7 @@ class Protocol(Settings):
             )
 
     def to_json(self) -> dict[str, Any]:
+        """The protocol as JSON."""
         return asdict(self)
 
 
@@ -112,21 +129,23 @@ PROTOCOLS: dict[str, Protocol] = {p.name: p for p in (PAPER, POOLED, LARGE, TGAN
 
 @dataclass(frozen=True)
 class Trials:
-    """A figure of several trials."""
+    """The results of several trials of a protocol."""
 
     values: tuple[float, ...]
 
     @property
     def mean(self) -> float:
+        """Mean over the trials."""
         return float(np.mean(self.values))
 
     @property
     def std(self) -> float | None:
-        """Standard deviation over the trials; None of a single one."""
+        """Standard deviation over the trials; None for a single one."""
         return float(np.std(self.values)) if len(self.values) > 1 else None
 
     def __str__(self) -> str:
         return f"{self.mean:.2f}" + (f" ± {self.std:.2f}" if self.std is not None else "")
 
     def to_json(self) -> dict[str, Any]:
+        """Mean, standard deviation and single results as JSON."""
         return {"mean": self.mean, "sd": self.std, "trials": list(self.values)}

@@ -1,8 +1,8 @@
-"""The paper's figures of Tables 1 to 7, as printed, each with the protocol it was taken by.
+"""The results of the paper's Tables 1 to 7, as printed, each with its protocol.
 
-`protocol` is None where the paper does not say it: the other methods' figures are from their own papers, and losses
-need no protocol of this kind. What has none never stands beside a figure of ours. R-FVD is printed without a spread:
-the paper's code takes it in a single trial of the same protocol.
+`protocol` is None where the paper does not state it: results of other methods are from their own papers, and losses
+need no such protocol. A result without protocol is never compared with ours. R-FVD is printed without a standard
+deviation, because the paper's code measures it in a single trial of the same protocol.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ OURS = "VideoGPT"
 
 @dataclass(frozen=True)
 class Figure:
-    """One entry of a table."""
+    """One result of a table."""
 
     table: int
     data: Literal["bair", "ucf101"]
     setting: str
-    """The method, or what an ablation varies."""
+    """The method, or the setting that an ablation varies."""
     metric: Metric
     value: float
     std: float | None = None
     protocol: Protocol | None = None
     is_main: bool = False
-    """Is it the model of the main results?"""
+    """Whether it is a result of the paper's main model."""
 
     def __str__(self) -> str:
         std = "" if self.std is None else f" ± {self.std:g}"
@@ -90,11 +90,21 @@ FIGURES: tuple[Figure, ...] = (
 )
 
 NAMES = {"bair": "bair", "bairpushing": "bair", "bairrobotpushing": "bair", "ucf101": "ucf101"}
-"""What data sets are called, without what is no letter or digit, and what they are called here."""
+"""Names of data sets, letters and digits only, and their names here."""
 
 
 def matching_figure(metric: str, protocol: Protocol, network: str, data: str) -> Figure | None:
-    """The main model's figure that one of ours may stand beside: same data, protocol and feature network."""
+    """The published result of the main model that a result of ours may be compared with.
+
+    Args:
+        metric: Name of the metric.
+        protocol: Protocol of our result.
+        network: `Features.network` of our result.
+        data: Name of the data set.
+
+    Returns:
+        The result for the same metric, data, protocol and feature network; None if there is none.
+    """
     known = NAMES.get("".join(c for c in data.lower() if c.isalnum()))
     for figure in FIGURES:
         same = (figure.metric, figure.data, figure.protocol) == (metric, known, protocol)

@@ -3,8 +3,8 @@
     ((2 m_a m_b + c1) (2 s_ab + c2)) / ((m_a^2 + m_b^2 + c1) (s_a^2 + s_b^2 + c2))
 
 of means, variances and covariance under a Gaussian window of 11 x 11 with sigma 1.5, c1 = (0.01 * 255)^2 and
-c2 = (0.03 * 255)^2; averaged over the places where the window lies inside the frame, and over the channels. It is 1
-for equal frames and lies in [-1, 1]. Other programs pad the frame, or turn it grey first: their figures differ.
+c2 = (0.03 * 255)^2; averaged over the positions where the window is inside the frame, and over the channels. It is 1
+for equal frames and in [-1, 1] in general. Other programs pad the frame or convert it to gray; their results differ.
 
 Dimensions: h w space, c channels.
 """
@@ -35,7 +35,20 @@ def blur(x: Tensor, weights: Tensor) -> Tensor:
 
 
 def ssim(a: np.ndarray, b: np.ndarray, device: str = "cpu", batch: int = 64) -> np.ndarray:
-    """Of uint8 frames (..., h, w, c) in pairs -> (...), float64; `batch` frames are worked on at a time."""
+    """SSIM of pairs of frames.
+
+    Args:
+        a: uint8 (..., h, w, c).
+        b: The same shape.
+        device: "cpu" or "cuda".
+        batch: Frames that are processed at a time.
+
+    Returns:
+        (...) float64.
+
+    Raises:
+        UserError: If the arrays are not frames of the same shape, or smaller than the window.
+    """
     if a.shape != b.shape or a.dtype != np.uint8 or b.dtype != np.uint8 or a.ndim < 3:
         raise UserError(f"SSIM compares two arrays of uint8 frames, not {a.dtype} {a.shape} and {b.dtype} {b.shape}")
     *leading, h, w, c = a.shape

@@ -1,1 +1,1 @@
-"""The networks: VQ-VAE, prior, and the model of reward, end and game variables, with the layers they are made of."""
+"""The networks and their layers: VQ-VAE, prior, and the outcome model of reward, termination and game variables."""

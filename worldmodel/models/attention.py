@@ -1,14 +1,15 @@
-"""Self-attention over the codes of a video, whole under a mask or one pass at a time from a cache.
+"""Self-attention over the codes of a video: over a whole clip under a mask, or one pass at a time from a cache.
 
-Time is relative in a stream: queries and keys are rotated by their frame's index (rotary embeddings along time
-only), so a score depends on how many frames lie between and a cached key stays right for ever. Space is
-absolute and enters with the input.
+In stream mode time is relative. Queries and keys are rotated by the index of their frame (rotary embeddings along time
+only), so a score depends on the number of frames between them, and a cached key stays valid indefinitely. Space is
+absolute: position embeddings are added to the input.
 
-The cache is a ring of latent frames, allocated once: window slots, of which window - 1 are for past frames. Codes of a
-frame are written as they are predicted, behind the past frames that there are, so what a pass may attend to is always
-one contiguous slice from the start: all past frames, then what the frame has so far. A frame that is finished stays
-where it is while there is room, and from then on takes the oldest slot. Which slot is which does not matter to
-attention, since the time is in the keys. Early passes thus read little: half as much over a clip as the whole ring.
+The KV cache is a ring buffer of latent frames, allocated once. It has `window` slots, window - 1 of them for past
+frames. The keys and values of the current frame are written behind the past frames as its codes are predicted. What a
+pass may attend to is therefore always one contiguous slice from the start: all past frames, then the current frame so
+far. While there is room, a finished frame stays where it is; later it overwrites the oldest slot. The order of the
+slots does not matter to attention, since the time is in the keys. Early frames read little: over a clip half as much as
+with the whole buffer.
 
 Dimensions: b batch (lane), t frames, n positions of a frame with m codes each, a heads, d channels of a head, w window
 in frames.
@@ -29,79 +30,93 @@ from torch.utils._python_dispatch import _disable_current_modes
 from worldmodel.models.cpu_attention import MAX_KEYS, block_attention
 
 Mask = Tensor | BlockMask | Literal["causal"] | None
-"""Of attention: bits (true is seen), blocks for FlexAttention, everything up to oneself, or everything."""
+"""Attention mask: a bool tensor (True attends) or an additive one, a FlexAttention block mask, "causal", or None for
+full attention."""
 
 
 @dataclass
 class KVCache:
-    """What lanes remember of their past. Tensors have the lanes first."""
+    """The prior's state of a batch of lanes: past frames, and the current frame so far."""
 
     kv: list[Tensor]
-    """Per layer keys and values (b, a, 2, w*n, d): past frames, then the current one."""
+    """For each layer the keys and values (b, a, 2, w*n, d): past frames, then the current one."""
     valid: Tensor
-    """(b, w-1) bool: does the slot hold a frame of this lane?"""
+    """(b, w-1) bool: whether a slot has a frame of this lane."""
     last_vectors: Tensor
-    """(b, f, m*code_dim) vectors of the codes at the last positions of the last frame."""
+    """(b, f, m*embedding_dim) vectors of the codes of the previous frame's last pass."""
     codes: Tensor
     """(b, n, m) codes of the current frame so far."""
     time: int = 0
-    """Index of the frame in the making, the same for all lanes."""
+    """Time index of the current frame, the same for all lanes."""
     n_cached: int = 0
-    """Positions of the current frame that are already cached."""
+    """Number of positions of the current frame that are already cached."""
 
     @property
     def positions_per_frame(self) -> int:
-        """n, the positions of a frame."""
+        """n, the number of positions of a frame."""
         return self.codes.shape[1]
 
     @property
     def n_used_slots(self) -> int:
-        """How many of the w - 1 slots for past frames have been in use: those behind are empty in every lane."""
+        """How many of the w - 1 slots for past frames are in use in some lane; the others are empty in all lanes."""
         return min(self.time, self.valid.shape[1])
 
     def write(self, layer: int, kv: Tensor) -> Tensor:
-        """Put the keys and values (b, a, 2, m, d) of a pass after what is there; returns all that the pass may see."""
+        """Append the keys and values of a pass over m positions.
+
+        Args:
+            layer: Index of the layer.
+            kv: (b, a, 2, m, d).
+
+        Returns:
+            All keys and values that the pass may attend to, (b, a, 2, keys, d).
+        """
         start, m = self.n_used_slots * self.positions_per_frame + self.n_cached, kv.shape[3]
         self.kv[layer].narrow(3, start, m).copy_(kv)
         return self.kv[layer].narrow(3, 0, start + m)
 
     def is_full(self) -> bool:
-        """Is every slot for past frames in use, in every lane? Then all passes of all frames have the same sizes."""
+        """Whether every slot for past frames is in use in every lane; then shapes are the same at every step."""
         return self.time >= self.valid.shape[1] and bool(self.valid.all())
 
     def past_mask(self) -> Tensor | None:
-        """(b, keys) of past frames that are there, or None if all are in every lane: the fast way."""
+        """Which keys of past frames are valid, (b, keys) bool; None, which is faster, if all are in every lane."""
         valid = self.valid[:, : self.n_used_slots]
         return None if bool(valid.all()) else valid.repeat_interleave(self.positions_per_frame, 1)
 
     def finish_frame(self, last_vectors: Tensor) -> None:
-        """The current frame is complete: it stays, or takes the oldest slot, and the next one begins."""
+        """Make the current frame a past one, and start the next.
+
+        Args:
+            last_vectors: Vectors of the codes of its last pass, (b, f, m*embedding_dim).
+        """
         slots, n = self.valid.shape[1], self.positions_per_frame
         if slots:
             at = self.time % slots
-            if self.time >= slots:
+            if self.time >= slots:  # the buffer is full: move the frame from the last slot to the oldest one
                 for pair in self.kv:
                     pair[:, :, :, at * n : (at + 1) * n] = pair[:, :, :, slots * n :]
             self.valid[:, at] = True
         self.last_vectors, self.time, self.n_cached = last_vectors, self.time + 1, 0
 
     def set_lanes(self, lanes: Tensor, other: KVCache) -> None:
-        """Overwrite some lanes by those of another cache at the same time."""
+        """Overwrite some lanes with those of another cache, whose `time` must be the same."""
         for mine, theirs in zip(self.tensors(), other.tensors(), strict=True):
             mine[lanes] = theirs
 
     def select_lanes(self, lanes: Tensor) -> KVCache:
-        """A cache of some of the lanes, which may repeat."""
+        """A copy of some of the lanes, which may repeat."""
         pairs = [pair[lanes] for pair in self.kv]
         return replace(
             self, kv=pairs, valid=self.valid[lanes], last_vectors=self.last_vectors[lanes], codes=self.codes[lanes]
         )
 
     def tensors(self) -> list[Tensor]:
+        """All tensors, in a fixed order."""
         return [*self.kv, self.valid, self.last_vectors, self.codes]
 
     def clone(self) -> KVCache:
-        """A copy that shares nothing with this one."""
+        """A copy that shares no memory with this one."""
         copies: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         for name, value in copies.items():
             if isinstance(value, list):
@@ -112,10 +127,17 @@ class KVCache:
 
 
 def rotary_embedding(times: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
-    """(2, t, dim) what `apply_rotary` multiplies by: cosine and sine of each frame's angles, 1 to 1/100 radians a
-    frame.
+    """Rotary embedding: cosines and sines of each frame's angles, which advance by 1 to 1/100 radians per frame.
 
-    The angles are taken in float64, so that frame 1,000,000 is as exact as frame 1.
+    The angles are computed in float64, so that frame 1,000,000 is as exact as frame 1.
+
+    Args:
+        times: Time indices of frames (t,).
+        dim: Channels of a head.
+        dtype: Type of the result.
+
+    Returns:
+        (2, t, dim), for `apply_rotary`.
     """
     frequencies = 100.0 ** -torch.linspace(0, 1, dim // 2, dtype=torch.float64, device=times.device)
     angles = times.double()[:, None] * frequencies
@@ -124,29 +146,39 @@ def rotary_embedding(times: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
 
 
 def apply_rotary(x: Tensor, rotary: Tensor) -> Tensor:
-    """Rotate (..., t*n, d) by its frame's angles; `rotary` is (2, t*n or 1, d)."""
+    """Rotate (..., t*n, d) by the angles of its frames; `rotary` (2, t*n or 1, d) is from `rotary_embedding`."""
     even, odd = x.chunk(2, dim=-1)
     return torch.addcmul(x * rotary[0], torch.cat([odd, even], dim=-1), rotary[1])
 
 
 @cache
 def compiled_flex_attention() -> Any:
-    """FlexAttention as one kernel; without `torch.compile` it would store all the scores."""
+    """FlexAttention as one kernel; without `torch.compile` it would store all scores."""
     return torch.compile(flex_attention)
 
 
 def flex_attention_cuda(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
-    """FlexAttention on CUDA. PyTorch compiles nothing under a counter of operations, so none sees this."""
+    """FlexAttention on CUDA, hidden from operation counters, under which PyTorch does not compile."""
     with _disable_current_modes():
         return compiled_flex_attention()(q, k, v, block_mask=mask)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, dropout: float = 0.0) -> Tensor:
-    """Softmax attention of (b, ..., queries, d) over (b, ..., keys, d), with dropout of the shares in training.
+    """Softmax attention.
 
-    On a CPU the fused kernel is slow for many small problems, as in a step of many dreams or along the axes of a
-    video, and for single queries, as in sampling code by code. They are done by two plain products in up to a fifth of
-    its time. It is slow under the masks of a clip too (worldmodel/models/cpu_attention.py).
+    On a CPU the fused kernel is slow for many small problems, such as a step of many dreams or attention along the axes
+    of a video, and for single queries, as in sampling code by code. Two plain matrix products are up to five times
+    faster. The fused kernel is also slow for masked clips (worldmodel/models/cpu_attention.py).
+
+    Args:
+        q: Queries (b, ..., queries, d).
+        k: Keys (b, ..., keys, d).
+        v: Values (b, ..., keys, d).
+        mask: What to attend to.
+        dropout: Dropout probability of attention weights.
+
+    Returns:
+        (b, ..., queries, d).
     """
     if isinstance(mask, BlockMask):
         if q.device.type == "cuda":
@@ -168,7 +200,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None, dropout: float = 
 
 
 def _is_small(q: Tensor, length: int) -> bool:
-    """Are these many small problems, or single queries? The bounds are measured."""
+    """Whether plain products are faster: many small problems, or single queries. The bounds are measured."""
     rows, many = q.shape[-2], len(q) >= 16
     if q.requires_grad:
         return length <= 256 and (many or rows == 1)
@@ -178,14 +210,15 @@ def _is_small(q: Tensor, length: int) -> bool:
 
 
 def _scores(q: Tensor, k: Tensor) -> Tensor:
-    """Products of queries and keys. In bfloat16 those in a cache, with gaps, would be copied if they came second."""
+    """Products of queries and keys. In bfloat16 the keys of a cache, which are not contiguous, would be copied if they
+    were the second factor."""
     if q.dtype == torch.bfloat16 and not k.is_contiguous():
         return torch.matmul(k, q.transpose(-1, -2)).transpose(-1, -2)
     return torch.matmul(q, k.transpose(-1, -2))
 
 
 def _is_masked_clip(q: Tensor, k: Tensor, mask: Mask) -> bool:
-    """Is this the attention of whole clips (b, a, n, d) under a mask (n, n) of bits, to be learned?"""
+    """Whether this is attention of whole clips (b, a, n, d) under a mask (n, n) in training."""
     whole = isinstance(mask, Tensor) and mask.shape == (q.shape[-2], k.shape[-2]) and q.shape[-2] == k.shape[-2]
     return q.requires_grad and (isinstance(mask, str) or whole)
 
@@ -203,7 +236,15 @@ class Attention(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def project_qkv(self, x: Tensor, rotary: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Queries (b, a, t*n, d), keys and values (b, a, 2, t*n, d), with the time turned into queries and keys."""
+        """Project features to queries, keys and values, and rotate queries and keys by their time.
+
+        Args:
+            x: (b, t, n, width).
+            rotary: From `rotary_embedding`; None for absolute time.
+
+        Returns:
+            Queries (b, a, t*n, d); keys and values (b, key heads, 2, t*n, d).
+        """
         b, t, n, width = x.shape
         heads = self.qkv(x).view(b, t * n, -1, width // self.n_heads)
         q = heads[:, :, : self.n_heads].transpose(1, 2)
@@ -213,11 +254,22 @@ class Attention(nn.Module):
         return apply_rotary(q, rotary), torch.stack([apply_rotary(kv[:, :, 0], rotary), kv[:, :, 1]], 2)
 
     def attend(self, q: Tensor, kv: Tensor, mask: Mask, like: Tensor, dropout: float = 0.0) -> Tensor:
-        """The attended values, back in the shape of `like` (b, t, n, width). Without a mask everything is seen."""
+        """Attention and output projection.
+
+        With fewer key heads than query heads (grouped-query attention), the queries of a group are stacked as rows of a
+        single problem where the mask allows it, so that keys and values are not copied for each query head.
+
+        Args:
+            q: Queries (b, a, queries, d).
+            kv: Keys and values (b, key heads, 2, keys, d).
+            mask: What to attend to.
+            like: Tensor of the output's shape (b, t, n, width).
+            dropout: Dropout probability of attention weights.
+        """
         group_size, (k, v) = self.n_heads // self.n_kv_heads, kv.unbind(2)
         rows = mask.shape[-2] if isinstance(mask, Tensor) else 0
         if group_size > 1 and (mask is None or rows == 1 or (isinstance(mask, Tensor) and mask.dim() == 4)):
-            b, _, m, d = q.shape  # a pass: the queries of a key head side by side
+            b, _, m, d = q.shape  # one problem for each key head, with group_size * m queries
             if isinstance(mask, Tensor) and rows > 1:
                 mask = mask.repeat(1, 1, group_size, 1)
             y = attend(q.reshape(b, self.n_kv_heads, group_size * m, d).to(k.dtype), k, v, mask).reshape(
@@ -231,7 +283,7 @@ class Attention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention of (b, t, n, width) to all of the features (b, m, units) of conditioning frames."""
+    """Multi-head attention of (b, t, n, width) to the features (b, m, cond_dim) of conditioning frames."""
 
     def __init__(self, d_model: int, n_heads: int, n_layers: int, cond_dim: int) -> None:
         super().__init__()
@@ -244,7 +296,7 @@ class CrossAttention(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def project_kv(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (b, a, m, d), the same for all codes of a video."""
+        """Keys and values (b, a, m, d) of features (b, m, cond_dim), computed once for a whole video."""
         k, v = self.kv(features).unflatten(-1, (2, self.n_heads, -1)).permute(2, 0, 3, 1, 4)
         return k, v
 

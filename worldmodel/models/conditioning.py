@@ -1,8 +1,8 @@
-"""Conditional norms: a LayerNorm whose gain and bias are affine functions of a condition (section 3).
+"""Conditional norms: LayerNorm with gain and bias that are affine functions of a condition (section 3).
 
-The condition belongs to a latent frame (its actions) or to the clip (all its actions, a class), never to a single
-code, so gain and bias are computed once a frame and shared by the frame's codes; per code they would cost a third of
-the step on a CPU.
+A condition belongs to a latent frame (its actions) or to the clip (all its actions, a class), never to a single code.
+So gain and bias are computed once per frame and shared by its codes. Computed for each code they would take a third of
+a step on a CPU.
 """
 
 from __future__ import annotations
@@ -11,14 +11,11 @@ import torch
 from torch import Tensor, nn
 
 Modulation = tuple[Tensor, Tensor]
-"""Bias and gain (b, t, 1, d) of a norm."""
+"""Bias and gain of a norm, each (b, t, 1, d)."""
 
 
 class ConditionalNorm(nn.Module):
-    """LayerNorm of (b, t, n, d) under a condition; a plain LayerNorm where there is none.
-
-    `modulation` turns the condition (b, t, c) or (b, 1, c) into bias and gain, once for all codes of a frame.
-    """
+    """LayerNorm of (b, t, n, d) with conditional gain and bias; a plain LayerNorm if `condition_dim` is 0."""
 
     def __init__(self, dim: int, condition_dim: int) -> None:
         super().__init__()
@@ -29,12 +26,13 @@ class ConditionalNorm(nn.Module):
             nn.init.zeros_(self.affine.bias)
 
     def modulation(self, condition: Tensor | None) -> Modulation | None:
+        """Bias and gain for a condition (b, t or 1, c)."""
         if condition is None:
             return None
         gain, bias = self.affine(condition)[:, :, None].chunk(2, dim=-1)
         return bias, 1 + gain
 
     def forward(self, x: Tensor, modulation: Modulation | None) -> Tensor:
-        n = self.norm  # called by its function: the module's own call costs as much as the norm of a single code
+        n = self.norm  # not called as a module: for a single code that overhead costs as much as the norm itself
         x = torch.layer_norm(x, n.normalized_shape, n.weight, n.bias, n.eps)
         return x if modulation is None else torch.addcmul(modulation[0], x, modulation[1])

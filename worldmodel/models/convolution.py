@@ -1,12 +1,12 @@
-"""3D convolution under zeros, without the work that zeros are, and right in bfloat16.
+"""3D convolution with zero padding that skips multiplications by zeros and is correct in bfloat16.
 
-Where a clip is short, some taps of a kernel see nothing but the zeros before and after it. They are left out: of a
-kernel of 3 over a single frame only the middle tap is used, a third of the work. It is also a matter of being right.
-In bfloat16, PyTorch 2.13 (oneDNN 3.12)
+If a clip is short, some taps of a kernel only ever meet the padding before and after it. These taps are left out: of a
+kernel of 3 over a single frame only the middle tap is used, which is a third of the work. Correctness needs it too. In
+bfloat16, PyTorch 2.13 (oneDNN 3.12)
 
-* makes NaN of a single frame of 3 channels under 3x3x3 taps, on processors with AMX; 1x3x3 taps are right;
-* leaves stale memory in a weight's gradient where a kernel is longer than its clip and zeros make up for it, on all
-  processors with AVX-512, unless these zeros are part of the clip.
+* returns NaN for a single frame of 3 channels with a 3x3x3 kernel on processors with AMX; 1x3x3 kernels are correct;
+* leaves uninitialized memory in a weight's gradient if the kernel is longer than the clip without its padding, on all
+  processors with AVX-512. With the zeros as part of the clip the gradient is correct.
 
 Clips are (b, c, t, h, w).
 """
@@ -22,16 +22,24 @@ NO_PADDING: Pads = ((0, 0), (0, 0), (0, 0))
 
 
 def conv3d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], pads: Pads) -> Tensor:
-    """`F.conv3d` with other zeros before than after."""
+    """`F.conv3d` with separate padding before and after each axis.
+
+    Args:
+        x: (b, c, t, h, w).
+        weight: (out, c, t, h, w).
+        bias: (out,).
+        stride: Stride in time, height and width.
+        pads: Zeros before and after each axis.
+    """
     (before, after), frames, taps = pads[0], x.shape[2], weight.shape[2]
     last = (before + frames + after - taps) // stride[0] * stride[0] - before  # where the last output's taps begin
     low, high = max(0, -last), min(taps, frames + before)
-    low = min(low, high - 1)  # the last outputs may see nothing but zeros
+    low = min(low, high - 1)  # keep one tap, even if the last outputs depend on padding only
     if high - low < taps:
         weight = weight[:, :, low:high]
         before, after = before - low, max(0, last + high - frames)
     sides = ((before, after), *pads[1:])
-    own = [a if a == b else 0 for a, b in sides]  # zeros that the convolution adds by itself
+    own = [a if a == b else 0 for a, b in sides]  # symmetric padding is left to the convolution
     if frames < high - low:
         own[0] = 0
     added = [n - own[axis] for axis in (2, 1, 0) for n in sides[axis]]
@@ -54,6 +62,6 @@ class Conv3d(nn.Conv3d):
         self.pads = pads
 
     def forward(self, x: Tensor, n_past: int = 0) -> Tensor:
-        """With `n_past` more zeros before the first frame."""
+        """Convolve x (b, c, t, h, w), with `n_past` more zero frames before the first one."""
         (before, after), height, width = self.pads
         return conv3d(x, self.weight, self.bias, self.stride, ((before + n_past, after), height, width))

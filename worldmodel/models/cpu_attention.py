@@ -1,11 +1,11 @@
-"""Self-attention of whole clips on a CPU, under a mask that hides the future: in training, block of rows by block.
+"""Self-attention of whole clips on a CPU under a mask, for training: queries are processed block by block.
 
-PyTorch's fused kernel stores no scores, and works them out again on the way back. On a CPU that is slow in bfloat16,
-and half the work is for pairs that the mask hides. Here the queries are taken a block at a time, with the keys up to
-the last one that the block sees, by plain matrix products; their shares of attention are stored for the way back. For
-8 clips of 1,024 codes they are 64 MB a layer in bfloat16; beyond `MAX_KEYS` keys the fused kernel is used.
+PyTorch's fused kernel stores no attention weights and recomputes them in the backward pass. On a CPU this is slow in
+bfloat16, and half of the work is for pairs that the mask hides. Here each block of queries attends to the keys up to
+the last one that the block may see, with plain matrix products, and the attention weights are stored for the backward
+pass. For 8 clips of 1,024 codes they take 64 MB per layer in bfloat16. Beyond `MAX_KEYS` keys the fused kernel is used.
 
-Dropout of the shares, which the official code has in training and the paper does not mention, is drawn here too.
+Dropout of the attention weights is done here too. The official code has it; the paper does not mention it.
 
 Dimensions: p problems (batch times heads), n positions, d channels of a head.
 """
@@ -21,21 +21,22 @@ from torch import Tensor
 from worldmodel.models.dropout import dropout_mask
 
 MAX_KEYS, BLOCK_ROWS = 2048, 256
-"""Keys up to which shares are stored, and the queries of a block."""
+"""Most keys for which attention weights are stored, and queries of a block."""
 
 
 class RowBlock(NamedTuple):
-    """A block of queries, and how many of the keys it may see."""
+    """A block of queries, and the keys that it may attend to."""
 
     start: int
     stop: int
     keys: int
+    """The first `keys` keys are used."""
     bias: Tensor
-    """(queries, keys): 0 where they see each other, else -inf."""
+    """(queries, keys): 0 where a query attends to a key, else -inf."""
 
 
 def row_blocks(mask: Tensor, dtype: torch.dtype) -> list[RowBlock]:
-    """The blocks of a mask (n, n) of bits."""
+    """Divide a bool mask (n, n) into blocks."""
     found, n = [], len(mask)
     for start in range(0, n, BLOCK_ROWS):
         part = mask[start : start + BLOCK_ROWS]
@@ -47,7 +48,7 @@ def row_blocks(mask: Tensor, dtype: torch.dtype) -> list[RowBlock]:
 
 @cache
 def causal_row_blocks(n: int, dtype: torch.dtype) -> list[RowBlock]:
-    """The blocks where everything up to oneself is seen."""
+    """The blocks of a causal mask (n, n)."""
     return row_blocks(torch.ones(n, n, dtype=torch.bool, device="cpu").tril(), dtype)
 
 
@@ -88,7 +89,7 @@ class BlockAttention(torch.autograd.Function):
 
 
 def block_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
-    """Attention of (b, a, n, d) under a mask (n, n) of bits, or plainly causal where there is none."""
+    """Attention of (b, a, n, d) under a bool mask (n, n); causal if the mask is None."""
     if torch.is_autocast_enabled("cpu"):
         q, k, v = (x.to(torch.get_autocast_dtype("cpu")) for x in (q, k, v))
     blocks = causal_row_blocks(q.shape[-2], q.dtype) if mask is None else row_blocks(mask, q.dtype)

@@ -1,18 +1,19 @@
-"""The order in which the codes of one latent frame are predicted, and what each prediction is told.
+"""The order in which the codes of a latent frame are predicted, and the input of each prediction.
 
-Raster order predicts one code a pass. In anti-diagonal order all codes with the same row + column (times the
-books) are predicted in one pass: h + w - 1 passes instead of h * w. In block order the frame is cut into 2 x 2 blocks,
-and each pass predicts one code of every block: 4 passes (times the books), however large the frame. All are
-factorisations with an honest likelihood; the fewer the passes, the more codes are drawn without knowing of each other.
-The position that predicts a code is given the codes of its parents:
+Raster order predicts one code per pass. Anti-diagonal order predicts all codes with the same row + column in one pass:
+h + w - 1 passes (times the number of codebooks) instead of h * w. Block order divides the frame into 2 x 2 blocks, and
+each pass predicts one code of every block: 4 passes (times the number of codebooks) for any frame size. All are
+factorizations with an exact likelihood. With fewer passes, more codes are sampled independently of each other. The
+position that predicts a code takes the codes of its parents as input:
 
     raster     the code before it
     diagonal   the codes above it and to its left
     block      the code before it in its block
 
-and may attend to every position of its own pass and of earlier ones. Each code but the last pass's is the parent of
-someone in a later pass, so a pass knows all codes of all earlier passes and none of its own. The positions of the first
-pass are told what the last ones of the frame before became: the last code, or in block order that of the same block.
+and may attend to all positions of its own pass and of earlier ones. Each code, except those of the last pass, is a
+parent in some later pass. A pass therefore depends on all codes of all earlier passes and on none of its own. The
+positions of the first pass take codes of the previous frame's last pass: the last code, or in block order that of the
+same block.
 
 Dimensions: positions are numbered in raster order over (h, w, g), g the codebooks; n = h*w*g.
 """
@@ -44,20 +45,22 @@ class DecodingOrder:
 
     def __post_init__(self) -> None:
         if self.name == "block" and (self.h % 2 or self.w % 2):
-            raise UserError(f"{self.h} x {self.w} positions have no 2 x 2 blocks; choose decoding_order = diagonal")
+            raise UserError(
+                f"{self.h} x {self.w} positions cannot be divided into 2 x 2 blocks; choose decoding_order = diagonal"
+            )
 
     def __len__(self) -> int:
         return self.h * self.w * self.g
 
     @cached_property
     def passes(self) -> list[Tensor]:
-        """Positions predicted together, in the order of prediction."""
+        """The positions of each pass, in order."""
         rank = self.pass_index
         return [torch.nonzero(rank == p).flatten() for p in range(int(rank.max()) + 1)]
 
     @cached_property
     def pass_index(self) -> Tensor:
-        """(n,) the pass of each position; on the CPU even where a model is built on another device, or on none."""
+        """(n,) the pass of each position; always on the CPU, even if the model is built on another device."""
         each = product(range(self.h), range(self.w), range(self.g))
         if self.name == "raster":
             ranks = list(range(len(self)))
@@ -69,17 +72,17 @@ class DecodingOrder:
 
     @property
     def first_pass(self) -> Tensor:
-        """(f,) the positions of the first pass, each told what became of ..."""
+        """(f,) positions of the first pass, which take as input the previous frame's codes at `last_pass`."""
         return self.passes[0]
 
     @property
     def last_pass(self) -> Tensor:
-        """(f,) ... these positions in the frame before."""
+        """(f,) positions of the last pass."""
         return self.passes[-1]
 
     @cached_property
     def parents(self) -> Tensor:
-        """(n, 2) the positions whose codes a position is told, `NO_PARENT` where there is none."""
+        """(n, 2) the parents of each position, padded with `NO_PARENT`."""
         return torch.tensor([self._parents(*p) for p in product(range(self.h), range(self.w), range(self.g))])
 
     def _parents(self, i: int, j: int, c: int) -> list[int]:

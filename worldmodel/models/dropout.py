@@ -1,9 +1,9 @@
-"""Dropout whose masks are drawn quickly on a CPU.
+"""Dropout with fast random masks on a CPU.
 
-PyTorch draws there one double for each number, on one core: a quarter of a training step of the official prior, which
-has dropout after its softmax too. Here one draw of 64 bits makes the masks of four numbers. A number is kept with a
-probability that is a multiple of 1/65536, and the scale is that of this probability, so nothing is biased. Elsewhere
-PyTorch's own dropout is used.
+On a CPU, PyTorch draws one double for each number, on one core. This takes a quarter of a training step of the official
+prior, which also has dropout after its softmax. Here one draw of 64 bits makes the masks of four numbers. The
+probability of keeping a number is rounded to a multiple of 1/65536 and the scale uses the rounded value, so the result
+is unbiased. On other devices PyTorch's dropout is used.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ LEVELS = 1 << 16
 
 
 def dropout_mask(shape: tuple[int, ...] | torch.Size, p: float, like: Tensor) -> Tensor:
-    """A mask of 0 with probability p and else 1 / (1 - p), of the type and on the CPU of `like`."""
+    """A mask on the CPU, of the type of `like`: 0 with probability p, else 1 / (1 - p)."""
     size = torch.Size(shape).numel()
     bits = torch.empty(-(-size // 4), dtype=torch.int64, device="cpu").random_(-(2**63), None)
     dropped = round(p * LEVELS)
@@ -25,7 +25,7 @@ def dropout_mask(shape: tuple[int, ...] | torch.Size, p: float, like: Tensor) ->
 
 
 class Dropout(nn.Dropout):
-    """`nn.Dropout` by the masks of `dropout_mask` on a CPU."""
+    """`nn.Dropout` that uses `dropout_mask` on a CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:

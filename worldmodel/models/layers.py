@@ -1,9 +1,9 @@
-"""The pieces of the VQ-VAE: convolutions, norms and axial attention that can also run one frame at a time.
+"""Layers of the VQ-VAE: convolutions, norms and axial attention that can also run frame by frame.
 
-Each temporal layer has two ways in time. Whole (the paper's): it sees the entire clip. Causal (for streaming):
-frame t depends on frames <= t, and on finitely many of them. Before the first frame a causal layer
-sees zeros, and what it must remember between calls it keeps in a `Memory` under its own name; a clip in one
-call and the same clip frame by frame therefore take the same path and give the same result.
+Each temporal layer has two modes. In the paper's it takes the whole clip. In the causal one, for streaming, frame t
+depends on a finite number of frames up to t. The past before the first frame is zeros. Between calls a causal layer
+keeps its past activations in a `Memory`, keyed by the layer. A clip in one call and the same clip frame by frame thus
+go through the same code and give the same result.
 
 Dimensions: b batch, c channels, t h w time and space, n heads, s a stride, k a kernel.
 Convolutions are (b, c, t, h, w), attention is (b, t, h, w, c).
@@ -21,11 +21,21 @@ from worldmodel.models.attention import attend
 from worldmodel.models.convolution import Conv3d
 
 Memory = dict[nn.Module, Tensor]
-"""What causal layers remember, batch first. Empty at the start; without one (None) the past is zeros."""
+"""Past activations of causal layers, batch first; empty at the start. With None the past of every call is zeros."""
 
 
 def prepend_past(layer: nn.Module, x: Tensor, n_past: int, memory: Memory | None) -> Tensor:
-    """x (b, c, t, ...) with the `past` frames before it in front; remembers its last ones."""
+    """Put the past frames of a layer in front of its input.
+
+    Args:
+        layer: Key in the memory.
+        x: (b, c, t, ...).
+        n_past: Number of past frames.
+        memory: Past activations, updated with the last frames of x.
+
+    Returns:
+        (b, c, n_past + t, ...).
+    """
     if n_past == 0:
         return x
     before = memory.get(layer) if memory is not None else None
@@ -38,7 +48,11 @@ def prepend_past(layer: nn.Module, x: Tensor, n_past: int, memory: Memory | None
 
 
 def precede(layer: nn.Module, x: Tensor, past: int, memory: Memory | None) -> tuple[Tensor, int]:
-    """`prepend_past` for convolutions: zeros that stand for a past before the first frame are counted, not made."""
+    """`prepend_past` for convolutions, which pad zeros themselves.
+
+    Returns:
+        The input with past frames in front if there are any, and the number of zero frames to pad.
+    """
     if memory is None:
         return x, past
     first = layer not in memory
@@ -47,7 +61,7 @@ def precede(layer: nn.Module, x: Tensor, past: int, memory: Memory | None) -> tu
 
 
 class Conv(nn.Module):
-    """Strided convolution; output sizes are input sizes over the stride, whatever stride and kernel (t, h, w) are."""
+    """Strided 3D convolution. Output sizes are input sizes over the stride, for any stride and kernel (t, h, w)."""
 
     def __init__(
         self,
@@ -72,13 +86,12 @@ class Conv(nn.Module):
 
 
 class ConvTranspose(nn.Module):
-    """Upsampling convolution with kernel 2s along an axis of stride s (Table 8: 4); where s is 1, as `unstrided_kernel`
-    says.
+    """Upsampling convolution with kernel 2s along an axis of stride s (Table 8: 4), and `unstrided_kernel` if s is 1.
 
-    A transposed convolution with stride s is an ordinary one that makes s outputs for each input place, laid side by
-    side: with kernel 2s each of them sees two inputs. It is written that way because a stream needs just the outputs of
-    its newest inputs, and PyTorch's transposed convolution would make others to be cut off. Map, parameters, receptive
-    field and speed on a CPU are the same.
+    A transposed convolution with stride s is an ordinary convolution that computes s neighboring outputs for each input
+    position; with kernel 2s each output depends on two inputs. It is implemented that way because streaming needs only
+    the outputs of the newest inputs, and PyTorch's transposed convolution would compute more, to be cut off. The
+    function, its parameters, the receptive field and the speed on a CPU are the same.
     """
 
     def __init__(
@@ -111,21 +124,27 @@ class ConvTranspose(nn.Module):
 
 
 class ChannelNorm(nn.LayerNorm):
-    """LayerNorm over the channels of (b, c, t, h, w), as the paper has it (Figure 3)."""
+    """LayerNorm over the channels of (b, c, t, h, w), as in the paper (Figure 3)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
 class AxialPositionEmbedding(nn.Module):
-    """Learned positions: each axis has embeddings of its own, concatenated along the channels.
+    """Learned position embeddings: each axis has separate ones, which are concatenated along the channels.
 
-    The official code splits the channels into equal parts and fails where they do not divide; here the first
-    axes take the remainder.
+    The official code splits the channels into equal parts and fails if they cannot be divided; here the first axes get
+    the remainder.
     """
 
     def __init__(self, sizes: tuple[int, ...], dim: int, init_std: float = 0.01) -> None:
-        """`init_std` is the standard deviation of the embeddings before training."""
+        """Build the embeddings.
+
+        Args:
+            sizes: Length of each axis.
+            dim: Channels of all axes together.
+            init_std: Standard deviation of the embeddings before training.
+        """
         super().__init__()
         parts = [dim // len(sizes) + (i < dim % len(sizes)) for i in range(len(sizes))]
         axes = [torch.randn(n, p) * init_std for n, p in zip(sizes, parts, strict=True)]
@@ -143,10 +162,10 @@ class AxialPositionEmbedding(nn.Module):
 
 
 class AxisAttention(nn.Module):
-    """Self-attention along one axis of (b, t, h, w, c); every other axis is a batch of its own.
+    """Self-attention along one axis of (b, t, h, w, c); the other axes are batch axes.
 
-    With a window it runs along time and is causal: a frame attends to itself and the window - 1 frames before it,
-    told apart by a learned bias for each distance. Distances, unlike positions, never run out.
+    With a window the axis is time and attention is causal: a frame attends to itself and the window - 1 frames before
+    it, with a learned bias for each distance. Unlike absolute positions, distances work for videos of any length.
     """
 
     def __init__(self, channels: int, n_heads: int, axis: int, window: int = 0) -> None:
@@ -169,7 +188,7 @@ class AxisAttention(nn.Module):
         return self.out(rearrange(y, "(b i j) n l c -> b i j l (n c)", b=b, i=i, j=j)).movedim(-2, self.axis)
 
     def _with_past(self, k: Tensor, v: Tensor, batch: int, memory: Memory | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys and values with those of the past in front, and the bias (n, queries, keys) of the window."""
+        """Put past keys and values in front; also returns the bias (n, queries, keys), -inf outside the window."""
         both = rearrange([k, v], "two (b p) n l c -> b (two p n) l c", b=batch)
         both = prepend_past(self, both, self.window - 1, memory)
         k, v = rearrange(both, "b (two p n) l c -> two (b p) n l c", two=2, n=self.n_heads)
@@ -181,7 +200,7 @@ class AxisAttention(nn.Module):
 
 
 class AxialAttention(nn.Module):
-    """Attention along time, height and width, each on its own, summed (Ho et al., 2019)."""
+    """The sum of attention along time, along height and along width (Ho et al., 2019)."""
 
     def __init__(self, channels: int, n_heads: int, window: int = 0) -> None:
         super().__init__()
@@ -190,6 +209,6 @@ class AxialAttention(nn.Module):
         )
 
     def forward(self, x: Tensor, positions: Tensor, memory: Memory | None = None) -> Tensor:
-        """(b, c, t, h, w) -> the same; positions (t, h, w, c) or (h, w, c)."""
+        """Attend within (b, c, t, h, w), to which position embeddings (t, h, w, c) or (h, w, c) are added."""
         y = x.movedim(1, -1) + positions.to(x.dtype)
         return sum(axis(y, memory) for axis in self.axes).movedim(-1, 1)  # type: ignore[union-attr]

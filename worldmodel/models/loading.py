@@ -1,4 +1,4 @@
-"""Models on disk: what ships with the project, and the parts of a run folder."""
+"""Loading models: the pretrained ones that ship with the project, and the parts of a run folder."""
 
 from __future__ import annotations
 
@@ -23,60 +23,82 @@ PRETRAINED = Path(__file__).parents[1] / "pretrained"
 
 
 def pretrained_run(world: str) -> Path:
-    """The run folder of the model that ships for a world, or a `UserError` that lists them."""
+    """The run folder of a pretrained model.
+
+    Args:
+        world: Name of the model, such as "health_gathering_supreme".
+
+    Raises:
+        UserError: If there is no such model; it lists those that exist.
+    """
     if isinstance(world, str) and world in pretrained_names("").split(", "):
         return PRETRAINED / world
     raise UserError(
-        f"no model ships for the world {short_repr(world)} (but for: {pretrained_names('')}); give model=, a run folder"
+        f"no pretrained model is named {short_repr(world)} (available: {pretrained_names('')}); use one of these, or "
+        "give model= a run folder"
     )
 
 
 def resolve_folder(name: str, kind: str = "") -> Path:
-    """A folder as it is, or what ships under that bare name: a world, or with `kind="_policy"` a policy."""
+    """The folder of a name, which is a path or the name of a pretrained model.
+
+    Args:
+        name: A path, or a name without slashes.
+        kind: "" for world models, "_policy" for policies.
+
+    Raises:
+        UserError: If the name is a URL, or neither a folder nor a pretrained model.
+    """
     if is_url(name):
-        raise UserError(f"models are read from this machine, but {name} is a URL; copy it here and give its folder")
+        raise UserError(f"{name} is a URL, but models are read from local folders; copy it here and give its folder")
     ships, bare = PRETRAINED / f"{name}{kind}", name and Path(name).name == name
     try:
         found, shipped = Path(name).exists(), bool(bare) and ships.is_dir()
     except OSError as error:  # such as a name that is too long
-        raise UserError(f"there is no folder {short_repr(name)}: {error.strerror}") from None
+        raise UserError(
+            f"the folder {short_repr(name)} cannot be opened ({error.strerror}); give another one"
+        ) from None
     if bare and not shipped and not found:
         raise UserError(
-            f"there is no folder {name}, and nothing ships under that name; what does: {pretrained_names(kind)}"
+            f"no folder and no pretrained model is named {name}; give a folder, or one of: {pretrained_names(kind)}"
         )
     return ships if shipped else Path(name)
 
 
 def pretrained_names(kind: str) -> str:
-    """The names of what ships: worlds, or policies."""
+    """Names of the pretrained world models, or with "_policy" of the policies, separated by commas."""
     folders = PRETRAINED.glob(f"*{kind}") if kind else (prior.parent for prior in PRETRAINED.glob("*/prior"))
     return ", ".join(sorted(folder.name.removesuffix(kind) for folder in folders)) or "none"
 
 
 def build_vqvae(config: VQVAEConfig) -> VQVAE | RecurrentVQVAE:
+    """Build a VQ-VAE with random weights."""
     return RecurrentVQVAE(config) if config.past_frames else VQVAE(config)
 
 
 def load_vqvae(folder: Path) -> VQVAE | RecurrentVQVAE:
+    """Load a VQ-VAE in eval mode; `UserError` if the folder has none, or one of another version."""
     return _load(folder, "vqvae", lambda settings: build_vqvae(VQVAEConfig(**settings)))
 
 
 def load_prior(folder: Path) -> Prior:
+    """Load a prior in eval mode; `UserError` if the folder has none, or one of another version."""
     return _load(folder, "prior", lambda settings: Prior(PriorConfig(**settings)))
 
 
 def load_outcome(folder: Path) -> OutcomeModel:
+    """Load an outcome model in eval mode; `UserError` if the folder has none, or one of another version."""
     return _load(folder, "outcome", lambda settings: OutcomeModel(OutcomeConfig(**settings)))
 
 
 def _load(folder: Path, kind: str, build: Callable[[dict[str, Any]], Model]) -> Model:
-    """Build a model from its checkpoint's config and fill it."""
+    """Build a model from the config of its checkpoint and load the weights."""
     found = read_checkpoint(folder)
     if (holds := found.config.get("kind")) != kind:
-        raise UserError(f"{folder} holds a {holds}, not a {kind}; give what train/{kind}.py wrote")
+        raise UserError(f"{folder} holds a {holds}, not a {kind}; give a folder that train/{kind}.py wrote")
     with refuse_other_versions(folder, f"train/{kind}.py --restart"):
         with torch.device("meta"):
-            found.check_fit(build(found.config["model"]))  # before a config can ask for more than there is
+            found.check_fit(build(found.config["model"]))  # before a damaged config can allocate too much memory
         model = build(found.config["model"])
     found.fill(model)
     return model.eval()
@@ -84,7 +106,7 @@ def _load(folder: Path, kind: str, build: Callable[[dict[str, Any]], Model]) -> 
 
 @contextmanager
 def refuse_other_versions(folder: Path, script: str) -> Iterator[None]:
-    """Building a model from what its config says: whatever fails is a `UserError` that names the script to train it."""
+    """Turn whatever fails while a model is built from its config into a `UserError` that names the training script."""
     try:
         yield
     except UserError as error:

@@ -1,22 +1,23 @@
 """GPT over the codes of a video (section 3, Table 9).
 
-Pre-norm blocks of self-attention and feed-forward, dropout after each, input from the codebook's own vectors, a
-learned start token, an output head that starts at zero: the official code's choices. Two configs, one model:
+As in the official code: pre-norm blocks of self-attention and feed-forward, dropout after each, the codebook's vectors
+as input, a learned start token, and an output head that starts at zero. One model with two configs:
 
-* `mode="paper"`: learned absolute positions in time and space, attention over the whole clip, raster order, and one
-  condition for the clip (all its actions in a row: 15 transitions x 4 = 60 for HGS, Table 9). It ends after a clip,
-  and every code knows the future actions.
-* `mode="stream"`: a condition for each latent frame (the actions that led into it), attention over the last `window`
-  frames with relative time, anti-diagonal order. It has no end, and nothing knows the future: what a simulator needs.
+* `mode="paper"`: learned absolute position embeddings in time and space, attention over the whole clip, raster order,
+  and one condition for the clip (all its actions, concatenated: 15 transitions x 4 = 60 for HGS, Table 9). It ends
+  after one clip, and every code depends on future actions.
+* `mode="stream"`: one condition for each latent frame (the actions that led into it), attention over the last `window`
+  frames with relative time, anti-diagonal order. It generates without end, and nothing depends on the future. This is
+  what a simulator needs.
 
-Two options of ours, for speed and for endless dreams:
+Two additions to the paper, for speed and for long dreams:
 
-* `patch_size`: the transformer sees square patches of codes as one position, and a small head predicts the codes of
-  a patch one after the other, each given those before it. With patches of 2 the same picture costs a quarter of the
-  transformer's work, in training and in dreams, and the factorisation is as exact as before.
-* `code_noise`: in training some of the codes that the model is given, never those it must predict, are replaced by
-  random ones, so that it learns to go on from the slips of its own dreams. Little is enough: with up to a fifth of them
-  random a dream of Take Cover took its fireballs for slips and mended them away.
+* `patch_size`: a square patch of codes is one position of the transformer, and a small head predicts the codes of the
+  patch one after the other, each conditioned on those before it. With 2 x 2 patches the transformer does a quarter of
+  the work, in training and in dreams, and the likelihood stays exact.
+* `code_noise`: in training some of the input codes, never the targets, are replaced by random ones, so that the model
+  learns to continue from its own errors. A little is enough: with up to a fifth of the codes random, a dream of Take
+  Cover treated its fireballs as errors and removed them.
 
 Dimensions: b batch, t latent frames, h w g rows, columns and codebooks, n positions of a frame with m codes each, k
 code values, c condition. Codes are (b, t, h, w, g), or (b, t, n, m) by position; positions count in raster order.
@@ -55,7 +56,16 @@ class Prior(nn.Module):
     reachable: Tensor
 
     def __init__(self, config: PriorConfig, codebook: Tensor | None = None) -> None:
-        """`codebook` (books, codes, code_dim) are the VQ-VAE's code vectors; they stay as they are."""
+        """Build the model.
+
+        Args:
+            config: All sizes.
+            codebook: The VQ-VAE's code vectors (n_codebooks, n_codes, embedding_dim), which are not trained. Zeros by
+                default, for a model that is then filled from a checkpoint.
+
+        Raises:
+            UserError: If the codebook has another shape than the config says.
+        """
         super().__init__()
         self.config = config
         t = config.latent_shape[0]
@@ -63,12 +73,13 @@ class Prior(nn.Module):
         shape = (config.n_codebooks, config.n_codes, config.embedding_dim)
         if codebook is not None and tuple(codebook.shape) != shape:
             raise UserError(
-                f"the prior's config asks for a codebook of {shape}, the VQ-VAE has {tuple(codebook.shape)}"
+                f"the prior's config needs a codebook of shape {shape}, but the VQ-VAE's has {tuple(codebook.shape)}; "
+                "train the prior again"
             )
         self.register_buffer("codebook", torch.zeros(shape) if codebook is None else codebook.clone())
         self.register_buffer("condition_scale", torch.tensor(config.condition_scale or 1.0), persistent=False)
         self.register_buffer("sequence", torch.cat(self.order.passes), persistent=False)
-        # what the last frame of a full ring sees of it, each frame in the order it is cached in
+        # what the newest frame may attend to when the ring buffer is full, frame by frame in the order of caching
         if config.local_window:
             last = clip_mask(self.order, config.attention_frames, config.attention_frames, config.local_window)[
                 -len(self.order) :
@@ -81,9 +92,9 @@ class Prior(nn.Module):
             for _ in range(2 if config.decoding_order == "diagonal" else 1)
         )
         self.start_token = nn.Parameter(torch.randn(config.d_model) * 0.02)
-        place = config.grid if config.grid[2] > 1 else config.grid[:2]
+        space = config.grid if config.grid[2] > 1 else config.grid[:2]
         self.position_embedding = AxialPositionEmbedding(
-            place if config.mode == "stream" else (t, *place), config.d_model, config.pos_emb_init_std
+            space if config.mode == "stream" else (t, *space), config.d_model, config.pos_emb_init_std
         )
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.final_norm = ConditionalNorm(config.d_model, config.condition_dim)
@@ -99,33 +110,71 @@ class Prior(nn.Module):
         self._masks: dict[tuple[int, torch.device], Mask] = {}
 
     def encode_cond_frames(self, frames: Tensor) -> Tensor:
-        """Conditioning frames (b, seen, H, W, c) uint8 -> features (b, m, units), as the other methods take them."""
+        """Encode conditioning frames (section 3.2).
+
+        Args:
+            frames: uint8 (b, n_cond_frames, H, W, channels).
+
+        Returns:
+            Features (b, positions, cond_dim), which the other methods take as `features`.
+
+        Raises:
+            UserError: If the frames do not fit the config.
+        """
         wanted = (self.config.n_cond_frames, *self.config.cond_frame_shape)
         if not self.config.n_cond_frames or tuple(frames.shape[1:]) != wanted:
-            raise UserError(f"this prior looks at conditioning frames of {wanted}, not {tuple(frames.shape[1:])}")
+            raise UserError(f"this prior takes conditioning frames of shape {wanted}, not {tuple(frames.shape[1:])}")
         return self.resnet(to_float(frames, self.start_token.dtype))
 
     def forward(self, codes: Tensor, condition: Tensor | None = None, features: Tensor | None = None) -> Tensor:
-        """Logits (b, t, h, w, g, k) of every code given the codes before it. Condition (b, t, c) or (b, c)."""
+        """Predict every code of a clip from the codes before it.
+
+        Args:
+            codes: (b, t, h, w, g).
+            condition: (b, t, c) if conditioned frame by frame, (b, c) if on the clip.
+            features: `encode_cond_frames` of the conditioning frames, if the prior has any.
+
+        Returns:
+            Logits (b, t, h, w, g, k).
+
+        Raises:
+            UserError: If an input does not fit the config.
+        """
         return self.ungroup_codes(self.forward_clip(codes, condition, features)[0])
 
     def loss(self, codes: Tensor, condition: Tensor | None = None, features: Tensor | None = None) -> Tensor:
-        """Cross entropy of each latent frame, in nats per code: (b, t). Over ln 2 it is the paper's bits/dim."""
+        """Cross entropy of each latent frame (b, t), in nats per code. Divided by ln 2 it is the paper's bits/dim.
+
+        Args:
+            codes: (b, t, h, w, g).
+            condition: As in `forward`.
+            features: As in `forward`.
+        """
         noisy_codes = self.add_code_noise(codes) if self.training and self.config.code_noise else codes
         logits, target = self.forward_clip(noisy_codes, condition, features)[0].float(), self.group_codes(codes)
         loss = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none")
         return loss.view(*target.shape).mean((2, 3))
 
     def add_code_noise(self, codes: Tensor) -> Tensor:
-        """Codes of which a share is random; the share is uniform up to `code_noise`, another one for each clip."""
-        share = torch.rand(len(codes), 1, 1, 1, 1, device=codes.device) * self.config.code_noise
+        """Replace a fraction of each clip's codes by random ones; the fraction is uniform from 0 to `code_noise`."""
+        fraction = torch.rand(len(codes), 1, 1, 1, 1, device=codes.device) * self.config.code_noise
         random = torch.randint_like(codes, self.config.n_codes)
-        return torch.where(torch.rand(codes.shape, device=codes.device) < share, random, codes)
+        return torch.where(torch.rand(codes.shape, device=codes.device) < fraction, random, codes)
 
     def forward_clip(
         self, codes: Tensor, condition: Tensor | None, features: Tensor | None = None, start: int = 0
     ) -> tuple[Tensor, list[Tensor]]:
-        """Logits (b, t, n, m, k) and each layer's keys and values, for a clip whose first frame has index `start`."""
+        """Run a whole clip at once, for training and to fill a cache.
+
+        Args:
+            codes: (b, t, h, w, g).
+            condition: As in `forward`.
+            features: As in `forward`.
+            start: Time index of the first frame.
+
+        Returns:
+            Logits (b, t, n, m, k), and the keys and values (b, a, 2, t*n, d) of each layer.
+        """
         t = codes.shape[1]
         context = self.step_context(start, t, self.check_inputs(codes, condition), features)
         grouped = self.group_codes(codes)
@@ -142,11 +191,21 @@ class Prior(nn.Module):
         return self.head(self.final_norm(x, context.final_modulation), vectors), memory
 
     def step_context(self, start: int, t: int, condition: Tensor | None, features: Tensor | None) -> StepContext:
-        """For t frames from index `start` on, under a condition (b, t or 1, c)."""
+        """Compute what all positions of some frames share.
+
+        Args:
+            start: Time index of the first frame.
+            t: Number of frames.
+            condition: (b, t or 1, c), not yet scaled.
+            features: As in `forward`.
+
+        Raises:
+            UserError: If features are missing or not expected, or a paper-mode prior has no such frames.
+        """
         if (features is None) == bool(self.config.n_cond_frames):
             raise UserError(
-                f"this prior looks at {self.config.n_cond_frames} conditioning frames; give what "
-                "`encode_cond_frames` makes of them"
+                f"this prior takes {self.config.n_cond_frames} conditioning frames; give the result of "
+                "`encode_cond_frames`, or None for 0"
             )
         condition = None if condition is None else condition / self.condition_scale
         return StepContext(
@@ -157,7 +216,7 @@ class Prior(nn.Module):
         )
 
     def rotary(self, start: int, t: int = 1) -> Tensor | None:
-        """(2, 1 or t*n, d) the rotation of t frames from index `start` on; none where time is absolute."""
+        """Rotary embedding (2, 1 or t*n, d) of t frames from time index `start` on; None in paper mode."""
         if self.config.mode == "paper":
             return None
         times = torch.arange(start, start + t, device=self.start_token.device)
@@ -165,10 +224,13 @@ class Prior(nn.Module):
         return rotary if t == 1 else rotary.repeat_interleave(len(self.order), 1)
 
     def empty_cache(self, batch: int) -> KVCache:
-        """A cache with nothing in it: the next frame is a video's first.
+        """An empty cache, for the first frame of a video.
 
-        Of a bfloat16 model that draws code by code it is in float32 on a CPU, where products of one row in bfloat16 are
-        slower than twice the reading.
+        For a bfloat16 model in raster order on a CPU it is in float32. There, products of a single row in bfloat16 cost
+        more than reading twice the memory.
+
+        Args:
+            batch: Number of lanes.
         """
         c, like = self.config, self.start_token
         exact = c.decoding_order == "raster" and like.device.type == "cpu" and like.dtype == torch.bfloat16
@@ -182,12 +244,22 @@ class Prior(nn.Module):
     def prefill(
         self, codes: Tensor, condition: Tensor | None = None, start: int = 0, features: Tensor | None = None
     ) -> KVCache:
-        """The cache after the frames of a context (b, t, h, w, g), the first of which has index `start`."""
+        """Fill a new cache with the frames of a context.
+
+        Args:
+            codes: Context (b, t, h, w, g), t >= 1.
+            condition: As in `forward`.
+            start: Time index of the first frame of the context.
+            features: As in `forward`.
+
+        Raises:
+            UserError: If an input does not fit the config.
+        """
         b, t = codes.shape[:2]
         cache, n = self.empty_cache(b), len(self.order)
         slots = cache.valid.shape[1]
         memory = self.forward_clip(codes, condition, features, start)[1]
-        for frame in range(max(0, t - slots), t):
+        for frame in range(max(0, t - slots), t):  # older frames are beyond the attention span
             at, source = (start + frame) % slots, frame * n + self.sequence
             for ring, pair in zip(cache.kv, memory, strict=True):
                 ring[:, :, :, at * n : (at + 1) * n] = pair[:, :, :, source]
@@ -199,16 +271,31 @@ class Prior(nn.Module):
     def begin_frame(
         self, cache: KVCache, condition: Tensor | None = None, features: Tensor | None = None
     ) -> StepContext:
-        """What the passes over the next frame share, under its condition (b, c)."""
+        """Start the next frame: compute what its passes share.
+
+        Args:
+            cache: Cache of the past frames.
+            condition: Condition of the frame, or of the clip (b, c).
+            features: As in `forward`.
+        """
         context = self.step_context(cache.time, 1, None if condition is None else condition[:, None], features)
         return context._replace(past_mask=cache.past_mask())
 
     def passes(self) -> tuple[Tensor, ...]:
-        """The positions of each pass, in order, where the model is."""
+        """The positions of each pass, in order, on the device of the model."""
         return self.sequence.split([len(positions) for positions in self.order.passes])
 
     def forward_pass(self, cache: KVCache, positions: Tensor, context: StepContext) -> Tensor:
-        """Features (b, positions, width) of one pass: the codes of its parents must be in `cache.codes`."""
+        """Run one pass over some positions of the current frame.
+
+        Args:
+            cache: Must hold the codes of all earlier passes in `cache.codes`; receives the keys and values of this one.
+            positions: One element of `passes`; the passes are run in order.
+            context: From `begin_frame`.
+
+        Returns:
+            Features (b, positions, width) for `head`.
+        """
         if cache.n_cached:
             x = self._embed_inputs(cache.codes[:, None], None, positions)
         else:
@@ -227,11 +314,18 @@ class Prior(nn.Module):
         return self.final_norm(x, context.final_modulation)[:, 0]
 
     def finish_frame(self, cache: KVCache) -> None:
-        """All codes of the frame are in `cache.codes`: begin the next one."""
+        """Finish the current frame, whose codes are all in `cache.codes`; its keys and values become past."""
         cache.finish_frame(self.code_vectors(cache.codes[:, None], self.passes()[-1])[:, 0].flatten(2))
 
     def check_inputs(self, codes: Tensor, condition: Tensor | None) -> Tensor | None:
-        """The condition as (b, t or 1, c); one sentence if codes or condition do not fit the model."""
+        """Check the shapes of codes and condition.
+
+        Returns:
+            The condition as (b, t or 1, c).
+
+        Raises:
+            UserError: If one of them does not fit the config.
+        """
         c, (_, h, w) = self.config, self.config.latent_shape
         if tuple(codes.shape[2:]) != (h, w, c.n_codebooks):
             raise UserError(
@@ -239,7 +333,7 @@ class Prior(nn.Module):
             )
         if c.mode == "paper" and codes.shape[1] > c.latent_shape[0]:
             raise UserError(
-                f"a paper-mode prior ends after {c.latent_shape[0]} latent frames; use mode = stream for longer ones"
+                f"a paper-mode prior ends after {c.latent_shape[0]} latent frames; use mode = stream for longer videos"
             )
         if c.conditioning == "none":
             return None
@@ -247,12 +341,13 @@ class Prior(nn.Module):
         if condition is None or tuple(condition.shape) != wanted:
             have = None if condition is None else tuple(condition.shape)
             raise UserError(
-                f"this prior is conditioned on {wanted} per {c.conditioning}, not {have}; train one for these actions"
+                f"this prior takes conditions of shape {wanted}, one for each {c.conditioning}, not {have}; train one "
+                "for these actions"
             )
         return condition[:, None] if c.conditioning == "clip" else condition
 
     def code_vectors(self, codes: Tensor, positions: Tensor | None = None) -> Tensor:
-        """(b, t, n, m) -> (b, t, n or positions, m, code_dim), each code from its own codebook."""
+        """Look up the vectors of codes (b, t, n, m), each in its codebook: (b, t, n or positions, m, embedding_dim)."""
         if self.config.n_codebooks == 1:
             return F.embedding(codes if positions is None else codes[:, :, positions], self.codebook[0])
         codebook = torch.arange(codes.shape[2] * codes.shape[3], device=codes.device).view(codes.shape[2:])
@@ -260,14 +355,14 @@ class Prior(nn.Module):
         return vectors if positions is None else vectors[:, :, positions]
 
     def group_codes(self, codes: Tensor) -> Tensor:
-        """(b, t, h, w, g) -> (b, t, n, m)."""
+        """Group codes by position: (b, t, h, w, g) -> (b, t, n, m)."""
         p = self.config.patch_size
         if p == 1:
             return codes.flatten(2)[..., None]
         return rearrange(codes, "b t (h p) (w q) g -> b t (h w) (p q g)", p=p, q=p)
 
     def ungroup_codes(self, grouped: Tensor) -> Tensor:
-        """(b, t, n, m, ...) -> (b, t, h, w, g, ...), the reverse."""
+        """The inverse of `group_codes`: (b, t, n, m, ...) -> (b, t, h, w, g, ...)."""
         c, p = self.config, self.config.patch_size
         h, w, _ = c.grid
         rest = grouped.shape[4:]
@@ -279,8 +374,11 @@ class Prior(nn.Module):
         return grouped.reshape(*grouped.shape[:2], *c.latent_shape[1:], c.n_codebooks, *rest)
 
     def _embed_inputs(self, codes: Tensor, last_vectors: Tensor | None, positions: Tensor) -> Tensor:
-        """What positions are told (b, t, ., width): their parents; the first pass, the `last_vectors` of the past
-        frame."""
+        """Input of some positions (b, t, positions, width): the embedded codes of their parents.
+
+        The positions of the first pass have no parents in their frame. They get `last_vectors`, the vectors of the last
+        codes of the previous frame.
+        """
         embedded = 0
         for slot, layer in enumerate(self.input_projections):
             parent_index = self.parents[positions, slot]
@@ -296,17 +394,18 @@ class Prior(nn.Module):
 
     def _position_embeddings(self, start: int, t: int) -> Tensor:
         """Position embeddings (t or 1, n, width) of frames from index `start` on."""
-        places = self.position_embedding()
+        embeddings = self.position_embedding()
         if self.config.mode == "stream":
-            return places.reshape(1, len(self.order), -1)
-        if start + t > len(places):
+            return embeddings.reshape(1, len(self.order), -1)
+        if start + t > len(embeddings):
             raise UserError(
-                f"a paper-mode prior ends after {len(places)} latent frames; use mode = stream for longer ones"
+                f"a paper-mode prior ends after {len(embeddings)} latent frames; use mode = stream for longer videos"
             )
-        return places[start : start + t].reshape(t, len(self.order), -1)
+        return embeddings[start : start + t].reshape(t, len(self.order), -1)
 
     def _clip_mask(self, t: int) -> Mask:
-        """Of a clip of t frames: none to store where it is plainly causal, blocks where a GPU skips empty ones."""
+        """The mask of a clip of t frames: "causal" where a kernel needs no stored mask, and for sparse attention on a
+        GPU a block mask, whose empty blocks are skipped."""
         c, device = self.config, self.start_token.device
         if not c.local_window and c.decoding_order == "raster" and t <= c.attention_frames:
             return "causal"
@@ -318,9 +417,12 @@ class Prior(nn.Module):
         return self._masks[t, device]
 
     def sparse_mask(self, cache: KVCache, positions: Tensor, n_now: int) -> Tensor:
-        """(positions, keys) what positions see of the ring and of `n_now` of their frame, under sparse attention."""
+        """Mask (positions, keys) of sparse attention over the cached frames and `n_now` positions of the current one.
+
+        The past frames are stored in ring order, so each slot's row of `reachable` depends on the frame's age.
+        """
         slots = self.config.attention_frames - 1
         used = torch.arange(cache.n_used_slots, device=positions.device)
-        back = (used - cache.time) % max(slots, 1)  # slots behind the oldest
+        back = (used - cache.time) % max(slots, 1)  # 0 for the oldest frame that a full buffer holds
         rows = self.reachable[positions]
         return torch.cat([rows[..., back, :].flatten(-2), rows[..., slots, :n_now]], dim=-1)

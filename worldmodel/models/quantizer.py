@@ -1,13 +1,13 @@
-"""Vector quantisation: a feature vector becomes the nearest of K codes.
+"""Vector quantization: a feature vector is replaced by the nearest of K codes.
 
-Codes follow the features by exponential moving averages instead of a codebook loss (section 2.1). They start as
-copies of encoder outputs, and a code that has fallen out of use restarts as a copy
-of some output of the current batch (section 4.1, after Jukebox). Three things differ from the official code:
+Codes follow the features by exponential moving averages instead of a codebook loss (section 2.1). They start as copies
+of encoder outputs, and an unused code is reset to some output of the current batch (section 4.1, after Jukebox). Three
+things differ from the official code:
 
-* Whether the codebook has been initialised is a buffer, so a resumed run does not start its codes anew.
-* A code is out of use when its average count per batch is below `code_reset_threshold`. The official code says 1, with
-  256 vectors a code in a batch (Table 8); with two a code, as on a small machine, that would restart half of them at
-  every step.
+* Whether the codebook is initialized is a buffer, so a resumed run keeps its codes.
+* A code is unused if its average count per batch is below `code_reset_threshold`. The official code has 1, with 256
+  vectors per code in a batch (Table 8). With two vectors per code, as on a small machine, that would reset half of the
+  codes at every step.
 * Several codebooks (Table 7) are one module with a leading axis, not a list of modules.
 
 Dimensions: n vectors, g codebooks, k codes each, d channels each; features are (..., g*d), codes (..., g).
@@ -23,14 +23,14 @@ from torch import Tensor, nn
 
 
 class QuantizerOutput(NamedTuple):
-    """What quantising gives."""
+    """The result of quantization."""
 
     quantized: Tensor
-    """(..., g*d), the codes' vectors; gradients pass straight through to the input."""
+    """(..., g*d) vectors of the codes; gradients pass straight through to the input."""
     codes: Tensor
-    """(..., g), int64."""
+    """(..., g) int64."""
     commitment_loss: Tensor
-    """Scalar: mean squared distance of the input to its codes."""
+    """Scalar: mean squared distance of the input from its codes."""
 
 
 class Quantizer(nn.Module):
@@ -58,7 +58,7 @@ class Quantizer(nn.Module):
         self.register_buffer("initialized", torch.tensor(False))
 
     def forward(self, features: Tensor) -> QuantizerOutput:
-        """Quantise (..., g*d); in training also move the codes."""
+        """Quantize features (..., g*d); in training the codes are updated as well."""
         # (g, n, d)
         flat = features.to(self.embedding.dtype).reshape(-1, self.n_codebooks, self.embedding_dim).transpose(0, 1)
         if self.training and not self.initialized:
@@ -73,7 +73,7 @@ class Quantizer(nn.Module):
         )
 
     def embed(self, codes: Tensor) -> Tensor:
-        """(..., g) -> (..., g*d)."""
+        """Look up the vectors of codes: (..., g) -> (..., g*d)."""
         codebook = torch.arange(self.n_codebooks, device=codes.device)
         return self.embedding[codebook, codes].flatten(-2)
 
@@ -82,18 +82,23 @@ class Quantizer(nn.Module):
         return self._distances(flat).argmin(-1)
 
     def _distances(self, flat: Tensor) -> Tensor:
-        """(g, n, d) -> (g, n, k): |x - e|^2, without the term that is the same for all codes.
+        """(g, n, d) -> (g, n, k): |x - e|^2, without the term |x|^2, which is the same for all codes.
 
-        Never in bfloat16, which would choose a quarter of the codes otherwise than encoding does.
+        Never in bfloat16, with which training would choose a quarter of the codes differently from encoding.
         """
         with torch.autocast(flat.device.type, enabled=False):
             return torch.baddbmm(self.embedding.square().sum(-1)[:, None], flat, self.embedding.mT, alpha=-2)
 
     def quantize_with_hysteresis(self, features: Tensor, hysteresis: float, previous: Tensor | None = None) -> Tensor:
-        """Codes (b, t, ..., g) of features (b, t, ..., g*d) in time, where a place is slow to leave its code.
+        """Quantize frame by frame; a position keeps its code of the previous frame unless another one is much closer.
 
-        It keeps the code that it had a frame ago (`previous`, (b, ..., g), for the first) unless another is nearer, in
-        squared distance, by more than `hysteresis` times the spread of the codes.
+        Args:
+            features: (b, t, ..., g*d).
+            hysteresis: By how much another code must be closer, in squared distance, as a fraction of `code_variance`.
+            previous: Codes of the frame before the first one (b, ..., g), if there is one.
+
+        Returns:
+            Codes (b, t, ..., g).
         """
         b, t = features.shape[:2]
         flat = features.to(self.embedding.dtype).reshape(-1, self.n_codebooks, self.embedding_dim).transpose(0, 1)
@@ -111,19 +116,19 @@ class Quantizer(nn.Module):
         return torch.stack(frames, dim=2).movedim(0, -1).reshape(*features.shape[:-1], self.n_codebooks)
 
     def code_variance(self) -> Tensor:
-        """(g,) the mean squared distance of the codes, as often as they are used, from their mean."""
-        share = (self.ema_count / self.ema_count.sum(-1, keepdim=True))[..., None]
-        mean = (share * self.embedding).sum(1, keepdim=True)
-        return (share * (self.embedding - mean).square()).sum((1, 2))
+        """(g,) variance of the codes: mean squared distance from their mean, weighted by how often they are used."""
+        weight = (self.ema_count / self.ema_count.sum(-1, keepdim=True))[..., None]
+        mean = (weight * self.embedding).sum(1, keepdim=True)
+        return (weight * (self.embedding - mean).square()).sum((1, 2))
 
     def _initialize(self, flat: Tensor) -> None:
         self.embedding.copy_(self._random_features(flat))
         self.ema_sum.copy_(self.embedding * self.code_reset_threshold)
-        self.ema_count.fill_(self.code_reset_threshold)  # a code that nobody wants goes at the next step
+        self.ema_count.fill_(self.code_reset_threshold)  # a code that is not used is reset at the next step
         self.initialized.fill_(True)
 
     def _update_ema(self, flat: Tensor, codes: Tensor) -> None:
-        """Move the averages towards this batch; restart the codes that hardly any feature chose."""
+        """Update the moving averages with a batch, and reset unused codes."""
         count = torch.zeros_like(self.ema_count).scatter_add_(1, codes, torch.ones_like(codes, dtype=flat.dtype))
         total = torch.zeros_like(self.ema_sum).scatter_add_(1, codes[..., None].expand_as(flat), flat)
         self.ema_count.lerp_(count, 1 - self.decay)
@@ -133,7 +138,7 @@ class Quantizer(nn.Module):
         self.embedding.copy_(torch.where(used, self.ema_sum / smooth[..., None], self._random_features(flat)))
 
     def _random_features(self, flat: Tensor) -> Tensor:
-        """k random features for each book, (g, k, d); repeated with a little noise where there are too few."""
+        """k random features for each codebook, (g, k, d); repeated with a little noise if there are too few."""
         n = flat.shape[1]
         if n < self.n_codes:
             repeats = -(-self.n_codes // n)
@@ -145,7 +150,11 @@ class Quantizer(nn.Module):
 
 
 def codebook_usage(codes: Tensor, n_codes: int) -> dict[str, Tensor]:
-    """Share of the codes that occur, and perplexity 2^entropy of their use; codes (..., g), mean over books."""
+    """Codebook usage of codes (..., g), averaged over codebooks.
+
+    Returns:
+        "codes_used", the fraction of codes that occur, and "perplexity", the exponential of the entropy of their use.
+    """
     counts = torch.stack([torch.bincount(book, minlength=n_codes) for book in codes.reshape(-1, codes.shape[-1]).T])
     share = counts / counts.sum(1, keepdim=True)
     entropy = torch.special.entr(share).sum(1)

@@ -1,13 +1,13 @@
-"""A 3D ResNet for conditioning frames (section 3, Table 9): what the prior's cross-attention looks at.
+"""A 3D ResNet for conditioning frames (section 3, Table 9); the prior's cross-attention attends to its features.
 
-Residual blocks as in He et al. (2015), with 3x3x3 convolutions and, as in the official code, LayerNorm: depth 18 or 34,
-widths that double from an eighth of `dim` (64 of the paper's 512) to all of them. The paper says no more; the
-official code has a stem at full resolution and a spatial stride of 4 in all, so a frame of 64 x 64 becomes 16 x 16
-features, and time is not strided.
+Residual blocks as in He et al. (2015), with 3x3x3 convolutions and, as in the official code, LayerNorm. Depth is 18 or
+34, and widths double from an eighth of `dim` (64 of the paper's 512) to `dim`. The paper says no more. The official
+code has a stem at full resolution and a total spatial stride of 4, so a frame of 64 x 64 becomes 16 x 16 features, and
+time is not strided.
 
-Two departures, without which the features of a small prior soon said nothing of the frame: the last norm of each block
-begins at zero, so that a block begins as its shortcut (Goyal et al., 2017); and the stem has a bias, since a LayerNorm
-right after a convolution without one takes the brightness of a picture away.
+Two changes keep the features of a small prior from becoming independent of the frame. The last norm of each block
+starts at zero, so that a block starts as its shortcut (Goyal et al., 2017). And the stem has a bias, because a
+LayerNorm right after a convolution without bias removes the brightness of the image.
 
 Dimensions: b batch, f conditioning frames, c channels, h w space.
 """
@@ -21,11 +21,11 @@ from worldmodel.models.convolution import Conv3d
 from worldmodel.models.layers import AxialPositionEmbedding, ChannelNorm
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
-"""Blocks of each of the four groups."""
+"""Number of blocks in each of the four groups, by depth."""
 MIN_CHANNELS = 16
-"""Channels: a LayerNorm over fewer lets little of a picture through."""
+"""Fewest channels of a layer: a LayerNorm over fewer channels loses most of the image."""
 STRIDES = (1, 2, 2, 1)
-"""In height and width, of each group's first block."""
+"""Spatial stride of the first block of each group."""
 
 
 def conv3d(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, bias: bool = False) -> Conv3d:
@@ -34,7 +34,7 @@ def conv3d(in_channels: int, out_channels: int, kernel_size: int, stride: int = 
 
 
 class ResNetBlock(nn.Module):
-    """Two convolutions with norms beside a shortcut, which is projected where the shape changes."""
+    """Two convolutions with norms, and a shortcut that is projected if the shape changes."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class ResNetBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Frames (b, f, H, W, c) -> features (b, f * H/4 * W/4, units), each with the embedding of its position."""
+    """Encodes frames (b, f, H, W, c) to features (b, f * H/4 * W/4, dim) with position embeddings."""
 
     def __init__(
         self, depth: int, n_frames: int, frame_shape: tuple[int, int, int], dim: int, init_std: float = 0.01
@@ -70,6 +70,6 @@ class ResNet(nn.Module):
         )
 
     def forward(self, frames: Tensor) -> Tensor:
-        """Frames are floats in [-0.5, 0.5]."""
+        """Encode frames (b, f, H, W, c), floats in [-0.5, 0.5]."""
         features = self.blocks(self.stem(frames.movedim(-1, 1))).movedim(1, -1)
         return (features + self.position_embedding().to(features.dtype)).flatten(1, 3)

@@ -1,20 +1,19 @@
-"""Reward, end of episode and game variables, from codes and actions.
+"""The outcome model: reward, termination and game variables, from codes and actions.
 
-None of them need be on the screen (health is not), so the model is recurrent: a GRU reads one latent frame's
-codes, the actions that led into it and the game variables before it at a time. It gives a distribution over the
-recorded changes of each variable (64 quantiles of them where there are more), and a dream draws one and goes on from
-there: a mean would give half a medikit for one that may have been taken, and a health that is spread out instead of
-uncertain. The reward is predicted twice, for an episode that goes on and for one that just ended, so that a dream's
-reward agrees with the end it drew.
+None of these need to be visible in the image (health is not), so the model is recurrent. At each latent frame a GRU
+takes the frame's codes, the actions that led into it, and the previous game variables.
 
-Ends and changes are read from the frame that they came with, or, with `predict_from_past`, before that frame is drawn:
-from the state, the action and the variables. ViZDoom has no picture of a death, the frame before stands in for it, and
-a model that is given the frame learns to look for that stillness, which a dream draws too seldom. That a hit is
-foretold better than read from a dreamed frame may have the same reason.
-
-With `n_stacked_frames` the model sees so many frames side by side, through convolutions: where something is going can
-only be told from several frames and from its place in them, and a linear layer over all codes of one has to learn that
-anew for every place.
+* Game variables. The model predicts a distribution over the recorded changes of each variable (64 quantiles where there
+  are more distinct changes). A dream samples one change and continues from it. A predicted mean would add half a
+  medikit where one may have been taken, and health would blur instead of being uncertain.
+* Reward. It is predicted twice, for an episode that continues and for one that terminates here, so that a dream's
+  reward matches the termination that was sampled.
+* `predict_from_past`. Termination and changes are predicted from the frame at which they happen or, with this option,
+  before it: from the hidden state, the action and the variables. ViZDoom renders no image of a death but repeats the
+  previous frame. A model that gets that frame learns to detect the repetition, which a dream samples too rarely. Hits
+  are also predicted better from the past than from a generated frame, perhaps for the same reason.
+* `n_stacked_frames`. Convolutions over the last latent frames show the model where things are moving. A linear layer
+  over all codes of one frame cannot: it would have to learn the same motion separately at every position.
 
 Dimensions: b batch, t latent frames, h w g rows, columns, codebooks, c condition, v game variables, k changes.
 """
@@ -35,33 +34,40 @@ from worldmodel.utils.settings import AboveZero, Channels, Count, Pixels, Settin
 
 @dataclass(frozen=True, kw_only=True)
 class OutcomeConfig(Settings):
-    """Sizes, and the scale of what is predicted."""
+    """Sizes of an outcome model, and the statistics of what it predicts."""
 
     latent_size: tuple[Pixels, Pixels] = (8, 8)
     """Rows and columns of a frame's codes."""
     n_codebooks: Channels = 1
+    """Number of codebooks of the VQ-VAE."""
     n_codes: Channels = 1024
+    """Number of codes of a codebook."""
     embedding_dim: Channels = 256
+    """Dimension of a code vector."""
     condition_dim: Count = 0
+    """Length of the encoded actions of a latent frame."""
     condition_scale: tuple[AboveZero, ...] = ()
-    """What its numbers are divided by; none for one-hot ones."""
+    """Divisor of each number of the condition; empty for one-hot conditions, which are not scaled."""
     n_variables: Count = 0
     """Number of game variables."""
     variable_mean: tuple[float, ...] = ()
+    """Mean of each variable in the training data."""
     variable_std: tuple[AboveZero, ...] = ()
+    """Standard deviation of each variable in the training data."""
     variable_changes: tuple[tuple[float, ...], ...] = ()
-    """For each variable its changes within a latent frame, equally many, ascending."""
+    """Possible changes of each variable within a latent frame, ascending; equally many for each."""
     variable_low: tuple[float, ...] = ()
-    """Smallest and ..."""
+    """Smallest recorded value of each variable, a bound of sampled values; empty for none."""
     variable_high: tuple[float, ...] = ()
-    """... largest recorded value of each; what is drawn stays between them."""
+    """Largest recorded value of each variable, a bound of sampled values; empty for none."""
     reward_rms: AboveZero = 1.0
-    """Root mean square of the recorded reward, about zero; checkpoints know it by this name."""
+    """Root mean square of the recorded reward (not centered), the unit of the predicted reward."""
     hidden_dim: Channels = 256
+    """Width of the GRU."""
     predict_from_past: bool = False
-    """Ends and changes follow from what was before their frame, which is for engines that have no picture of them."""
+    """Predict termination and changes of variables before their frame, for engines that do not render them."""
     n_stacked_frames: Count = 0
-    """Latent frames that convolutions see side by side; 0 for one linear layer over the codes of one."""
+    """Number of last latent frames that convolutions take as input; 0 for a linear layer over the newest one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,24 +78,26 @@ class OutcomeConfig(Settings):
             if getattr(self, name) and len(getattr(self, name)) != self.n_variables:
                 raise UserError(f"{name} must have a value for each of {self.n_variables} variables, or none")
         if self.condition_scale and len(self.condition_scale) != self.condition_dim:
-            raise UserError(f"a condition of {self.condition_dim} numbers has not {len(self.condition_scale)} scales")
+            raise UserError(
+                f"a condition of {self.condition_dim} numbers needs as many scales, not {len(self.condition_scale)}"
+            )
         if len(set(map(len, self.variable_changes))) > 1 or () in self.variable_changes:
-            raise UserError("variable_changes must be equally many for each variable, and at least one")
+            raise UserError("variable_changes must have equally many changes for each variable, and at least one")
 
 
 class OutcomePrediction(NamedTuple):
-    """What follows from each latent frame."""
+    """Predictions for each latent frame."""
 
     reward: Tensor
-    """(b, t, 2): the reward on the way into the frame if the episode goes on, and if it ended there."""
+    """(b, t, 2) reward of the step into the frame, if the episode continues and if it terminates there."""
     done_logit: Tensor
-    """(b, t) logit that the episode ended there."""
+    """(b, t) logit of the probability that the episode terminates there."""
     change_logits: Tensor
     """(b, t, v, k) logits of the changes of the game variables."""
 
 
 class FrameStackEncoder(nn.Module):
-    """The last latent frames side by side: a causal convolution over them, then one within the frame."""
+    """Encodes the last latent frames: a causal convolution over time and space, then one over space."""
 
     def __init__(self, config: OutcomeConfig) -> None:
         super().__init__()
@@ -98,13 +106,13 @@ class FrameStackEncoder(nn.Module):
         self.spatial_conv = Conv(64, 32, (1, 3, 3), causal=True)
 
     def forward(self, vectors: Tensor, memory: Memory | None) -> Tensor:
-        """(b, t, h, w, books * code_dim) -> (b, t, 32, h, w)."""
+        """(b, t, h, w, n_codebooks * embedding_dim) -> (b, t, 32, h, w)."""
         x = self.embed(vectors).movedim(-1, 1)
         return F.gelu(self.spatial_conv(F.gelu(self.temporal_conv(x, memory)), memory)).transpose(1, 2)
 
 
 class OutcomeModel(nn.Module):
-    """A GRU over latent frames."""
+    """A GRU over latent frames that predicts reward, termination and game variables."""
 
     codebook: Tensor
     condition_scale: Tensor
@@ -151,13 +159,20 @@ class OutcomeModel(nn.Module):
         state: Tensor | None = None,
         memory: Memory | None = None,
     ) -> tuple[OutcomePrediction, Tensor]:
-        """What follows from latent frames, and the state (1, b, width) after them.
+        """Predict the outcomes of latent frames.
 
-        codes (b, t, h, w, g), condition (b, t, c), the game variables before each frame (b, t, v), and of the frames
-        before the first the state, None at the start, and what convolutions remember.
+        Args:
+            codes: (b, t, h, w, g).
+            condition: Encoded actions that led into each frame (b, t, c).
+            previous: Game variables before each frame (b, t, v).
+            state: GRU state (1, b, width) after the frames before the first one; None at the start.
+            memory: Past activations of the convolutions, updated in place; None if the clip is not continued.
+
+        Returns:
+            The predictions, and the GRU state after the last frame.
         """
-        book = torch.arange(codes.shape[-1], device=codes.device)
-        vectors = self.codebook[book, codes].flatten(4)
+        codebook = torch.arange(codes.shape[-1], device=codes.device)
+        vectors = self.codebook[codebook, codes].flatten(4)
         frame_features = self.encoder(
             (self.frame_stack(vectors, memory) if self.config.n_stacked_frames else vectors).flatten(2)
         )
@@ -175,24 +190,32 @@ class OutcomeModel(nn.Module):
         past = frame_features.new_zeros(1, len(frame_features), self.config.hidden_dim) if state is None else state
         y, state = self.gru(frame_features + inputs, past)
         reward, rest = self.head(y).tensor_split([2], dim=-1)
-        if self.config.predict_from_past:
+        if self.config.predict_from_past:  # from the state before each frame, so without the frame itself
             rest = self.past_head(torch.cat([torch.cat([past[0, :, None], y[:, :-1]], dim=1), inputs], dim=-1))
         changes = rest[..., 1:].unflatten(-1, self.variable_changes.shape)
         return OutcomePrediction(reward * self.config.reward_rms, rest[..., 0], changes), state
 
     def sample_variables(self, change_logits: Tensor, previous: Tensor, noise: Tensor) -> Tensor:
-        """Game variables (b, v) after those before, from logits (b, v, k) and uniform noise (b, v)."""
+        """Sample the next game variables.
+
+        Args:
+            change_logits: (b, v, k).
+            previous: Game variables now (b, v).
+            noise: Uniform random numbers (b, v).
+
+        Returns:
+            Game variables (b, v).
+        """
         below = change_logits.softmax(-1).cumsum(-1) < noise[..., None]
         chosen = below.sum(-1).clamp(max=self.variable_changes.shape[-1] - 1)
         return self._possible_variables(previous).gather(-1, chosen[..., None])[..., 0]
 
     def expected_variables(self, change_logits: Tensor, previous: Tensor) -> Tensor:
-        """The game variables (b, v) to expect after those before, from logits (b, v, k): the mean of
-        `sample_variables`."""
+        """Expected next game variables (b, v), the mean of `sample_variables`, from logits (b, v, k)."""
         return (change_logits.softmax(-1) * self._possible_variables(previous)).sum(-1)
 
     def _possible_variables(self, previous: Tensor) -> Tensor:
-        """(b, v, k) what the game variables (b, v) can come to, kept within what was recorded."""
+        """Possible next values (b, v, k) of the game variables (b, v), clipped to the recorded range."""
         return (previous[..., None] + self.variable_changes).clamp(
             self.variable_low[:, None], self.variable_high[:, None]
         )
@@ -200,9 +223,20 @@ class OutcomeModel(nn.Module):
     def loss(
         self, codes: Tensor, condition: Tensor, reward: Tensor, ended: Tensor, variables: Tensor, mask: Tensor
     ) -> dict[str, Tensor]:
-        """Squared error of the reward at unit scale plus cross entropies of end and changes, over the known rows.
+        """The training loss: squared error of the scaled reward plus cross entropies of termination and changes.
 
-        All targets are (b, t, ...). What was before the first row is not known: its variables stand in.
+        The variables before the first row are unknown; those of the first row are used instead.
+
+        Args:
+            codes: (b, t, h, w, g).
+            condition: Encoded actions (b, t, c).
+            reward: (b, t).
+            ended: Whether the episode terminated at the row, (b, t) bool.
+            variables: Game variables (b, t, v).
+            mask: Rows that count, (b, t) bool; the others are padding.
+
+        Returns:
+            Scalars: "loss" and its parts.
         """
         previous = previous_variables(variables)
         out, _ = self(codes, condition, previous)
@@ -218,5 +252,5 @@ class OutcomeModel(nn.Module):
 
 
 def previous_variables(variables: Tensor) -> Tensor:
-    """The game variables before each of t rows (b, t, v); before the first, its own."""
+    """The game variables before each of t rows (b, t, v); for the first row, its own."""
     return torch.cat([variables[:, :1], variables[:, :-1]], dim=1)

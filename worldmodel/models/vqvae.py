@@ -1,18 +1,18 @@
 """VQ-VAE: video to discrete codes and back (section 3, Table 8).
 
-Encoder: strided 3D convolutions, one more at the latent size, attention residual blocks, a projection to the
-codes. Decoder: the reverse, with transposed convolutions. Where the sources differ:
+Encoder: strided 3D convolutions, one more at the latent size, attention residual blocks, and a projection to the
+codebook's dimension. Decoder: the reverse, with transposed convolutions. Where the sources differ:
 
 * Norm. The paper says LayerNorm, the official code has BatchNorm: `norm="layer"` or `"batch"`.
-* Encoder kernel. Table 8 prints 3, the official code has 4: `kernel_size`.
-* Reconstruction loss. The mean squared error is divided by the variance of the data (section 4.1); the official code
-  divides by 0.06 whatever the data. Here `data_variance` is measured on the training split.
-* Strides. The official code fails where axes need unequal numbers of convolutions, such as (1, 2, 2); here each axis is
-  factored on its own, and any whole stride will do.
+* Encoder kernel. Table 8 says 3, the official code has 4: `kernel_size`.
+* Reconstruction loss. The paper divides the mean squared error by the variance of the data (section 4.1); the official
+  code always divides by 0.06. Here `data_variance` is measured on the training split.
+* Strides. The official code fails where axes need unequal numbers of convolutions, such as (1, 2, 2). Here each axis is
+  factored separately, so any integer stride works.
 
-`mode="paper"` sees a whole clip. `mode="stream"` is causal with finite memory: frame t of the output needs
-codes up to its own, codes at t need frames up to theirs, so that an endless video can be encoded and decoded as
-it comes.
+`mode="paper"` takes a whole clip. `mode="stream"` is causal with a finite receptive field in time: a decoded frame
+depends only on codes up to its own time, and codes depend only on frames up to theirs. A video of any length can
+therefore be encoded and decoded frame by frame.
 
 Dimensions: b batch, t h w time and space (T H W for codes), c channels, g codebooks.
 Frames are uint8 (b, t, h, w, c); codes are int64 (b, T, H, W, g).
@@ -37,59 +37,65 @@ Kernel = Annotated[int, Range(1, 64)]
 
 @dataclass(frozen=True, kw_only=True)
 class VQVAESettings(Settings):
-    """What is chosen of Table 8; the defaults are its BAIR / RoboNet / ViZDoom column."""
+    """Architecture and loss of a VQ-VAE (Table 8); the defaults are its BAIR / RoboNet / ViZDoom column."""
 
     n_frames: Positive = 16
-    """Frames of a training clip."""
+    """Number of frames of a training clip."""
     frame_size: tuple[Pixels, Pixels] = (64, 64)
-    """Height and width of a frame."""
+    """Height and width of a frame, in pixels."""
     channels: Channels = 3
+    """Color channels of a frame."""
     stride: tuple[Pixels, Pixels, Pixels] = (2, 2, 2)
-    """Downsampling of time, height and width."""
+    """Downsampling factors of time, height and width."""
     mode: Literal["paper", "stream"] = "paper"
-    """paper: sees the whole clip; stream: causal in time, finite memory."""
+    """paper: takes a whole clip as input; stream: causal in time, for videos of any length."""
     window: Positive = 4
-    """stream: latent frames that temporal attention reaches, the current one included."""
+    """stream mode: attention span in time, in latent frames, the current one included."""
     past_frames: Count = 0
-    """stream: last reconstructions that encoder and decoder receive (worldmodel/models/recurrent_vqvae.py); 0 for none.
-    """
+    """stream mode: number of earlier reconstructions that encoder and decoder receive (a `RecurrentVQVAE`); 0 for the
+    paper's VQ-VAE."""
     max_flow: AboveZero = 6.0
-    """past_frames: pixels by which the last picture can be moved, at most."""
+    """past_frames: largest distance by which the decoder moves the last reconstruction, in pixels."""
     worst_pixels_weight: NotNegative = 1.0
-    """past_frames: weight in the loss of a frame's worst hundredth of pixels."""
+    """past_frames: loss weight of the worst 1% of a frame's pixels."""
     hidden_channels: Channels = 240
     """Channels of the convolutions."""
     downsample_channels: tuple[Channels, ...] = ()
-    """Channels after each strided convolution but the last, finest first, if not `hidden_channels`: most of the work of
-    a small model is done there."""
+    """Channels after each strided convolution except the last, highest resolution first; empty for `hidden_channels`
+    everywhere. A small model spends most of its time there."""
     residual_channels: Channels = 128
     """Channels inside a residual block."""
     n_res_blocks: Layers = 4
-    """Residual blocks, in the encoder and again in the decoder."""
+    """Number of residual blocks in the encoder, and again in the decoder."""
     attention: bool = True
-    """Axial attention at the end of each residual block."""
+    """Whether each residual block ends with axial attention."""
     n_heads: Channels = 2
+    """Number of attention heads."""
     norm: Literal["layer", "batch"] = "layer"
+    """Normalization: layer as the paper says, batch as in the official code."""
     kernel_size: Kernel = 3
-    """Encoder filter size."""
+    """Kernel size of the encoder's strided convolutions."""
     time_kernel_size: Kernel = 3
-    """Filter size in time of those strided and transposed convolutions that do not stride in time. With 1 they treat
-    each frame alone, at a third of the work, and time is left to the residual blocks."""
+    """Kernel size in time of the strided and transposed convolutions that do not stride in time. With 1 they treat each
+    frame separately, at a third of the cost, and only the residual blocks connect frames."""
     n_codes: Channels = 1024
-    """Codes of a codebook."""
+    """Number of codes of a codebook."""
     embedding_dim: Channels = 256
-    """Channels of a code."""
+    """Dimension of a code vector."""
     n_codebooks: Channels = 1
-    """Codebooks (Table 7)."""
+    """Number of codebooks (Table 7)."""
     hysteresis: NotNegative = 0.0
-    """How slow `encode` is to leave the code of the frame before, in shares of the codes' spread; training of the
-    VQ-VAE does not depend on it. Many codes look nearly the same, and noise, which no prior can learn, would choose.
-    """
+    """Hysteresis of `encode`: a position keeps its code of the previous frame unless another code is closer by more
+    than this fraction of the codes' variance; 0 always takes the closest code. Many codes look nearly the same, and
+    noise, which no prior can predict, would pick one of them at random. Training the VQ-VAE does not depend on it."""
     code_reset_threshold: NotNegative = 1.0
-    """Codes that a batch uses less often than this, on average, restart; lower it with the batch."""
+    """Codes that a batch uses less often than this, on average, are reset to encoder outputs; use less for smaller
+    batches."""
     commitment_weight: NotNegative = 0.25
+    """Weight of the commitment loss."""
     motion_loss_weight: NotNegative = 0.0
-    """Weight in the loss of what moves, over that of everything: a fireball of Doom is a few of 4,096 pixels."""
+    """Extra weight of moving pixels in the reconstruction loss, relative to the rest; 0 weights all pixels alike. Small
+    moving objects, such as a fireball in Doom, are only a few of 4,096 pixels."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -97,12 +103,12 @@ class VQVAESettings(Settings):
             ("frames", "height", "width"), (self.n_frames, *self.frame_size), self.stride, strict=True
         ):
             if n % s:
-                raise UserError(f"{n} {name} cannot be divided by a stride of {s}; choose a stride that divides it")
+                raise UserError(f"{n} {name} cannot be divided by a stride of {s}; choose a stride that divides {n}")
         depth = len(layer_strides(self.stride))
         if self.downsample_channels and len(self.downsample_channels) != depth - 1:
             raise UserError(
-                f"downsample_channels = {self.downsample_channels} must have an entry for each of the first "
-                f"{depth - 1} convolutions"
+                f"downsample_channels = {self.downsample_channels} has {len(self.downsample_channels)} entries; give "
+                f"one for each of the first {depth - 1} strided convolutions"
             )
         if self.attention and self.hidden_channels % self.n_heads:
             raise UserError(
@@ -112,23 +118,24 @@ class VQVAESettings(Settings):
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """T, H, W of a clip's codes."""
+        """(T, H, W) of a clip's codes."""
         t, h, w = (n // s for n, s in zip((self.n_frames, *self.frame_size), self.stride, strict=True))
         return t, h, w
 
     @property
     def causal(self) -> bool:
+        """Whether the model is causal in time."""
         return self.mode == "stream"
 
 
 @dataclass(frozen=True, kw_only=True)
 class VQVAEConfig(VQVAESettings):
-    """All that a VQ-VAE is built from."""
+    """Everything that a VQ-VAE is built from."""
 
     action_dim: Count = 0
     """past_frames: numbers of an encoded action."""
     data_variance: AboveZero = 0.06
-    """Variance of the data at [-0.5, 0.5]; train/vqvae.py measures it."""
+    """Variance of pixels scaled to [-0.5, 0.5]; train/vqvae.py measures it."""
 
 
 class ResidualBlock(nn.Module):
@@ -169,7 +176,7 @@ class ResidualStack(nn.Module):
 
 
 class VQVAE(nn.Module):
-    """Video <-> codes."""
+    """Encodes video into discrete codes and decodes it back (section 3.1)."""
 
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__()
@@ -199,16 +206,27 @@ class VQVAE(nn.Module):
             ConvTranspose(b, a, s, causal, (config.time_kernel_size, 3, 3))
             for a, b, s in reversed(list(zip(widths, widths[1:], strides, strict=False)))
         )
-        with torch.no_grad():  # the first guess has the spread of the data, not of the weights
+        with torch.no_grad():  # so that the first outputs have the standard deviation of the data
             for parameter in self.upsample[-1].parameters():
                 parameter.mul_(config.data_variance**0.5)
-        if config.attention:  # shared by every axial attention of both halves; in a stream time is relative
+        if config.attention:  # shared by all axial attentions of encoder and decoder; in stream mode time is relative
             self.position_embedding = AxialPositionEmbedding(
                 config.latent_shape[1:] if causal else config.latent_shape, hidden
             )
 
     def encode(self, frames: Tensor, memory: Memory | None = None) -> Tensor:
-        """Frames (b, t, h, w, c) -> codes (b, T, H, W, g). With a memory, the frames that follow its last ones."""
+        """Encode frames into codes.
+
+        Args:
+            frames: uint8 (b, t, h, w, c); t is a multiple of the time stride, or in paper mode `n_frames`.
+            memory: stream mode: past activations, updated in place. The frames continue those of the last call.
+
+        Returns:
+            Codes (b, T, H, W, g), int64.
+
+        Raises:
+            UserError: If the frames have another shape than the config says.
+        """
         features = self._encode_features(frames, memory)
         if not self.config.hysteresis:
             return self.quantizer(features).codes
@@ -219,11 +237,26 @@ class VQVAE(nn.Module):
         return codes
 
     def decode(self, codes: Tensor, memory: Memory | None = None) -> Tensor:
-        """Codes (b, T, H, W, g) -> frames (b, t, h, w, c), float in [-0.5, 0.5] but for overshoot."""
+        """Decode codes into frames.
+
+        Args:
+            codes: (b, T, H, W, g).
+            memory: stream mode: past activations, updated in place. The codes continue those of the last call.
+
+        Returns:
+            Frames (b, t, h, w, c), floats around [-0.5, 0.5]; see `to_uint8`.
+        """
         return self._decode_features(self.quantizer.embed(codes), memory)
 
     def forward(self, frames: Tensor) -> dict[str, Tensor]:
-        """The training loss of a batch of clips, and what it is made of."""
+        """The training loss of a batch of clips.
+
+        Args:
+            frames: uint8 (b, t, h, w, c).
+
+        Returns:
+            Scalars: "loss", its parts "nmse" and "commitment", and the codebook's usage.
+        """
         quantized = self.quantizer(self._encode_features(frames))
         truth = to_float(frames)
         error = (self._decode_features(quantized.quantized).float() - truth).square()
@@ -259,7 +292,7 @@ class VQVAE(nn.Module):
         return self.position_embedding() if self.config.attention else None
 
     def _check_frames(self, frames: Tensor) -> None:
-        """Sizes are checked here, in one sentence, and not by a convolution in the depths."""
+        """Check the shape here, where the message can say what is expected."""
         wanted = (*self.config.frame_size, self.config.channels)
         lengths = (
             frames.shape[1] % self.config.stride[0] == 0
@@ -270,12 +303,12 @@ class VQVAE(nn.Module):
             time = f"a multiple of {self.config.stride[0]}" if self.config.causal else self.config.n_frames
             raise UserError(
                 f"this VQ-VAE takes clips of (batch, {time}, {', '.join(map(str, wanted))}), not {tuple(frames.shape)};"
-                " record or resize the data to that, or train one for it"
+                " record or resize the data to that shape, or train a VQ-VAE for this one"
             )
 
 
 def layer_strides(stride: tuple[int, int, int]) -> list[tuple[int, int, int]]:
-    """One stride for each convolution: (2, 4, 4) -> [(2, 2, 2), (1, 2, 2)]; primes, the spare axes at 1."""
+    """Split a stride into one stride for each convolution, by prime factors: (2, 4, 4) -> [(2, 2, 2), (1, 2, 2)]."""
     factors = [_primes(s) for s in stride]
     depth = max(1, *map(len, factors))
     return [tuple(f[i] if i < len(f) else 1 for f in factors) for i in range(depth)]  # type: ignore[misc]
@@ -289,10 +322,17 @@ def _primes(n: int) -> list[int]:
 
 
 def motion_weights(frames: Tensor, motion_loss_weight: float) -> Tensor:
-    """Weights (b, t, h, w, 1) of mean 1 for clips (b, t, h, w, c): more where they change.
+    """Loss weights of pixels, larger where the clips change.
 
-    1 plus `motion_loss_weight` times the change since the last frame, over the batch's mean change; a clip's first
-    frame has the change of its second.
+    A weight is proportional to 1 + `motion_loss_weight` * (change since the previous frame / mean change of the batch).
+    The first frame of a clip has the change of the second.
+
+    Args:
+        frames: Clips (b, t, h, w, c).
+        motion_loss_weight: As in `VQVAESettings`.
+
+    Returns:
+        Weights (b, t, h, w, 1) of mean 1.
     """
     if frames.shape[1] == 1:
         return torch.ones_like(frames[..., :1])
@@ -303,10 +343,10 @@ def motion_weights(frames: Tensor, motion_loss_weight: float) -> Tensor:
 
 
 def to_float(frames: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """uint8 -> [-0.5, 0.5] (section 4.1)."""
+    """Convert uint8 frames to floats in [-0.5, 0.5] (section 4.1)."""
     return frames.to(dtype) / 255 - 0.5
 
 
 def to_uint8(frames: Tensor) -> Tensor:
-    """[-0.5, 0.5] -> uint8, rounded; what overshoots is cut."""
+    """Convert floats in [-0.5, 0.5] to uint8 frames, rounded and clipped."""
     return ((frames.float() + 0.5) * 255).round().clamp(0, 255).to(torch.uint8)

@@ -1,1 +1,1 @@
-"""The training loop and its TensorBoard log, the stages of a world model, and the rows of the paper's ablations."""
+"""The training loop and its TensorBoard log, the stages of training a world model, and the paper's ablations."""

@@ -1,8 +1,8 @@
-"""What goes on around training: what TensorBoard shows of it, and a way to stop between two steps.
+"""TensorBoard logs of training, and a way to stop between two steps.
 
-The HPARAMS tab compares runs by their settings and the last value of every scalar, held-out ones included.
-SummaryWriter's `add_hparams` is not used: it writes a run of its own beside each run, and an experiment summary with
-the settings of one run, which the tab then takes for those of all. Without one it gathers them from every run.
+TensorBoard's HPARAMS tab compares runs by their settings and the last value of every scalar, including held-out ones.
+`SummaryWriter.add_hparams` is not used: it writes an extra run for each run, and an experiment summary with the
+settings of a single run, which the tab then uses for all runs. Without a summary it collects the settings of every run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from worldmodel.utils.hardware import flop_counter
 
 
 def log_settings(writer: SummaryWriter, settings: dict[str, Any]) -> None:
-    """The settings, as text and for the HPARAMS tab: there without long ones, such as tables of statistics."""
+    """Log settings as text and for the HPARAMS tab; the tab leaves out long ones, such as tables of statistics."""
     texts = {k: v if isinstance(v, int | float) else str(v) for k, v in flatten(settings).items()}
     writer.add_text("config", "```\n" + "\n".join(f"{k}: {v}" for k, v in texts.items()) + "\n```")
     _, start, _ = hparams({k: v for k, v in texts.items() if len(str(v)) <= 40}, {})
@@ -34,9 +34,9 @@ def log_settings(writer: SummaryWriter, settings: dict[str, Any]) -> None:
 
 @contextmanager
 def log_on_disk(folder: Path) -> Iterator[None]:
-    """Round what writes a TensorBoard log in a folder: `UserError` if it cannot be written, as on a full disk.
+    """Context for writing a TensorBoard log: `UserError` if it cannot be written, for example on a full disk.
 
-    A thread of TensorBoard's finds that out, and would print a traceback before it hands the error on.
+    The error occurs in a thread of TensorBoard, which would print a traceback before it passes the error on.
     """
     usual, found = threading.excepthook, []
 
@@ -53,24 +53,24 @@ def log_on_disk(folder: Path) -> Iterator[None]:
         if not any(error is one for one in found):
             raise
         raise UserError(
-            f"the log in {folder} could not be written ({error.strerror}); the last checkpoint is whole: make room, "
-            "and run the same command again"
+            f"the log in {folder} could not be written ({error.strerror}), but the last checkpoint is intact; free "
+            "some space and run the same command again"
         ) from error
     finally:
         threading.excepthook = usual
 
 
 class Meter:
-    """Means of the scalars since the last log, clips a second, and the share of the machine's peak."""
+    """Means of the scalars since the last log, clips per second, and the fraction of the machine's peak FLOP/s."""
 
     def __init__(self, peak_flops: float) -> None:
         self.peak_flops, self.flops, self.is_warm = peak_flops, 0, False
-        """FLOP/s of the machine, FLOPs of a step once one is counted, and whether there was one before."""
+        """Peak FLOP/s of the machine, operations of one step once it is counted, and whether a step has run before."""
         self.reset()
 
     @contextmanager
     def count_flops(self) -> Iterator[None]:
-        """Round every step; the second one is counted, and a little slower for it: the first one may compile."""
+        """Context of every step. The second step is counted, which slows it a little; the first one may compile."""
         with flop_counter() if self.is_warm and not self.flops else nullcontext() as count:
             yield
         self.is_warm = True
@@ -78,22 +78,24 @@ class Meter:
             self.flops = count.get_total_flops()
 
     def reset(self) -> None:
+        """Start a new interval."""
         self.sums: dict[str, Tensor] = {}
         self.steps, self.clips, self.since = 0, 0, time.monotonic()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Time that does not count."""
+        """Context whose time is not counted, for evaluations."""
         start = time.monotonic()
         yield
         self.since += time.monotonic() - start
 
     def add(self, values: dict[str, Tensor], clips: int) -> None:
+        """Add the scalars of a step of `clips` clips."""
         self.sums = {k: v + self.sums.get(k, 0) for k, v in values.items()}
         self.steps, self.clips = self.steps + 1, self.clips + clips
 
     def log(self, writer: SummaryWriter, step: int, rate: float) -> float:
-        """Write the means; returns the mean loss."""
+        """Log the means of the interval and start a new one; returns the mean loss."""
         means = {k: float(v) / self.steps for k, v in self.sums.items()}
         for name, value in means.items():
             writer.add_scalar(f"train/{name}", value, step)
@@ -106,7 +108,7 @@ class Meter:
 
 
 class StopSignal:
-    """Turns SIGINT and SIGTERM into a flag, so that a step is never cut in two; the second one raises."""
+    """Turns SIGINT and SIGTERM into a flag, so that a step is never interrupted; a second signal raises."""
 
     def __init__(self) -> None:
         self.requested = False

@@ -1,7 +1,4 @@
-"""The fourth stage: an outcome model trained on codes and actions, for reward, end of episode and game variables.
-
-What train/outcome.py runs: its settings, the sequences that it learns from, and the run itself.
-"""
+"""The fourth stage, run by train/outcome.py: a model of reward, termination and game variables."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from worldmodel.data.prior_dataset import condition_scale
-from worldmodel.data.store import Store
+from worldmodel.data.store import Store, open_tokens
 from worldmodel.models.loading import load_vqvae
 from worldmodel.models.reward_done import OutcomeConfig, OutcomeModel
 from worldmodel.models.vqvae import VQVAE
@@ -24,7 +21,7 @@ from worldmodel.utils.run_args import StageArgs
 from worldmodel.utils.settings import Channels, Count, Positive
 
 TARGETS = ("condition", "reward", "done", "variables")
-"""What it learns from, beside codes."""
+"""Arrays that the model is trained on, in addition to codes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,26 +29,28 @@ class OutcomeStage(StageArgs):
     """Train an outcome model on the codes of a store."""
 
     n_latent_frames: Positive = 48
-    """Latent frames of a training sequence."""
+    """Number of latent frames of a training sequence."""
     hidden_dim: Channels = 256
-    """Of the recurrent state."""
+    """Width of the GRU."""
     predict_from_past: bool = False
-    """Learn ends and changes of variables from what was before their frame: for engines that have no picture of them,
-    as of ViZDoom's deaths."""
+    """Predict termination and changes of game variables before their frame, for engines that do not render them, such
+    as deaths in ViZDoom."""
     n_stacked_frames: Count = 0
-    """Latent frames that are seen side by side, to tell where things go; 0 for each on its own."""
+    """Number of last latent frames that convolutions take as input, to detect motion; 0 for a linear layer over the
+    newest one."""
     trainer: TrainerConfig = field(
         default_factory=lambda: TrainerConfig(steps=2000, lr_schedule="cosine", learning_rate=1e-3)
     )
+    """Optimization, logging and checkpoints."""
     n_eval_clips: Positive = 256
-    """Sequences of the validation split to evaluate on."""
+    """Number of sequences of the validation split to evaluate on."""
 
 
 class EpisodeWindows:
-    """Sequences of codes that begin anywhere in an episode, padded after its end; `mask` tells rows from padding.
+    """Sequences of codes that start anywhere in an episode, padded after its end; `mask` marks the real rows.
 
-    Clips that lie wholly inside episodes would not do: there an end could only come in the last row, and far too
-    seldom, so the model would learn to expect it then and never before.
+    With clips that are wholly inside episodes, termination could only occur in the last row and far too rarely. The
+    model would learn to predict it there and never earlier.
     """
 
     def __init__(self, store: Store, split: str, length: int) -> None:
@@ -61,10 +60,17 @@ class EpisodeWindows:
         self.rows["codes"] = self.rows["codes"].astype(np.int32)  # torch does not index with uint16
         sizes = [len(e["codes"]) for e in episodes]
         self.episode_stop = np.repeat(np.cumsum(sizes), sizes)
-        """For each row, the end of its episode."""
+        """For each row, the row after the last one of its episode."""
 
     def variable_changes(self, most: int = 64) -> tuple[tuple[float, ...], ...]:
-        """For each variable its changes from row to row, padded to equally many; quantiles where there are more."""
+        """Changes of each game variable from row to row.
+
+        Args:
+            most: Largest number of changes; a variable with more has their quantiles, and zero.
+
+        Returns:
+            For each variable its distinct changes, ascending, padded with the largest to equal length.
+        """
         change = np.diff(self.rows["variables"], axis=0)[self.episode_stop[1:] == self.episode_stop[:-1]]
         found = [np.unique(column) for column in change.T]
         for v, column in enumerate(change.T):
@@ -74,7 +80,7 @@ class EpisodeWindows:
         return tuple(tuple(np.pad(f, (0, longest - len(f)), "edge").tolist()) for f in found)
 
     def sample(self, rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
-        """n sequences (n, length, ...), each beginning at any row."""
+        """Sample n sequences (n, length, ...), each starting at any row."""
         start = rng.integers(len(self.episode_stop), size=(n, 1))
         index = start + np.arange(self.length)
         within = np.minimum(index, self.episode_stop[start] - 1)
@@ -82,7 +88,7 @@ class EpisodeWindows:
 
 
 def configure(args: OutcomeStage, store: Store, vqvae: VQVAE, train: EpisodeWindows) -> OutcomeConfig:
-    """Sizes from the VQ-VAE, scales from the training split."""
+    """The config of the outcome model: sizes from the VQ-VAE, statistics from the training split."""
     v, variables = vqvae.config, train.rows["variables"]
     return OutcomeConfig(
         latent_size=v.latent_shape[1:],
@@ -105,12 +111,22 @@ def configure(args: OutcomeStage, store: Store, vqvae: VQVAE, train: EpisodeWind
 
 
 def train_outcome(args: OutcomeStage) -> None:
-    store, vqvae = Store(args.run / "tokens.zarr"), load_vqvae(args.run / "vqvae")
+    """Train an outcome model into <run>/outcome.
+
+    Raises:
+        UserError: If the codes are from another VQ-VAE, the data lacks rewards or actions, and as `fit`.
+    """
+    store, vqvae = open_tokens(args.run), load_vqvae(args.run / "vqvae")
     check_vqvae(store.path, store.settings["vqvae"]["weights"], args.run / "vqvae")
     if not vqvae.config.causal:
-        raise UserError("an outcome model needs a stream-mode VQ-VAE; a run in paper mode has no dream to be stepped")
+        raise UserError(
+            f"{args.run / 'vqvae'} is in paper mode, but an outcome model is for dreams, which need a stream-mode "
+            "VQ-VAE; train it with --model.mode stream"
+        )
     if missing := [name for name in TARGETS if name not in store.array_names]:
-        raise UserError(f"{store.path} has no {missing[0]}, which an outcome model learns; record an environment")
+        raise UserError(
+            f"{store.path} has no {missing[0]}, which an outcome model is trained on; record an environment that has it"
+        )
     train, valid = (EpisodeWindows(store, split, args.n_latent_frames) for split in ("train", "valid"))
     torch.manual_seed(args.trainer.seed)
     model = OutcomeModel(configure(args, store, vqvae, train), vqvae.quantizer.embedding).to(args.device)

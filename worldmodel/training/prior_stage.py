@@ -1,6 +1,6 @@
 """The third stage: a prior trained on codes (section 3, Table 9).
 
-What train/prior.py and rollout/ablate.py run: its settings, how they and the VQ-VAE give the model, and the run itself.
+train/prior.py and rollout/ablate.py both run it. It is in the library because no script imports another.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from worldmodel.data.prior_dataset import PriorBatch, PriorDataset, condition_scale, encode_cond_frames, to_batch
-from worldmodel.data.store import Store, open_frame_store
+from worldmodel.data.store import open_frame_store, open_tokens
 from worldmodel.generation.generate import generate
 from worldmodel.models.loading import load_vqvae
 from worldmodel.models.prior import Prior
@@ -34,35 +34,48 @@ class PriorStage(StageArgs):
     """Train a prior over the codes of a store."""
 
     actions: bool = False
-    """Condition on actions."""
+    """Condition the prior on actions."""
     every_action: bool = False
-    """paper mode: also on the action that led into the clip: Table 9's 64 numbers for BAIR are 16 actions, its 60 for
-    Health Gathering Supreme 15."""
+    """paper mode: also condition on the action that led into the clip. Table 9 has 64 numbers for BAIR, which are 16
+    actions of a clip of 16 frames, but 60 for Health Gathering Supreme, which are 15."""
     classes: bool = False
-    """Condition on the class of the episode."""
+    """Condition the prior on the class of the episode."""
     data: Address | None = None
-    """Store of the conditioning frames; <run>/data.zarr if not given."""
+    """Store of frames that conditioning frames are read from; <run>/data.zarr by default."""
     n_latent_frames: Positive = 16
-    """stream mode: latent frames of a training clip (paper mode takes the VQ-VAE's clip)."""
+    """stream mode: number of latent frames of a training clip; in paper mode it is the VQ-VAE's."""
     model: PriorSettings = field(default_factory=lambda: PriorSettings(mode="stream", decoding_order="diagonal"))
+    """Architecture."""
     trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(lr_schedule="cosine"))
+    """Optimization, logging and checkpoints."""
     terminal_frames: bool = True
-    """Learn also the frames that episodes ended with. ViZDoom's are no pictures of an end, but stand still: leave them
-    out (--no-terminal-frames) where the outcome model foretells ends (train/outcome.py --predict-from-past)."""
+    """Also train on the last frames of episodes. ViZDoom does not render the end of an episode but repeats the frame
+    before it: leave these frames out (--no-terminal-frames) if the outcome model predicts termination from the past
+    (train/outcome.py --predict-from-past)."""
     n_eval_clips: Positive = 64
-    """Clips of the validation split to evaluate on."""
+    """Number of clips of the validation split to evaluate on."""
     out: str = "prior"
-    """Folder of the prior inside the run."""
+    """Name of the prior's folder inside the run folder."""
     init_from: Path | None = None
-    """Begin with the weights of another prior of the same sizes, to train it further under other settings."""
+    """Folder of a prior of the same sizes whose weights to start from; by default random weights."""
 
 
 def configure(args: PriorStage, vqvae: VQVAE, action_dim: int, n_classes: int = 0) -> PriorConfig:
-    """The prior that goes with a VQ-VAE, for actions of `action_dim` numbers and so many classes."""
+    """The config of the prior for a VQ-VAE.
+
+    Args:
+        args: Settings of the stage.
+        vqvae: The VQ-VAE that encoded the codes.
+        action_dim: Length of one encoded action.
+        n_classes: Number of classes of the data.
+
+    Raises:
+        UserError: If the modes differ, or the data has no actions or classes to condition on.
+    """
     v, clip = vqvae.config, args.model.mode == "paper"
     if v.causal == clip:
         raise UserError(
-            f"the VQ-VAE is in {v.mode} mode, but the prior in {args.model.mode} mode; set --model.mode {v.mode}"
+            f"the VQ-VAE is in {v.mode} mode, but the prior is in {args.model.mode} mode; set --model.mode {v.mode}"
         )
     for name, asked, there in (("actions", args.actions, action_dim), ("classes", args.classes, n_classes)):
         if asked and not there:
@@ -87,7 +100,7 @@ def configure(args: PriorStage, vqvae: VQVAE, action_dim: int, n_classes: int = 
 def evaluate(
     prior: Prior, vqvae: VQVAE, heldout_batch: PriorBatch, fps: float, writer: SummaryWriter, step: int
 ) -> None:
-    """Bits per code of held-out clips, and clips sampled under their conditions."""
+    """Log bits per code of held-out clips, and a video of clips sampled under their conditions."""
 
     def bits(shuffled: bool = False) -> float:
         losses = []
@@ -109,7 +122,12 @@ def evaluate(
 
 
 def train_prior(args: PriorStage) -> None:
-    store = Store(args.run / "tokens.zarr")
+    """Train a prior into <run>/<out>.
+
+    Raises:
+        UserError: If the codes are from another VQ-VAE, the data lacks what the prior takes, and as `fit`.
+    """
+    store = open_tokens(args.run)
     vqvae, env_spec = load_vqvae(args.run / "vqvae").to(args.device), store.env_spec
     check_vqvae(store.path, store.settings["vqvae"]["weights"], args.run / "vqvae")
     torch.manual_seed(args.trainer.seed)

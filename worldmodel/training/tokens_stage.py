@@ -1,21 +1,21 @@
-"""The second stage: a store of frames encoded once, into a store of codes (Figure 2).
+"""The second stage, run by train/tokens.py: frames are encoded once, into a store of codes (Figure 2).
 
-Episode i of the codes is episode i of the frames, so both have the same splits. Of several stores the episodes come one
-store after the other. Row t holds what led into latent frame t and what was found there:
+Episode i of the codes is episode i of the frames, so both have the same splits. The episodes of several stores follow
+one another. Row t describes latent frame t and what led into it:
 
     codes         (h, w, g) uint16
-    condition     (s * action width) float32: the s actions that led into its s frames; zeros before an episode's first
-    reward        the sum of their rewards
-    done          did the episode end with its last frame?
-    variables     (v) float32, at its last frame
-    label, split  of the episode
-    frame_row     of its first frame in the store of frames, where a prior finds its conditioning frames; of one store
+    condition     (s * action_dim) float32: the s actions that led into its s frames; zeros at an episode's first frame
+    reward        sum of the rewards of these s steps
+    done          whether the episode terminated at its last frame
+    variables     (v) float32, game variables at its last frame
+    label, split  class and split of the episode
+    frame_row     row of its first frame in the store of frames, where a prior finds its conditioning frames; left out
+                  if there are several stores
 
-Only what was recorded is there: a store of videos may have nothing but frames.
+Arrays that were not recorded are left out: a store of videos may have frames only.
 
-A stream-mode VQ-VAE encodes an episode from end to end. A paper-mode one sees whole clips, so an episode
-becomes a row of clips, one beginning every `clip_stride` frames, and clips of codes are only ever taken from where
-one begins.
+A stream-mode VQ-VAE encodes an episode from start to end. A paper-mode one encodes whole clips, so an episode becomes a
+sequence of clips that start every `clip_stride` frames, and training clips of codes are aligned with them.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from worldmodel.utils.run_args import StageArgs
 from worldmodel.utils.settings import Address, Fraction, Positive
 
 MAX_BEFORE_END = 14
-"""Latent frames between the end of a context and that of its episode, at most, for `before_end_fraction`."""
+"""Most latent frames between the end of a context and the end of its episode, for `before_end_fraction`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,27 +52,43 @@ class TokensStage(StageArgs):
     """Encode a store of frames into codes."""
 
     data: tuple[Address, ...] = ()
-    """Store of frames, or several; <run>/data.zarr if not given."""
+    """Stores of frames to encode; <run>/data.zarr by default."""
     clip_stride: Positive = 4
-    """paper mode: frames from the start of one clip to the start of the next."""
+    """paper mode: number of frames from the start of one clip to the start of the next."""
     n_contexts: Positive = 64
-    """stream mode: starting contexts to keep for the dream, half of them starts of episodes."""
+    """stream mode: number of starting contexts to keep for dreams, half of them starts of episodes."""
     split: Literal["train", "valid", "test"] = "valid"
-    """Where they come from. A policy that is to learn from thousands should have those of "train", of many episodes."""
+    """Split that the starting contexts are taken from. To train a policy, take thousands of contexts from train."""
     before_end_fraction: Fraction = 0.0
-    """Share of them that end at most 14 latent frames before an episode does instead: there is something to learn."""
+    """Fraction of the starting contexts that end at most 14 latent frames before their episode terminates, so that a
+    policy often meets the situations that end an episode."""
     context_frames: Positive = 8
-    """Latent frames of a starting context."""
+    """Number of latent frames of a starting context."""
 
 
 def clip_starts(model: VQVAE, rows: int, clip_stride: int) -> list[int]:
-    """First frames of the pieces of an episode: the episode itself, or the clips in it."""
+    """First frames of the segments of an episode that are encoded: 0 in stream mode, else the starts of its clips.
+
+    Args:
+        model: The VQ-VAE.
+        rows: Number of frames of the episode.
+        clip_stride: As in `TokensStage`.
+    """
     return [0] if model.config.causal else list(range(0, rows - model.config.n_frames + 1, clip_stride))
 
 
 @torch.no_grad()
 def encode_frames(model: VQVAE, frames: np.ndarray, chunk: int = 64) -> np.ndarray:
-    """The codes (t, h, w, g) of a piece (t*s, H, W, channels): streamed in chunks, or a clip at once."""
+    """Encode a segment of an episode: in stream mode chunk by chunk, in paper mode at once.
+
+    Args:
+        model: The VQ-VAE.
+        frames: uint8 (t*s, H, W, channels).
+        chunk: Latent frames that are encoded at a time.
+
+    Returns:
+        Codes (t, h, w, g) uint16.
+    """
     device, memory = model.pre_vq_conv.weight.device, Memory() if model.config.causal else None
     parts = torch.from_numpy(frames).split(chunk * model.config.stride[0])
     codes = [model.encode(part[None].to(device), memory)[0].cpu() for part in parts]
@@ -80,14 +96,26 @@ def encode_frames(model: VQVAE, frames: np.ndarray, chunk: int = 64) -> np.ndarr
 
 
 def actions_into(env_spec: EnvSpec, actions: np.ndarray) -> np.ndarray:
-    """(n, width) the encoded action that led into each frame: none into the first, and the last frame has none yet."""
+    """The encoded action (n, action_dim) that led into each frame, zeros for the first.
+
+    Args:
+        env_spec: The environment.
+        actions: The action taken at each of n frames; the last row is ignored, since no frame follows it.
+    """
     return np.concatenate(
         [np.zeros((1, env_spec.action.encoded_dim), np.float32), env_spec.action.encode(actions[:-1])]
     )
 
 
 def latent_rows(episode: dict[str, np.ndarray], start: int, stop: int, stride: int) -> dict[str, np.ndarray]:
-    """What led into each latent frame of frames start .. stop, and what was found there."""
+    """All rows but the codes for the latent frames of frames start .. stop.
+
+    Args:
+        episode: Arrays of a whole episode, and as "led" the encoded actions of `actions_into`.
+        start: First frame.
+        stop: Frame after the last.
+        stride: Frames of a latent frame.
+    """
 
     def into(values: np.ndarray) -> np.ndarray:
         """The value of the step into each frame (zero for an episode's first), s to a row."""
@@ -113,12 +141,23 @@ def latent_rows(episode: dict[str, np.ndarray], start: int, stop: int, stride: i
 def encode_episode(
     model: VQVAE, env_spec: EnvSpec, episode: dict[str, np.ndarray], clip_stride: int, first: int = 0
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The rows of the pieces of an episode whose frames begin at row `first` of their store."""
+    """Encode an episode.
+
+    Args:
+        model: The VQ-VAE.
+        env_spec: The environment of the episode.
+        episode: Its arrays.
+        clip_stride: As in `TokensStage`.
+        first: Row of its first frame in the store.
+
+    Yields:
+        The rows of each segment.
+    """
     stride = model.config.stride[0]
     if "action" in episode:
         episode = episode | {"led": actions_into(env_spec, episode["action"])}
     missing = -len(episode["frames"]) % stride if model.config.causal else 0
-    if missing:  # the last frame stays until its latent frame is full, so that no end of an episode is lost
+    if missing:  # repeat the last frame until its latent frame is full, so that the end of the episode is not lost
         last = {name: array[-1:].repeat(missing, axis=0) for name, array in episode.items()}
         episode = {name: np.concatenate([array, last[name]]) for name, array in episode.items()}
     rows = len(episode["frames"])
@@ -129,14 +168,24 @@ def encode_episode(
 
 
 def rows_before_ends(episodes: list[dict[str, np.ndarray]], context: int) -> list[tuple[dict[str, np.ndarray], int]]:
-    """Episodes that ended, each with a row that so long a context can stop before, in an order of chance."""
+    """In random order: episodes that terminated, each with a row that a context of that length can end before."""
     ended = [e for e in episodes if "done" in e and e["done"][-1]]
     places = [(e, t) for e in ended for t in range(max(context, len(e["codes"]) - MAX_BEFORE_END), len(e["codes"]))]
     return [places[i] for i in np.random.default_rng(0).permutation(len(places))]
 
 
 def make_contexts(tokens: Store, args: TokensStage) -> Context:
-    """Starts of episodes, what comes before ends, then clips from anywhere, all of one split, each once."""
+    """Choose the starting contexts of dreams: starts of episodes, contexts before ends, then clips from anywhere.
+
+    Each context is chosen once, so there may be fewer than `n_contexts`.
+
+    Args:
+        tokens: The store of codes.
+        args: Settings of the stage.
+
+    Raises:
+        UserError: If no episode of the split is long enough.
+    """
     episodes = [tokens.read_episode(i) for i in tokens.episode_indices(args.split)]
     if (longest := max(len(e["codes"]) for e in episodes)) < args.context_frames:
         some = f"no {args.split} episode of {tokens.path}"
@@ -159,19 +208,29 @@ def make_contexts(tokens: Store, args: TokensStage) -> Context:
 
 
 def write(args: TokensStage, stores: list[Store], model: VQVAE, weights: str) -> None:
-    """Encode what the store of codes does not have yet."""
+    """Encode the episodes that the store of codes does not have yet.
+
+    Args:
+        args: Settings of the stage.
+        stores: Stores of frames.
+        model: The VQ-VAE.
+        weights: Its `codes_digest`.
+
+    Raises:
+        UserError: If the store of codes has other settings or more episodes, or an episode is too short.
+    """
     store, several = stores[0], len(stores) > 1
     settings = {
         "vqvae": {"weights": weights, "model": asdict(model.config)},
         "every": 0 if model.config.causal else args.clip_stride,
         "data": [s.settings for s in stores] if several else store.settings,
     }
-    cure = "--restart encodes anew"
+    cure = "use --restart to encode everything again"
     with StoreWriter(args.run / "tokens.zarr", store.env_spec, settings, store.split_seed, cure) as writer:
         first, places = writer.n_episodes, [(s, i) for s in stores for i in range(len(s.episode_ends))]
         if first > len(places):
             named = " and ".join(s.path for s in stores)
-            raise UserError(f"{writer.path} has {first} episodes, {named} only {len(places)}; {cure}")
+            raise UserError(f"{writer.path} has {first} episodes, but {named} only {len(places)}; {cure}")
         rows = sum(stop - start for start, stop in (s.episode_bounds(i) for s, i in places[first:]))
         with tqdm(total=rows, unit=" frames", desc="tokens", disable=rows == 0) as bar:
             for source, i in places[first:]:
@@ -181,7 +240,7 @@ def write(args: TokensStage, stores: list[Store], model: VQVAE, weights: str) ->
                 )
                 if not parts:
                     raise UserError(
-                        f"episode {i} of {source.path} has {len(episode['frames'])} frames, too few for a clip of "
+                        f"episode {i} of {source.path} has {len(episode['frames'])} frames, but a clip needs "
                         f"{model.config.n_frames}; collect longer episodes or train the VQ-VAE with --model.mode stream"
                     )
                 names = [name for name in parts[0] if name != "frame_row" or not several]
@@ -190,9 +249,16 @@ def write(args: TokensStage, stores: list[Store], model: VQVAE, weights: str) ->
 
 
 def encode_tokens(args: TokensStage) -> None:
+    """Encode frames into <run>/tokens.zarr, and choose the contexts that dreams start from.
+
+    Raises:
+        UserError: If the stores are of different environments, and as `write`.
+    """
     stores = [Store(path) for path in args.data or (args.run / "data.zarr",)]
     if other := next((s for s in stores if s.env_spec != stores[0].env_spec), None):
-        raise UserError(f"{other.path} is of another world than {stores[0].path}; codes are of one world")
+        raise UserError(
+            f"{other.path} was recorded from another environment than {stores[0].path}; give stores of one environment"
+        )
     model, weights = load_vqvae(args.run / "vqvae").to(args.device), codes_digest(args.run / "vqvae")
     with folder_lock(args.run, "tokens.lock", f"{CONTEXTS_FILE}.*.part"):
         if args.restart:

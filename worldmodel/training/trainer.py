@@ -1,8 +1,8 @@
-"""The one training loop.
+"""The training loop of all stages.
 
-Everything random in step s (the batch, dropout, codebook restarts) is drawn from generators seeded by (seed,
-s). There is no random state to save, so a resumed run is the uninterrupted one, bit for bit on a CPU; nor can
-an evaluation in between change anything.
+Everything random in step s (the batch, dropout, resets of codes) comes from generators seeded with (seed, s). There is
+no random state to save, so a resumed run equals an uninterrupted one, bit for bit on a CPU. Evaluations in between do
+not change the result either.
 
 Ctrl-C and SIGTERM finish the step, write a checkpoint and stop; a second one stops at once.
 """
@@ -31,9 +31,6 @@ from worldmodel.training.logging import Meter, StopSignal, log_on_disk, log_sett
 from worldmodel.utils.checkpoint import (
     check_same_config,
     checkpoints,
-    load_optimizer,
-    load_weights,
-    read_checkpoint,
     restore_newest,
     save_checkpoint,
 )
@@ -49,40 +46,47 @@ Sample = Callable[[np.random.Generator, int], dict[str, np.ndarray]]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerConfig(Settings):
-    """How a model is trained: Adam with betas 0.9 and 0.999."""
+    """How a model is trained, by Adam with betas 0.9 and 0.999."""
 
     steps: Positive = 100_000
+    """Number of training steps in all."""
     batch_size: Positive = 32
-    """Clips of a step."""
+    """Number of clips of a step."""
     learning_rate: NotNegative = 3e-4
+    """Learning rate after the warm-up."""
     lr_schedule: Literal["constant", "cosine"] = "constant"
-    """After the warm-up: as it is, or down to zero at the last step."""
+    """Learning rate after the warm-up: constant, or decaying to zero at the last step along a cosine."""
     warmup_steps: Count = 0
-    """Steps of a linear rise at the start."""
+    """Steps over which the learning rate rises linearly at the start; 0 for no warm-up."""
     max_grad_norm: NotNegative = 1.0
-    """Largest norm of the gradient."""
+    """Gradients with a larger norm are scaled down to this norm."""
     precision: Precision = "auto"
-    """Of autocast; "auto" tries bfloat16 on the first step's clips, when a run begins and when it goes on."""
+    """Precision of autocast. auto takes bfloat16 where the hardware is fast at it, if loss and gradient agree with
+    float32 on a trial step at the start of the run and whenever it resumes."""
     seed: Seed = 0
+    """Seed of the initialization and of every step's batch and dropout."""
     max_minutes: NotNegative = 0
-    """Stop after so long, with a checkpoint; 0 for no limit."""
+    """Stop with a checkpoint after this many minutes; 0 for no limit."""
     log_every: Positive = 20
+    """Steps from one entry of the training log to the next."""
     eval_every: Positive = 500
+    """Steps from one evaluation to the next; the last step is always evaluated."""
     save_every: Positive = 500
+    """Steps from one checkpoint to the next; the last step is always saved."""
     keep_checkpoints: Positive = 2
-    """How many of the last ones stay on disk: a damaged one is not the end of a run."""
+    """Number of newest checkpoints to keep, so that a run survives a damaged file."""
 
     def settings(self) -> dict[str, Any]:
-        """What makes two runs the same run: all but how often it is looked at."""
+        """The settings that identify a run: all except how often it logs, evaluates, saves and stops."""
         looks = ("max_minutes", "log_every", "eval_every", "save_every", "keep_checkpoints")
         return {k: v for k, v in asdict(self).items() if k not in looks}
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep what it has freed.
+    """Make glibc keep freed memory.
 
-    By default it returns big blocks to the system and faults every page in again at the next step, which costs up to
-    40% of training on a CPU.
+    By default it returns large blocks to the system, and each page faults again at the next step. This costs up to 40%
+    of the training time on a CPU.
     """
     with suppress(OSError, AttributeError):  # another C library
         libc = ctypes.CDLL("libc.so.6")
@@ -91,12 +95,12 @@ def keep_freed_memory() -> None:
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """The autocast of a precision."""
+    """Autocast for a precision on a device; disabled for float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=resolve_precision(device, precision) == "bfloat16")
 
 
 def learning_rate_at(config: TrainerConfig, step: int) -> float:
-    """The rate of step `step`, counted from 0."""
+    """The learning rate of step `step`, counted from 0."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     if config.lr_schedule == "constant":
@@ -116,12 +120,24 @@ def fit(
     restart: bool = False,
     state: dict[str, Tensor] | None = None,
 ) -> None:
-    """Train to the last step, or from where the run in `out` stopped.
+    """Train a model to the last step, resuming the run in `out` if there is one.
 
-    `sample` draws a batch of arrays, the clips first, `loss` turns it into scalars with "loss" among them, `settings`
-    are what the checkpoint carries as its config (with the model's under "model"), `evaluate` writes what it likes now
-    and then. `state` has tensors that go from step to step: `loss` returns each anew under its name, and checkpoints
-    keep them.
+    Args:
+        model: The model, on its device; trained in place.
+        loss: Turns a batch into scalars, one of them named "loss". The others are logged.
+        sample: Draws a batch of arrays (b, ...) with a generator and the number of the step.
+        config: How to train.
+        out: Folder of checkpoints and log.
+        settings: Config to store in the checkpoint, with the model's under "model". A run resumes only if it is equal.
+        state: Tensors that a run carries from step to step. `loss` returns each of them anew under its name, and
+            checkpoints keep them.
+        evaluate: Called with the log and the step every `eval_every` steps and at the end.
+        restart: Start over and overwrite the run in `out`.
+
+    Raises:
+        UserError: If `out` holds a run with other settings, another process writes to it, the loss is not finite, time
+            is up, or the disk is full.
+        KeyboardInterrupt: After the checkpoint that Ctrl-C or SIGTERM asks for.
     """
     keep_freed_memory()
     state = {} if state is None else state
@@ -135,9 +151,9 @@ def fit(
             return
 
         if step == 0:
-            shutil.rmtree(out / "log", ignore_errors=True)  # of a run that is gone
+            shutil.rmtree(out / "log", ignore_errors=True)  # the log of a run that is overwritten
 
-        keep = config.keep_checkpoints if step else 1  # none of a run that is gone
+        keep = config.keep_checkpoints if step else 1  # the first save drops checkpoints of an overwritten run
 
         def save() -> None:
             nonlocal keep
@@ -179,21 +195,27 @@ def fit(
                 if out_of_time and step < config.steps:
                     raise UserError(
                         f"{out}: time is up after step {step:,} of {config.steps:,}; "
-                        "run it again, without --restart, to go on"
+                        "run it again, without --restart, to resume"
                     )
 
 
 def resume(
     model: nn.Module, optimizer: torch.optim.Optimizer, out: Path, settings: dict[str, Any], state: dict[str, Tensor]
 ) -> int:
-    """Load what is there, if it is the same run; returns the number of steps done."""
+    """Load the newest checkpoint of the run in `out`, if there is one.
+
+    Returns:
+        The number of steps done.
+
+    Raises:
+        UserError: If it is a run with other settings, or all its checkpoints are damaged.
+    """
     if not checkpoints(out):
         return 0
-    restore_newest(out)
+    found = restore_newest(out)
     check_same_config(out, settings)
-    load_weights(out, model)
-    load_optimizer(out, optimizer)
-    found = read_checkpoint(out)
+    found.fill(model)
+    found.fill_optimizer(optimizer)
     for name, tensor in state.items():
         tensor.copy_(found.tensor_of_run(name, tensor))
     return found.steps("step")
@@ -207,15 +229,23 @@ def train_step(
     config: TrainerConfig,
     step: int,
 ) -> dict[str, Tensor]:
-    """One step of Adam; returns the loss, its parts and the gradient's norm."""
+    """One step of Adam.
+
+    Returns:
+        The scalars of `loss` and the norm of the gradient.
+
+    Raises:
+        UserError: If loss or gradient is not finite; the weights are then unchanged.
+    """
     for group in optimizer.param_groups:
         group["lr"] = learning_rate_at(config, step)
     values = backward(model, loss, batch, config, step)
     norm = nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
     if not (values["loss"] + norm).isfinite():
         raise UserError(
-            f"the loss is {values['loss'].item()} and its gradient {norm.item()} at step {step}; run the same command "
-            "again, which goes on from the last checkpoint; if it comes again, --restart with a lower learning rate"
+            f"the loss is {values['loss'].item()} and the norm of its gradient {norm.item()} at step {step}; run the "
+            "same command again to resume from the last checkpoint, and if it happens again, use --restart with a "
+            "lower learning rate"
         )
     optimizer.step()
     return values | {"grad_norm": norm}
@@ -224,7 +254,7 @@ def train_step(
 def backward(
     model: nn.Module, loss: Callable[[Batch], dict[str, Tensor]], batch: Batch, config: TrainerConfig, step: int
 ) -> dict[str, Tensor]:
-    """The loss and its parts; its gradient is left in the parameters."""
+    """Compute the scalars of `loss`; the gradient is left in the parameters."""
     model.train()
     torch.manual_seed(int(np.random.SeedSequence([config.seed, step, 1]).generate_state(1)[0]))
     with autocast(next(model.parameters()).device, config.precision):
@@ -238,9 +268,9 @@ def trial_step(
     model: nn.Module, loss: Callable[[Batch], dict[str, Tensor]], sample: Sample, config: TrainerConfig, step: int,
     precision: Precision,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """Loss and gradient of half of a step's clips; weights, buffers and random numbers stay as they are.
+    """Loss and gradient of half a step's clips; weights, buffers and random state are left unchanged.
 
-    Of half, because that takes no more memory in float32 than all of them do in bfloat16.
+    Half the clips in float32 take no more memory than all of them in bfloat16.
     """
     device = next(model.parameters()).device
     batch = {k: v[: -(-len(v) // 2)].to(device) for k, v in read_batch(sample, config, step).items()}
@@ -256,13 +286,13 @@ def trial_step(
 
 
 def read_batch(sample: Sample, config: TrainerConfig, step: int) -> Batch:
-    """The batch of a step."""
+    """Draw the batch of a step."""
     arrays = sample(np.random.default_rng([config.seed, step]), step)
     return {k: torch.from_numpy(v) for k, v in arrays.items()}
 
 
 def prefetch_batches(sample: Sample, config: TrainerConfig, first: int) -> Iterator[Batch]:
-    """The batches of the steps from `first` on; the next one is read while the current one is used."""
+    """Yield the batches of the steps from `first` on; a thread reads the next one while the current one is used."""
     with ThreadPoolExecutor(1) as pool:
         next_batch = pool.submit(read_batch, sample, config, first)
         for step in range(first, config.steps):
@@ -274,7 +304,7 @@ def prefetch_batches(sample: Sample, config: TrainerConfig, first: int) -> Itera
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """No gradients, no dropout; the mode is put back afterwards."""
+    """Eval mode without gradients; the previous mode is restored afterwards."""
     training = model.training
     model.eval()
     with torch.no_grad():

@@ -1,7 +1,6 @@
 """The first stage: a VQ-VAE trained on the frames of a store (section 3, Table 8).
 
-What train/vqvae.py and rollout/ablate.py run: its settings, and the run itself. It stands in the library
-because no script imports another.
+train/vqvae.py and rollout/ablate.py both run it. It is in the library because no script imports another.
 """
 
 from __future__ import annotations
@@ -39,40 +38,53 @@ class VQVAEStage(StageArgs):
     """Train a VQ-VAE on the frames of a store."""
 
     data: Address | None = None
-    """Store of frames; <run>/data.zarr if not given."""
+    """Store of frames to train on; <run>/data.zarr by default."""
     model: VQVAESettings = field(default_factory=lambda: VQVAESettings(mode="stream"))
+    """Architecture and loss."""
     trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(learning_rate=7e-4))
+    """Optimization, logging and checkpoints."""
     n_eval_clips: Positive = 32
-    """Clips of the validation split to evaluate on."""
+    """Number of clips of the validation split to evaluate on."""
     n_eval_frames: AtLeast2 = 30
-    """past_frames: frames of such a clip, the first of which is given."""
+    """past_frames: number of frames of such a clip. The first one is given to the model."""
     init_from: Path | None = None
-    """Begin with the weights of another VQ-VAE, whose codebook may have another shape: several smaller books of as many
-    numbers in all."""
+    """Folder of a VQ-VAE whose weights to start from; by default random weights. Its codebook may have another shape,
+    such as several smaller codebooks with the same total dimension."""
 
 
 def init_model_from(folder: Path, model: VQVAE | RecurrentVQVAE) -> dict[str, str]:
-    """Give a model the weights of another, but for a codebook of another shape; returns what to note of it."""
+    """Initialize a model from the weights of another; a codebook of another shape is initialized from data.
+
+    Args:
+        folder: Folder of the other VQ-VAE.
+        model: Model to initialize, in place.
+
+    Returns:
+        What to add to the run's config.
+
+    Raises:
+        UserError: If other sizes differ too.
+    """
     other = load_vqvae(folder)
     if other.quantizer.embedding.shape != model.quantizer.embedding.shape:
-        other.quantizer = model.quantizer  # new: its codes become encoder outputs in the first step
+        other.quantizer = model.quantizer  # not initialized: its codes become encoder outputs in the first step
     try:
         model.load_state_dict(other.state_dict())
     except RuntimeError:
         raise UserError(
-            f"{folder} is a VQ-VAE of other sizes; only n_codes, embedding_dim and n_codebooks may differ"
+            f"{folder} is a VQ-VAE with other sizes; only n_codes, embedding_dim and n_codebooks may differ"
         ) from None
     return {"init_from": weights_digest(folder)}
 
 
 def pixel_variance(clips: Clips, seed: int = 0, n: int = 256) -> float:
-    """The variance of pixels in [-0.5, 0.5] over some clips, by which the loss and NMSE are divided."""
+    """Variance of pixels in [-0.5, 0.5] over `n` random clips, by which the loss and NMSE are divided."""
     frames = clips.sample(np.random.default_rng(seed), n)["frames"]
     return float(np.var(frames / np.float32(255), dtype=np.float64))
 
 
 def evaluate(model: VQVAE, frames: torch.Tensor, fps: float, writer: SummaryWriter, step: int) -> None:
-    """Held-out clips, encoded and decoded."""
+    """Log the reconstruction of held-out clips (b, t, h, w, c): NMSE, PSNR, codebook usage and a video."""
     with eval_mode(model):
         codes = torch.cat([model.encode(part) for part in frames.split(8)])
         decoded = torch.cat([to_uint8(model.decode(part)) for part in codes.split(8)]).cpu().numpy()
@@ -109,6 +121,11 @@ def evaluate_stream(
 
 
 def train_vqvae(args: VQVAEStage) -> None:
+    """Train a VQ-VAE into <run>/vqvae.
+
+    Raises:
+        UserError: If the store has other frames than the model, and as `fit`.
+    """
     store = Store(args.data or args.run / "data.zarr")
     if store.env_spec.frame_shape != (*args.model.frame_size, args.model.channels):
         raise UserError(

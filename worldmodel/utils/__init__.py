@@ -1,1 +1,1 @@
-"""What every room needs: checkpoints, hardware, pictures and the error that users read."""
+"""What every package needs: checkpoints, hardware, images and videos, settings, and the error that users read."""

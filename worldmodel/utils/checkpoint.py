@@ -1,11 +1,11 @@
-"""Weights and state on disk: safetensors files, each replaced whole or not at all, and their config as JSON.
+"""Checkpoints: safetensors files, each replaced atomically, and their config as JSON.
 
-    <folder>/checkpoint.safetensors   tensors; in its header the config and the progress, so that one
-                                      rename commits everything that belongs together
+    <folder>/checkpoint.safetensors   tensors; its header has config and progress, so that one rename commits
+                                      everything that belongs together
     <folder>/previous-1.safetensors   the one before it, previous-2 the one before that; only of the same run
-    <folder>/config.json              the same config, for people
+    <folder>/config.json              the same config, for humans
 
-A damaged file is noticed (`tensor_file`), and the newest whole one is taken instead. No pickle is read or written.
+A damaged file is detected (`tensor_file`), and the newest intact one is used instead. No pickle is read or written.
 Optimizer state is stored as `optimizer.<parameter index>.<name>`, other state of a run as `run.<name>`.
 """
 
@@ -19,7 +19,7 @@ import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -40,7 +40,15 @@ CURE = "restore a copy, or delete it and train again"
 
 @contextmanager
 def atomic_file(path: Path, data: bytes) -> Iterator[Path]:
-    """The data on the disk, under a name of its own beside the path, to be renamed to it; gone if it is not."""
+    """Write data to a temporary file in the folder of `path`, for the caller to rename to it.
+
+    Args:
+        path: The final name.
+        data: Content of the file; it is on the disk when the block is entered.
+
+    Yields:
+        The temporary file, which is deleted afterwards unless it was renamed.
+    """
     if path.is_dir():
         raise UserError(f"{path} is a folder; give the name of a file")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,31 +64,36 @@ def atomic_file(path: Path, data: bytes) -> Iterator[Path]:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that it holds either its old bytes or the new ones, also after a power cut."""
+    """Write a file atomically: it has either its old content or the new one, even after a power cut."""
     with atomic_file(path, data) as part:
         part.replace(path)
 
 
 def write_json(path: Path, data: Any) -> None:
+    """Write data as JSON, atomically."""
     write_atomic(path, (json.dumps(data, indent=2) + "\n").encode())
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file holds."""
+    """The content of a checkpoint file."""
 
     path: Path
+    """The file."""
     config: dict[str, Any]
+    """What the run was trained with, the model's config under "model"."""
     progress: dict[str, Any]
+    """How far the run is."""
     weights: dict[str, Tensor]
+    """The model's tensors by name."""
     optimizer: dict[int, dict[str, Tensor]]
-    """By parameter index."""
+    """The optimizer's tensors by parameter index and name."""
     state: dict[str, Tensor]
-    """What else a training carries from step to step."""
+    """The other tensors that a run carries from step to step, by name."""
 
     @property
     def digest(self) -> str:
-        """A fingerprint of the weights, to tell whether codes or a prior belong to them."""
+        """Digest of the weights, to check that codes or a prior belong to them."""
         total = hashlib.sha256()
         for name in sorted(self.weights):
             total.update(name.encode() + self.weights[name].flatten().view(torch.uint8).numpy().tobytes())
@@ -88,12 +101,19 @@ class Checkpoint:
 
     @property
     def codes_digest(self) -> str:
-        """A fingerprint of the codes that a VQ-VAE makes: of its weights and, if it has one, its hysteresis."""
+        """Digest of what decides a VQ-VAE's codes: its weights and, if not zero, its hysteresis."""
         hysteresis = self.config.get("model", {}).get("hysteresis", 0)
         return self.digest + (f"+{hysteresis}" if hysteresis else "")
 
     def steps(self, name: str) -> int:
-        """How many steps a run has done, which its progress has under that name."""
+        """Number of steps that the run has done, from `progress`.
+
+        Args:
+            name: Key in `progress`.
+
+        Raises:
+            UserError: If it is missing or not a count.
+        """
         try:
             return check_value(Count, self.progress.get(name), f"{self.path}: {name}")
         except UserError as error:
@@ -108,18 +128,42 @@ class Checkpoint:
         return found
 
     def check_fit(self, model: nn.Module) -> None:
-        """`UserError` naming the first tensor that a model has otherwise."""
+        """Check that the weights fit a model.
+
+        Raises:
+            UserError: Naming the first tensor that differs in type or shape.
+        """
         expected = _unique_tensors(model)
         for key in sorted(expected.keys() | self.weights.keys()):
             have, want = self.weights.get(key), expected.get(key)
             there, here = (_describe(have), _describe(want))
             if there != here:
-                raise UserError(f"{self.path.parent} belongs to another config: {key} is {there} there and {here} here")
+                raise UserError(
+                    f"{self.path.parent} was trained with another config: {key} is {there} there and {here} here"
+                )
 
     def fill(self, model: nn.Module) -> None:
-        """Give a model its weights, if they fit."""
+        """Load the weights into a model; `UserError` if they do not fit."""
         self.check_fit(model)
         model.load_state_dict(self.weights, strict=False)
+
+    def fill_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Load the state of Adam; its hyperparameters stay those that it was built with.
+
+        Raises:
+            UserError: If there is no state or it does not fit the parameters.
+        """
+        state = optimizer.state_dict()
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        for i, moments in self.optimizer.items():
+            shape = parameters[i].shape if i < len(parameters) else None
+            shapes = {name: tensor.shape for name, tensor in moments.items()}
+            if shapes != {"step": torch.Size(()), "exp_avg": shape, "exp_avg_sq": shape} or not moments["step"] > 0:
+                raise UserError(f"{self.path} has an optimizer state that does not fit (parameter {i}); {CURE}")
+        if not self.optimizer:
+            raise UserError(f"{self.path} has no optimizer state, so no run can resume from it; {CURE}")
+        state["state"] = self.optimizer
+        optimizer.load_state_dict(state)
 
 
 def save_checkpoint(
@@ -131,16 +175,27 @@ def save_checkpoint(
     keep: int = 1,
     state: dict[str, Tensor] | None = None,
 ) -> None:
-    """Commit a model with its config, and with what a run needs to go on.
+    """Write a checkpoint, and a config.json next to it.
 
-    `keep` checkpoints stay, this one among them: those before it must be of the same run.
+    Args:
+        folder: Folder of the run's checkpoints.
+        model: Model to save.
+        config: Config to store.
+        progress: How far the run is.
+        optimizer: Optimizer to save, which a run needs to resume.
+        state: Other tensors that a run needs to resume.
+        keep: Number of checkpoints to keep, this one included. With more than 1, those in the folder must be of the
+            same run.
+
+    Raises:
+        UserError: If a tensor is not finite or the file cannot be written; the last checkpoint is then intact.
     """
     moments = {} if optimizer is None else optimizer.state_dict()["state"]
     _commit(folder, _unique_tensors(model), moments, config, progress or {}, keep, state or {})
 
 
 def replace_config(folder: Path, config: dict[str, Any]) -> None:
-    """Give a checkpoint another config; its tensors and its progress stay."""
+    """Replace the config of a checkpoint; its tensors and its progress stay."""
     found = read_checkpoint(folder)
     _commit(folder, found.weights, found.optimizer, config, found.progress, 1, found.state)
 
@@ -158,8 +213,8 @@ def _commit(
     state |= {f"optimizer.{index}.{name}": value for index, of in optimizer.items() for name, value in of.items()}
     if name := tensor_file.first_not_finite(weights | state):
         raise UserError(
-            f"{folder}: {name} has values that are not finite, so nothing was saved; run the same command again, which "
-            "goes on from the last checkpoint; if it comes again, --restart with a lower learning rate"
+            f"{folder}: {name} has values that are not finite, so nothing was saved; run the same command again to "
+            "resume from the last checkpoint, and if it happens again, use --restart with a lower learning rate"
         )
     data = tensor_file.pack(weights | state, {"config": config, "progress": progress})
     try:
@@ -169,13 +224,13 @@ def _commit(
             part.replace(folder / CHECKPOINT_FILE)
     except OSError as error:
         raise UserError(
-            f"{folder} could not be written ({error.strerror}); the last checkpoint is whole: make room, and run the "
-            "same command again"
+            f"{folder} could not be written ({error.strerror}), but the last checkpoint is intact; free some space and "
+            "run the same command again"
         ) from error
 
 
 def _rotate(folder: Path, keep: int) -> None:
-    """Number the checkpoints anew, as those before a new one: the last keep - 1 stay."""
+    """Renumber the checkpoints to make place for a new one; the newest keep - 1 stay."""
     names = [folder / CHECKPOINT_FILE, *(folder / f"previous-{i}.safetensors" for i in range(1, keep))]
     for surplus in set(checkpoints(folder)) - set(names):
         surplus.unlink()
@@ -185,13 +240,17 @@ def _rotate(folder: Path, keep: int) -> None:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The files of a folder, newest first."""
+    """The checkpoint files of a folder, newest first."""
     previous = sorted(Path(folder).glob("previous-*.safetensors"), key=lambda path: (len(path.name), path.name))
     return [path for path in (Path(folder) / CHECKPOINT_FILE, *previous) if path.exists()]
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """The newest whole checkpoint; standard error says if a newer one is damaged."""
+    """Read the newest intact checkpoint of a folder; a warning on stderr says if a newer one is damaged.
+
+    Raises:
+        UserError: If there is none.
+    """
     files, newest = checkpoints(folder), Path(folder) / CHECKPOINT_FILE
     fault = f"{newest} is missing; {CURE}" if files and files[0] != newest else ""
     for path in files:
@@ -212,7 +271,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 @cache
 def _warn_once(sentence: str) -> None:
-    """Once is enough: a folder is read several times."""
+    """Print a warning once, although a folder is read several times."""
     print(sentence, file=sys.stderr)
 
 
@@ -220,7 +279,7 @@ def _read(path: Path) -> Checkpoint:
     tensors, info = tensor_file.read(path, CURE)
     config, progress = (info.get(name) if isinstance(info, dict) else None for name in ("config", "progress"))
     if not isinstance(config, dict) or not isinstance(progress, dict):
-        raise UserError(f"{path} is no checkpoint; {CURE}")
+        raise UserError(f"{path} is not a checkpoint; {CURE}")
     weights: dict[str, Tensor] = {}
     optimizer: dict[int, dict[str, Tensor]] = {}
     state: dict[str, Tensor] = {}
@@ -234,10 +293,10 @@ def _read(path: Path) -> Checkpoint:
     return Checkpoint(path, config, progress, weights, optimizer, state)
 
 
-def restore_newest(folder: Path) -> None:
-    """Before a run goes on: put the newest whole checkpoint where the newest belongs, in the place of a damaged one."""
-    path = read_checkpoint(folder).path
-    path.replace(folder / CHECKPOINT_FILE)
+def restore_newest(folder: Path) -> Checkpoint:
+    """Before a run resumes: rename the newest intact checkpoint to `CHECKPOINT_FILE`, replacing a damaged one."""
+    found = read_checkpoint(folder)
+    return replace(found, path=found.path.replace(folder / CHECKPOINT_FILE))
 
 
 def read_header(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -263,9 +322,16 @@ def codes_digest(vqvae: Path) -> str:
 
 
 def check_vqvae(what: str, digest: str | None, vqvae: Path, codebook_only: bool = False) -> None:
-    """`UserError` if codes, a model of codes or contexts were made with another VQ-VAE than the one in a folder.
+    """Check that codes, contexts or a model of codes belong to the VQ-VAE in a folder.
 
-    With `codebook_only` it need only have the same weights: a prior may begin with one of other codes of that codebook.
+    Args:
+        what: Name of what is checked, for the message.
+        digest: `codes_digest` of the VQ-VAE that it was made with.
+        vqvae: Folder of the VQ-VAE.
+        codebook_only: Compare only the weights, not the hysteresis: enough for a prior to start training from another.
+
+    Raises:
+        UserError: If it belongs to another VQ-VAE.
     """
     found = read_checkpoint(vqvae)
     known = [found.codes_digest, found.config.get("exported_from")]
@@ -295,34 +361,23 @@ def _unique_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state.items() if names.setdefault(id(tensor), name) == name}
 
 
-def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
-    """Give Adam its state back; its hyperparameters stay those it was built with. `UserError` if it does not fit."""
-    found, state = read_checkpoint(folder), optimizer.state_dict()
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for i, moments in found.optimizer.items():
-        shape = parameters[i].shape if i < len(parameters) else None
-        shapes = {name: tensor.shape for name, tensor in moments.items()}
-        if shapes != {"step": torch.Size(()), "exp_avg": shape, "exp_avg_sq": shape} or not moments["step"] > 0:
-            raise UserError(f"{found.path} has an optimizer that does not fit (parameter {i}); {CURE}")
-    if not found.optimizer:
-        raise UserError(f"{found.path} has no optimizer, so no run can go on from it; {CURE}")
-    state["state"] = found.optimizer
-    optimizer.load_state_dict(state)
-
-
 def check_same_config(folder: Path, config: dict[str, Any]) -> None:
-    """`UserError` naming the first difference if the folder holds a run of another config."""
+    """Check that a folder has no run with another config.
+
+    Raises:
+        UserError: Naming the first setting that differs.
+    """
     if not checkpoints(folder):
         return
     differs = config_difference(read_header(folder)[0], json.loads(json.dumps(config)))
     if differs:
         raise UserError(
-            f"{folder} holds a run with {differs}; give another folder, the same settings, or --restart to overwrite it"
+            f"{folder} holds a run with {differs}; use another folder, the same settings, or --restart to overwrite it"
         )
 
 
 def config_difference(saved: dict[str, Any], asked: dict[str, Any]) -> str:
-    """The first setting in which two JSON configs differ, in words; empty if there is none."""
+    """Describe the first setting in which two JSON configs differ; empty if they are equal."""
     a, b = flatten(saved), flatten(asked)
     for key in sorted(a.keys() | b.keys()):
         if a.get(key) != b.get(key):

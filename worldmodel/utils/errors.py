@@ -1,8 +1,8 @@
-"""The one error a person is meant to read.
+"""The error that users are meant to read.
 
-Everything that can go wrong through no fault of the code (a torn store, a wrong shape, an unknown
-key) raises `UserError` with one sentence that names the thing and the cure. Commands print it and
-exit with status 2; library users catch it as a `ValueError`.
+Everything that can go wrong without a bug (a damaged store, a wrong shape, an unknown key) raises `UserError`. Its
+message is one sentence that says what is wrong and how to fix it. Scripts print it and exit with status 2; library
+users catch it as a `ValueError`.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import re
 
 
 class UserError(ValueError):
-    """A mistake in what was asked, told in one sentence with its cure."""
+    """Something that the user can fix; the message says what is wrong and how to fix it."""
 
 
 def is_url(path: object) -> bool:
-    """Whether a path is a URL, also one that `Path` has made `http:/x` of; `C:/x` is none."""
+    """Whether a path is a URL, including one that `Path` has shortened to `http:/x`; `C:/x` is not."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.:-]+:/", str(path)) is not None
 
 

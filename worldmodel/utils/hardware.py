@@ -1,14 +1,14 @@
-"""What a machine can do, whether it does it right, and what a piece of work asks of it.
+"""The machine's speed, its precision, and the operations that a computation takes.
 
-The peak of a machine is taken as the rate of its own matrix product of 2048 in a precision, measured, not quoted.
-It is a yardstick and not a bound: on some processors a 3D convolution in float32 is faster than the product.
+The peak of a machine is the measured rate of its 2048 x 2048 matrix product in a precision. It is a reference and not a
+bound: on some processors a 3D convolution in float32 is faster than the product.
 
-Work is counted while it is done, a multiplication and an addition as two operations: matrix products, convolutions and
-attention, forward and backward. Not counted are element-wise operations, norms, softmax, look-ups, reductions,
-the optimiser, and FlexAttention on CUDA. PyTorch's counter knows nothing of the attention kernel of CPUs, and counts
-for those of CUDA the scores which their backward pass works out a second time. Here attention is two products forward
-and four backward, whichever kernel does it, and whole, also where a mask hides half of it; but where a clip is attended
-to block by block (worldmodel/models/cpu_attention.py), those products are counted that are done.
+Operations are counted while they run; a multiplication and an addition are two. Counted are matrix products,
+convolutions and attention, forward and backward. Not counted are element-wise operations, norms, softmax, look-ups,
+reductions, the optimizer, and FlexAttention on CUDA. PyTorch's own counter ignores the attention kernel of CPUs, and
+for the CUDA kernels it counts the scores that the backward pass recomputes. Here attention is two products forward and
+four backward, for every kernel and in full, even if a mask hides half of it. The exception is block-by-block attention
+on CPUs (worldmodel/models/cpu_attention.py), where the products that run are counted.
 """
 
 from __future__ import annotations
@@ -34,32 +34,36 @@ from worldmodel.utils.settings import short_repr
 Precision = Literal["auto", "float32", "bfloat16"]
 """auto: bfloat16 where the processor multiplies it in hardware and it is `verified_precision`, float32 elsewhere."""
 TOLERANCE = {"loss": 0.1, "gradient": 1.0, "nats a code": 0.1, "picture": 0.1}
-"""How far bfloat16 may be from float32, in shares of what float32 gives. What is right was within 0.012 for losses, of
-all presets and of the models that ship, and within 0.003 for a dream's figures. A gradient has mostly cancelled where
-there is little left to learn, but its rounding errors have not: up to 0.06 at the beginning, and 0.32 at the end."""
+"""Largest relative difference of bfloat16 from float32 that is accepted. On correct hardware losses differ by at most
+0.012 (all presets and pretrained models), and the results of a dream by 0.003. Gradients differ by up to 0.06 at the
+start of training and 0.32 at its end, because a gradient then mostly cancels and its rounding errors do not."""
 KERNELS = ("efficient_attention", "flash_attention", "cudnn_attention", "flash_attention_for_cpu")
 
 
 def check_device(name: str | torch.device) -> None:
-    """`UserError` for a device that is unknown or not here."""
+    """Check a device.
+
+    Raises:
+        UserError: If it is unknown or not available.
+    """
     try:
         device = torch.device(name if isinstance(name, str | torch.device) else "")
     except RuntimeError:
-        raise UserError(f"{short_repr(name)} is no device; choose cpu or cuda") from None
+        raise UserError(f"{short_repr(name)} is not a device; choose cpu or cuda") from None
     cuda = device.type == "cuda" and (device.index or 0) < torch.cuda.device_count()
     if not (cuda or device.type == "cpu" or (device.type == "mps" and torch.backends.mps.is_available())):
-        raise UserError(f"there is no {name} on this machine; choose the device cpu")
+        raise UserError(f"the device {name} is not available on this machine; choose the device cpu")
 
 
 def resolve_precision(device: torch.device, precision: Precision) -> Precision:
-    """What a precision comes to on a device. Processors without bfloat16 units emulate it, far slower."""
+    """Resolve "auto": bfloat16 on CUDA and on CPUs that have it in hardware, else float32; emulation is far slower."""
     if precision != "auto":
         return precision
     return "bfloat16" if device.type == "cuda" or supports_bfloat16() else "float32"
 
 
 def supports_bfloat16() -> bool:
-    """Does this processor multiply bfloat16? oneDNN takes AVX-512 for enough, which alone only emulates it."""
+    """Whether this CPU multiplies bfloat16 in hardware; oneDNN also accepts plain AVX-512, which only emulates it."""
     emulated = torch.cpu._is_avx512_supported() and not torch.cpu._is_avx512_bf16_supported()
     return torch.ops.mkldnn._is_mkldnn_bf16_supported() and not emulated
 
@@ -67,11 +71,17 @@ def supports_bfloat16() -> bool:
 def verified_precision(
     part: str, device: torch.device, precision: Precision, figures: Callable[[Precision], dict[str, Tensor]]
 ) -> Precision:
-    """What a precision comes to: where "auto" comes to bfloat16, that is tried first against float32.
+    """Resolve "auto" like `resolve_precision`, but test bfloat16 against float32 first.
 
-    There are processors on which some operations in bfloat16 give NaN, or memory that was never written. `figures` are
-    named as in `TOLERANCE`, from the same input in either precision. Where those of bfloat16 are not within it, one
-    sentence says so, and it is float32. What is no number in float32 either is not to be blamed on bfloat16.
+    On some processors a few bfloat16 operations return NaN or uninitialized memory. If bfloat16 differs by more than
+    `TOLERANCE`, a message on stderr says so and the result is float32. Values that are not finite in float32 either are
+    not counted against bfloat16.
+
+    Args:
+        part: What is run, for the message.
+        device: Where it is run.
+        precision: The precision that was asked for.
+        figures: Computes results in a precision from the same input, by the names in `TOLERANCE`.
     """
     best = resolve_precision(device, precision)
     if precision != "auto" or best == "float32":
@@ -81,7 +91,7 @@ def verified_precision(
         size, other, off = (torch.linalg.vector_norm(x) for x in (value, rounded[name], rounded[name] - value))
         if size.isfinite() and not (off < TOLERANCE[name] * size or off == size == 0):
             text = f"{name} is {other:.4g} in bfloat16 and {size:.4g} in float32, more than {TOLERANCE[name]:.0%} apart"
-            print(f"{part}: {text}; it goes on in float32", file=sys.stderr)
+            print(f"{part}: {text}; float32 is used instead", file=sys.stderr)
             return "float32"
     return best
 
@@ -103,9 +113,9 @@ def attention_backward_flops(
 
 
 def flop_counter() -> FlopCounterMode:
-    """Counts while it is entered: `with counter() as count: work()`, then `count.get_total_flops()`.
+    """A counter of operations: `with flop_counter() as count: work()`, then `count.get_total_flops()`.
 
-    It changes nothing of what is computed, but costs a tenth of a millisecond an operation: one step counted is enough.
+    It does not change results, but costs a tenth of a millisecond for each operation, so count a single step.
     """
     mapping: dict[Any, Callable[..., int]] = {}
     for kernel in KERNELS:
@@ -115,7 +125,13 @@ def flop_counter() -> FlopCounterMode:
 
 
 def calls_per_second(work: Callable[[], object], seconds: float, device: str) -> float:
-    """Calls a second, the median of three measurements after a warm-up."""
+    """Calls of `work` per second: the median of three measurements after a warm-up.
+
+    Args:
+        work: What to measure.
+        seconds: Time of the three measurements together.
+        device: "cpu" or "cuda", which is synchronized.
+    """
 
     def once() -> float:
         start, calls = time.perf_counter(), 0
@@ -131,32 +147,32 @@ def calls_per_second(work: Callable[[], object], seconds: float, device: str) ->
 
 
 def matmul_flops(device: str, precision: str, seconds: float = 1.0) -> float:
-    """FLOP/s of a matrix product of 2048 in "float32" or "bfloat16"."""
+    """FLOP/s of a 2048 x 2048 matrix product in "float32" or "bfloat16"."""
     generator = torch.Generator(device).manual_seed(0)  # the global one is left alone
     a, b = torch.randn(2, 2048, 2048, device=device, generator=generator).to(getattr(torch, precision))
     return 2 * 2048**3 * calls_per_second(lambda: torch.mm(a, b), seconds, device)
 
 
 def copy_bandwidth(device: str, seconds: float = 1.0) -> float:
-    """Bytes/s of a copy of 256 MB, read and written."""
+    """Bytes/s of a copy of 256 MB; each byte counts twice, as read and written."""
     source = torch.empty(2**26, device=device)
     target = torch.empty_like(source)
     return 2 * source.nbytes * calls_per_second(lambda: target.copy_(source), seconds, device)
 
 
 def machine_rates(device: str, precision: str, seconds: float = 1.0) -> dict[str, float]:
-    """FLOP/s of a matrix product in a precision and bytes/s of a copy."""
+    """`matmul_flops` and `copy_bandwidth` of a device, by the names "matmul" and "copy"."""
     return {"matmul": matmul_flops(device, precision, seconds), "copy": copy_bandwidth(device, seconds)}
 
 
 @cache
 def peak_flops(device: str, precision: str) -> float:
-    """`matmul_flops`, measured briefly and once in a process; beside other work it comes out too low."""
+    """`matmul_flops`, measured briefly and once per process; too low if the machine is busy."""
     return matmul_flops(device, precision, 0.3)
 
 
 class PeakMemory(TorchDispatchMode):
-    """The most bytes that work holds in tensors of its own: `with PeakMemory() as peak: work()`, then `peak.most`."""
+    """Measures the most bytes that new tensors hold at once: `with PeakMemory() as peak: work()`, then `peak.most`."""
 
     def __init__(self) -> None:
         super().__init__()

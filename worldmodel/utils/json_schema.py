@@ -1,7 +1,7 @@
-"""JSON as a dataclass, each value of the type and range that its field declares.
+"""Reading JSON into a dataclass, with the type and range of every field checked.
 
-Python checks no types: a string where a number should be fails far from the file that it came from, or not at all. So
-what is read from a file goes through here, and what does not fit is one sentence that names the place.
+Python does not check types, so a string in place of a number would fail far from the file that it came from, or not at
+all. Everything read from a file is checked here, and a wrong value raises a `UserError` that names its place.
 """
 
 from __future__ import annotations
@@ -19,7 +19,17 @@ T = TypeVar("T")
 
 
 def from_json(kind: type[T], data: Any, place: str, cure: str) -> T:
-    """A dataclass; `UserError` names the first value that is unknown, missing or of another type, then the cure."""
+    """Build a dataclass from JSON.
+
+    Args:
+        kind: The dataclass.
+        data: Parsed JSON.
+        place: Where the data is from, for messages.
+        cure: How to fix a wrong value, for messages.
+
+    Raises:
+        UserError: Naming the first value that is unknown, missing, or of another type.
+    """
     if not isinstance(data, dict):
         raise UserError(f"{place} should be a group of values, not {reprlib.repr(data)}; {cure}")
     known = {f.name: f.default is MISSING and f.default_factory is MISSING for f in fields(kind)}  # type: ignore[arg-type]
@@ -51,11 +61,11 @@ def _value(kind: Any, value: Any, place: str, cure: str) -> Any:
 
 
 def load_json(text: str | bytes) -> Any:
-    """JSON without the numbers that JSON has not: Python also reads NaN, Infinity and 1e400. `ValueError` for these."""
+    """Parse JSON; `ValueError` for NaN, Infinity and numbers such as 1e400, which Python would accept."""
 
     def number(text: str) -> float:
         if not math.isfinite(value := float(text)):
-            raise ValueError(f"{text} is no finite number")
+            raise ValueError(f"{text} is not a finite number")
         return value
 
     return json.loads(text, parse_constant=number, parse_float=number)

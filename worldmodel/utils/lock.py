@@ -1,4 +1,4 @@
-"""One process at a time in a folder: a lock that goes when its process does, however that ends."""
+"""A lock that lets one process at a time write to a folder; it is released when the process ends, however it ends."""
 
 from __future__ import annotations
 
@@ -13,9 +13,15 @@ from worldmodel.utils.errors import UserError
 
 @contextmanager
 def folder_lock(folder: Path, name: str = "train.lock", parts: str = "*.part") -> Iterator[None]:
-    """Hold the lock of that name, or raise a `UserError` at once; remove what killed processes left half written.
+    """Hold a lock on a folder, and first delete partial files that killed processes have left there.
 
-    `parts` are the names of such files: of those, and no others, that are only written under this lock.
+    Args:
+        folder: The folder, created if it does not exist.
+        name: File name of the lock.
+        parts: Pattern of the partial files. It must only match files that are written under this lock.
+
+    Raises:
+        UserError: At once, if another process holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / name)
@@ -23,7 +29,7 @@ def folder_lock(folder: Path, name: str = "train.lock", parts: str = "*.part") -
         lock.acquire(blocking=False)
     except Timeout:
         raise UserError(
-            f"{folder} is being written by another process; wait for it, stop it, or give another folder"
+            f"{folder} is being written by another process; wait for it, stop it, or use another folder"
         ) from None
     try:
         for part in folder.glob(parts):

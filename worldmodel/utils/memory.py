@@ -1,4 +1,4 @@
-"""How much memory there is: asked before it is taken, since a process that takes more is killed without a word."""
+"""Available memory, checked before large allocations: a process that takes too much is killed without any message."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ except ImportError:  # not on Windows, which has no such limits
     resource = None  # type: ignore[assignment]
 
 CGROUP_LIMIT, GPU = Path("/sys/fs/cgroup/memory.max"), Path("/dev/nvidiactl")
-"""Where Linux says how much a container may take, and that there is a GPU."""
+"""Linux files: the memory limit of the container, and the device file of a GPU."""
 OUT_OF_MEMORY_SIGNS = (
     "allocate memory",
     "out of memory",
@@ -23,13 +23,13 @@ OUT_OF_MEMORY_SIGNS = (
     "dimension exceeded",
     "array is too big",
 )
-"""In what torch and numpy say of sizes that they cannot serve."""
+"""Parts of the messages with which torch and numpy refuse an allocation."""
 
 
 def available_bytes(device: str = "cpu") -> int:
-    """Bytes of memory of a device: of the machine, or what a container or `ulimit` leaves of it."""
+    """Bytes of memory of a device; for the CPU at most what a container or `ulimit` allows."""
     if device.startswith("cuda"):
-        import torch  # not for scripts that need none
+        import torch  # here, because scripts without models should start without it
 
         return torch.cuda.mem_get_info(device)[1]
     if resource is None:
@@ -42,15 +42,24 @@ def available_bytes(device: str = "cpu") -> int:
 
 
 def check_memory(wanted: int, what: str, device: str = "cpu") -> None:
-    """`UserError` if something takes more bytes than there are."""
+    """Check that a device has enough memory.
+
+    Args:
+        wanted: Bytes that are needed.
+        what: What needs them, for the message.
+        device: "cpu" or "cuda".
+
+    Raises:
+        UserError: If the device has less.
+    """
     if wanted > (have := available_bytes(device)):
         raise UserError(f"{what} would take {wanted / 1e9:,.1f} GB, but there are {have / 1e9:,.1f}; ask for fewer")
 
 
 def limit_memory() -> None:
-    """From here on, this process and those that it starts get an error if one takes more memory than there is.
+    """Make this process and its children raise an error when they allocate more memory than is available.
 
-    Not where there is a GPU: its driver claims far more than it uses.
+    It does nothing on machines with a GPU, whose driver reserves far more than it uses.
     """
     if resource is not None and not GPU.exists():
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
@@ -58,5 +67,5 @@ def limit_memory() -> None:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Is it that there was not the memory?"""
+    """Whether an error means that there was not enough memory."""
     return isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY_SIGNS)

@@ -1,4 +1,4 @@
-"""The flags that every stage of a run has."""
+"""Flags that every script of a run has."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 @dataclass(frozen=True, kw_only=True)
 class RunArgs(Settings):
-    """Where a run is, and what computes."""
+    """The run folder and the device."""
 
     run: Path = Path("runs/health_gathering_supreme")
-    """Run folder."""
+    """Run folder, with the data, the models and everything else that belongs to one world model."""
     device: str = DEVICE
-    """cpu or cuda; the GPU by default, where there is one."""
+    """Device to compute on: cpu or cuda. The default is cuda if it is available."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageArgs(RunArgs):
-    """What every stage of training has."""
+    """Flags of every training stage."""
 
     restart: bool = False
-    """Begin anew, and overwrite a run of other settings."""
+    """Start over and overwrite what the stage has written before, instead of resuming it."""

@@ -1,10 +1,10 @@
-"""Settings that are checked when they are built, wherever they come from: flags, a preset, a checkpoint, Python.
+"""Settings that are checked when they are built, wherever they come from: flags, a preset, a checkpoint, or Python.
 
-What a setting may be stands in its type: `layers: Layers`, `dropout: ShareBelow1`, `precision: Precision`. A number is
-always finite: NaN passes every comparison, and would be found in a model's weights hours later. A dataclass of settings
-derives from `Settings`, which gives each field the type that it declares (JSON has lists where there are tuples, numpy
-has integers of its own), or raises a `UserError` that names the field. Rules between settings are in the class's own
-`__post_init__`, after `super().__post_init__()`.
+The type of a setting says which values it accepts: `n_layers: Layers`, `dropout: FractionBelow1`. A number must be
+finite, because NaN passes comparisons unnoticed and would show up in a model's weights hours later. A dataclass of
+settings derives from `Settings`, which converts each field to its declared type (JSON has lists instead of tuples,
+numpy has its own integers) or raises a `UserError` that names the field. Rules between several settings go into the
+class's `__post_init__`, after `super().__post_init__()`.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ import numpy as np
 from worldmodel.utils.errors import UserError
 
 Address = NewType("Address", str)
-"""Where a store is read: a folder or any URL that fsspec knows, of which `Path` would lose a slash."""
+"""Address of a store: a folder or any URL that fsspec supports. `Path` would drop one of a URL's slashes."""
 MAX_INT = 2**31 - 1
-"""Of whole numbers that have no bound of their own."""
+"""Bound of integers whose type has none."""
 MAX_FLOAT32 = 3.4e38
-"""Nearly the largest number that torch calculates with here."""
+"""Bound of floats whose type has none: about the largest float32."""
 
 
 class Range(NamedTuple):
-    """The numbers that a setting may be, the bounds included unless they are `exclude_minimum` or `exclude_maximum`."""
+    """The interval of numbers that a setting accepts; the bounds are included unless `exclude_...` says otherwise."""
 
     minimum: float = -math.inf
     maximum: float = math.inf
@@ -39,6 +39,7 @@ class Range(NamedTuple):
     exclude_maximum: bool = False
 
     def holds(self, number: float) -> bool:
+        """Whether a number is in the interval."""
         low = number > self.minimum if self.exclude_minimum else number >= self.minimum
         return low and (number < self.maximum if self.exclude_maximum else number <= self.maximum)
 
@@ -49,9 +50,9 @@ class Range(NamedTuple):
         return f"{'above' if self.exclude_minimum else 'at least'} {self.minimum}" if self.minimum > -math.inf else ""
 
     def rule(self, kind: type[int] | type[float]) -> str:
-        """What a number of that type must be, in words."""
+        """Describe, for a message, what a number of that type must be."""
         if self[:2] == (0, 1):
-            return f"is a share, {self}"
+            return f"must be a fraction {self}"
         what = "" if kind is int else "a finite number of " if str(self).startswith("at") else "a finite number "
         return f"must be {what}{self}".rstrip()
 
@@ -63,10 +64,10 @@ Pixels = Annotated[int, Range(1, 4096)]
 """Height and width of a frame."""
 PixelsOr0 = Annotated[int, Range(0, 4096)]
 Channels = Annotated[int, Range(1, 2**16)]
-"""Of a layer. Products of three of them do not overflow."""
+"""Channels of a layer; the product of three of them does not overflow."""
 Layers = Annotated[int, Range(0, 1024)]
 Workers = Annotated[int, Range(1, 1024)]
-"""Processes side by side."""
+"""Number of parallel processes."""
 Seed = Annotated[int, Range(0, MAX_INT)]
 NotNegative = Annotated[float, Range(0)]
 AboveZero = Annotated[float, Range(0, exclude_minimum=True)]
@@ -78,7 +79,7 @@ NonEmpty = Annotated[tuple[T, ...], Range(1)]
 
 
 class Settings:
-    """Base of a dataclass of settings: every field has the type that it declares, or there is a `UserError`."""
+    """Base class of settings: converts every field to its declared type, or raises a `UserError`."""
 
     def __post_init__(self) -> None:
         for name, kind in declared_types(type(self)).items():
@@ -91,7 +92,16 @@ def declared_types(kind: type) -> dict[str, Any]:
 
 
 def check_value(kind: Any, value: Any, name: str) -> Any:
-    """A value as the type `kind` that a setting is declared to have, or a `UserError` that begins with its name."""
+    """Convert a value to a declared type.
+
+    Args:
+        kind: The type, with its `Range` if it has one.
+        value: The value.
+        name: Name of the setting, with which the message starts.
+
+    Raises:
+        UserError: If the value is not of that type, or out of range.
+    """
     notes: Sequence[Any] = ()
     if get_origin(kind) is Annotated:
         kind, *notes = get_args(kind)
@@ -123,7 +133,7 @@ def check_value(kind: Any, value: Any, name: str) -> Any:
 
 
 def _listed(kinds: Sequence[Any], value: Any, name: str, length: Range) -> tuple[Any, ...]:
-    """A tuple of so many values of their own types, or, where the types end with `...`, of any number of one type."""
+    """Convert to a tuple with one value for each type, or with any number of values where the types end with `...`."""
     variable = kinds[-1] is Ellipsis
     if not isinstance(value, list | tuple) or not (variable or len(value) == len(kinds)):
         raise UserError(
@@ -136,7 +146,7 @@ def _listed(kinds: Sequence[Any], value: Any, name: str, length: Range) -> tuple
 
 
 def _number(kind: type[int] | type[float], value: Any, name: str, within: Range) -> int | float:
-    """A number that is of its type, finite and in its range."""
+    """Check that a number has its type, is finite and in range."""
     if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
         raise UserError(f"{name} should be of type {kind.__name__}, not {short_repr(value)}")
     largest = MAX_INT if kind is int else MAX_FLOAT32
@@ -149,22 +159,22 @@ def _number(kind: type[int] | type[float], value: Any, name: str, within: Range)
 
 
 def short_repr(value: Any) -> str:
-    """A value in a message: short, however large it is."""
-    with suppress(ValueError):  # which an integer of more than 4,300 digits raises
+    """A short representation of a value for a message, however large the value is."""
+    with suppress(ValueError):  # raised for an integer of more than 4,300 digits
         return reprlib.repr(value)
     return f"a very long {type(value).__name__}"
 
 
 def as_array(value: Any) -> np.ndarray:
-    """A value as numbers of one shape; whatever is none, such as lists of different lengths, is a single object."""
+    """Convert a value to an array of numbers; anything else, such as a ragged list, becomes an array of one object."""
     try:
         found = np.asarray(value)
-    except Exception:  # of any kind, by whatever object was given
+    except Exception:  # an arbitrary object may raise anything
         found = np.empty((), object)
     return found if found.dtype.kind in "biuf" else np.empty((), object)
 
 
 def suggestion(word: str, known: Sequence[str]) -> str:
-    """', did you mean X?' for the known word nearest to a mistyped one, else the list of all."""
+    """'did you mean X?' for the known word closest to a mistyped one; if none is close, the list of known words."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.4)
     return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(known))}"

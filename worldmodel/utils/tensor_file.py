@@ -1,9 +1,8 @@
-"""Tensor files that notice damage: safetensors whose header has a digest of every byte, the header's own included.
+"""Tensor files that detect damage: safetensors whose header has a digest of every byte, including the header's own.
 
-All that is told beside the tensors is JSON under one key of the header, since safetensors writes several keys in an
-order of chance: equal contents make equal files. In it `sha256` is the digest of the file as it is with zeros in the
-digest's own place. Values that are not finite are refused, on the way in and out: what was trained with them is
-spoiled, and what goes on from them too.
+The metadata is JSON under a single key of the header. Safetensors writes several keys in random order, and equal
+content should make equal files. The metadata's `sha256` is the digest of the file with zeros in place of the digest.
+Values that are not finite are refused when writing and reading, because a model that has them is ruined.
 """
 
 from __future__ import annotations
@@ -26,19 +25,35 @@ PLACE = re.compile(rb'\\"sha256\\": \\"([0-9a-f]{64})\\"')
 
 
 def pack(tensors: dict[str, Tensor], info: dict[str, Any]) -> bytes:
-    """A file of tensors, and of JSON that is told beside them."""
+    """Serialize tensors and JSON metadata.
+
+    Raises:
+        UserError: If a value is not finite.
+    """
     if name := first_not_finite(tensors):
         raise UserError(f"{name} has values that are not finite")
     try:
         header = json.dumps({"sha256": BLANK.decode()} | info, allow_nan=False)
     except ValueError:
-        raise UserError("what is told beside the tensors has numbers that are not finite") from None
+        raise UserError("the metadata of the tensors has numbers that are not finite") from None
     data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, {KEY: header})
     return data.replace(BLANK, hashlib.sha256(data).hexdigest().encode(), 1)
 
 
 def read(path: Path, cure: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a file and what is told beside them; `UserError` with a cure if it is not as it was written."""
+    """Read a tensor file.
+
+    Args:
+        path: The file.
+        cure: How to fix a damaged file, for the message.
+
+    Returns:
+        The tensors by name, and the metadata.
+
+    Raises:
+        UserError: If the file is damaged.
+        FileNotFoundError: If there is no such file.
+    """
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -49,12 +64,12 @@ def read(path: Path, cure: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(f"{path} {fault}; {cure}")
     try:
         tensors, header = load(data), json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-        told = load_json(header[KEY])
+        info = load_json(header[KEY])
     except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); {cure}") from None
     if name := first_not_finite(tensors):
-        raise UserError(f"{path} is spoiled: {name} has values that are not finite; {cure}")
-    return dict(sorted(tensors.items())), told
+        raise UserError(f"{path}: {name} has values that are not finite; {cure}")
+    return dict(sorted(tensors.items())), info
 
 
 def first_not_finite(tensors: dict[str, Tensor]) -> str:
@@ -63,10 +78,10 @@ def first_not_finite(tensors: dict[str, Tensor]) -> str:
 
 
 def _fault(data: bytes) -> str:
-    """What is wrong with the bytes of a file, in words; empty if they are those that were written."""
+    """Describe what is wrong with the bytes of a file; empty if they are intact."""
     place = PLACE.search(data)
     if place is None:
-        return "has no digest: it is damaged, or an older version wrote it"
+        return "has no checksum: it is damaged, or was written by an older version"
     total = hashlib.sha256(data[: place.start(1)] + BLANK)
     total.update(memoryview(data)[place.end(1) :])
-    return "" if total.hexdigest().encode() == place[1] else "is damaged (its digest is that of other bytes)"
+    return "" if total.hexdigest().encode() == place[1] else "is damaged (its content does not match its checksum)"

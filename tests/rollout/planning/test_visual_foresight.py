@@ -45,7 +45,7 @@ def test_numbers_that_are_not_planned_do_nothing() -> None:
 
 
 def test_several_choices_a_step_are_refused() -> None:
-    with pytest.raises(UserError, match=r"not of MultiDiscrete\(3, 2\)"):
+    with pytest.raises(UserError, match=r"not MultiDiscrete\(3, 2\)"):
         cross_entropy_method(
             ActionSpec(kind="MultiDiscrete", nvec=(3, 2)), CEMConfig(), lambda a: a, np.random.default_rng(0)
         )
@@ -92,9 +92,9 @@ def test_an_object_and_a_goal_may_be_asked_for(env: Pushing) -> None:
     drawn = task.object, task.goal.copy()
     PushGoal().apply_to(env, task)
     assert (task.object, task.goal.tolist()) == (drawn[0], drawn[1].tolist())
-    with pytest.raises(UserError, match=r"this bin has objects 0 to \d+, not 12; there are always 0 to 7"):
+    with pytest.raises(UserError, match=r"this bin has objects 0 to \d+, not 12; choose 0 to 7"):
         PushGoal(object=12).apply_to(env, task)
-    with pytest.raises(UserError, match=r"does not come to pixel \(2, 2\); its workspace is within rows \d+ to \d+"):
+    with pytest.raises(UserError, match=r"cannot reach pixel \(2, 2\); choose a goal within rows \d+ to \d+"):
         PushGoal(goal=(2, 2)).apply_to(env, task)
 
 
@@ -161,7 +161,7 @@ def test_the_command_scores_all_three_from_the_same_beginnings(
 
 
 def test_what_cannot_be_planned_is_told_before_anybody_plays(toy_run: Path) -> None:
-    with pytest.raises(UserError, match="toy has nothing to push; leave --object and --goal to --world pushing"):
+    with pytest.raises(UserError, match="toy has nothing to push; use --object and --goal with --world pushing only"):
         plan.main(plan.Args(run=str(toy_run), object=1))
-    with pytest.raises(UserError, match="no model ships for the world 'push'"):
+    with pytest.raises(UserError, match="no pretrained model is named 'push'"):
         plan.main(plan.Args(world="push"))

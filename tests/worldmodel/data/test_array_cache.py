@@ -78,7 +78,7 @@ def test_old_objects_under_new_metadata_are_found_where_all_rows_are_decoded(tmp
         writer.append({"frames": frames(2)})
     shutil.copyfile(tmp_path / "before/c.0.0.0.0", path / "data/frames/c.0.0.0.0")
     for read in (decode_array, memory_map):
-        with pytest.raises(UserError, match=r"data/frames is damaged \(its values are not those that were written"):
+        with pytest.raises(UserError, match=r"data/frames is damaged \(its values do not match its checksum"):
             read(Store(path), "frames")
     assert [p.name for p in (path / "cache").iterdir()] == ["lock"]
 
@@ -114,7 +114,9 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing_behind(
     path = store(tmp_path / "s")
     with (
         files_of_at_most(size),
-        pytest.raises(UserError, match=r"frames-70.npy could not be filled .*; make room, .*cache='memory' or 'off'"),
+        pytest.raises(
+            UserError, match=r"frames-70.npy could not be filled .*; free some space, .*cache='memory' or 'off'"
+        ),
     ):
         memory_map(Store(path), "frames")
     assert [p.name for p in (path / "cache").iterdir()] == ["lock"]

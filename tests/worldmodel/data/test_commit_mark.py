@@ -77,7 +77,7 @@ def test_metadata_that_can_be_read_but_are_others_are_refused(store: Path, name:
     path = store / name / "zarr.json"
     assert before in path.read_text()
     path.write_text(path.read_text().replace(before, after))
-    assert f"array {name} is damaged (its zarr.json is not what was written)" in told(store)
+    assert f"array {name} is damaged (its zarr.json has been changed)" in told(store)
 
 
 def test_where_other_episodes_end_is_not_believed(store: Path, tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_where_other_episodes_end_is_not_believed(store: Path, tmp_path: Path) -
         for rows in (5, 15):
             writer.append({"frames": FRAMES[:rows]})
     shutil.copyfile(tmp_path / "other/meta/episode_ends/c.0", store / "meta/episode_ends/c.0")
-    with pytest.raises(UserError, match=r"episode_ends is damaged \(its values are not those that were written\)"):
+    with pytest.raises(UserError, match=r"episode_ends is damaged \(its values do not match its checksum\)"):
         Store(store)
 
 
@@ -122,10 +122,13 @@ def resealed(path: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
         (lambda mark: mark["world"].update(fps=10**400), "world.fps must be a finite number from"),
         (lambda mark: mark["world"].update(max_episode_steps=10**400), "max_episode_steps must be at most"),
         (lambda mark: mark["world"]["action"].update(nvec=[10**9]), "action.nvec must be from 1 to 65536"),
-        (lambda mark: mark["world"].update(action=BOX | {"low": [2.0]}), "no number of a Box lies between"),
+        (lambda mark: mark["world"].update(action=BOX | {"low": [2.0]}), "of a Box must not be above"),
         (lambda mark: mark["world"].update(action=BOX | {"low": [-(10**400)]}), "action.low must be at least"),
         (lambda mark: mark["world"]["action"].update(kind="Tuple"), "world.action.kind cannot be 'Tuple'"),
-        (lambda mark: mark["world"]["action"].update(nvec=[]), r"world.action: a Discrete space cannot have \(\)"),
+        (
+            lambda mark: mark["world"]["action"].update(nvec=[]),
+            r"world.action: a Discrete space cannot have nvec = \(\)",
+        ),
         (lambda mark: mark["world"].update(action=None), "world.action should be a group of values, not None"),
         (lambda mark: mark.update(split_seed=-1), "split_seed must be at least 0, not -1"),
         (lambda mark: mark.update(split_seed=True), "split_seed should be of type int, not True"),
@@ -138,9 +141,9 @@ def resealed(path: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
         (lambda mark: mark["commit"].update(arrays={}), "commit.arrays has no meta/episode_ends"),
         (lambda mark: mark["commit"].update(episodes=1), "episode_ends is damaged"),
         (lambda mark: mark["commit"].update(rows=19), "episode_ends is damaged"),
-        (lambda mark: mark.update(format="2"), "no store of this toolkit"),
-        (lambda mark: mark.update(format=1), "a store of format 1, and this version reads format 2; collect it again"),
-        (lambda mark: mark.update(format=3), "of format 3, and this version reads format 2; update the toolkit"),
+        (lambda mark: mark.update(format="2"), "not a store of this toolkit"),
+        (lambda mark: mark.update(format=1), "a store of format 1, but this version reads format 2; collect it again"),
+        (lambda mark: mark.update(format=3), "of format 3, but this version reads format 2; update the toolkit"),
     ],
 )
 def test_a_mark_with_other_values_is_a_sentence(
@@ -150,11 +153,20 @@ def test_a_mark_with_other_values_is_a_sentence(
         Store(resealed(store, change))
 
 
+@pytest.mark.parametrize("rows", [3, 2**40, 10**30])
+def test_an_array_of_other_rows_is_refused_before_it_is_cut(store: Path, rows: int) -> None:
+    metadata = store / "data" / "frames" / "zarr.json"
+    document = json.loads(metadata.read_text())
+    metadata.write_text(json.dumps(document | {"shape": [rows, *document["shape"][1:]]}))
+    with pytest.raises(UserError, match=r"frames.* is damaged"):
+        StoreWriter(store, WORLD, {"epsilon": 0.25}, split_seed=3)
+
+
 def test_a_mark_that_was_edited_is_refused(store: Path) -> None:
     document = json.loads((store / "zarr.json").read_text())
     document["attributes"]["settings"]["epsilon"] = 0.5
     (store / "zarr.json").write_text(json.dumps(document))
-    assert "zarr.json is damaged (its checksum is that of other values); restore it" in told(store)
+    assert "zarr.json is damaged (its content does not match its checksum); restore it" in told(store)
 
 
 def test_settings_and_progress_of_any_json_are_the_same_mark_when_read(tmp_path: Path) -> None:
@@ -194,7 +206,7 @@ def test_leftovers_of_killed_writes_go_and_foreign_files_stay(tmp_path: Path) ->
     assert not list((tmp_path / "s").glob("*.part"))
     (tmp_path / "films").mkdir()
     (tmp_path / "films/film.mp4.part").touch()
-    with pytest.raises(UserError, match="films holds something else than a store"):
+    with pytest.raises(UserError, match="films holds something other than a store"):
         StoreWriter(tmp_path / "films", WORLD, {})
     assert (tmp_path / "films/film.mp4.part").exists()
 
@@ -213,5 +225,5 @@ def test_a_store_is_written_on_this_machine_and_a_url_is_no_path(url: str | Path
     with pytest.raises(UserError, match="is not a local folder"):
         StoreWriter(url, WORLD, {})
     if isinstance(url, Path):
-        with pytest.raises(UserError, match="memory:/a/b is a URL that has passed through Path; give it as a string"):
+        with pytest.raises(UserError, match="memory:/a/b is a URL that was shortened by Path; give it as a string"):
             Store(url)

@@ -156,8 +156,8 @@ def test_one_writer_at_a_time_with_the_same_world_and_settings(tmp_path: Path) -
     ("change", "told"),
     [
         ({"frames": np.zeros((5, 32, 32, 3), np.uint8)}, "frames of toy are uint8"),
-        ({"action": np.zeros(4, np.int64)}, "need one length"),
-        ({"action": np.array(0)}, "need one length of at least 1"),
+        ({"action": np.zeros(4, np.int64)}, "must have one length"),
+        ({"action": np.array(0)}, "must have one length of at least 1"),
         ({"action": np.zeros(5, np.float64)}, "holds int64 action"),
         ({"extra": np.zeros(5)}, "extra"),
     ],
@@ -179,7 +179,7 @@ def test_what_is_no_store_is_named(tmp_path: Path) -> None:
     for name, text in {
         "none": "holds no store",
         "photos": "holds no store",
-        "other": "no store of",
+        "other": "not a store of",
         "torn": "cannot",
     }.items():
         with pytest.raises(UserError, match=text):

@@ -73,7 +73,7 @@ def script(model: nn.Module, path: Path) -> Path:
 
 def test_a_file_with_another_hash_is_refused(tmp_path: Path) -> None:
     path = script(Plain(), tmp_path / "net.pt")
-    with pytest.raises(UserError, match=f"has sha256 {digest(path)} instead of {'0' * 64}; it is another file"):
+    with pytest.raises(UserError, match=f"has sha256 {digest(path)} instead of {'0' * 64}, so it is another file"):
         load_features("torchscript", path, "0" * 64)
     with pytest.raises(UserError, match=f"has sha256 {digest(path)}; compare"):
         load_features("torchscript", path)
@@ -112,21 +112,21 @@ def test_torchscript_is_called_as_told(tmp_path: Path) -> None:
 def test_files_that_are_something_else(tmp_path: Path) -> None:
     torn = tmp_path / "torn.pt"
     torn.write_bytes(b"not a network")
-    with pytest.raises(UserError, match="is no TorchScript"):
+    with pytest.raises(UserError, match="is not a TorchScript file"):
         load_features("torchscript", torn, digest(torn))
-    with pytest.raises(UserError, match="is no state dict"):
+    with pytest.raises(UserError, match="is not a state dict"):
         load_features("i3d", torn, digest(torn))
     unsafe = tmp_path / "unsafe.pt"
     torch.save({"a": Path("x")}, unsafe)  # needs a pickled class
-    with pytest.raises(UserError, match="is no state dict"):
+    with pytest.raises(UserError, match="is not a state dict"):
         load_features("i3d", unsafe, digest(unsafe))
     other = tmp_path / "other.safetensors"
     save_file({"Conv3d_1a_7x7.bn.bias": torch.zeros(3)}, other)
     with pytest.raises(
-        UserError, match=r"is no I3D as i3d.py has it: Conv3d_1a_7x7.bn.bias is \(3,\) there and \(64,\)"
+        UserError, match=r"does not fit I3D as i3d.py defines it: Conv3d_1a_7x7.bn.bias is \(3,\) there and \(64,\)"
     ):
         load_features("i3d", other, digest(other))
-    with pytest.raises(UserError, match=r"is no C3D as c3d.py has it: Conv3d_1a_7x7.bn.bias"):
+    with pytest.raises(UserError, match=r"does not fit C3D as c3d.py defines it: Conv3d_1a_7x7.bn.bias"):
         load_features("c3d", other, digest(other))
 
 
@@ -255,7 +255,7 @@ def test_random_features_are_the_same_everywhere_and_see_differences() -> None:
 def test_what_is_no_clip() -> None:
     features = load_features("random_conv")
     for clips in (films(2)[0], films(2).astype(np.float32), films(2)[..., :1], films(2)[:0]):
-        with pytest.raises(UserError, match="features are of uint8 clips"):
+        with pytest.raises(UserError, match="features need uint8 clips"):
             features(clips)
 
 
@@ -265,6 +265,6 @@ def test_states_are_read_without_running_code(tmp_path: Path) -> None:
             return Path(tmp_path / "ran").write_text, ("",)
 
     torch.save({"a": Evil()}, tmp_path / "evil.pt")
-    with pytest.raises(UserError, match="is no state dict"):
+    with pytest.raises(UserError, match="is not a state dict"):
         read_state(tmp_path / "evil.pt", (tmp_path / "evil.pt").read_bytes())
     assert not (tmp_path / "ran").exists()

@@ -34,7 +34,7 @@ def test_an_altered_protocol_says_so() -> None:
     assert (other.name, other.n_clips, other.n_trials) == ("paper but n_clips = 64", 64, 10)
     assert other != PAPER
     assert PAPER.with_changes(n_clips=256, frame_size=None) is PAPER
-    with pytest.raises(UserError, match="16 cannot be given"):
+    with pytest.raises(UserError, match="n_cond_frames = 16 must be less than n_frames"):
         PAPER.with_changes(n_cond_frames=16)
     with pytest.raises(UserError, match="n_clips must be at least 2"):
         PAPER.with_changes(n_clips=1)

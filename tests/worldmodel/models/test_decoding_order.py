@@ -77,5 +77,5 @@ def test_blocks_are_walked_side_by_side() -> None:
     books = DecodingOrder("block", 2, 2, 2)
     assert [p.tolist() for p in books.passes] == [[i] for i in range(8)]
     assert books.parents[:, 0].tolist() == [NO_PARENT, *range(7)]
-    with pytest.raises(UserError, match="3 x 4 positions have no 2 x 2 blocks"):
+    with pytest.raises(UserError, match="3 x 4 positions cannot be divided into 2 x 2 blocks"):
         DecodingOrder("block", 3, 4)

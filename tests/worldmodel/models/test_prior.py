@@ -191,7 +191,7 @@ def test_numbers_of_a_condition_are_divided_by_their_scale() -> None:
     assert not torch.allclose(scaled(codes, condition), plain(codes, condition))
     cached = step_frame(scaled, scaled.empty_cache(2), codes[:, 0], condition[:, 0])
     torch.testing.assert_close(cached, step_frame(plain, plain.empty_cache(2), codes[:, 0], 4 * condition[:, 0]))
-    with pytest.raises(UserError, match="has not 1 scales"):
+    with pytest.raises(UserError, match="needs as many scales, not 1"):
         replace(plain.config, condition_scale=(1.0,))
 
 
@@ -234,7 +234,7 @@ def test_positions_of_patches_are_blocks_of_codes_and_back() -> None:
     codes = torch.arange(16).view(1, 1, 4, 4, 1)
     assert prior.group_codes(codes)[0, 0].tolist() == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
     assert torch.equal(prior.ungroup_codes(prior.group_codes(codes)), codes)
-    with pytest.raises(UserError, match="3 x 4 codes have no patches of 2"):
+    with pytest.raises(UserError, match="3 x 4 codes cannot be divided into patches of 2 x 2"):
         PriorConfig(latent_shape=(1, 3, 4), patch_size=2)
 
 
@@ -270,7 +270,7 @@ def test_mistakes_are_told_in_a_sentence() -> None:
     assert condition is not None
     with pytest.raises(UserError, match=r"takes codes of \(batch, time, 3, 4, 1\)"):
         prior(codes[..., :2, :], condition)
-    with pytest.raises(UserError, match=r"conditioned on \(2, 4, 7\) per frame, not None"):
+    with pytest.raises(UserError, match=r"takes conditions of shape \(2, 4, 7\), one for each frame, not None"):
         prior(codes)
     with pytest.raises(UserError, match="codebook"):
         Prior(prior.config, torch.zeros(1, 3, 5))
@@ -305,9 +305,9 @@ def test_cached_logits_equal_full_ones_beside_conditioning_frames() -> None:
         prior.finish_frame(cache)
     other = prior(codes, condition, prior.encode_cond_frames(255 - frames)).detach().flatten(2, 4)
     assert (other - full).abs().amax((0, 2, 3)).min() > 1e-3, "all latent frames depend on them"
-    with pytest.raises(UserError, match="looks at 2 conditioning frames"):
+    with pytest.raises(UserError, match="takes 2 conditioning frames"):
         prior(codes, condition)
-    with pytest.raises(UserError, match=r"conditioning frames of \(2, 8, 8, 3\), not"):
+    with pytest.raises(UserError, match=r"conditioning frames of shape \(2, 8, 8, 3\), not"):
         prior.encode_cond_frames(frames[:, :1])
     with pytest.raises(UserError, match="use mode = paper"):
         build("stream", "raster", 1, "frame", n_cond_frames=1)

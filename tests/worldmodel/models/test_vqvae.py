@@ -210,7 +210,7 @@ def test_mistakes_are_told_in_a_sentence() -> None:
         VQVAE(small(mode="paper")).encode(torch.zeros(1, 6, 16, 16, 3, dtype=torch.uint8))
     with pytest.raises(UserError, match="hidden_channels = 9"):
         small(hidden_channels=9)
-    with pytest.raises(UserError, match="first 1 convolutions"):
+    with pytest.raises(UserError, match="first 1 strided convolutions"):
         small(downsample_channels=(4, 4))
 
 

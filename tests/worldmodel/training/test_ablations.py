@@ -104,7 +104,7 @@ def test_latent_sizes() -> None:
                 assert all(a == b for a, b in parts)
     with pytest.raises(UserError, match="choose even strides"):
         with_latent_shape(VQVAESettings(stride=(1, 2, 2)), (16, 16, 16))
-    with pytest.raises(UserError, match="has axial attention"):
+    with pytest.raises(UserError, match="needs axial attention"):
         table_rows(3, VQVAESettings(attention=False), PriorSettings())
 
 
@@ -146,4 +146,4 @@ def test_pairs_of_rows_by_hand() -> None:
     noisy = [Trials((10.0,)), Trials((18.0, 42.0)), Trials((20.0,))]  # 30 with a standard deviation of 12
     told = order_agreement(paper, noisy)
     assert (told.same, told.opposite, told.undecided) == (2, 0, 1)
-    assert str(told) == "2 of 2 pairs of rows in the paper's order, 1 within the spreads"
+    assert str(told) == "2 of 2 pairs of rows in the paper's order, 1 within their standard deviations"

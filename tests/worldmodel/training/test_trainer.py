@@ -187,7 +187,7 @@ def test_a_log_that_cannot_be_written_is_told_in_a_sentence(
 
     monkeypatch.setattr(RecordWriter, "write", filling)
     with pytest.raises(
-        UserError, match=r"the log in .* could not be written \(No space left on device\); the last check"
+        UserError, match=r"the log in .* could not be written \(No space left on device\), but the last check"
     ):
         run("prior", tmp_path, config)
     assert "Traceback" not in capfd.readouterr().err
@@ -245,7 +245,7 @@ def test_nonsense_is_refused() -> None:
 
 
 def test_time_runs_out_with_a_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="time is up after step 1 of 50; run it again, without --restart, to go on"):
+    with pytest.raises(UserError, match="time is up after step 1 of 50; run it again, without --restart, to resume"):
         run("prior", tmp_path, TrainerConfig(steps=50, batch_size=4, max_minutes=1e-9, **QUIET))
     assert read_header(tmp_path)[1] == {"step": 1}
 
@@ -266,7 +266,9 @@ def test_what_is_no_number_stops_before_it_does_harm(spoiled: Spoiled, value: st
     def loss(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {"loss": spoiled(model.loss(batch["codes"]).mean())}
 
-    with pytest.raises(UserError, match=f"the loss is {value} and its gradient nan at step 0; run the same command"):
+    with pytest.raises(
+        UserError, match=f"the loss is {value} and the norm of its gradient nan at step 0; run the same command"
+    ):
         fit(model, loss, codes, TrainerConfig(steps=2, batch_size=4), tmp_path, {})
     assert not (tmp_path / "checkpoint.safetensors").exists()
     assert torch.equal(model.start_token, before)

@@ -20,7 +20,6 @@ from worldmodel.utils.checkpoint import (
     atomic_file,
     check_same_config,
     checkpoints,
-    load_optimizer,
     load_weights,
     read_checkpoint,
     read_header,
@@ -52,7 +51,7 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     other, fresh = torch.nn.Linear(3, 2), None
     fresh = torch.optim.Adam(other.parameters(), lr=0.5)
     load_weights(tmp_path, other)
-    load_optimizer(tmp_path, fresh)
+    read_checkpoint(tmp_path).fill_optimizer(fresh)
     assert torch.equal(other.weight, model.weight)
     assert fresh.param_groups[0]["lr"] == 0.5, "settings are the caller's"
     for mine, theirs in zip(optimizer.state.values(), fresh.state.values(), strict=True):
@@ -142,11 +141,11 @@ def test_an_optimizer_that_does_not_fit_is_refused(tmp_path: Path, change: dict[
     changed = {k: v for k, v in (moments | change).items() if v is not None}
     optimizer.state[model.weight] = changed
     save_checkpoint(tmp_path, model, {}, {"step": 1}, optimizer)
-    with pytest.raises(UserError, match=r"has an optimizer that does not fit \(parameter 0\)"):
-        load_optimizer(tmp_path, trained()[1])
+    with pytest.raises(UserError, match=r"has an optimizer state that does not fit \(parameter 0\)"):
+        read_checkpoint(tmp_path).fill_optimizer(trained()[1])
     save_checkpoint(tmp_path, model, {}, {"step": 1})
-    with pytest.raises(UserError, match="has no optimizer, so no run can go on from it"):
-        load_optimizer(tmp_path, trained()[1])
+    with pytest.raises(UserError, match="has no optimizer state, so no run can resume from it"):
+        read_checkpoint(tmp_path).fill_optimizer(trained()[1])
 
 
 def test_weights_of_another_kind_of_number_are_refused(tmp_path: Path) -> None:
@@ -163,7 +162,7 @@ def test_numbers_that_json_has_not_are_neither_written_nor_read(tmp_path: Path) 
         save_checkpoint(tmp_path, trained()[0], {"a": float("nan")})
     assert load_json('{"a": [1, 2.5]}') == {"a": [1, 2.5]}
     for text in ("NaN", '{"a": -Infinity}', "[1e400]"):
-        with pytest.raises(ValueError, match="is no finite number"):
+        with pytest.raises(ValueError, match="is not a finite number"):
             load_json(text)
 
 
@@ -295,7 +294,7 @@ def test_a_full_disk_is_told_in_a_sentence(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(
-        UserError, match=r"could not be written \(No space left on device\); the last checkpoint is whole"
+        UserError, match=r"could not be written \(No space left on device\), but the last checkpoint is intact"
     ):
         fill(tmp_path, range(3, 4), keep=2)
     assert steps(tmp_path) == {CHECKPOINT_FILE: 2, "previous-1.safetensors": 1}
@@ -304,7 +303,7 @@ def test_a_full_disk_is_told_in_a_sentence(tmp_path: Path, monkeypatch: pytest.M
 def test_what_is_no_checkpoint_is_told_in_a_sentence(tmp_path: Path) -> None:
     for info in ({}, {"config": [], "progress": {}}, {"config": {}, "progress": None}):
         (tmp_path / CHECKPOINT_FILE).write_bytes(pack({"a": torch.ones(1)}, info))
-        with pytest.raises(UserError, match="is no checkpoint"):
+        with pytest.raises(UserError, match="is not a checkpoint"):
             read_header(tmp_path)
     (tmp_path / CHECKPOINT_FILE).unlink()
     (tmp_path / CHECKPOINT_FILE).mkdir()

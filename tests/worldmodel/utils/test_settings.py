@@ -38,8 +38,8 @@ NAN, INF = float("nan"), float("inf")
         (AboveZero, 0, "x must be a finite number above 0, not 0"),
         (float, -INF, "x must be a finite number, not -inf"),
         (float, "1", "x should be of type float, not '1'"),
-        (Fraction, NAN, "x is a share, from 0 to 1, not nan"),
-        (FractionBelow1, 1, "x is a share, from 0 to below 1, not 1"),
+        (Fraction, NAN, "x must be a fraction from 0 to 1, not nan"),
+        (FractionBelow1, 1, "x must be a fraction from 0 to below 1, not 1"),
         (Positive, 0, "x must be at least 1, not 0"),
         (Positive, 10**23, "x must be at most 2147483647, not 100000000000000000000000"),
         pytest.param(Positive, 10**5000, "x must be at most 2147483647, not a very long int", id="5,001 digits"),
@@ -58,7 +58,7 @@ NAN, INF = float("nan"), float("inf")
         (Literal[18, 34], 18.0, "x cannot be 18.0; did you mean '18'?"),
         (tuple[Positive, Positive], [1], "x should be a list of 2, not [1]"),
         (tuple[Positive, Positive], [1, 0], "x must be at least 1, not 0"),
-        (tuple[tuple[str, Fraction], ...], [["a", NAN]], "x is a share, from 0 to 1, not nan"),
+        (tuple[tuple[str, Fraction], ...], [["a", NAN]], "x must be a fraction from 0 to 1, not nan"),
         (tuple[float, ...], 1.0, "x should be a list, not 1.0"),
         (NonEmpty[Positive], (), "x should have one value or more"),
     ],
@@ -104,7 +104,7 @@ def test_rules_between_settings_come_after_those_of_each() -> None:
     for changes, sentence in (({"low": None}, "low should be of type float"), ({"low": 1, "high": 0}, "low is above")):
         with pytest.raises(UserError, match=sentence):
             Both(**changes)
-    with pytest.raises(UserError, match="high is a share"):
+    with pytest.raises(UserError, match="high must be a fraction"):
         replace(Both(), high=NAN)
 
 

@@ -41,7 +41,7 @@ def test_every_byte_is_covered(tmp_path: Path) -> None:
             whole[:at] + whole[at : at + 1] + whole[at:],
         ):
             path.write_bytes(damaged)
-            with pytest.raises(UserError, match=r"x (is damaged|has no digest)[^\n]*; restore a copy$"):
+            with pytest.raises(UserError, match=r"x (is damaged|has no checksum)[^\n]*; restore a copy$"):
                 tensor_file.read(path, "restore a copy")
     path.write_bytes(whole + b"\0")
     with pytest.raises(UserError, match="is damaged"):
@@ -62,11 +62,13 @@ def test_values_that_are_not_finite_are_refused_on_the_way_in_and_out(
     monkeypatch.setattr(tensor_file, "first_not_finite", lambda tensors: "")
     (tmp_path / "x").write_bytes(tensor_file.pack(spoiled, TOLD))
     monkeypatch.undo()
-    with pytest.raises(UserError, match=r"x is spoiled: half has values that are not finite; train it again$"):
+    with pytest.raises(UserError, match=r"x: half has values that are not finite; train it again$"):
         tensor_file.read(tmp_path / "x", "train it again")
 
 
 def test_a_file_without_a_digest_is_refused(tmp_path: Path) -> None:
     save_file(tensors(), tmp_path / "x", {"config": "{}", "progress": "{}"})
-    with pytest.raises(UserError, match="x has no digest: it is damaged, or an older version wrote it; train it again"):
+    with pytest.raises(
+        UserError, match="x has no checksum: it is damaged, or was written by an older version; train it again"
+    ):
         tensor_file.read(tmp_path / "x", "train it again")
