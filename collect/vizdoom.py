@@ -84,7 +84,7 @@ def worker(args: Args) -> Iterator[Callable[[int], list[Episode]]]:
         seen: list[Env] = [*envs]
         if args.obs_vqvae:
             vqvae = load_vqvae(resolve_folder(args.obs_vqvae) / "vqvae")
-            seen = [VQVAEObservation(env, vqvae) for env in envs]
+            seen = [VQVAEObservation(env, vqvae, env_spec.action) for env in envs]
 
         def one(group: int) -> list[Episode]:
             name = names[group % len(names)]

@@ -2,7 +2,7 @@
 
 A policy trained in a dream has only observed decoded frames. This wrapper gives it the same kind of frames in the
 engine, as the controller of "World Models" (Ha and Schmidhuber, 2018) observes the real game through its autoencoder.
-Frames are encoded and decoded one by one; the causal layers keep their activations of the episode so far.
+Frames are encoded and decoded one by one, each after those of the episode so far.
 
 The original frame is in `info["frame"]`. Recording with this wrapper also matters for the prior. A policy that
 observes the original frames reacts to details that the codes do not contain yet, such as a small fireball, so its
@@ -18,8 +18,9 @@ import gymnasium as gym
 import numpy as np
 import torch
 
+from worldmodel.data.env_spec import ActionSpec
 from worldmodel.models.layers import Memory
-from worldmodel.models.vqvae import VQVAE, to_uint8
+from worldmodel.models.loading import AnyVQVAE
 from worldmodel.utils.errors import UserError
 
 
@@ -29,12 +30,13 @@ class VQVAEObservation(gym.Wrapper[np.ndarray, Any, np.ndarray, Any]):
     Args:
         env: Environment with frames of the VQ-VAE's size.
         vqvae: A causal VQ-VAE with a time stride of 1.
+        action: Encodes the environment's actions, which a recurrent VQ-VAE takes.
 
     Raises:
         UserError: The frame sizes differ, or the VQ-VAE cannot encode single frames.
     """
 
-    def __init__(self, env: gym.Env[np.ndarray, Any], vqvae: VQVAE) -> None:
+    def __init__(self, env: gym.Env[np.ndarray, Any], vqvae: AnyVQVAE, action: ActionSpec) -> None:
         super().__init__(env)
         seen = (*vqvae.config.frame_size, vqvae.config.channels)
         if env.observation_space.shape != seen:
@@ -46,18 +48,19 @@ class VQVAEObservation(gym.Wrapper[np.ndarray, Any, np.ndarray, Any]):
             raise UserError(
                 "this VQ-VAE cannot encode frames one by one; use one in stream mode (causal) with a time stride of 1"
             )
-        self.vqvae = vqvae.eval()
+        self.vqvae, self.action = vqvae.eval(), action
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
-        self.encoder_memory, self.decoder_memory = Memory(), Memory()
+        self.memory = Memory()
         frame, info = self.env.reset(seed=seed, options=options)
-        return self._reconstruct(frame), info | {"frame": frame}
+        return self._reconstruct(frame, np.zeros(self.action.encoded_dim, np.float32)), info | {"frame": frame}
 
     def step(self, action: Any) -> tuple[np.ndarray, Any, bool, bool, dict[str, Any]]:
         frame, reward, terminated, truncated, info = self.env.step(action)
-        return self._reconstruct(frame), reward, terminated, truncated, info | {"frame": frame}
+        encoded = self.action.encode(np.asarray(action)[None])[0]
+        return self._reconstruct(frame, encoded), reward, terminated, truncated, info | {"frame": frame}
 
     @torch.inference_mode()
-    def _reconstruct(self, frame: np.ndarray) -> np.ndarray:
-        codes = self.vqvae.encode(torch.from_numpy(frame)[None, None], self.encoder_memory)
-        return to_uint8(self.vqvae.decode(codes, self.decoder_memory))[0, 0].numpy()
+    def _reconstruct(self, frame: np.ndarray, led: np.ndarray) -> np.ndarray:
+        actions = torch.from_numpy(led)[None, None]
+        return self.vqvae.reconstruct(torch.from_numpy(frame)[None, None], self.memory, actions)[1][0, 0].numpy()

@@ -30,16 +30,15 @@ from rollout.distances import distances
 from rollout.heldout import load_models, real_clips, sample_videos
 from rollout.provenance import model_digests
 from worldmodel.data.clips import Clips
-from worldmodel.data.prior_dataset import PriorBatch, encode_cond_frames
+from worldmodel.data.prior_dataset import PriorBatch, batch_features
 from worldmodel.data.store import Store
 from worldmodel.metrics.features import Features
 from worldmodel.metrics.frames import nmse, psnr
 from worldmodel.metrics.interval import bootstrap
 from worldmodel.metrics.protocol import Protocol
-from worldmodel.models.loading import load_vqvae
+from worldmodel.models.loading import AnyVQVAE, load_vqvae
 from worldmodel.models.prior import Prior
 from worldmodel.models.quantizer import codebook_usage
-from worldmodel.models.vqvae import VQVAE, to_uint8
 
 FEATURE_BATCH_SIZE = 8
 """Clips per batch of the feature network."""
@@ -89,22 +88,23 @@ def bits_per_code(prior: Prior, batch: PriorBatch, ruler: Measurement) -> np.nda
     nats = []
     for part in torch.arange(len(batch.codes)).split(ruler.batch_size):
         one = batch[part].to(ruler.device)
-        nats.append(prior.loss(one.codes, one.condition, encode_cond_frames(prior, one)).mean(1).cpu())
+        nats.append(prior.loss(one.codes, one.condition, batch_features(prior, one)).mean(1).cpu())
     return torch.cat(nats).double().numpy() / math.log(2)
 
 
 def _score_clips(
     ruler: Measurement,
     run: Path,
-    vqvae: VQVAE,
+    vqvae: AnyVQVAE,
     real: np.ndarray,
     episode: np.ndarray,
     samples: Callable[[int], np.ndarray] | None = None,
 ) -> dict[str, Any]:
     """Metrics on real clips (n, t, h, w, c) of the given episodes; `samples`, if any, makes clips from a seed."""
     with torch.no_grad():
-        codes = torch.cat([vqvae.encode(p.to(ruler.device)) for p in torch.from_numpy(real).split(ruler.batch_size)])
-        decoded = torch.cat([to_uint8(vqvae.decode(c)).cpu() for c in codes.split(ruler.batch_size)]).numpy()
+        parts = torch.from_numpy(real).split(ruler.batch_size)
+        pairs = [vqvae.reconstruct(part.to(ruler.device)) for part in parts]
+    codes, decoded = torch.cat([c for c, _ in pairs]), torch.cat([d.cpu() for _, d in pairs]).numpy()
     source = ClipSource(
         draw=lambda k: (samples and samples(k), real),
         reconstruct=lambda trial, clips: decoded,

@@ -28,7 +28,6 @@ if not __package__:
 import gymnasium as gym
 import numpy as np
 import torch
-from torch import nn
 
 import envs  # noqa: F401 - registers
 from configs import command
@@ -72,8 +71,8 @@ def step_cost(env: DreamVectorEnv) -> dict[str, float]:
     passes = len(dream.prior.order.passes)
     size = lambda model: sum(p.nbytes for p in model.parameters())  # noqa: E731
     cache = sum(t.nbytes for t in lanes.kv_cache.kv)
-    rest = [dream.vqvae.decoder, dream.vqvae.upsample, dream.vqvae.post_vq_conv, dream.outcome]
-    read = passes * (size(dream.prior) + cache) + sum(size(part) for part in rest if isinstance(part, nn.Module))
+    rest = [*dream.vqvae.dream_parts(), dream.outcome]
+    read = passes * (size(dream.prior) + cache) + sum(map(size, rest))
     return {"flops": float(count.get_total_flops()), "bytes": float(read)}
 
 

@@ -21,7 +21,6 @@ from worldmodel.data.clips import Clips
 from worldmodel.data.store import Store
 from worldmodel.metrics.protocol import Protocol
 from worldmodel.models.loading import load_vqvae
-from worldmodel.models.vqvae import to_uint8
 from worldmodel.utils.errors import UserError
 
 ReconstructFn = Callable[[int, np.ndarray], np.ndarray]
@@ -110,7 +109,7 @@ def make_reconstruct(run: Path, device: str, batch_size: int) -> ReconstructFn:
     @torch.no_grad()
     def reconstruct(trial: int, clips: np.ndarray) -> np.ndarray:
         parts = torch.from_numpy(clips).split(batch_size)
-        return torch.cat([to_uint8(vqvae.decode(vqvae.encode(p.to(device)))).cpu() for p in parts]).numpy()
+        return torch.cat([vqvae.reconstruct(p.to(device))[1].cpu() for p in parts]).numpy()
 
     return reconstruct
 

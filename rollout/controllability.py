@@ -104,7 +104,7 @@ def measure(
         )
     at, truth = args.steps_ahead - 1, heldout_clips.frames[:, c:]
     gain = psnr(true_action_frames[:, at], truth[:, at]) - psnr(random_action_frames[:, at], truth[:, at])
-    decoded = reconstructions(dream, heldout_clips.codes)[:, c - 1 : c + steps]
+    decoded = reconstructions(dream, heldout_clips)[:, c - 1 : c + steps]
     films = {
         "real frames": (heldout_clips.frames[:, c - 1 : c + steps], true),
         "their reconstructions": (decoded, true),

@@ -12,7 +12,7 @@ different actions, and as an upper bound between real frames of different episod
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -32,7 +32,6 @@ from rollout.heldout import (
     real_clips,
     sample_videos,
 )
-from worldmodel.data.prior_dataset import PriorBatch
 from worldmodel.generation.dream import Dream
 from worldmodel.metrics.interval import bootstrap, means_to_json
 from worldmodel.models.loading import load_prior
@@ -116,7 +115,7 @@ def clip_futures(args: Args) -> Futures:
             sample_videos, vqvae, prior, sampling=args.sampling, batch_size=args.batch_size, on_progress=bar.update
         )
         for condition in (batch.condition, batch.condition[others]):
-            plan = PriorBatch(batch.codes, condition, batch.cond_frames)
+            plan = replace(batch, condition=condition)
             videos.append([sample(plan, args.seed + k) for k in range(2)])
     found = np.moveaxis(np.array(videos), 2, 0)[:, :, :, c : c + args.steps]
     return Futures(truth.frames[:, c - 1 : c + args.steps], truth.episode, others, found)

@@ -47,7 +47,7 @@ def main(args: Args) -> None:
     given = heldout_clips.actions[:, c - 1 : c - 1 + args.steps]
     with tqdm(total=len(given) * args.steps, unit=" steps", desc="dream") as bar:
         dreamed = dream_frames(dream, heldout_clips, given, c, args.seed, args.n_clips, bar)
-    film = np.concatenate([reconstructions(dream, heldout_clips.codes[:, :c]), dreamed], axis=1)
+    film = np.concatenate([reconstructions(dream, heldout_clips, c), dreamed], axis=1)
     videos = [heldout_clips.frames, film, abs_difference(heldout_clips.frames, film)]
     columns = ["truth", "dream", "difference"]
     frames = [add_labels(frame, columns) for frame in upscale(side_by_side(videos), 3)]

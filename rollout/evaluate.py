@@ -79,7 +79,7 @@ def measure(args: Args, dream: Dream, heldout_clips: HeldOutClips) -> dict[str, 
     truth, variance = heldout_clips.frames[:, c:], dream.vqvae.config.data_variance
     shuffled = torch.cat([heldout_clips.condition[:, :c], heldout_clips.condition[order, c:]], dim=1)
     films: dict[str, list[np.ndarray]] = {
-        "reconstruction": [reconstructions(dream, heldout_clips.codes)[:, c:]],
+        "reconstruction": [reconstructions(dream, heldout_clips)[:, c:]],
         "copy last frame": [heldout_clips.frames[:, c - 1 : c].repeat(max(args.steps_ahead), 1)],
     }
     with tqdm(total=2 * args.n_dreams * n * max(args.steps_ahead), unit=" steps", desc="dreams") as bar:
@@ -102,7 +102,7 @@ def measure(args: Args, dream: Dream, heldout_clips: HeldOutClips) -> dict[str, 
         gain = by_name["true actions"] - by_name["shuffled actions"]
         result["difference"][figure] = [mean(gain[:, k]) for k in range(len(steps))]
     true, false = (
-        bits_per_code(dream, heldout_clips.codes, condition, c) for condition in (heldout_clips.condition, shuffled)
+        bits_per_code(dream, heldout_clips, condition, c) for condition in (heldout_clips.condition, shuffled)
     )
     result["bits_per_dim"] = {"true actions": mean(true), "shuffled actions": mean(false)}
     result["difference"]["bits_per_dim"] = mean(true - false)

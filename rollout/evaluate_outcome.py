@@ -36,6 +36,7 @@ from tqdm import tqdm
 
 from configs import command
 from rollout.heldout import SplitArgs
+from worldmodel.data.clips import RECONSTRUCTION
 from worldmodel.data.store import Store, open_tokens
 from worldmodel.generation.dream import Context, Dream
 from worldmodel.generation.dream_state import DreamStep
@@ -74,15 +75,13 @@ class Args(SplitArgs):
 def filter_episode(model: OutcomeModel, episode: Episode, n: int, seed: int) -> Episode:
     """Predicted probability of termination, reward and variables at each latent frame of an episode."""
     codes, condition = torch.from_numpy(episode["codes"].astype(np.int64)), torch.from_numpy(episode["condition"])
-    generator, state, memory = (
-        torch.Generator().manual_seed(seed),
-        None,
-        Memory(),
-    )  # one for all particles
+    images = torch.from_numpy(episode[RECONSTRUCTION]) if model.config.image_channels else None
+    generator, state, memory = torch.Generator().manual_seed(seed), None, Memory()  # one for all particles
     variables, rows = torch.from_numpy(episode["variables"])[:1].repeat(n, 1), []
     for t in range(len(codes)):
         seen, done = codes[t].expand(n, 1, *codes[t].shape), condition[t].expand(n, 1, -1)
-        out, state = model(seen, done, variables[:, None], state, memory)
+        shown = None if images is None else images[t].expand(n, 1, *images[t].shape)
+        out, state = model(seen, done, variables[:, None], state, memory, shown)
         end = out.done_logit[:, 0].sigmoid()
         reward = (1 - end) * out.reward[:, 0, 0] + end * out.reward[:, 0, 1]
         if t:
@@ -112,7 +111,7 @@ def starting_points(episodes: list[Episode], context: int, steps: int, n: int, s
     for i, episode in enumerate(episodes):
         rows = len(episode["codes"])
         last = rows - context - (1 if episode["done"].any() else steps)
-        found += [(i, row) for row in range(max(0, last + 1))]
+        found += [(i, row) for row in range(int(RECONSTRUCTION in episode), last + 1)]
     if len(found) < 2:
         raise UserError(
             f"no episode of the split is longer than {context} + {steps} latent frames; lower "
@@ -142,7 +141,12 @@ def dream_steps(args: Args, dream: Dream, places: list[Place], steps: int) -> It
         rows = [np.minimum(np.arange(row + first, row + stop), len(e[name]) - 1) for e, row in places]
         return torch.from_numpy(np.stack([e[name][r] for (e, _), r in zip(places, rows, strict=True)]))
 
-    context = Context(cut("codes", 0, c).long(), cut("condition", 0, c), cut("variables", 0, c))
+    state, past_frames = None, dream.vqvae.config.past_frames
+    if past_frames:
+        back = [[*(max(row - 1 - k, 0) for k in range(past_frames)), 0] for _, row in places]
+        pictures = [e[RECONSTRUCTION][at] for (e, _), at in zip(places, back, strict=True)]
+        state = torch.from_numpy(np.stack(pictures))
+    context = Context(cut("codes", 0, c).long(), cut("condition", 0, c), cut("variables", 0, c), state)
     conditions = cut("condition", c, c + steps).repeat_interleave(args.n_dreams, 0)
     every = torch.arange(len(places)).repeat_interleave(args.n_dreams)
     lanes = dream.reset(context, [0] * len(places))[0].select_lanes(every)

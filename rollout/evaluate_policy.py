@@ -19,6 +19,7 @@ from typing import Any
 if not __package__:  # run as a file: import from the project's root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import gymnasium as gym
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -116,9 +117,10 @@ def main(args: Args) -> None:
     results = {}
     with contextlib.closing(VizdoomFrames(args.scenario, args.frame_skip)) as engine:
         players = {name: load_player(name, engine.env_spec, args.deterministic) for name in names}
-        env = (
-            VQVAEObservation(engine, load_vqvae(resolve_folder(args.obs_vqvae) / "vqvae")) if args.obs_vqvae else engine
-        )
+        env: gym.Env[Any, Any] = engine
+        if args.obs_vqvae:
+            vqvae = load_vqvae(resolve_folder(args.obs_vqvae) / "vqvae")
+            env = VQVAEObservation(engine, vqvae, engine.env_spec.action)
         with tqdm(total=len(players) * args.episodes, unit=" episodes", desc="score") as bar:
             for name, player in players.items():
                 played = []

@@ -11,18 +11,21 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from worldmodel.data.clips import Clips, read_windows_clamped
-from worldmodel.data.prior_dataset import PriorBatch, PriorDataset, encode_cond_frames
-from worldmodel.data.store import open_frame_store, open_tokens
+from worldmodel.data.clips import RECONSTRUCTION, Clips, read_state, read_windows, read_windows_clamped
+from worldmodel.data.prior_dataset import PriorBatch, PriorDataset
+from worldmodel.data.store import Store, open_frame_store, open_tokens
 from worldmodel.generation.dream import Context, Dream
-from worldmodel.generation.generate import generate
+from worldmodel.generation.generate import generate_video
 from worldmodel.generation.sampling import SamplingConfig
-from worldmodel.models.loading import load_prior, load_vqvae
+from worldmodel.models.layers import Memory
+from worldmodel.models.loading import AnyVQVAE, load_prior, load_vqvae
 from worldmodel.models.prior import Prior
-from worldmodel.models.vqvae import VQVAE, to_uint8
+from worldmodel.models.vqvae import to_uint8
 from worldmodel.utils.checkpoint import check_vqvae
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.settings import Address, Positive, Seed, Settings
+
+CODE_ARRAYS = ("codes", "condition", "variables")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,17 +53,60 @@ class HeldOutArgs(SplitArgs):
 
 
 @dataclass(frozen=True)
-class HeldOutClips:
-    """Held-out clips as codes and as frames."""
+class CodeClips:
+    """Clips of codes, with what dreams and priors take beside them."""
 
     codes: torch.Tensor
     condition: torch.Tensor
+    variables: torch.Tensor
+    episode: np.ndarray
+    images: torch.Tensor | None
+    """(n, t, H, W, 3) reconstruction before each latent frame, of a recurrent VQ-VAE."""
+    state: torch.Tensor | None
+    """(n, p, H, W, 3) state of a recurrent VQ-VAE before the clip."""
+
+    def context(self, part: slice, n_frames: int) -> Context:
+        """The first `n_frames` latent frames of some clips."""
+        codes, condition, variables = (x[part, :n_frames] for x in (self.codes, self.condition, self.variables))
+        return Context(codes, condition, variables, None if self.state is None else self.state[part])
+
+
+@dataclass(frozen=True)
+class HeldOutClips(CodeClips):
+    """Held-out clips as codes and as frames."""
+
     actions: np.ndarray
     """(n, steps, ...) actions of the recorded environment, one per latent frame after the context."""
     frames: np.ndarray
     """(n, t, H, W, 3): the last frame of each latent frame."""
-    variables: torch.Tensor
-    episode: np.ndarray
+
+
+def read_code_clips(
+    dream: Dream, tokens: Store, rows: np.ndarray, start: np.ndarray, episode: np.ndarray, length: int
+) -> CodeClips:
+    """Read clips of `length` latent frames.
+
+    Args:
+        dream: The dream that is evaluated.
+        tokens: Store of codes.
+        rows: (n,) row of the store at which each clip starts.
+        start: (n,) row of its episode.
+        episode: (n,) index of its episode.
+        length: Latent frames per clip.
+    """
+    codes, condition, variables = (read_windows(tokens, name, rows, length) for name in CODE_ARRAYS)
+    images, state, past_frames = None, None, dream.vqvae.config.past_frames
+    if past_frames:
+        images = torch.from_numpy(read_windows(tokens, RECONSTRUCTION, rows - 1, length))
+        state = torch.from_numpy(read_state(tokens, rows, start, past_frames))
+    return CodeClips(
+        torch.from_numpy(codes.astype(np.int64)),
+        torch.from_numpy(condition),
+        torch.from_numpy(variables),
+        episode,
+        images,
+        state,
+    )
 
 
 def load_heldout(dream: Dream, run: Path, data: str | Path | None, split: str, n: int, length: int) -> HeldOutClips:
@@ -80,19 +126,13 @@ def load_heldout(dream: Dream, run: Path, data: str | Path | None, split: str, n
     tokens = open_tokens(run)
     recorded = open_frame_store(tokens, data or run / "data.zarr")
     check_vqvae(tokens.path, tokens.settings["vqvae"]["weights"], run / "vqvae")
-    source = Clips(tokens, split, length, ["codes", "condition", "variables"])
+    source = Clips(tokens, split, length, CODE_ARRAYS)
     clips, s = source.fixed_sample(min(n, len(source))), dream.stride
     starts, stops = np.array([recorded.episode_bounds(episode) for episode in clips["episode"].tolist()]).T
     starts = starts + clips["start"] * s
     frames, actions = (read_windows_clamped(recorded, name, starts, length * s, stops) for name in ("frames", "action"))
-    return HeldOutClips(
-        codes=torch.from_numpy(clips["codes"].astype(np.int64)),
-        condition=torch.from_numpy(clips["condition"]),
-        actions=actions[:, s - 1 :: s],
-        frames=frames[:, s - 1 :: s],
-        variables=torch.from_numpy(clips["variables"]),
-        episode=clips["episode"],
-    )
+    read = read_code_clips(dream, tokens, clips["row"], clips["start"], clips["episode"], length)
+    return HeldOutClips(**vars(read), actions=actions[:, s - 1 :: s], frames=frames[:, s - 1 :: s])
 
 
 def other_episode_order(episode: np.ndarray, seed: int) -> np.ndarray:
@@ -115,11 +155,7 @@ def dream_frames(
     out = []
     for at in range(0, len(actions), batch):
         part = slice(at, at + batch)
-        start = Context(
-            heldout_clips.codes[part, :context],
-            heldout_clips.condition[part, :context],
-            heldout_clips.variables[part, :context],
-        )
+        start = heldout_clips.context(part, context)
         seeds = [int(s) for s in np.random.SeedSequence([seed, at]).generate_state(len(start))]
         lanes, *_ = dream.reset(start, seeds)
         frames = []
@@ -131,17 +167,27 @@ def dream_frames(
 
 
 @torch.no_grad()
-def bits_per_code(dream: Dream, codes: torch.Tensor, condition: torch.Tensor, context: int) -> np.ndarray:
-    """Bits per code (n,) of the frames after the context (the paper's bits/dim)."""
-    pairs = zip(codes.to(dream.device).split(16), condition.to(dream.prior.start_token).split(16), strict=True)
-    nats = torch.cat([dream.prior.loss(c, a) for c, a in pairs])
-    return nats[:, context:].mean(1).cpu().numpy() / math.log(2)
+def bits_per_code(dream: Dream, clips: CodeClips, condition: torch.Tensor, context: int) -> np.ndarray:
+    """Bits per code (n,) of the frames after the context (the paper's bits/dim), under conditions (n, t, c)."""
+    nats, prior = [], dream.prior
+    for part in torch.arange(len(clips.codes)).split(16):
+        features = None
+        if prior.config.image_input:
+            assert clips.images is not None
+            features = prior.encode_images(clips.images[part].to(dream.device))
+        codes = clips.codes[part].to(dream.device)
+        nats.append(prior.loss(codes, condition[part].to(prior.start_token), features)[:, context:].mean(1))
+    return torch.cat(nats).cpu().numpy() / math.log(2)
 
 
 @torch.no_grad()
-def reconstructions(dream: Dream, codes: torch.Tensor) -> np.ndarray:
-    """The last frame of each latent frame (n, t, H, W, 3), decoded from the true codes."""
-    decoded = [to_uint8(dream.vqvae.decode(part)).cpu() for part in codes.to(dream.device).split(8)]
+def reconstructions(dream: Dream, clips: CodeClips, n_frames: int | None = None) -> np.ndarray:
+    """The last frame of each latent frame (n, t, H, W, 3), decoded from the true codes; by default of all of them."""
+    decoded = []
+    for part in torch.arange(len(clips.codes)).split(8):
+        start = clips.context(slice(int(part[0]), int(part[-1]) + 1), n_frames or clips.codes.shape[1]).to(dream.device)
+        memory = None if start.state is None else Memory({dream.vqvae: start.state})
+        decoded.append(to_uint8(dream.vqvae.decode(start.codes, memory, start.condition)).cpu())
     return torch.cat(decoded)[:, dream.stride - 1 :: dream.stride].numpy()
 
 
@@ -168,10 +214,10 @@ def real_clips(run: Path, prior: Prior, stride: int, n: int, split: str, data: s
 
 
 @torch.no_grad()
-def encode_given(vqvae: VQVAE, truth: RealClips, context: int) -> PriorBatch:
+def encode_given(vqvae: AnyVQVAE, truth: RealClips, context: int) -> PriorBatch:
     """The prior's inputs with codes of the first `context` latent frames, encoded from these frames alone."""
-    if not context or not vqvae.config.causal:
-        return truth.batch
+    if not context or not vqvae.config.causal or vqvae.config.past_frames:
+        return truth.batch  # with past frames the clip's codes follow reconstructions from before the clip
     frames = torch.from_numpy(truth.frames[:, : context * vqvae.config.stride[0]])
     codes = [vqvae.encode(part.to(vqvae.pre_vq_conv.weight.device)).cpu() for part in frames.split(16)]
     return replace(truth.batch, codes=torch.cat(codes))
@@ -179,7 +225,7 @@ def encode_given(vqvae: VQVAE, truth: RealClips, context: int) -> PriorBatch:
 
 @torch.no_grad()
 def sample_videos(
-    vqvae: VQVAE,
+    vqvae: AnyVQVAE,
     prior: Prior,
     given: PriorBatch,
     seed: int,
@@ -224,16 +270,16 @@ def sample_videos(
     for k, part in enumerate(torch.arange(len(given.codes)).split(batch_size)):
         one = given[part].to(device)
         generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, k]).generate_state(1)[0]))
-        frames, known = prior.config.latent_shape[0], one.codes[:, :context_frames]
-        codes = generate(prior, known, frames, generator, one.condition, encode_cond_frames(prior, one), sampling)
-        videos.append(to_uint8(vqvae.decode(codes)).cpu().numpy())
+        frames = prior.config.latent_shape[0]
+        video = generate_video(vqvae, prior, one, context_frames, frames, generator, sampling)
+        videos.append(video.cpu().numpy())
         if copy_cond_frames and one.cond_frames is not None:
             videos[-1][:, : one.cond_frames.shape[1]] = one.cond_frames.cpu().numpy()
         on_progress(len(part))
     return np.concatenate(videos)
 
 
-def load_models(run: Path, prior: str, device: str) -> tuple[VQVAE, Prior]:
+def load_models(run: Path, prior: str, device: str) -> tuple[AnyVQVAE, Prior]:
     return load_vqvae(run / "vqvae").to(device), load_prior(run / prior).to(device)
 
 

@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from configs import command
 from envs.policies import MAX_STACKED_FRAMES, load_player
-from rollout.heldout import SplitArgs, reconstructions
+from rollout.heldout import SplitArgs, bits_per_code, read_code_clips, reconstructions
 from worldmodel.data.store import open_tokens
 from worldmodel.generation.dream import Context, Dream
 from worldmodel.generation.sampling import SamplingConfig
@@ -126,14 +126,13 @@ def long_dream(args: Args, run: Path, temperature: float) -> tuple[Curves, np.nd
 @torch.no_grad()
 def real_curves(args: Args) -> Curves:
     """The metrics of real windows, each with as many frames as a window of the dreams."""
-    dream, store = Dream.load(args.run), open_tokens(args.run)
-    clips: list[tuple[torch.Tensor, torch.Tensor]] = []
-    for i in store.episode_indices(args.split):
-        episode = store.read_episode(i)
-        codes, condition = episode["codes"].astype(np.int64), episode["condition"]
-        for start in range(0, len(codes) - args.window + 1, args.window):
-            cut = slice(start, start + args.window)
-            clips.append((torch.from_numpy(codes[cut]), torch.from_numpy(condition[cut])))
+    dream, tokens = Dream.load(args.run), open_tokens(args.run)
+    first = int(dream.vqvae.config.past_frames > 0)  # the first frame of an episode has nothing before it
+    clips = [
+        (tokens.episode_bounds(i)[0] + start, start, i)
+        for i in tokens.episode_indices(args.split)
+        for start in range(first, np.diff(tokens.episode_bounds(i))[0] - args.window + 1, args.window)
+    ]
     if len(clips) < 2:
         raise UserError(
             f"the {args.split} split has no episode of two windows of {args.window} frames; set a shorter --window"
@@ -142,14 +141,11 @@ def real_curves(args: Args) -> Curves:
     curves: dict[str, list[float]] = {name: [] for name in FIGURES}
     size = min(args.num_envs, max(1, len(clips) // 4))
     for k in tqdm(range(0, len(order) - size + 1, size)[:8], unit=" windows", desc="real"):
-        picked = [clips[i] for i in order[k : k + size]]
-        c, a = torch.stack([p[0] for p in picked]), torch.stack([p[1] for p in picked])
-        curves["sharpness"].append(float(sharpness(reconstructions(dream, c)).mean()))
-        curves["codes"].append(perplexity(c.numpy(), dream.prior.config.n_codes))
-        nats = torch.cat(
-            [dream.prior.loss(x, y)[:, WARMUP_FRAMES:] for x, y in zip(c.split(2), a.split(2), strict=True)]
-        )
-        curves["bits"].append(float(nats.mean()) / math.log(2))
+        rows, start, episode = np.array([clips[i] for i in order[k : k + size]]).T
+        picked = read_code_clips(dream, tokens, rows, start, episode, args.window)
+        curves["sharpness"].append(float(sharpness(reconstructions(dream, picked)).mean()))
+        curves["codes"].append(perplexity(picked.codes.numpy(), dream.prior.config.n_codes))
+        curves["bits"].append(float(bits_per_code(dream, picked, picked.condition, WARMUP_FRAMES).mean()))
     return {name: np.array(values) for name, values in curves.items()}
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,9 +115,7 @@ def main(args: Args) -> None:
     truth = real_clips(args.run, prior, vqvae.config.stride[0], args.n_clips, args.split, args.data)
     store, batch = Store(args.data or args.run / "data.zarr"), encode_given(vqvae, truth, args.context_frames)
     if args.class_name:
-        batch = PriorBatch(
-            batch.codes, with_class(prior, batch, store.env_spec.classes, args.class_name), batch.cond_frames
-        )
+        batch = replace(batch, condition=with_class(prior, batch, store.env_spec.classes, args.class_name))
     with tqdm(total=args.samples_per_clip * args.n_clips, unit=" videos", desc="samples") as bar:
         samples = np.stack(
             [

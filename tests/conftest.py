@@ -53,14 +53,15 @@ def fill(path: Path, episodes: int = 20) -> Path:
 
 
 def stages(
-    run: Path, mode: str = "stream", steps: int = 150
+    run: Path, mode: str = "stream", steps: int = 150, recurrent: bool = False
 ) -> tuple[vqvae.Args, tokens.Args, prior.Args, outcome.Args]:
     """The arguments of every training stage for a small run on the toy world."""
     wider = {"mode": mode, "hidden_channels": 16, "residual_channels": 16, "n_codes": 16, "embedding_dim": 8}
-    small = VQVAESettings(**VQVAE_SETTINGS | wider)
+    past = {"past_frames": 2, "n_frames": 1, "downsample_channels": (16,), "motion_loss_weight": 4.0}
+    small = VQVAESettings(**VQVAE_SETTINGS | wider | (past if recurrent else {}))
     gpt = PriorSettings(
         mode=mode, decoding_order="raster" if mode == "paper" else "diagonal", window=4,
-        d_model=32, n_heads=2, n_layers=2, d_ff=64, dropout=0.0,
+        d_model=32, n_heads=2, n_layers=2, d_ff=64, dropout=0.0, image_input=recurrent,
     )  # fmt: skip
     often = {"log_every": 10, "eval_every": steps, "save_every": 50}
     return (
@@ -101,6 +102,17 @@ def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("toy_run")
     fill(run / "data.zarr", 60)
     for stage, args in zip((vqvae, tokens, prior, outcome), stages(run), strict=True):
+        stage.main(args)  # type: ignore[arg-type]
+    return run
+
+
+@pytest.fixture(scope="session")
+def recurrent_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `toy_run`, with a recurrent VQ-VAE and models that take its reconstructions; do not write into it."""
+    torch.set_num_threads(2)
+    run = tmp_path_factory.mktemp("recurrent_run")
+    fill(run / "data.zarr", 60)
+    for stage, args in zip((vqvae, tokens, prior, outcome), stages(run, recurrent=True), strict=True):
         stage.main(args)  # type: ignore[arg-type]
     return run
 

@@ -33,8 +33,8 @@ from tqdm import tqdm
 from configs import command
 from worldmodel.data.store import Store
 from worldmodel.metrics.frames import psnr
-from worldmodel.models.loading import load_vqvae
-from worldmodel.models.vqvae import VQVAE, to_uint8
+from worldmodel.models.loading import AnyVQVAE, load_vqvae
+from worldmodel.models.recurrent_vqvae import RecurrentVQVAE
 from worldmodel.utils.checkpoint import read_header, replace_config, weights_digest, write_json
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.lock import folder_lock
@@ -78,12 +78,12 @@ def conditional_entropy(before: np.ndarray, after: np.ndarray) -> float:
 
 
 @torch.no_grad()
-def measure(model: VQVAE, episodes: list[np.ndarray]) -> dict[str, np.ndarray]:
+def measure(model: AnyVQVAE, episodes: list[np.ndarray]) -> dict[str, np.ndarray]:
     """Codes `previous` and `current` (n, H, W, g) of consecutive latent frames, and `psnr` (m,) of all frames."""
     device, parts = model.pre_vq_conv.weight.device, []
     for frames in episodes:
-        codes = model.encode(torch.from_numpy(frames[None]).to(device))
-        found, seen = codes[0].cpu().numpy(), to_uint8(model.decode(codes))[0].cpu().numpy()
+        codes, decoded = model.reconstruct(torch.from_numpy(frames[None]).to(device))
+        found, seen = codes[0].cpu().numpy(), decoded[0].cpu().numpy()
         parts.append({"previous": found[:-1], "current": found[1:], "psnr": psnr(seen, frames)})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -102,6 +102,11 @@ def stability(previous: np.ndarray, current: np.ndarray, psnr: np.ndarray, still
 
 def main(args: Args) -> None:
     store, model = Store(args.data or args.run / "data.zarr"), load_vqvae(args.run / "vqvae").to(args.device)
+    if isinstance(model, RecurrentVQVAE):
+        raise UserError(
+            f"{args.run / 'vqvae'} is a recurrent VQ-VAE, which needs no hysteresis: its decoder keeps what does not "
+            "change; use another VQ-VAE"
+        )
     if not model.config.causal:
         raise UserError(
             f"{args.run / 'vqvae'} is not in stream mode, and hysteresis needs frames encoded one by one; use a "

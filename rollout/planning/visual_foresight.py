@@ -39,7 +39,6 @@ from rollout.planning.planner import Planner, ValueFn
 from worldmodel.data.env_spec import EnvSpec
 from worldmodel.generation.dream import Dream
 from worldmodel.metrics.interval import bootstrap
-from worldmodel.models.vqvae import to_uint8
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.settings import Count, Settings
 
@@ -167,8 +166,8 @@ def tracking_error(dream: Dream, videos: list[TrackedVideo]) -> dict[str, np.nda
     for film in videos:
         frames, truth = (np.stack(part) for part in zip(*film, strict=True))
         tint = color_at(frames[0], truth[0])
-        codes = dream.vqvae.encode(torch.from_numpy(frames[None]).to(dream.device))
-        remade = to_uint8(dream.vqvae.decode(codes))[0].cpu().numpy()
+        video = torch.from_numpy(frames[None]).to(dream.device)
+        remade = dream.vqvae.reconstruct(video)[1][0].cpu().numpy()
         for name, shown in {"frames": frames, "reconstructions": remade, "still": frames[:1]}.items():
             place = truth[:1]
             for frame in shown[1:]:

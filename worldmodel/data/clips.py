@@ -3,6 +3,9 @@
 Decoding a clip of 16 frames takes a millisecond, copying it a twentieth of that. So the arrays that are used are
 decoded once: into `<store>/cache/<name>-<rows>.npy` (see `array_cache`), or into RAM if the store's folder cannot be
 written (a URL, a read-only folder).
+
+Codes of a recurrent VQ-VAE say what changes after the reconstructions before them. So a store of such codes has
+reconstructions too, and its clips do not start at the first row of an episode, which has nothing before it.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ from worldmodel.data.store import Store
 from worldmodel.utils.errors import UserError
 
 CacheMode = Literal["disk", "memory", "off"]
+RECONSTRUCTION = "reconstruction"
+"""Array of a store of codes: the reconstruction of each row by a recurrent VQ-VAE."""
 
 
 class Clips:
@@ -55,14 +60,16 @@ class Clips:
         bounds = np.array([store.episode_bounds(i) for i in episodes])
         if not terminal_frames:
             bounds[:, 1] -= read_windows(store, "done", bounds[:, 1] - 1, 1, self.cache)[:, 0]
-        self._starts = (bounds[:, 1] - bounds[:, 0] - length) // align + 1  # number of starts in each episode
+        self._skipped = int(RECONSTRUCTION in store.array_names)
+        first = bounds[:, 0] + self._skipped
+        self._starts = (bounds[:, 1] - first - length) // align + 1  # number of starts in each episode
         if length < 1 or self._starts.max() < 1:
             longest = (bounds[:, 1] - bounds[:, 0]).max()
             raise UserError(
                 f"no {split} episode of {store.path} has {length} rows, but at most {longest}; ask for shorter clips"
             )
         keep = self._starts > 0
-        self._episodes, self._first, self._starts = episodes[keep], bounds[keep, 0], self._starts[keep]
+        self._episodes, self._first, self._starts = episodes[keep], first[keep], self._starts[keep]
         self._ends = self._starts.cumsum()
 
     def __len__(self) -> int:
@@ -74,7 +81,7 @@ class Clips:
 
         Returns:
             Arrays (n, length, ...) by name. In addition, "episode" (n,) is the index of each clip's episode in the
-            store, and "start" (n,) the row of the episode at which the clip starts.
+            store, "start" (n,) the row of the episode at which the clip starts, and "row" (n,) that row of the store.
         """
         return self._read(rng.integers(len(self), size=n))
 
@@ -109,7 +116,7 @@ class Clips:
         start = (clips - (self._ends - self._starts)[at]) * self.align
         rows = self._first[at] + start
         batch = {name: read_windows(self.store, name, rows, self.length, self.cache) for name in self.array_names}
-        return batch | {"episode": self._episodes[at], "start": start}
+        return batch | {"episode": self._episodes[at], "start": start + self._skipped, "row": rows}
 
 
 def read_windows(
@@ -122,6 +129,24 @@ def read_windows(
     if name not in store.decoded:
         store.decoded[name] = (memory_map if cache == "disk" else decode_array)(store, name)
     return np.stack([store.decoded[name][s : s + length] for s in starts.tolist()])
+
+
+def read_state(store: Store, rows: np.ndarray, start: np.ndarray, past_frames: int) -> np.ndarray:
+    """The state of a recurrent VQ-VAE before rows (n,) of a store of codes.
+
+    Args:
+        store: The store of codes.
+        rows: Rows of the store; none of them is the first one of an episode.
+        start: For each of them, how many rows of its episode are before it.
+        past_frames: As in the VQ-VAE's config.
+
+    Returns:
+        Pictures (n, past_frames + 1, H, W, channels): the last reconstructions, then the first one of the episode.
+    """
+    back = np.minimum(np.arange(1, past_frames + 1), start[:, None])
+    at = np.concatenate([rows[:, None] - back, (rows - start)[:, None]], axis=1)
+    pictures = read_windows(store, RECONSTRUCTION, at.ravel(), 1)[:, 0]
+    return pictures.reshape(*at.shape, *pictures.shape[1:])
 
 
 def read_windows_clamped(store: Store, name: str, starts: np.ndarray, length: int, stops: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldmodel.data.clips import Clips, read_windows
+from worldmodel.data.clips import RECONSTRUCTION, Clips, read_state, read_windows
 from worldmodel.data.env_spec import EnvSpec
 from worldmodel.data.store import Store
 from worldmodel.models.prior import Prior, PriorConfig
@@ -32,6 +32,10 @@ class PriorBatch:
     """(b, t, c) conditions of latent frames, or (b, c) of clips; None for an unconditional prior."""
     cond_frames: Tensor | None
     """(b, f, H, W, channels) uint8 conditioning frames, if the prior has any."""
+    images: Tensor | None = None
+    """(b, t, H, W, channels) uint8 reconstruction before each latent frame, if the prior takes it."""
+    state: Tensor | None = None
+    """(b, p, H, W, channels) uint8 state of a recurrent VQ-VAE before the clip, to decode it."""
 
     def __getitem__(self, part: slice | Tensor) -> PriorBatch:
         return PriorBatch(*(None if v is None else v[part] for v in vars(self).values()))  # type: ignore[arg-type]
@@ -40,8 +44,10 @@ class PriorBatch:
         return PriorBatch(*(None if v is None else v.to(device) for v in vars(self).values()))  # type: ignore[arg-type]
 
 
-def encode_cond_frames(prior: Prior, batch: PriorBatch) -> Tensor | None:
-    """Features (b, m, cond_dim) of the conditioning frames, if the prior has any, as its other methods take them."""
+def batch_features(prior: Prior, batch: PriorBatch) -> Tensor | None:
+    """Features of the images or of the conditioning frames, if the prior takes any, as its other methods take them."""
+    if batch.images is not None:
+        return prior.encode_images(batch.images)
     return None if batch.cond_frames is None else prior.encode_cond_frames(batch.cond_frames)
 
 
@@ -93,7 +99,8 @@ class PriorDataset:
         self.action_dim = config.condition_dim - config.n_classes
         wanted = {"condition": self.action_dim, "label": config.n_classes, "frame_row": config.n_cond_frames}
         names = ["codes", *(name for name, size in wanted.items() if size)]
-        for name in [*names, *(() if terminal_frames else ("done",))]:
+        images = (RECONSTRUCTION,) if config.image_input else ()
+        for name in [*names, *images, *(() if terminal_frames else ("done",))]:
             if name not in tokens.array_names:
                 raise UserError(f"{tokens.path} has no {name}; collect data that has it, or train a prior without it")
         if config.n_cond_frames and frame_store is None:
@@ -115,9 +122,11 @@ class PriorDataset:
 
     def fixed_sample(self, n: int, seed: int = 0) -> PriorBatch:
         """The same n clips every time; see `Clips.fixed_sample`."""
-        return to_batch(
-            {name: torch.from_numpy(array) for name, array in self._to_arrays(self.clips.fixed_sample(n, seed)).items()}
-        )
+        clips = self.clips.fixed_sample(n, seed)
+        arrays = self._to_arrays(clips)
+        if past_frames := self.clips.store.settings["vqvae"]["model"]["past_frames"]:
+            arrays["state"] = read_state(self.clips.store, clips["row"], clips["start"], past_frames)
+        return to_batch({name: torch.from_numpy(array) for name, array in arrays.items()})
 
     def _to_arrays(self, clips: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         given = {"codes": clips["codes"].astype(np.int32)}
@@ -127,6 +136,9 @@ class PriorDataset:
             parts.append(np.eye(self.config.n_classes, dtype=np.float32)[label])
         if parts:
             given["condition"] = np.concatenate(parts, axis=-1)
+        if self.config.image_input:
+            n_frames = clips["codes"].shape[1]
+            given["images"] = read_windows(self.clips.store, RECONSTRUCTION, clips["row"] - 1, n_frames)
         if self.config.n_cond_frames:
             assert self.frame_store is not None
             given["frames"] = read_windows(
@@ -141,4 +153,5 @@ class PriorDataset:
 
 def to_batch(arrays: dict[str, Tensor]) -> PriorBatch:
     """Turn the arrays of `PriorDataset.sample`, as tensors, into a batch."""
-    return PriorBatch(arrays["codes"].long(), arrays.get("condition"), arrays.get("frames"))
+    rest = (arrays.get(name) for name in ("condition", "frames", "images", "state"))
+    return PriorBatch(arrays["codes"].long(), *rest)

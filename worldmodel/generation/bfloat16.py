@@ -14,8 +14,10 @@ from torch import Tensor
 
 from worldmodel.generation.sampling import FrameScore, SamplingConfig, sample_codes
 from worldmodel.models.layers import Memory
+from worldmodel.models.loading import AnyVQVAE
 from worldmodel.models.prior import Prior
-from worldmodel.models.vqvae import VQVAE
+from worldmodel.models.recurrent_vqvae import RecurrentVQVAE
+from worldmodel.models.vqvae import to_uint8
 from worldmodel.utils.hardware import Precision
 
 
@@ -26,14 +28,14 @@ class GivenCodes(SamplingConfig):
         return noise
 
 
-def cast_to_bfloat16(vqvae: VQVAE, prior: Prior) -> None:
+def cast_to_bfloat16(vqvae: AnyVQVAE, prior: Prior) -> None:
     """Cast the prior and the VQ-VAE's decoder to bfloat16, in place."""
-    for part in (prior, vqvae.post_vq_conv, vqvae.decoder, vqvae.upsample):
+    for part in (prior, *vqvae.dream_parts()):
         part.bfloat16()
 
 
 @torch.no_grad()
-def trial_outputs(vqvae: VQVAE, prior: Prior, precision: Precision) -> dict[str, Tensor]:
+def trial_outputs(vqvae: AnyVQVAE, prior: Prior, precision: Precision) -> dict[str, Tensor]:
     """Stream fixed random codes through prior and decoder, to compare one precision with another.
 
     Returns:
@@ -47,9 +49,18 @@ def trial_outputs(vqvae: VQVAE, prior: Prior, precision: Precision) -> dict[str,
     size = (2, c.attention_frames + 1, *c.latent_shape[1:], c.n_codebooks)
     codes = torch.randint(c.n_codes, size, generator=generator).to(like.device)
     condition = torch.rand(*size[:2], c.condition_dim, generator=generator).to(like)
-    cache, memory, score = prior.prefill(codes[:, :-1], condition[:, :-1]), Memory(), FrameScore(codes)
-    context, given = prior.begin_frame(cache, condition[:, -1]), prior.group_codes(codes[:, -1:]).flatten(1)
+    memory, score, actions, features = Memory(), FrameScore(codes), condition.float(), None
+    if isinstance(vqvae, RecurrentVQVAE):
+        pictures = torch.randint(256, (2, *vqvae.config.frame_size, vqvae.config.channels), generator=generator)
+        memory[vqvae] = vqvae.start(pictures.to(like.device, torch.uint8))
+    before = memory.get(vqvae)
+    videos = [to_uint8(vqvae.decode(codes[:, :-1], memory, actions[:, :-1]))]
+    picture = vqvae.decode(codes[:, -1:], memory, actions[:, -1:])
+    if prior.config.image_input:
+        assert before is not None
+        features = prior.encode_images(torch.cat([before[:, :1], *videos], 1))
+    past, now = (None, None) if features is None else (features[:, :-1], features[:, -1:])
+    cache = prior.prefill(codes[:, :-1], condition[:, :-1], features=past)
+    context, given = prior.begin_frame(cache, condition[:, -1], now), prior.group_codes(codes[:, -1:]).flatten(1)
     sample_codes(prior, cache, context, given, GivenCodes(), score)
-    vqvae.decode(codes[:, :-1], memory)
-    picture = vqvae.decode(codes[:, -1:], memory)
     return {"nats a code": -score.log_likelihood / c.codes_per_frame, "picture": picture.float()}

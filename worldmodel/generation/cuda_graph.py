@@ -28,20 +28,34 @@ StepFn = Callable[[DreamState, StepContext, Tensor, Tensor], DreamStep]
 """Predicts a step between `Prior.begin_frame` and `Prior.finish_frame`: `Dream.predict_step`."""
 
 
+FeaturesFn = Callable[[DreamState], Tensor | None]
+"""Features of the last images for the prior: `Dream.image_features`."""
+
+
 class CudaGraphStep:
     """The step of a dream for a fixed number of lanes whose ring buffer is full."""
 
-    def __init__(self, step_fn: StepFn, prior: Prior, lanes: DreamState, condition: Tensor, noise: Tensor) -> None:
+    def __init__(
+        self,
+        step_fn: StepFn,
+        features_fn: FeaturesFn,
+        prior: Prior,
+        lanes: DreamState,
+        condition: Tensor,
+        noise: Tensor,
+    ) -> None:
         """Record the step.
 
         Args:
             step_fn: What to record.
+            features_fn: What to record before it.
             prior: The dream's prior.
             lanes: Example state; the graph takes its shapes from here and works on a copy.
             condition: Example encoded actions (b, c).
             noise: Example random numbers (b, n).
         """
-        self.step_fn, self.prior, self.lanes = step_fn, prior, replace(lanes.clone(), generators=[])
+        self.step_fn, self.features_fn, self.prior = step_fn, features_fn, prior
+        self.lanes = replace(lanes.clone(), generators=[])
         self.condition, self.noise = condition.clone(), noise.clone()
         self.rotary = self._rotary(lanes)
         self.replay = capture_graph(self._run_step) if noise.device.type == "cuda" else self._run_step
@@ -73,7 +87,7 @@ class CudaGraphStep:
         lanes = replace(self.lanes, memory=dict(self.lanes.memory))
         lanes.kv_cache.n_cached = 0
         condition = self.condition.to(self.prior.start_token.dtype)
-        context = self.prior.step_context(lanes.kv_cache.time, 1, condition[:, None], None)
+        context = self.prior.step_context(lanes.kv_cache.time, 1, condition[:, None], self.features_fn(lanes))
         context = context._replace(
             rotary=self.rotary
         )  # from the buffer: a graph would replay the time at which it was recorded

@@ -29,11 +29,12 @@ from worldmodel.generation.cuda_graph import CudaGraphStep
 from worldmodel.generation.dream_state import DreamState, DreamStep
 from worldmodel.generation.sampling import FrameScore, SamplingConfig, sample_codes
 from worldmodel.models.layers import Memory
-from worldmodel.models.loading import load_outcome, load_prior, load_vqvae
+from worldmodel.models.loading import AnyVQVAE, load_outcome, load_prior, load_vqvae
 from worldmodel.models.prior import Prior, PriorConfig
+from worldmodel.models.recurrent_vqvae import LAST, RecurrentVQVAE
 from worldmodel.models.reward_done import OutcomeConfig, OutcomeModel, previous_variables
 from worldmodel.models.transformer import StepContext
-from worldmodel.models.vqvae import VQVAE, VQVAEConfig, to_uint8
+from worldmodel.models.vqvae import VQVAEConfig, to_uint8
 from worldmodel.utils import tensor_file
 from worldmodel.utils.checkpoint import check_vqvae, read_header, write_atomic
 from worldmodel.utils.errors import UserError
@@ -59,19 +60,29 @@ class Context:
     """(b, t, c) encoded actions that led into each latent frame."""
     variables: Tensor
     """(b, t, v) game variables at each latent frame."""
+    state: Tensor | None = None
+    """(b, p, H, W, channels) uint8 state of a recurrent VQ-VAE before the first latent frame, else None."""
 
     def __len__(self) -> int:
         return len(self.codes)
 
     def __getitem__(self, index: Tensor | slice) -> Context:
-        return Context(self.codes[index], self.condition[index], self.variables[index])
+        return Context(**{name: tensor[index] for name, tensor in self.tensors().items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by name, without those that are None."""
+        return {name: tensor for name, tensor in vars(self).items() if tensor is not None}
 
     def is_episode_start(self, action_dim: int) -> Tensor:
         """Which contexts start at the start of an episode, (b,) bool: no action led into their first frame.
 
+        With a recurrent VQ-VAE they start one frame later, from a state that is nothing but the frame before.
+
         Args:
             action_dim: Length of one encoded action, `ActionSpec.encoded_dim`.
         """
+        if self.state is not None:
+            return (self.state == self.state[:, :1]).flatten(1).all(-1)
         return (self.condition[:, 0, :action_dim] == 0).all(-1)
 
     def save(self, path: Path, vqvae_digest: str) -> None:
@@ -84,7 +95,7 @@ class Context:
         Raises:
             UserError: If a value is not finite.
         """
-        tensors = vars(self) | {"codes": self.codes.int()}
+        tensors = self.tensors() | {"codes": self.codes.int()}
         if name := tensor_file.first_not_finite(tensors):
             raise UserError(f"the {name} of the contexts for {path} has values that are not finite; record it again")
         write_atomic(path, tensor_file.pack(tensors, {"vqvae": vqvae_digest}))
@@ -100,13 +111,13 @@ class Context:
         if not path.exists():
             raise UserError(f"{path} does not exist; train/tokens.py writes the contexts that dreams start from")
         tensors, info = tensor_file.read(path, "run train/tokens.py again")
-        if set(tensors) != {"codes", "condition", "variables"} or tensors["variables"].ndim != 3:
+        if set(tensors) - {"state"} != {"codes", "condition", "variables"} or tensors["variables"].ndim != 3:
             raise UserError(f"{path} was written by another version; run train/tokens.py again")
         check_vqvae(str(path), info.get("vqvae"), run / "vqvae")
-        return Context(tensors["codes"].long(), tensors["condition"], tensors["variables"])
+        return Context(**tensors | {"codes": tensors["codes"].long()})
 
     def to(self, device: torch.device) -> Context:
-        return Context(*(tensor.to(device) for tensor in vars(self).values()))
+        return Context(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
 
 
 class Dream:
@@ -114,7 +125,7 @@ class Dream:
 
     def __init__(
         self,
-        vqvae: VQVAE,
+        vqvae: AnyVQVAE,
         prior: Prior,
         outcome: OutcomeModel,
         env_spec: EnvSpec,
@@ -221,18 +232,24 @@ class Dream:
             finite = np.isfinite(variables.astype(np.float32)).all()
         if not finite:
             raise UserError("game variables must be finite numbers; leave out `variables` if they are unknown")
-        codes = self.vqvae.encode(torch.as_tensor(frames, device=self.device))
         encoded = self.env_spec.action.encode(actions)
         no_action = (
             np.zeros_like(encoded[:, :1])
             if encoded.shape[1]
             else np.zeros((len(frames), 1, self.env_spec.action.encoded_dim), "f4")
         )
-        condition = np.concatenate([no_action, encoded], axis=1).reshape(*codes.shape[:2], -1)
+        led = torch.from_numpy(np.concatenate([no_action, encoded], axis=1)).to(self.device)
+        video = torch.as_tensor(frames, device=self.device)
         last_variables = torch.as_tensor(
             variables[:, self.stride - 1 :: self.stride], device=self.device, dtype=torch.float32
         )
-        return Context(codes, torch.from_numpy(condition).to(self.device), last_variables)
+        if isinstance(self.vqvae, RecurrentVQVAE):  # the first frame is given, so codes start at the second one
+            if t < 2:
+                raise UserError("a context of this dream needs two frames or more, and the actions between them")
+            codes, state = self.vqvae.encode(video, actions=led), self.vqvae.start(video[:, 0])
+            return Context(codes[:, 1:], led[:, 1:], last_variables[:, 1:], state)
+        codes = self.vqvae.encode(video)
+        return Context(codes, led.reshape(*codes.shape[:2], -1), last_variables)
 
     def check_context(self, context: Context) -> None:
         """Check a context.
@@ -247,6 +264,14 @@ class Dream:
             "condition": (b, t, c.condition_dim),
             "variables": (b, t, self.outcome.config.n_variables),
         }
+        v = self.vqvae.config
+        if v.past_frames:
+            wanted["state"] = (b, v.past_frames + 1, *v.frame_size, v.channels)
+        if context.tensors().keys() != wanted.keys():
+            raise UserError(
+                f"this context has {', '.join(context.tensors())}, but this dream takes {', '.join(wanted)}; encode it "
+                "again"
+            )
         for name, shape in wanted.items():
             tensor = getattr(context, name)
             if tensor.shape != shape or not b * t:
@@ -289,17 +314,34 @@ class Dream:
         self.check_context(context)
         context, t = context.to(self.device), context.codes.shape[1]
         start = (max(t, self.prior.config.attention_frames - 1) if time is None else time) - t
-        memory: Memory = {}
-        frames = self.vqvae.decode(context.codes, memory)
+        memory: Memory = {} if context.state is None else {self.vqvae: context.state}
+        frames = to_uint8(self.vqvae.decode(context.codes, memory, context.condition))
+        images = None if context.state is None else torch.cat([context.state[:, :1], frames[:, :-1]], dim=1)
         dtype = self.outcome.codebook.dtype
         variables_so_far = context.variables.to(dtype)
         _, hidden = self.outcome(
-            context.codes, context.condition.to(dtype), previous_variables(variables_so_far), memory=memory
+            context.codes,
+            context.condition.to(dtype),
+            previous_variables(variables_so_far),
+            memory=memory,
+            images=self.outcome_images(frames),
         )
         variables = variables_so_far[:, -1].clone()
-        cache = self.prior.prefill(context.codes, context.condition.to(self.prior.start_token.dtype), start)
+        features = self.prior.encode_images(images) if images is not None and self.prior.config.image_input else None
+        condition = context.condition.to(self.prior.start_token.dtype)
+        cache = self.prior.prefill(context.codes, condition, start, features)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        return DreamState(cache, memory, hidden, variables, generators), to_uint8(frames[:, -1]), variables.clone()
+        return DreamState(cache, memory, hidden, variables, generators), frames[:, -1], variables.clone()
+
+    def image_features(self, lanes: DreamState) -> Tensor | None:
+        """Features of the last reconstruction of each lane, if the prior takes images."""
+        if not self.prior.config.image_input:
+            return None
+        return self.prior.encode_images(lanes.memory[self.vqvae][:, LAST, None])
+
+    def outcome_images(self, frames: Tensor) -> Tensor | None:
+        """Frames (b, t, H, W, channels) for the outcome model, if it takes images."""
+        return frames if self.outcome.config.image_channels else None
 
     def step(self, lanes: DreamState, actions: np.ndarray) -> DreamStep:
         """Advance every lane by one latent frame, in place.
@@ -330,9 +372,12 @@ class Dream:
             if key not in self.cuda_graphs:
                 if len(self.cuda_graphs) == MAX_CUDA_GRAPHS:
                     self.cuda_graphs.pop(next(iter(self.cuda_graphs)))
-                self.cuda_graphs[key] = CudaGraphStep(self.predict_step, self.prior, lanes, condition, noise)
+                self.cuda_graphs[key] = CudaGraphStep(
+                    self.predict_step, self.image_features, self.prior, lanes, condition, noise
+                )
             return self.cuda_graphs[key](lanes, condition, noise)
-        context = self.prior.begin_frame(lanes.kv_cache, condition.to(self.prior.start_token.dtype))
+        features = self.image_features(lanes)
+        context = self.prior.begin_frame(lanes.kv_cache, condition.to(self.prior.start_token.dtype), features)
         step = self.predict_step(lanes, context, condition, noise)
         self.prior.finish_frame(lanes.kv_cache)
         return step
@@ -348,9 +393,9 @@ class Dream:
         """
         n, score = self.prior.config.codes_per_frame, FrameScore(noise)
         codes = sample_codes(self.prior, lanes.kv_cache, context, noise[:, :n], self.sampling, score)
-        frames = to_uint8(self.vqvae.decode(codes, lanes.memory))
-        previous = lanes.variables[:, None]
-        out, lanes.hidden = self.outcome(codes, condition[:, None], previous, lanes.hidden, lanes.memory)
+        frames = to_uint8(self.vqvae.decode(codes, lanes.memory, condition[:, None]))
+        previous, images = lanes.variables[:, None], self.outcome_images(frames)
+        out, lanes.hidden = self.outcome(codes, condition[:, None], previous, lanes.hidden, lanes.memory, images)
         expected = self.outcome.expected_variables(out.change_logits[:, 0], lanes.variables)
         lanes.variables = self.outcome.sample_variables(out.change_logits[:, 0], lanes.variables, noise[:, n + 1 :])
         done_prob = out.done_logit[:, 0].sigmoid()

@@ -122,7 +122,8 @@ def chunk_features(prior: Prior, cache: KVCache, kv: ContiguousKV, at: Tensor, c
         Features (b, w, width). Each position attends to all positions before it.
     """
     x = torch.where(at[..., None] == 0, _start_input(prior, cache), _embed_parents(prior, cache, at - 1))
-    x = (x + context.position_embeddings[0, at])[:, None]
+    embeddings = context.position_embeddings[..., 0, :, :].expand(len(at), -1, -1)
+    x = (x + embeddings[torch.arange(len(at), device=at.device)[:, None], at])[:, None]
     mask = _chunk_mask(prior, cache, at, context.past_mask)
     for index, (layer, block) in enumerate(zip(context.blocks, prior.blocks, strict=True)):
         assert isinstance(block, Block)

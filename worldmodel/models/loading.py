@@ -71,12 +71,16 @@ def pretrained_names(kind: str) -> str:
     return ", ".join(sorted(folder.name.removesuffix(kind) for folder in folders)) or "none"
 
 
-def build_vqvae(config: VQVAEConfig) -> VQVAE | RecurrentVQVAE:
+AnyVQVAE = VQVAE | RecurrentVQVAE
+"""Both have the same `encode`, `decode` and `reconstruct`."""
+
+
+def build_vqvae(config: VQVAEConfig) -> AnyVQVAE:
     """Build a VQ-VAE with random weights."""
     return RecurrentVQVAE(config) if config.past_frames else VQVAE(config)
 
 
-def load_vqvae(folder: Path) -> VQVAE | RecurrentVQVAE:
+def load_vqvae(folder: Path) -> AnyVQVAE:
     """Load a VQ-VAE in eval mode; `UserError` if the folder has none, or one of another version."""
     return _load(folder, "vqvae", lambda settings: build_vqvae(VQVAEConfig(**settings)))
 

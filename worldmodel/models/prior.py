@@ -10,7 +10,7 @@ as input, a learned start token, and an output head that starts at zero. One mod
   frames with relative time, anti-diagonal order. It generates without end, and nothing depends on the future. This is
   what a simulator needs.
 
-Two additions to the paper, for speed and for long dreams:
+Three additions to the paper, for speed and for long dreams:
 
 * `patch_size`: a square patch of codes is one position of the transformer, and a small head predicts the codes of the
   patch one after the other, each conditioned on those before it. With 2 x 2 patches the transformer does a quarter of
@@ -18,6 +18,8 @@ Two additions to the paper, for speed and for long dreams:
 * `code_noise`: in training some of the input codes, never the targets, are replaced by random ones, so that the model
   learns to continue from its own errors. A little is enough: with up to a fifth of the codes random, a dream of Take
   Cover treated its fireballs as errors and removed them.
+* `image_input`: the codes of a recurrent VQ-VAE say what changes. What is there is in the last reconstruction, whose
+  features are added to the inputs of the positions that they belong to.
 
 Dimensions: b batch, t latent frames, h w g rows, columns and codebooks, n positions of a frame with m codes each, k
 code values, c condition. Codes are (b, t, h, w, g), or (b, t, n, m) by position; positions count in raster order.
@@ -35,6 +37,7 @@ from torch import Tensor, nn
 from worldmodel.models.attention import KVCache, Mask, rotary_embedding
 from worldmodel.models.conditioning import ConditionalNorm
 from worldmodel.models.decoding_order import NO_PARENT, DecodingOrder
+from worldmodel.models.image_encoder import ImageEncoder
 from worldmodel.models.layers import AxialPositionEmbedding
 from worldmodel.models.prior_config import Conditioning, PriorConfig
 from worldmodel.models.resnet import ResNet
@@ -107,6 +110,9 @@ class Prior(nn.Module):
                 config.cond_dim,
                 config.pos_emb_init_std,
             )
+        if config.image_input:
+            *size, channels = config.cond_frame_shape
+            self.image_encoder = ImageEncoder(channels, (size[0], size[1]), config.grid[:2], config.d_model)
         self._masks: dict[tuple[int, torch.device], Mask] = {}
 
     def encode_cond_frames(self, frames: Tensor) -> Tensor:
@@ -126,13 +132,32 @@ class Prior(nn.Module):
             raise UserError(f"this prior takes conditioning frames of shape {wanted}, not {tuple(frames.shape[1:])}")
         return self.resnet(to_float(frames, self.start_token.dtype))
 
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Encode the reconstruction before each latent frame, for `image_input`.
+
+        Args:
+            images: uint8 (b, t, H, W, channels).
+
+        Returns:
+            Features (b, t, n, d_model), which the other methods take as `features`.
+
+        Raises:
+            UserError: If the images do not fit the config.
+        """
+        wanted = self.config.cond_frame_shape
+        if not self.config.image_input or tuple(images.shape[2:]) != wanted:
+            raise UserError(f"this prior takes images of shape {wanted}, not {tuple(images.shape[2:])}")
+        features = self.image_encoder(images).flatten(2, 3)  # every codebook of a position has the same image
+        return features.repeat_interleave(self.config.grid[2], dim=2)
+
     def forward(self, codes: Tensor, condition: Tensor | None = None, features: Tensor | None = None) -> Tensor:
         """Predict every code of a clip from the codes before it.
 
         Args:
             codes: (b, t, h, w, g).
             condition: (b, t, c) if conditioned frame by frame, (b, c) if on the clip.
-            features: `encode_cond_frames` of the conditioning frames, if the prior has any.
+            features: `encode_cond_frames` of the conditioning frames or `encode_images` of the images before each
+                latent frame, if the prior takes one of them.
 
         Returns:
             Logits (b, t, h, w, g, k).
@@ -202,16 +227,19 @@ class Prior(nn.Module):
         Raises:
             UserError: If features are missing or not expected, or a paper-mode prior has no such frames.
         """
-        if (features is None) == bool(self.config.n_cond_frames):
+        if (features is None) == bool(self.config.n_cond_frames or self.config.image_input):
             raise UserError(
-                f"this prior takes {self.config.n_cond_frames} conditioning frames; give the result of "
-                "`encode_cond_frames`, or None for 0"
+                f"this prior takes {self.config.n_cond_frames} conditioning frames and {int(self.config.image_input)} "
+                "image before each latent frame; give the result of `encode_cond_frames` or `encode_images`, or None "
+                "for 0"
             )
         condition = None if condition is None else condition / self.condition_scale
+        images, cond_features = (features, None) if self.config.image_input else (None, features)
+        embeddings = self._position_embeddings(start, t)
         return StepContext(
-            [block.context(condition, features) for block in self.blocks],  # type: ignore[operator]
+            [block.context(condition, cond_features) for block in self.blocks],  # type: ignore[operator]
             self.final_norm.modulation(condition),
-            self._position_embeddings(start, t),
+            embeddings if images is None else embeddings + images,
             self.rotary(start, t),
         )
 

@@ -40,6 +40,9 @@ class PriorSettings(Settings):
     all codebooks."""
     window: Positive = 8
     """stream mode: attention span, in latent frames, the current one included."""
+    image_input: bool = False
+    """stream mode: also take the last reconstruction as input, encoded by a small CNN. Codes of a recurrent VQ-VAE need
+    it, because they say what changes, not what is there."""
     n_cond_frames: Count = 0
     """Number of conditioning frames, which a 3D ResNet encodes and every layer attends to; 0 for none."""
     resnet_depth: Literal[18, 34] = 34
@@ -73,6 +76,8 @@ class PriorSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.image_input and self.mode == "paper":
+            raise UserError("a paper-mode prior sees whole clips of codes; image_input needs mode = stream")
         if self.attention_dropout and self.local_window:
             raise UserError("sparse attention (local_window > 0) has no attention_dropout; set one of them to 0")
         if self.d_model % (2 * self.n_heads):
@@ -116,7 +121,7 @@ class PriorConfig(PriorSettings):
     n_classes: Count = 0
     """Number of classes; the last `n_classes` numbers of a condition are the class, one-hot. 0 for none."""
     cond_frame_shape: tuple[Pixels, Pixels, Channels] = (64, 64, 3)
-    """Height, width and channels of a conditioning frame."""
+    """Height, width and channels of a frame, for conditioning frames and for image input."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

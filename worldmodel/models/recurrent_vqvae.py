@@ -15,7 +15,7 @@ Decisions:
 
 * The state is made of pictures of uint8, rounded as an observer would receive them. Encoding, decoding and dreaming
   therefore go on from the same bits.
-* The first frame is given as it is, and is its own past. Its codes say "nothing has changed", roughly.
+* The first frame is given, so it is its own reconstruction. Its codes say "nothing has changed", roughly.
 * A bicubic warp: a bilinear one blurs a moving object a little more with every step.
 
 Dimensions: b lanes, t frames, h w space (H W for codes), c channels, a numbers of an action, p pictures of a state.
@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from worldmodel.models.layers import Memory
 from worldmodel.models.quantizer import Quantizer, codebook_usage
 from worldmodel.models.vqvae import VQVAEConfig, to_float, to_uint8
+from worldmodel.utils.errors import UserError
 
 LAST, ANCHOR = 0, -1
 """Places in a state: the last reconstruction first, earlier ones after it, the anchor at the end."""
@@ -54,7 +55,7 @@ class ResBlock(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, action: Tensor) -> Tensor:
-        scale, shift = self.film(action)[:, :, None, None].chunk(2, dim=1)
+        scale, shift = self.film(action.to(x.dtype))[:, :, None, None].chunk(2, dim=1)
         y = self.conv1(F.silu(self.norm1(x)))
         return x + self.conv2(F.silu(self.norm2(y) * (1 + scale) + shift))
 
@@ -97,6 +98,7 @@ class RecurrentVQVAE(nn.Module):
     """Frames <-> codes, given the reconstructions so far and the action that led into each frame."""
 
     grid: Tensor
+    action_scale: Tensor
 
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__()
@@ -116,45 +118,95 @@ class RecurrentVQVAE(nn.Module):
         self.decoder_in = nn.ModuleList(ResBlock(widths[-1]) for _ in range(config.n_res_blocks))
         self.decoder = UpPath(2 + 3 + c, widths)
         favored = torch.zeros(2 + 3 + c, 4)
+        self.register_buffer("action_scale", torch.tensor(config.action_scale or 1.0), persistent=False)
         favored[2] = 2.0  # before training the last picture mostly stays as it is
         self.decoder.out.bias = nn.Parameter(favored.flatten())
         rows, columns = (torch.arange(n, dtype=torch.float32) for n in config.frame_size)
         self.register_buffer("grid", torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1), persistent=False)
 
     def start(self, frames: Tensor) -> Tensor:
-        """The state (b, p, h, w, c) before the first frame (b, h, w, c) of an episode or a dream: that frame itself."""
+        """The state after the first frame of an episode or a dream.
+
+        Args:
+            frames: uint8 (b, h, w, c).
+
+        Returns:
+            Pictures (b, p, h, w, c), all of them that frame.
+        """
         return frames[:, None].repeat(1, self.config.past_frames + 1, 1, 1, 1)
 
-    def encode(self, frames: Tensor, actions: Tensor, memory: Memory) -> Tensor:
-        """Codes (b, t, H, W, g) of frames (b, t, h, w, c), into which actions (b, t, a) led; the memory goes on."""
-        codes = []
-        for frame, action in zip(frames.unbind(1), actions.unbind(1), strict=True):
-            past = self._pictures(memory.setdefault(self, self.start(frame)))
-            features = self._encode(self._pictures(frame), past, self._embed(action))
-            codes.append(self.quantizer(features).codes)
-            self._advance(codes[-1], action, memory)
-        return torch.stack(codes, 1)
+    def encode(self, frames: Tensor, memory: Memory | None = None, actions: Tensor | None = None) -> Tensor:
+        """The codes (b, t, H, W, g) of `reconstruct`."""
+        return self.reconstruct(frames, memory, actions)[0]
 
-    def decode(self, codes: Tensor, actions: Tensor, memory: Memory) -> Tensor:
-        """Frames (b, t, h, w, c), uint8, of codes (b, t, H, W, g), from the state that the memory has; it goes on."""
-        steps = zip(codes.unbind(1), actions.unbind(1), strict=True)
-        return torch.stack([self._advance(code, action, memory) for code, action in steps], 1)
+    def decode(self, codes: Tensor, memory: Memory | None = None, actions: Tensor | None = None) -> Tensor:
+        """Decode codes into frames.
+
+        Args:
+            codes: (b, t, H, W, g).
+            memory: Has the state before the first code under this model; updated in place.
+            actions: Encoded actions that led into each frame (b, t, a).
+
+        Returns:
+            Frames (b, t, h, w, c), floats in [-0.5, 0.5].
+
+        Raises:
+            UserError: If the memory has no state, or there are no actions.
+        """
+        if memory is None or self not in memory:
+            raise UserError("codes of a recurrent VQ-VAE say what changes; give the picture that they start from")
+        steps = zip(codes.unbind(1), self._check_actions(codes, actions).unbind(1), strict=True)
+        return to_float(torch.stack([self._advance(code, action, memory) for code, action in steps], 1))
+
+    def reconstruct(
+        self, frames: Tensor, memory: Memory | None = None, actions: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Encode frames, each after the reconstructions of those before it.
+
+        Args:
+            frames: uint8 (b, t, h, w, c).
+            memory: Updated in place. If it has a state, the frames continue those of the last call; else the first
+                frame is given to the decoder.
+            actions: Encoded actions that led into each frame (b, t, a); for a given frame zeros.
+
+        Returns:
+            Codes (b, t, H, W, g), and the reconstructions (b, t, h, w, c) uint8.
+
+        Raises:
+            UserError: If frames or actions have another shape than the config says.
+        """
+        self._check_frames(frames)
+        memory, codes, pictures = {} if memory is None else memory, [], []
+        for frame, action in zip(frames.unbind(1), self._check_actions(frames, actions).unbind(1), strict=True):
+            given = self not in memory
+            state = memory.setdefault(self, self.start(frame))
+            codes.append(self.quantizer(self._encode(frame, state, action)).codes)
+            pictures.append(frame if given else self._advance(codes[-1], action, memory))
+        return torch.stack(codes, 1), torch.stack(pictures, 1)
+
+    def dream_parts(self) -> tuple[nn.Module, ...]:
+        """The parts that run in every step of a dream, which may be cast to bfloat16."""
+        return self.past, self.post_vq_conv, self.decoder_in, self.decoder
 
     def forward(self, frames: Tensor, actions: Tensor, state: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """The training loss of t steps, and the state after them.
+        """The training loss of t steps. No gradient passes from one step to the next.
 
-        Frames (b, t + 1, h, w, c) begin with the one before, which says what moves; actions (b, t, a) lead into the
-        others. No gradient passes from one step to the next.
+        Args:
+            frames: uint8 (b, t + 1, h, w, c). The first one is before the steps; it shows what moves.
+            actions: Encoded actions that led into the others (b, t, a).
+            state: Pictures (b, p, h, w, c) before the steps.
+
+        Returns:
+            Scalars ("loss", its parts "nmse" and "commitment", the codebook's usage), and the state after the steps.
         """
         parts: list[dict[str, Tensor]] = []
         for before, frame, action in zip(
             frames[:, :-1].unbind(1), frames[:, 1:].unbind(1), actions.unbind(1), strict=True
         ):
-            past, truth, embedded = self._pictures(state), self._pictures(frame), self._embed(action)
-            quantized = self.quantizer(self._encode(truth, past, embedded))
-            picture = self._compose(quantized.quantized, past, embedded)
+            quantized = self.quantizer(self._encode(frame, state, action))
+            picture, truth = self._compose(quantized.quantized, state, action), to_float(frame).movedim(-1, 1)
             error = (picture - truth).square()
-            changed = (truth - self._pictures(before)).abs().amax(1, keepdim=True) > CHANGE
+            changed = (truth - to_float(before).movedim(-1, 1)).abs().amax(1, keepdim=True) > CHANGE
             loss = self._weighted(error, changed) + self.config.commitment_weight * quantized.commitment_loss.float()
             nmse = error.detach().mean() / self.config.data_variance
             usage = codebook_usage(quantized.codes, self.config.n_codes)
@@ -175,38 +227,60 @@ class RecurrentVQVAE(nn.Module):
 
     def _embed(self, actions: Tensor) -> Tensor:
         """(b, a) -> (b, ACTION_DIM)."""
-        dtype = self.pre_vq_conv.weight.dtype
-        return self.action(actions.to(dtype) if actions.shape[-1] else actions.new_zeros(len(actions), 1, dtype=dtype))
+        if not self.config.action_dim:
+            actions = actions.new_zeros(len(actions), 1)
+        return self.action((actions / self.action_scale).to(self.pre_vq_conv.weight.dtype))
 
-    def _pictures(self, frames: Tensor) -> Tensor:
-        """uint8 (..., h, w, c) -> [-0.5, 0.5] (..., c, h, w)."""
-        return to_float(frames, self.pre_vq_conv.weight.dtype).movedim(-1, -3)
+    def _encode(self, frame: Tensor, state: Tensor, action: Tensor) -> Tensor:
+        """Features (b, H, W, g*d) of a frame (b, h, w, c)."""
+        truth, past = (to_float(x, self.pre_vq_conv.weight.dtype).movedim(-1, -3) for x in (frame, state))
+        last, anchor, embedded = past[:, LAST], past[:, ANCHOR], self._embed(action)
+        x = self.encoder(torch.cat([truth, last, truth - last, anchor], 1), embedded)[-1]
+        return self.pre_vq_conv(self.encoder_out(x, embedded)).movedim(1, -1)
 
-    def _encode(self, truth: Tensor, past: Tensor, action: Tensor) -> Tensor:
-        """Features (b, H, W, g*d) of a frame (b, c, h, w) and the state's pictures (b, p, c, h, w)."""
-        last, anchor = past[:, LAST], past[:, ANCHOR]
-        x = self.encoder(torch.cat([truth, last, truth - last, anchor], 1), action)[-1]
-        return self.pre_vq_conv(self.encoder_out(x, action)).movedim(1, -1)
-
-    def _compose(self, features: Tensor, past: Tensor, action: Tensor) -> Tensor:
-        """The frame (b, c, h, w), float, of codes' vectors (b, H, W, g*d) and the state's pictures."""
-        *skips, x = self.past(past.flatten(1, 2), action)
-        x = x + self.post_vq_conv(features.to(x.dtype).movedim(-1, 1))
+    def _compose(self, features: Tensor, state: Tensor, action: Tensor) -> Tensor:
+        """The next picture (b, c, h, w), float, from the vectors (b, H, W, g*d) of its codes."""
+        dtype = self.post_vq_conv.weight.dtype
+        past, embedded = to_float(state, dtype).movedim(-1, -3), self._embed(action)
+        *skips, x = self.past(past.flatten(1, 2), embedded)
+        x = x + self.post_vq_conv(features.to(dtype).movedim(-1, 1))
         for block in self.decoder_in:
-            x = block(x, action)
-        out = self.decoder(x, skips, action)
+            x = block(x, embedded)
+        out = self.decoder(x, skips, embedded)
         out = out.to(torch.promote_types(out.dtype, torch.float32))  # a bfloat16 pixel has 8 bits, a flow fewer
         flow, masks, new = out.split((2, 3, self.config.channels), dim=1)
         flow, masks = self.config.max_flow * torch.tanh(flow / self.config.max_flow), masks.softmax(1)
-        moved = _warp(past[:, LAST].to(out.dtype), flow, self.grid.to(out.dtype))
-        return masks[:, :1] * moved + masks[:, 1:2] * past[:, ANCHOR] + masks[:, 2:] * new
+        last, anchor = (to_float(state[:, i], out.dtype).movedim(-1, 1) for i in (LAST, ANCHOR))
+        moved = _warp(last, flow, self.grid.to(out.dtype))
+        return masks[:, :1] * moved + masks[:, 1:2] * anchor + masks[:, 2:] * new
 
     def _advance(self, codes: Tensor, action: Tensor, memory: Memory) -> Tensor:
         """The next frame (b, h, w, c), uint8, which becomes the last one of the state."""
         state = memory[self]
-        frame = _bytes(self._compose(self.quantizer.embed(codes), self._pictures(state), self._embed(action)))
+        frame = _bytes(self._compose(self.quantizer.embed(codes), state, action))
         memory[self] = _next(state, frame)
         return frame
+
+    def _check_frames(self, frames: Tensor) -> None:
+        wanted = (*self.config.frame_size, self.config.channels)
+        if frames.dim() != 5 or tuple(frames.shape[2:]) != wanted:
+            raise UserError(
+                f"this VQ-VAE takes frames of (batch, time, {', '.join(map(str, wanted))}), not {tuple(frames.shape)}; "
+                "record or resize the data to that shape, or train a VQ-VAE for this one"
+            )
+
+    def _check_actions(self, like: Tensor, actions: Tensor | None) -> Tensor:
+        """The actions (b, t, a) of frames or codes (b, t, ...); for data without actions empty ones."""
+        if not self.config.action_dim:
+            return like.new_zeros(*like.shape[:2], 0)
+        wanted = (*like.shape[:2], self.config.action_dim)
+        if actions is None or tuple(actions.shape) != wanted:
+            given = "none" if actions is None else str(tuple(actions.shape))
+            raise UserError(
+                f"this VQ-VAE takes encoded actions of shape {wanted}, not {given}; give the action that led into each "
+                "frame"
+            )
+        return actions
 
 
 def _bytes(picture: Tensor) -> Tensor:

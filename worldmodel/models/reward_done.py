@@ -12,6 +12,7 @@ takes the frame's codes, the actions that led into it, and the previous game var
   before it: from the hidden state, the action and the variables. ViZDoom renders no image of a death but repeats the
   previous frame. A model that gets that frame learns to detect the repetition, which a dream samples too rarely. Hits
   are also predicted better from the past than from a generated frame, perhaps for the same reason.
+* `image_channels`. Codes of a recurrent VQ-VAE say what changes, so the model also takes the reconstruction.
 * `n_stacked_frames`. Convolutions over the last latent frames show the model where things are moving. A linear layer
   over all codes of one frame cannot: it would have to learn the same motion separately at every position.
 
@@ -27,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worldmodel.models.image_encoder import ImageEncoder
 from worldmodel.models.layers import Conv, Memory
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.settings import AboveZero, Channels, Count, Pixels, Settings
@@ -66,8 +68,17 @@ class OutcomeConfig(Settings):
     """Width of the GRU."""
     predict_from_past: bool = False
     """Predict termination and changes of variables before their frame, for engines that do not render them."""
+    frame_shape: tuple[Pixels, Pixels, Channels] = (64, 64, 3)
+    """Height, width and channels of a frame."""
+    image_channels: Count = 0
+    """Channels of the features of the reconstruction that a small CNN adds to the codes of each place; 0 for none."""
     n_stacked_frames: Count = 0
     """Number of last latent frames that convolutions take as input; 0 for a linear layer over the newest one."""
+
+    @property
+    def place_dim(self) -> int:
+        """Length of the vector of each place of a frame."""
+        return self.n_codebooks * self.embedding_dim + self.image_channels
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,7 +112,7 @@ class FrameStackEncoder(nn.Module):
 
     def __init__(self, config: OutcomeConfig) -> None:
         super().__init__()
-        self.embed = nn.Linear(config.n_codebooks * config.embedding_dim, 32)
+        self.embed = nn.Linear(config.place_dim, 32)
         self.temporal_conv = Conv(32, 64, (config.n_stacked_frames, 3, 3), causal=True)
         self.spatial_conv = Conv(64, 32, (1, 3, 3), causal=True)
 
@@ -137,11 +148,11 @@ class OutcomeModel(nn.Module):
         self.register_buffer("variable_changes", changes, persistent=False)
         if config.n_stacked_frames:
             self.frame_stack = FrameStackEncoder(config)
-        inputs = (
-            config.latent_size[0]
-            * config.latent_size[1]
-            * (32 if config.n_stacked_frames else config.n_codebooks * config.embedding_dim)
-        )
+        inputs = config.latent_size[0] * config.latent_size[1] * (32 if config.n_stacked_frames else config.place_dim)
+        if config.image_channels:
+            *size, channels = config.frame_shape
+            dim = config.image_channels
+            self.image_encoder = ImageEncoder(channels, (size[0], size[1]), config.latent_size, dim, base=16)
         self.encoder = nn.Sequential(nn.Linear(inputs, width), nn.LayerNorm(width), nn.GELU())
         self.action_embedding = nn.Linear(max(1, config.condition_dim), width)
         self.variable_embedding = nn.Linear(max(1, config.n_variables), width)
@@ -158,6 +169,7 @@ class OutcomeModel(nn.Module):
         previous: Tensor,
         state: Tensor | None = None,
         memory: Memory | None = None,
+        images: Tensor | None = None,
     ) -> tuple[OutcomePrediction, Tensor]:
         """Predict the outcomes of latent frames.
 
@@ -167,12 +179,16 @@ class OutcomeModel(nn.Module):
             previous: Game variables before each frame (b, t, v).
             state: GRU state (1, b, width) after the frames before the first one; None at the start.
             memory: Past activations of the convolutions, updated in place; None if the clip is not continued.
+            images: Reconstruction of each latent frame (b, t, H, W, channels) uint8, for `image_channels`.
 
         Returns:
             The predictions, and the GRU state after the last frame.
         """
         codebook = torch.arange(codes.shape[-1], device=codes.device)
         vectors = self.codebook[codebook, codes].flatten(4)
+        if self.config.image_channels:
+            assert images is not None, "this model takes images"
+            vectors = torch.cat([vectors, self.image_encoder(images).to(vectors.dtype)], dim=-1)
         frame_features = self.encoder(
             (self.frame_stack(vectors, memory) if self.config.n_stacked_frames else vectors).flatten(2)
         )
@@ -221,7 +237,14 @@ class OutcomeModel(nn.Module):
         )
 
     def loss(
-        self, codes: Tensor, condition: Tensor, reward: Tensor, ended: Tensor, variables: Tensor, mask: Tensor
+        self,
+        codes: Tensor,
+        condition: Tensor,
+        reward: Tensor,
+        ended: Tensor,
+        variables: Tensor,
+        mask: Tensor,
+        images: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The training loss: squared error of the scaled reward plus cross entropies of termination and changes.
 
@@ -234,12 +257,13 @@ class OutcomeModel(nn.Module):
             ended: Whether the episode terminated at the row, (b, t) bool.
             variables: Game variables (b, t, v).
             mask: Rows that count, (b, t) bool; the others are padding.
+            images: As in `forward`.
 
         Returns:
             Scalars: "loss" and its parts.
         """
         previous = previous_variables(variables)
-        out, _ = self(codes, condition, previous)
+        out, _ = self(codes, condition, previous, images=images)
         predicted_reward = out.reward.gather(-1, ended.long()[..., None])[..., 0]
         done_loss = F.binary_cross_entropy_with_logits(out.done_logit, ended.to(out.done_logit.dtype), reduction="none")
         parts = {"reward": ((predicted_reward - reward) / self.config.reward_rms).square(), "done": done_loss}

@@ -43,7 +43,7 @@ class StepContext(NamedTuple):
     final_modulation: Modulation | None
     """Bias and gain of the last conditional norm."""
     position_embeddings: Tensor
-    """(t or 1, n, width) position embeddings."""
+    """(t or 1, n, width) position embeddings, or (b, t, n, width) with the features of images added."""
     rotary: Tensor | None
     """(2, t*n or 1, d) rotary embedding of each position's time; None for absolute time."""
     past_mask: Tensor | None = None

@@ -52,8 +52,8 @@ class VQVAESettings(Settings):
     window: Positive = 4
     """stream mode: attention span in time, in latent frames, the current one included."""
     past_frames: Count = 0
-    """stream mode: number of earlier reconstructions that encoder and decoder receive (a `RecurrentVQVAE`); 0 for the
-    paper's VQ-VAE."""
+    """stream mode: number of last reconstructions that the decoder receives (a `RecurrentVQVAE`); 0 for the VQ-VAE of
+    the paper."""
     max_flow: AboveZero = 6.0
     """past_frames: largest distance by which the decoder moves the last reconstruction, in pixels."""
     worst_pixels_weight: NotNegative = 1.0
@@ -110,10 +110,30 @@ class VQVAESettings(Settings):
                 f"downsample_channels = {self.downsample_channels} has {len(self.downsample_channels)} entries; give "
                 f"one for each of the first {depth - 1} strided convolutions"
             )
+        if self.past_frames:
+            self._check_recurrent()
         if self.attention and self.hidden_channels % self.n_heads:
             raise UserError(
                 f"hidden_channels = {self.hidden_channels} cannot be divided among {self.n_heads} heads; choose a "
                 "multiple"
+            )
+
+    def _check_recurrent(self) -> None:
+        time, height, width = self.stride
+        if self.mode != "stream" or time != 1:
+            raise UserError(
+                f"past_frames = {self.past_frames} needs mode = stream and a time stride of 1, because each frame is "
+                "decoded from the frames before it"
+            )
+        if height != width or height < 2 or height & (height - 1):
+            raise UserError(
+                f"past_frames = {self.past_frames} needs a stride of 2, 4, 8 or another power of two in height and "
+                f"width, not {height} and {width}"
+            )
+        if any(n % 8 for n in (*self.downsample_channels, self.hidden_channels)):
+            raise UserError(
+                f"past_frames = {self.past_frames} needs downsample_channels and hidden_channels that are multiples of "
+                "8, the number of groups of their norms"
             )
 
     @property
@@ -133,7 +153,9 @@ class VQVAEConfig(VQVAESettings):
     """Everything that a VQ-VAE is built from."""
 
     action_dim: Count = 0
-    """past_frames: numbers of an encoded action."""
+    """past_frames: length of an encoded action; 0 for data without actions."""
+    action_scale: tuple[AboveZero, ...] = ()
+    """past_frames: divisor of each number of an action; empty for one-hot actions, which are not scaled."""
     data_variance: AboveZero = 0.06
     """Variance of pixels scaled to [-0.5, 0.5]; train/vqvae.py measures it."""
 
@@ -214,12 +236,13 @@ class VQVAE(nn.Module):
                 config.latent_shape[1:] if causal else config.latent_shape, hidden
             )
 
-    def encode(self, frames: Tensor, memory: Memory | None = None) -> Tensor:
+    def encode(self, frames: Tensor, memory: Memory | None = None, actions: Tensor | None = None) -> Tensor:
         """Encode frames into codes.
 
         Args:
             frames: uint8 (b, t, h, w, c); t is a multiple of the time stride, or in paper mode `n_frames`.
             memory: stream mode: past activations, updated in place. The frames continue those of the last call.
+            actions: Ignored; a `RecurrentVQVAE` takes them.
 
         Returns:
             Codes (b, T, H, W, g), int64.
@@ -236,17 +259,33 @@ class VQVAE(nn.Module):
             memory[self.quantizer] = codes[:, -1]
         return codes
 
-    def decode(self, codes: Tensor, memory: Memory | None = None) -> Tensor:
+    def decode(self, codes: Tensor, memory: Memory | None = None, actions: Tensor | None = None) -> Tensor:
         """Decode codes into frames.
 
         Args:
             codes: (b, T, H, W, g).
             memory: stream mode: past activations, updated in place. The codes continue those of the last call.
+            actions: Ignored; a `RecurrentVQVAE` takes them.
 
         Returns:
             Frames (b, t, h, w, c), floats around [-0.5, 0.5]; see `to_uint8`.
         """
         return self._decode_features(self.quantizer.embed(codes), memory)
+
+    def reconstruct(
+        self, frames: Tensor, memory: Memory | None = None, actions: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Encode frames and decode them again; arguments as in `encode`.
+
+        Returns:
+            Codes (b, T, H, W, g), and frames (b, t, h, w, c) uint8.
+        """
+        codes = self.encode(frames, memory)
+        return codes, to_uint8(self.decode(codes, memory))
+
+    def dream_parts(self) -> tuple[nn.Module, ...]:
+        """The parts that run in every step of a dream, which may be cast to bfloat16."""
+        return self.post_vq_conv, self.decoder, self.upsample
 
     def forward(self, frames: Tensor) -> dict[str, Tensor]:
         """The training loss of a batch of clips.

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from worldmodel.data.clips import RECONSTRUCTION, read_windows
 from worldmodel.data.prior_dataset import condition_scale
 from worldmodel.data.store import Store, open_tokens
-from worldmodel.models.loading import load_vqvae
+from worldmodel.models.loading import AnyVQVAE, load_vqvae
 from worldmodel.models.reward_done import OutcomeConfig, OutcomeModel
-from worldmodel.models.vqvae import VQVAE
 from worldmodel.training.trainer import Batch, TrainerConfig, eval_mode, fit
 from worldmodel.utils.checkpoint import check_vqvae
 from worldmodel.utils.errors import UserError
@@ -22,6 +22,8 @@ from worldmodel.utils.settings import Channels, Count, Positive
 
 TARGETS = ("condition", "reward", "done", "variables")
 """Arrays that the model is trained on, in addition to codes."""
+IMAGE_CHANNELS = 32
+"""Channels of the features of reconstructions, for the codes of a recurrent VQ-VAE."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +56,14 @@ class EpisodeWindows:
     """
 
     def __init__(self, store: Store, split: str, length: int) -> None:
-        episodes = [store.read_episode(i) for i in store.episode_indices(split)]
-        self.length = length
-        self.rows = {name: np.concatenate([e[name] for e in episodes]) for name in store.array_names}
+        bounds = [store.episode_bounds(i) for i in store.episode_indices(split)]
+        self.store, self.length = store, length
+        self.rows = {name: np.concatenate([store.read(name, a, b) for a, b in bounds]) for name in ("codes", *TARGETS)}
         self.rows["codes"] = self.rows["codes"].astype(np.int32)  # torch does not index with uint16
-        sizes = [len(e["codes"]) for e in episodes]
+        sizes = [b - a for a, b in bounds]
         self.episode_stop = np.repeat(np.cumsum(sizes), sizes)
         """For each row, the row after the last one of its episode."""
+        self.store_row = np.concatenate([np.arange(a, b) for a, b in bounds])
 
     def variable_changes(self, most: int = 64) -> tuple[tuple[float, ...], ...]:
         """Changes of each game variable from row to row.
@@ -84,10 +87,14 @@ class EpisodeWindows:
         start = rng.integers(len(self.episode_stop), size=(n, 1))
         index = start + np.arange(self.length)
         within = np.minimum(index, self.episode_stop[start] - 1)
-        return {name: rows[within] for name, rows in self.rows.items()} | {"mask": index < self.episode_stop[start]}
+        sample = {name: rows[within] for name, rows in self.rows.items()} | {"mask": index < self.episode_stop[start]}
+        if RECONSTRUCTION in self.store.array_names:
+            images = read_windows(self.store, RECONSTRUCTION, self.store_row[within].ravel(), 1)[:, 0]
+            sample["images"] = images.reshape(*within.shape, *images.shape[1:])
+        return sample
 
 
-def configure(args: OutcomeStage, store: Store, vqvae: VQVAE, train: EpisodeWindows) -> OutcomeConfig:
+def configure(args: OutcomeStage, store: Store, vqvae: AnyVQVAE, train: EpisodeWindows) -> OutcomeConfig:
     """The config of the outcome model: sizes from the VQ-VAE, statistics from the training split."""
     v, variables = vqvae.config, train.rows["variables"]
     return OutcomeConfig(
@@ -105,6 +112,8 @@ def configure(args: OutcomeStage, store: Store, vqvae: VQVAE, train: EpisodeWind
         variable_high=tuple(variables.max(0).tolist()),
         reward_rms=float(np.sqrt(np.square(train.rows["reward"]).mean())) or 1.0,
         hidden_dim=args.hidden_dim,
+        frame_shape=(*v.frame_size, v.channels),
+        image_channels=IMAGE_CHANNELS if v.past_frames else 0,
         predict_from_past=args.predict_from_past,
         n_stacked_frames=args.n_stacked_frames,
     )
@@ -132,7 +141,8 @@ def train_outcome(args: OutcomeStage) -> None:
     model = OutcomeModel(configure(args, store, vqvae, train), vqvae.quantizer.embedding).to(args.device)
 
     def loss(batch: Batch) -> dict[str, Tensor]:
-        return model.loss(*(batch[name] for name in ("codes", *TARGETS, "mask")))
+        codes, condition, reward, done, variables, mask = (batch[name] for name in ("codes", *TARGETS, "mask"))
+        return model.loss(codes, condition, reward, done, variables, mask, batch.get("images"))
 
     held = valid.sample(np.random.default_rng(0), args.n_eval_clips)
     batch = {name: torch.from_numpy(array).to(args.device) for name, array in held.items()}

@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from worldmodel.data.prior_dataset import PriorBatch, PriorDataset, condition_scale, encode_cond_frames, to_batch
+from worldmodel.data.prior_dataset import PriorBatch, PriorDataset, batch_features, condition_scale, to_batch
 from worldmodel.data.store import open_frame_store, open_tokens
-from worldmodel.generation.generate import generate
-from worldmodel.models.loading import load_vqvae
+from worldmodel.generation.generate import decode_clips, generate_video
+from worldmodel.models.loading import AnyVQVAE, load_vqvae
 from worldmodel.models.prior import Prior
 from worldmodel.models.prior_config import Conditioning, PriorConfig, PriorSettings
-from worldmodel.models.vqvae import VQVAE, to_uint8
 from worldmodel.training.trainer import Batch, TrainerConfig, eval_mode, fit
 from worldmodel.utils.checkpoint import check_vqvae, load_weights, read_header, weights_digest
 from worldmodel.utils.errors import UserError
@@ -60,7 +59,7 @@ class PriorStage(StageArgs):
     """Folder of a prior of the same sizes whose weights to start from; by default random weights."""
 
 
-def configure(args: PriorStage, vqvae: VQVAE, action_dim: int, n_classes: int = 0) -> PriorConfig:
+def configure(args: PriorStage, vqvae: AnyVQVAE, action_dim: int, n_classes: int = 0) -> PriorConfig:
     """The config of the prior for a VQ-VAE.
 
     Args:
@@ -80,6 +79,13 @@ def configure(args: PriorStage, vqvae: VQVAE, action_dim: int, n_classes: int = 
     for name, asked, there in (("actions", args.actions, action_dim), ("classes", args.classes, n_classes)):
         if asked and not there:
             raise UserError(f"{args.run} was recorded without {name}; train without --{name}")
+    if args.model.image_input and not v.past_frames:
+        raise UserError(
+            f"{args.run / 'vqvae'} is not a recurrent VQ-VAE, so its codes have no reconstructions beside them; leave "
+            "--model.image-input out"
+        )
+    if v.action_dim and not args.actions:
+        raise UserError(f"{args.run / 'vqvae'} decodes frames with the help of actions; add --actions")
     frames = v.latent_shape[0] if clip else args.n_latent_frames
     actions = (v.n_frames - (not args.every_action) if clip else v.stride[0]) * action_dim * args.actions
     n_classes *= args.classes
@@ -98,7 +104,7 @@ def configure(args: PriorStage, vqvae: VQVAE, action_dim: int, n_classes: int = 
 
 
 def evaluate(
-    prior: Prior, vqvae: VQVAE, heldout_batch: PriorBatch, fps: float, writer: SummaryWriter, step: int
+    prior: Prior, vqvae: AnyVQVAE, heldout_batch: PriorBatch, fps: float, writer: SummaryWriter, step: int
 ) -> None:
     """Log bits per code of held-out clips, and a video of clips sampled under their conditions."""
 
@@ -106,7 +112,7 @@ def evaluate(
         losses = []
         for part in torch.arange(len(heldout_batch.codes), device=heldout_batch.codes.device).split(8):
             batch, other = heldout_batch[part], heldout_batch[(part + shuffled) % len(heldout_batch.codes)]
-            losses.append(prior.loss(batch.codes, other.condition, encode_cond_frames(prior, batch)))
+            losses.append(prior.loss(batch.codes, other.condition, batch_features(prior, batch)))
         return torch.cat(losses).mean().item() / math.log(2)
 
     with eval_mode(prior):
@@ -116,8 +122,8 @@ def evaluate(
         few, frames = heldout_batch[:4], heldout_batch.codes.shape[1]
         known = 0 if prior.config.mode == "paper" else frames // 4
         generator = torch.Generator().manual_seed(0)
-        drawn = generate(prior, few.codes[:, :known], frames, generator, few.condition, encode_cond_frames(prior, few))
-        videos = [to_uint8(vqvae.decode(c)).cpu().numpy() for c in (few.codes, drawn)]
+        sampled = generate_video(vqvae, prior, few, known, frames, generator)
+        videos = [video.cpu().numpy() for video in (decode_clips(vqvae, few), sampled)]
         add_video(writer, "held_out/truth_and_sample", upscale(side_by_side(videos), 2), step, fps)
 
 
@@ -146,7 +152,7 @@ def train_prior(args: PriorStage) -> None:
 
     def loss(arrays: Batch) -> dict[str, Tensor]:
         given = to_batch(arrays)
-        value = prior.loss(given.codes, given.condition, encode_cond_frames(prior, given)).mean()
+        value = prior.loss(given.codes, given.condition, batch_features(prior, given)).mean()
         return {"loss": value, "bits_per_dim": value.detach() / math.log(2)}
 
     held = valid.fixed_sample(min(args.n_eval_clips, len(valid))).to(args.device)

@@ -11,6 +11,9 @@ one another. Row t describes latent frame t and what led into it:
     label, split  class and split of the episode
     frame_row     row of its first frame in the store of frames, where a prior finds its conditioning frames; left out
                   if there are several stores
+    reconstruction
+                  (H, W, channels) uint8, what the decoder of a recurrent VQ-VAE made of it; its first one of an episode
+                  is the frame itself, which is given
 
 Arrays that were not recorded are left out: a store of videos may have frames only.
 
@@ -29,14 +32,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from worldmodel.data.clips import Clips
+from worldmodel.data.clips import RECONSTRUCTION, Clips, read_state, read_windows
 from worldmodel.data.env_spec import EnvSpec
 from worldmodel.data.store import Store
 from worldmodel.data.writer import StoreWriter
 from worldmodel.generation.dream import CONTEXTS_FILE, Context
 from worldmodel.models.layers import Memory
-from worldmodel.models.loading import load_vqvae
-from worldmodel.models.vqvae import VQVAE
+from worldmodel.models.loading import AnyVQVAE, load_vqvae
 from worldmodel.utils.checkpoint import codes_digest
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.lock import folder_lock
@@ -66,7 +68,7 @@ class TokensStage(StageArgs):
     """Number of latent frames of a starting context."""
 
 
-def clip_starts(model: VQVAE, rows: int, clip_stride: int) -> list[int]:
+def clip_starts(model: AnyVQVAE, rows: int, clip_stride: int) -> list[int]:
     """First frames of the segments of an episode that are encoded: 0 in stream mode, else the starts of its clips.
 
     Args:
@@ -78,21 +80,29 @@ def clip_starts(model: VQVAE, rows: int, clip_stride: int) -> list[int]:
 
 
 @torch.no_grad()
-def encode_frames(model: VQVAE, frames: np.ndarray, chunk: int = 64) -> np.ndarray:
+def encode_frames(
+    model: AnyVQVAE, frames: np.ndarray, actions: np.ndarray | None = None, chunk: int = 64
+) -> dict[str, np.ndarray]:
     """Encode a segment of an episode: in stream mode chunk by chunk, in paper mode at once.
 
     Args:
         model: The VQ-VAE.
         frames: uint8 (t*s, H, W, channels).
+        actions: The encoded action that led into each frame (t*s, a), for a recurrent VQ-VAE.
         chunk: Latent frames that are encoded at a time.
 
     Returns:
-        Codes (t, h, w, g) uint16.
+        "codes" (t, h, w, g) uint16, and of a recurrent VQ-VAE the "reconstruction" (t, H, W, channels) uint8.
     """
     device, memory = model.pre_vq_conv.weight.device, Memory() if model.config.causal else None
     parts = torch.from_numpy(frames).split(chunk * model.config.stride[0])
-    codes = [model.encode(part[None].to(device), memory)[0].cpu() for part in parts]
-    return torch.cat(codes).numpy().astype(np.uint16)
+    if not model.config.past_frames:
+        codes = [model.encode(part[None].to(device), memory)[0].cpu() for part in parts]
+        return {"codes": torch.cat(codes).numpy().astype(np.uint16)}
+    led = [None] * len(parts) if actions is None else torch.from_numpy(actions)[None].to(device).split(chunk, 1)
+    pairs = [model.reconstruct(part[None].to(device), memory, a) for part, a in zip(parts, led, strict=True)]
+    found, seen = (torch.cat(tensors, dim=1)[0].cpu().numpy() for tensors in zip(*pairs, strict=True))
+    return {"codes": found.astype(np.uint16), RECONSTRUCTION: seen}
 
 
 def actions_into(env_spec: EnvSpec, actions: np.ndarray) -> np.ndarray:
@@ -139,7 +149,7 @@ def latent_rows(episode: dict[str, np.ndarray], start: int, stop: int, stride: i
 
 
 def encode_episode(
-    model: VQVAE, env_spec: EnvSpec, episode: dict[str, np.ndarray], clip_stride: int, first: int = 0
+    model: AnyVQVAE, env_spec: EnvSpec, episode: dict[str, np.ndarray], clip_stride: int, first: int = 0
 ) -> Iterator[dict[str, np.ndarray]]:
     """Encode an episode.
 
@@ -160,21 +170,24 @@ def encode_episode(
     if missing:  # repeat the last frame until its latent frame is full, so that the end of the episode is not lost
         last = {name: array[-1:].repeat(missing, axis=0) for name, array in episode.items()}
         episode = {name: np.concatenate([array, last[name]]) for name, array in episode.items()}
-    rows = len(episode["frames"])
-    for start in clip_starts(model, rows, clip_stride):
-        stop = rows if model.config.causal else start + model.config.n_frames
-        codes, row = encode_frames(model, episode["frames"][start:stop]), first + np.arange(start, stop, stride)
-        yield {"codes": codes, "frame_row": row} | latent_rows(episode, start, stop, stride)
+    n_frames = len(episode["frames"])
+    for start in clip_starts(model, n_frames, clip_stride):
+        stop = n_frames if model.config.causal else start + model.config.n_frames
+        led = episode["led"][start:stop] if "led" in episode else None
+        encoded = encode_frames(model, episode["frames"][start:stop], led)
+        rows = {"frame_row": first + np.arange(start, stop, stride)} | latent_rows(episode, start, stop, stride)
+        yield encoded | rows
 
 
-def rows_before_ends(episodes: list[dict[str, np.ndarray]], context: int) -> list[tuple[dict[str, np.ndarray], int]]:
-    """In random order: episodes that terminated, each with a row that a context of that length can end before."""
-    ended = [e for e in episodes if "done" in e and e["done"][-1]]
-    places = [(e, t) for e in ended for t in range(max(context, len(e["codes"]) - MAX_BEFORE_END), len(e["codes"]))]
+def rows_before_ends(tokens: Store, episodes: np.ndarray, first: int, context: int) -> list[tuple[int, int]]:
+    """In random order: episodes that terminated, each with a start of a context that ends shortly before its end."""
+    bounds = [tokens.episode_bounds(i) for i in episodes]
+    ended = [(i, b - a) for i, (a, b) in zip(episodes, bounds, strict=True) if tokens.read("done", b - 1, b)[0]]
+    places = [(i, t - context) for i, n in ended for t in range(max(first + context, n - MAX_BEFORE_END), n)]
     return [places[i] for i in np.random.default_rng(0).permutation(len(places))]
 
 
-def make_contexts(tokens: Store, args: TokensStage) -> Context:
+def make_contexts(tokens: Store, args: TokensStage, past_frames: int) -> Context:
     """Choose the starting contexts of dreams: starts of episodes, contexts before ends, then clips from anywhere.
 
     Each context is chosen once, so there may be fewer than `n_contexts`.
@@ -182,32 +195,41 @@ def make_contexts(tokens: Store, args: TokensStage) -> Context:
     Args:
         tokens: The store of codes.
         args: Settings of the stage.
+        past_frames: As in the VQ-VAE's config.
 
     Raises:
         UserError: If no episode of the split is long enough.
     """
-    episodes = [tokens.read_episode(i) for i in tokens.episode_indices(args.split)]
-    if (longest := max(len(e["codes"]) for e in episodes)) < args.context_frames:
+    episodes, t, names = tokens.episode_indices(args.split), args.context_frames, ("codes", "condition", "variables")
+    first = int(past_frames > 0)  # the row that has nothing before it
+    sizes = [b - a for a, b in (tokens.episode_bounds(i) for i in episodes)]
+    if (longest := max(sizes) - first) < t:
         some = f"no {args.split} episode of {tokens.path}"
         raise UserError(f"{some} has more than {longest} latent frames; lower --context-frames")
-    every, names = Clips(tokens, args.split, args.context_frames), ("codes", "condition", "variables")
-    starts = [
-        {n: e[n][: args.context_frames] for n in names} for e in episodes if len(e["codes"]) >= args.context_frames
-    ]
     near = round(args.before_end_fraction * args.n_contexts)
-    places = rows_before_ends(episodes, args.context_frames) if near else []
-    before = [{n: e[n][t - args.context_frames : t] for n in names} for e, t in places]
-    clips = every.fixed_sample(min(2 * args.n_contexts, len(every)))
-    anywhere = [{n: clips[n][k] for n in names} for k in range(len(clips["codes"]))]
-    distinct = lambda rows: list({row["codes"].tobytes(): row for row in rows}.values())  # noqa: E731
+    starts = [(i, first) for i, n in zip(episodes, sizes, strict=True) if n >= first + t]
+    before = rows_before_ends(tokens, episodes, first, t) if near and "done" in tokens.array_names else []
+    clips = Clips(tokens, args.split, t, ["codes"])
+    anywhere = clips.fixed_sample(min(2 * args.n_contexts, len(clips)))
+
+    def distinct(places: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        rows = [tokens.episode_bounds(i)[0] + start for i, start in places]
+        codes = list(read_windows(tokens, "codes", np.array(rows), t)) if rows else []
+        return list({c.tobytes(): place for c, place in zip(codes, places, strict=True)}.values())
+
     before = distinct(before)[:near]
-    chosen = distinct(distinct(starts)[: (args.n_contexts - len(before)) // 2] + before + anywhere)[: args.n_contexts]
-    rows = {n: np.stack([row[n] for row in chosen]) for n in names}
-    rows["codes"] = rows["codes"].astype(np.int32)
-    return Context(**{n: torch.from_numpy(array) for n, array in rows.items()})
+    chosen = distinct(starts)[: (args.n_contexts - len(before)) // 2] + before
+    chosen = distinct(chosen + list(zip(anywhere["episode"], anywhere["start"], strict=True)))[: args.n_contexts]
+    start = np.array([start for _, start in chosen])
+    rows = start + np.array([tokens.episode_bounds(i)[0] for i, _ in chosen])
+    arrays = {name: read_windows(tokens, name, rows, t) for name in names}
+    arrays["codes"] = arrays["codes"].astype(np.int32)
+    if past_frames:
+        arrays["state"] = read_state(tokens, rows, start, past_frames)
+    return Context(**{name: torch.from_numpy(array) for name, array in arrays.items()})
 
 
-def write(args: TokensStage, stores: list[Store], model: VQVAE, weights: str) -> None:
+def write(args: TokensStage, stores: list[Store], model: AnyVQVAE, weights: str) -> None:
     """Encode the episodes that the store of codes does not have yet.
 
     Args:
@@ -268,7 +290,7 @@ def encode_tokens(args: TokensStage) -> None:
         if missing := [name for name in ("condition", "variables") if name not in tokens.array_names]:
             print(f"no contexts for a dream to start from: {tokens.path} has no {missing[0]}")
         elif model.config.causal:
-            make_contexts(tokens, args).save(args.run / CONTEXTS_FILE, weights)
+            make_contexts(tokens, args, model.config.past_frames).save(args.run / CONTEXTS_FILE, weights)
     print(
         f"tokens: {args.run / 'tokens.zarr'} with {len(tokens.episode_ends)} episodes, {tokens.n_rows:,} latent frames"
     )

@@ -6,7 +6,6 @@ train/vqvae.py and rollout/ablate.py both run it. It is in the library because n
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,14 @@ from torch.utils.tensorboard import SummaryWriter
 
 from worldmodel.data.clips import Clips
 from worldmodel.data.env_spec import EnvSpec
+from worldmodel.data.prior_dataset import condition_scale
 from worldmodel.data.store import Store
 from worldmodel.data.streams import Streams
 from worldmodel.metrics.frames import nmse, psnr
-from worldmodel.models.layers import Memory
-from worldmodel.models.loading import load_vqvae
+from worldmodel.models.loading import AnyVQVAE, load_vqvae
 from worldmodel.models.quantizer import codebook_usage
 from worldmodel.models.recurrent_vqvae import RecurrentVQVAE
-from worldmodel.models.vqvae import VQVAE, VQVAEConfig, VQVAESettings, to_uint8
+from worldmodel.models.vqvae import VQVAE, VQVAEConfig, VQVAESettings
 from worldmodel.training.trainer import Batch, TrainerConfig, eval_mode, fit
 from worldmodel.utils.checkpoint import weights_digest
 from worldmodel.utils.errors import UserError
@@ -52,7 +51,7 @@ class VQVAEStage(StageArgs):
     such as several smaller codebooks with the same total dimension."""
 
 
-def init_model_from(folder: Path, model: VQVAE | RecurrentVQVAE) -> dict[str, str]:
+def init_model_from(folder: Path, model: AnyVQVAE) -> dict[str, str]:
     """Initialize a model from the weights of another; a codebook of another shape is initialized from data.
 
     Args:
@@ -83,41 +82,37 @@ def pixel_variance(clips: Clips, seed: int = 0, n: int = 256) -> float:
     return float(np.var(frames / np.float32(255), dtype=np.float64))
 
 
-def evaluate(model: VQVAE, frames: torch.Tensor, fps: float, writer: SummaryWriter, step: int) -> None:
-    """Log the reconstruction of held-out clips (b, t, h, w, c): NMSE, PSNR, codebook usage and a video."""
-    with eval_mode(model):
-        codes = torch.cat([model.encode(part) for part in frames.split(8)])
-        decoded = torch.cat([to_uint8(model.decode(part)) for part in codes.split(8)]).cpu().numpy()
-    truth = frames.cpu().numpy()
-    writer.add_scalar("held_out/nmse", nmse(decoded, truth, model.config.data_variance).mean(), step)
-    writer.add_scalar("held_out/psnr", psnr(decoded, truth).mean(), step)
-    for name, value in codebook_usage(codes, model.config.n_codes).items():
-        writer.add_scalar(f"held_out/{name}", value, step)
-    writer.add_scalar("held_out/codes_kept", (codes[:, 1:] == codes[:, :-1]).float().mean(), step)
-    video = upscale(side_by_side([truth[:4], decoded[:4]]), 2)
-    add_video(writer, "held_out/truth_and_reconstruction", video, step, fps)
-
-
 @torch.no_grad()
-def evaluate_stream(
-    model: RecurrentVQVAE, arrays: dict[str, np.ndarray], fps: float, writer: SummaryWriter, step: int
-) -> None:
-    """Held-out windows in closed loop: the first frame is given, all others are made of reconstructions."""
-    frames, actions = (torch.from_numpy(arrays[name]).to(model.grid.device) for name in ("frames", "actions"))
+def evaluate(model: AnyVQVAE, clips: dict[str, Tensor], fps: float, writer: SummaryWriter, step: int) -> None:
+    """Log the reconstruction of held-out clips: NMSE, PSNR, codebook usage and a video.
+
+    A recurrent VQ-VAE is given the first frame, and makes the others from its own reconstructions. Its PSNR is that of
+    the next frame and that of the last one, which show whether errors add up.
+
+    Args:
+        model: The VQ-VAE.
+        clips: "frames" (b, t, h, w, c), for a recurrent VQ-VAE also "actions" (b, t, a).
+        fps: Frames per second of the video.
+        writer: Where to log.
+        step: Training step.
+    """
     with eval_mode(model):
-        memory: Memory = {model: model.start(frames[:, 0])}
-        codes = model.encode(frames[:, 1:], actions, memory)
-        decoded = model.decode(codes, actions, {model: model.start(frames[:, 0])}).cpu().numpy()
-    truth = arrays["frames"][:, 1:]
-    writer.add_scalar("held_out/nmse", nmse(decoded, truth, model.config.data_variance).mean(), step)
-    for ahead in (1, truth.shape[1]):
-        writer.add_scalar(f"held_out/psnr_{ahead}", psnr(decoded[:, ahead - 1], truth[:, ahead - 1]).mean(), step)
+        parts = zip(*(clips[name].split(8) for name in clips), strict=True)
+        pairs = [model.reconstruct(part[0], actions=part[-1]) for part in parts]
+    codes, decoded = (torch.cat(tensors).cpu() for tensors in zip(*pairs, strict=True))
+    seen, truth = decoded.numpy(), clips["frames"].cpu().numpy()
+    if recurrent := bool(model.config.past_frames):
+        codes, seen, truth = codes[:, 1:], seen[:, 1:], truth[:, 1:]
+    writer.add_scalar("held_out/nmse", nmse(seen, truth, model.config.data_variance).mean(), step)
+    by_frame = psnr(seen, truth)
+    writer.add_scalar("held_out/psnr", by_frame.mean(), step)
+    for ahead in (1, truth.shape[1]) if recurrent else ():
+        writer.add_scalar(f"held_out/psnr_{ahead}", by_frame[:, ahead - 1].mean(), step)
     for name, value in codebook_usage(codes, model.config.n_codes).items():
         writer.add_scalar(f"held_out/{name}", value, step)
     writer.add_scalar("held_out/codes_kept", (codes[:, 1:] == codes[:, :-1]).float().mean(), step)
-    add_video(
-        writer, "held_out/truth_and_reconstruction", upscale(side_by_side([truth[:4], decoded[:4]]), 2), step, fps
-    )
+    video = upscale(side_by_side([truth[:4], seen[:4]]), 2)
+    add_video(writer, "held_out/truth_and_reconstruction", video, step, fps)
 
 
 def train_vqvae(args: VQVAEStage) -> None:
@@ -136,7 +131,7 @@ def train_vqvae(args: VQVAEStage) -> None:
 
 
 def train_on_clips(args: VQVAEStage, store: Store) -> None:
-    """A VQ-VAE whose frames depend on no reconstruction: clips from anywhere."""
+    """Train the VQ-VAE of the paper, on clips from anywhere."""
     train, valid = (Clips(store, split, args.model.n_frames, ["frames"]) for split in ("train", "valid"))
     torch.manual_seed(args.trainer.seed)
     model = VQVAE(VQVAEConfig(**vars(args.model), data_variance=pixel_variance(train))).to(args.device)
@@ -145,49 +140,56 @@ def train_on_clips(args: VQVAEStage, store: Store) -> None:
         model,
         loss=lambda batch: model(batch["frames"]),
         sample=lambda rng, step: train.sample(rng, args.trainer.batch_size),
-        evaluate=lambda writer, step: evaluate(model, frames, store.env_spec.fps, writer, step),
+        evaluate=lambda writer, step: evaluate(model, {"frames": frames}, store.env_spec.fps, writer, step),
         **fit_settings(args, store, model),
     )
 
 
 def train_on_streams(args: VQVAEStage, store: Store) -> None:
-    """A recurrent VQ-VAE: lanes go through episodes from start to end, each from its own reconstructions."""
-    arrays = ["frames"] + ["action"] * ("action" in store.array_names)
+    """Train a recurrent VQ-VAE: lanes go through episodes from start to end, each from its own reconstructions."""
+    arrays, env_spec = ["frames"] + ["action"] * ("action" in store.array_names), store.env_spec
     train = Streams(store, "train", args.trainer.batch_size, args.model.n_frames, arrays, args.trainer.seed)
     valid = Clips(store, "valid", args.n_eval_frames, arrays)
-    encode = partial(encoded_actions, store.env_spec)
+    derived: dict[str, Any] = {"data_variance": pixel_variance(valid)}
+    if "action" in arrays:
+        some = env_spec.action.encode(train.read(0)["action"])
+        derived |= {"action_dim": env_spec.action.encoded_dim, "action_scale": condition_scale(env_spec, some)}
     torch.manual_seed(args.trainer.seed)
-    derived: dict[str, Any] = {"data_variance": pixel_variance(valid), "action_dim": store.env_spec.action.encoded_dim}
     model = RecurrentVQVAE(VQVAEConfig(**vars(args.model), **derived)).to(args.device)
     lanes = {"lanes": model.start(torch.from_numpy(train.read(0)["frames"][:, 0])).to(args.device)}
 
     def loss(batch: Batch) -> dict[str, Tensor]:
         frames, fresh = batch["frames"], batch["fresh"][:, None, None, None, None]
         state = torch.where(fresh, model.start(frames[:, 0]), lanes["lanes"][: len(frames)])
-        values, after = model(frames, batch["actions"], state)
+        values, after = model(frames, batch["actions"][:, 1:], state)
         return values | {"lanes": after}
 
-    held = valid.fixed_sample(min(args.n_eval_clips, len(valid)))
+    held = encode_actions(env_spec, valid.fixed_sample(min(args.n_eval_clips, len(valid))))
+    clips = {name: torch.from_numpy(held[name]).to(args.device) for name in ("frames", "actions")}
     fit(
         model,
         loss=loss,
-        sample=lambda rng, step: encode(train.read(step)),
-        evaluate=lambda writer, step: evaluate_stream(model, encode(held), store.env_spec.fps, writer, step),
+        sample=lambda rng, step: encode_actions(env_spec, train.read(step)),
+        evaluate=lambda writer, step: evaluate(model, clips, env_spec.fps, writer, step),
         state=lanes,
         **fit_settings(args, store, model),
     )
 
 
-def encoded_actions(env_spec: EnvSpec, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Rows (b, n + 1, ...) of a store, their actions as "actions" (b, n, a): those that lead into all but the first."""
-    frames = arrays["frames"]
-    none = np.zeros((len(frames), frames.shape[1] - 1, 0), np.float32)
-    actions = env_spec.action.encode(arrays["action"][:, :-1]) if "action" in arrays else none
-    return {"frames": frames, "actions": actions} | ({"fresh": arrays["fresh"]} if "fresh" in arrays else {})
+def encode_actions(env_spec: EnvSpec, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Add "actions" (b, t, a) to rows of a store (b, t, ...): the encoded action that led into each frame.
+
+    The first one is not known; it is zeros.
+    """
+    b, t = rows["frames"].shape[:2]
+    actions = np.zeros((b, t, env_spec.action.encoded_dim if "action" in rows else 0), np.float32)
+    if "action" in rows:
+        actions[:, 1:] = env_spec.action.encode(rows["action"][:, :-1])
+    return {name: rows[name] for name in ("frames", "fresh") if name in rows} | {"actions": actions}
 
 
-def fit_settings(args: VQVAEStage, store: Store, model: VQVAE | RecurrentVQVAE) -> dict[str, Any]:
-    """What both ways of training tell `fit`."""
+def fit_settings(args: VQVAEStage, store: Store, model: AnyVQVAE) -> dict[str, Any]:
+    """The arguments of `fit` that both kinds of VQ-VAE share."""
     init_settings = {} if args.init_from is None else init_model_from(args.init_from, model)
     settings = {"kind": "vqvae", "model": asdict(model.config), "env_spec": store.env_spec.to_json()} | init_settings
     return {"config": args.trainer, "out": args.run / "vqvae", "settings": settings, "restart": args.restart}

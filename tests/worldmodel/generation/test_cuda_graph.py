@@ -25,6 +25,11 @@ DEVICES = [
 ]
 
 
+@pytest.fixture(params=["toy_run", "recurrent_run"])
+def run(request: pytest.FixtureRequest) -> Path:
+    return request.getfixturevalue(request.param)
+
+
 def dreams(run: Path, device: str) -> tuple[Dream, Dream]:
     """One that steps kernel by kernel and one that replays."""
     plain, captured = (Dream.load(run, SamplingConfig(temperature=2.0), device) for _ in range(2))
@@ -44,9 +49,9 @@ def compare(plain: Dream, captured: Dream, a: DreamState, b: DreamState, actions
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_replayed_steps_are_the_plain_ones(toy_run: Path, device: str) -> None:
-    plain, captured = dreams(toy_run, device)
-    contexts, actions = Context.load(toy_run), np.random.default_rng(0).integers(3, size=(20, 3))
+def test_replayed_steps_are_the_plain_ones(run: Path, device: str) -> None:
+    plain, captured = dreams(run, device)
+    contexts, actions = Context.load(run), np.random.default_rng(0).integers(3, size=(20, 3))
     a, b = (dream.reset(contexts[:3], [1, 2, 3])[0] for dream in (plain, captured))
     assert b.kv_cache.is_full(), "the ring holds 3 frames, the context has 4"
     compare(plain, captured, a, b, actions[:9])
@@ -60,9 +65,9 @@ def test_replayed_steps_are_the_plain_ones(toy_run: Path, device: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_replay_leaves_other_lanes_and_what_it_gave_before_alone(toy_run: Path, device: str) -> None:
-    plain, captured = dreams(toy_run, device)
-    contexts, actions = Context.load(toy_run), np.random.default_rng(1).integers(3, size=(4, 2))
+def test_a_replay_leaves_other_lanes_and_what_it_gave_before_alone(run: Path, device: str) -> None:
+    plain, captured = dreams(run, device)
+    contexts, actions = Context.load(run), np.random.default_rng(1).integers(3, size=(4, 2))
     a, b = captured.reset(contexts[:2], [1, 2])[0], captured.reset(contexts[2:], [3, 4])[0]
     one, other = plain.reset(contexts[:2], [1, 2])[0], plain.reset(contexts[2:], [3, 4])[0]
     given, saved = captured.step(a, actions[0]), a.clone()
@@ -75,10 +80,11 @@ def test_a_replay_leaves_other_lanes_and_what_it_gave_before_alone(toy_run: Path
     assert not torch.equal(saved.kv_cache.kv[0], a.kv_cache.kv[0]), "a snapshot shares no buffer"
 
 
-def test_lanes_step_kernel_by_kernel_until_all_have_a_full_ring(toy_run: Path) -> None:
-    plain, captured = dreams(toy_run, "cpu")
-    contexts, actions = Context.load(toy_run), np.random.default_rng(2).integers(3, size=(4, 2))
-    short = Context(contexts.codes[:2, :2], contexts.condition[:2, :2], contexts.variables[:2, :2])
+def test_lanes_step_kernel_by_kernel_until_all_have_a_full_ring(run: Path) -> None:
+    plain, captured = dreams(run, "cpu")
+    contexts, actions = Context.load(run), np.random.default_rng(2).integers(3, size=(4, 2))
+    two = {name: getattr(contexts, name)[:2, :2] for name in ("codes", "condition", "variables")}
+    short = replace(contexts[:2], **two)
     a, b = (dream.reset(short, [1, 2])[0] for dream in (plain, captured))
     compare(plain, captured, a, b, actions[:1])
     assert not captured.cuda_graphs, "two frames of three, then three"
@@ -86,8 +92,8 @@ def test_lanes_step_kernel_by_kernel_until_all_have_a_full_ring(toy_run: Path) -
     assert len(captured.cuda_graphs) == 1
 
 
-def test_few_graphs_are_kept_and_each_has_its_own_sampling(toy_run: Path) -> None:
-    captured, contexts = dreams(toy_run, "cpu")[1], Context.load(toy_run)
+def test_few_graphs_are_kept_and_each_has_its_own_sampling(run: Path) -> None:
+    captured, contexts = dreams(run, "cpu")[1], Context.load(run)
     for lanes in (1, 2, 3, 4):
         captured.step(captured.reset(contexts[:lanes], list(range(lanes)))[0], np.zeros(lanes, int))
     captured.sampling = replace(captured.sampling, temperature=0)

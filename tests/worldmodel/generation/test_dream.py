@@ -18,10 +18,16 @@ from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import Precision
 
 
-@pytest.fixture(params=[0, 3], ids=["alone", "sight"])
-def dream(toy_run: Path, request: pytest.FixtureRequest) -> Dream:
-    """Of the toy world; or with an untrained outcome model of three frames, whose past is one more thing to keep."""
-    dream = Dream.load(toy_run)
+@pytest.fixture(params=["toy_run", "recurrent_run"])
+def run(request: pytest.FixtureRequest) -> Path:
+    """The toy world with a VQ-VAE of the paper and with a recurrent one."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(params=[0, 3], ids=["one frame", "stacked frames"])
+def dream(run: Path, request: pytest.FixtureRequest) -> Dream:
+    """As trained; or with an untrained outcome model of three frames, whose past is one more thing to keep."""
+    dream = Dream.load(run)
     if request.param:
         torch.manual_seed(0)
         config = replace(dream.outcome.config, n_stacked_frames=request.param, predict_from_past=True)
@@ -30,14 +36,22 @@ def dream(toy_run: Path, request: pytest.FixtureRequest) -> Dream:
 
 
 @pytest.fixture
-def contexts(toy_run: Path) -> Context:
-    return Context.load(toy_run)
+def contexts(run: Path) -> Context:
+    return Context.load(run)
 
 
 def double(dream: Dream) -> Dream:
     for model in (dream.vqvae, dream.prior, dream.outcome):
         model.double()
     return dream
+
+
+def to_double(contexts: Context) -> Context:
+    return replace(contexts, condition=contexts.condition.double(), variables=contexts.variables.double())
+
+
+def shorten(contexts: Context, n: int) -> Context:
+    return replace(contexts, **{name: getattr(contexts, name)[:, :n] for name in ("codes", "condition", "variables")})
 
 
 def play(dream: Dream, lanes: DreamState, actions: np.ndarray) -> list[torch.Tensor]:
@@ -67,7 +81,7 @@ def test_same_seed_same_dream_other_seed_another(dream: Dream, contexts: Context
 
 def test_a_lane_of_a_batch_is_the_same_lane_alone(dream: Dream, contexts: Context) -> None:
     dream = double(dream)
-    contexts = Context(contexts.codes, contexts.condition.double(), contexts.variables.double())
+    contexts = to_double(contexts)
     dream.sampling = SamplingConfig(temperature=2.0)
     actions = np.random.default_rng(0).integers(3, size=(8, 4))
     together = play(dream, dream.reset(contexts, [1, 2, 3, 4])[0], actions)
@@ -80,7 +94,7 @@ def test_a_lane_of_a_batch_is_the_same_lane_alone(dream: Dream, contexts: Contex
 
 def test_a_lane_can_begin_anew_among_others(dream: Dream, contexts: Context) -> None:
     dream = double(dream)
-    contexts = Context(contexts.codes, contexts.condition.double(), contexts.variables.double())
+    contexts = to_double(contexts)
     actions = np.random.default_rng(1).integers(3, size=(10, 2))
     lanes, *_ = dream.reset(contexts[:2], [1, 2])
     play(dream, lanes, actions[:5])
@@ -98,8 +112,8 @@ def test_a_lane_can_begin_anew_among_others(dream: Dream, contexts: Context) -> 
 def test_a_lane_of_a_longer_context_joins_lanes_of_a_shorter_one(dream: Dream, contexts: Context) -> None:
     """It keeps all of its past, which is longer than theirs."""
     dream = double(dream)
-    contexts = Context(contexts.codes, contexts.condition.double(), contexts.variables.double())
-    short = Context(contexts.codes[:2, :1], contexts.condition[:2, :1], contexts.variables[:2, :1])
+    contexts = to_double(contexts)
+    short = shorten(contexts[:2], 1)
     actions = np.random.default_rng(1).integers(3, size=(6, 2))
     lanes, *_ = dream.reset(short, [1, 2])
     undisturbed = lanes.clone()
@@ -124,9 +138,9 @@ def test_a_snapshot_is_untouched_by_what_follows(dream: Dream, contexts: Context
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_the_toy_world_is_dreamed_as_it_is(toy_run: Path, contexts: Context, precision: Precision) -> None:
+def test_the_toy_world_is_dreamed_as_it_is(run: Path, contexts: Context, precision: Precision) -> None:
     """The square goes where the actions push it, and the variable that names its column agrees."""
-    dream = Dream.load(toy_run, SamplingConfig(temperature=0), precision=precision)
+    dream = Dream.load(run, SamplingConfig(temperature=0), precision=precision)
     assert dream.prior.start_token.dtype == getattr(torch, precision)
     actions = np.random.default_rng(3).integers(3, size=(20, 4))
     lanes, frame, _ = dream.reset(contexts, [0, 1, 2, 3])
@@ -142,8 +156,11 @@ def test_contexts_of_ones_own(dream: Dream) -> None:
     frames = np.full((1, 4, 16, 16, 3), 40, np.uint8)
     frames[:, :, 4:12, 4:8] = (250, 200, 60)
     context = dream.encode_context(frames, np.zeros((1, 3), int), np.ones((1, 4, 1), np.float32))
-    assert context.condition[0, 0].tolist() == [0, 0, 0], "no action led into the first frame"
-    assert context.condition[0, 1].tolist() == [1, 0, 0]
+    recurrent = context.state is not None
+    assert len(context.condition[0]) == 3 if recurrent else 4
+    if not recurrent:  # a recurrent VQ-VAE is given the first frame
+        assert context.condition[0, 0].tolist() == [0, 0, 0], "no action led into the first frame"
+    assert context.condition[0, -1].tolist() == [1, 0, 0]
     _, frame, variables = dream.reset(context, [0])
     assert np.abs(frame[0].numpy().astype(int) - frames[0, -1]).mean() < 20
     assert variables[0].round().item() == 1
@@ -152,14 +169,14 @@ def test_contexts_of_ones_own(dream: Dream) -> None:
         ((frames / 255.0, none), "uint8 .*not float64"),
         ((frames, none[:, :2]), "4 frames have 3 actions between them, but 2"),
         ((frames, none, np.ones((1, 4, 2), np.float32)), "toy has 1 game variables"),
-        ((frames[:, :, :8], none), "takes clips of"),
+        ((frames[:, :, :8], none), "takes (clips|frames) of"),
     ):
         with pytest.raises(UserError, match=sentence):
             dream.encode_context(*bad)
 
 
-def test_mistakes_are_told_in_a_sentence(dream: Dream, toy_run: Path, tmp_path: Path) -> None:
-    lanes, *_ = dream.reset(Context.load(toy_run)[:1], [0])
+def test_mistakes_are_told_in_a_sentence(dream: Dream, contexts: Context, tmp_path: Path) -> None:
+    lanes, *_ = dream.reset(contexts[:1], [0])
     with pytest.raises(UserError, match=r"action 3 is outside Discrete\(3\)"):
         dream.step(lanes, np.array([3]))
     with pytest.raises(UserError, match=r"1 lanes take actions of shape \(1,\), not \(2,\)"):

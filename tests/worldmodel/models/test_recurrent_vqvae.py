@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from tests.tiny import tiny_vqvae
 from worldmodel.models.layers import Memory
 from worldmodel.models.recurrent_vqvae import ANCHOR, LAST, RecurrentVQVAE, _next, _warp
+from worldmodel.models.vqvae import to_uint8
+from worldmodel.utils.errors import UserError
 
 LANES, STEPS, ACTION = 3, 6, 2
 
@@ -38,9 +40,10 @@ def actions() -> Tensor:
 @torch.no_grad()
 def test_a_stream_in_pieces_is_the_stream(frames: Tensor, actions: Tensor) -> None:
     made, whole, parts = model(), Memory(), Memory()
-    codes = made.encode(frames, actions, whole)
-    pieces = [made.encode(frames[:, a:b], actions[:, a:b], parts) for a, b in ((0, 1), (1, 4), (4, 6))]
-    assert torch.equal(torch.cat(pieces, 1), codes)
+    codes, seen = made.reconstruct(frames, whole, actions)
+    pieces = [made.reconstruct(frames[:, a:b], parts, actions[:, a:b]) for a, b in ((0, 1), (1, 4), (4, 6))]
+    assert torch.equal(torch.cat([c for c, _ in pieces], 1), codes)
+    assert torch.equal(torch.cat([p for _, p in pieces], 1), seen)
     assert torch.equal(whole[made], parts[made])
     assert codes.shape == (LANES, STEPS, 4, 4, 1)
 
@@ -48,34 +51,62 @@ def test_a_stream_in_pieces_is_the_stream(frames: Tensor, actions: Tensor) -> No
 @torch.no_grad()
 def test_decoding_gives_what_encoding_went_on_from(frames: Tensor, actions: Tensor) -> None:
     made, encoder = model(), Memory()
-    codes = made.encode(frames, actions, encoder)
+    codes, seen = made.reconstruct(frames, encoder, actions)
     decoder: Memory = {made: made.start(frames[:, 0])}
-    video = made.decode(codes, actions, decoder)
+    video = to_uint8(made.decode(codes[:, 1:], decoder, actions[:, 1:]))
     assert torch.equal(decoder[made], encoder[made])
-    assert torch.equal(video[:, -1], encoder[made][:, LAST])
+    assert torch.equal(seen[:, 0], frames[:, 0]), "the first frame is given"
+    assert torch.equal(video, seen[:, 1:])
     assert torch.equal(frames[:, 0], encoder[made][:, ANCHOR]), "the anchor is the first frame, to the bit"
 
 
 @torch.no_grad()
 def test_a_lane_does_not_depend_on_its_neighbours(frames: Tensor, actions: Tensor) -> None:
     made, all_lanes = model(), Memory()
-    codes = made.encode(frames, actions, all_lanes)
+    codes = made.encode(frames, all_lanes, actions)
     for lane in range(LANES):
         alone = Memory()
-        assert torch.equal(made.encode(frames[lane : lane + 1], actions[lane : lane + 1], alone)[0], codes[lane])
+        assert torch.equal(made.encode(frames[lane : lane + 1], alone, actions[lane : lane + 1])[0], codes[lane])
         assert torch.equal(alone[made][0], all_lanes[made][lane])
 
 
 @torch.no_grad()
 def test_codes_and_actions_and_the_past_all_count(frames: Tensor, actions: Tensor) -> None:
     made = model()
-    codes = made.encode(frames, actions, Memory())
+    codes = made.encode(frames, Memory(), actions)
 
     def last(codes: Tensor = codes, actions: Tensor = actions, first: Tensor = frames[:, 0]) -> Tensor:
-        return made.decode(codes, actions, {made: made.start(first)})[:, -1]
+        return made.decode(codes, {made: made.start(first)}, actions)[:, -1]
 
     for other in (last(codes=(codes + 1) % 16), last(actions=-actions), last(first=frames[:, 1])):
         assert not torch.equal(other, last())
+
+
+@torch.no_grad()
+def test_actions_are_scaled(frames: Tensor, actions: Tensor) -> None:
+    plain, scaled = model(), model(action_scale=(2.0, 4.0))
+    codes, seen = plain.reconstruct(frames, None, actions)
+    again, same = scaled.reconstruct(frames, None, actions * torch.tensor([2.0, 4.0]))
+    assert torch.equal(again, codes)
+    assert torch.equal(same, seen)
+
+
+@torch.no_grad()
+def test_what_is_missing_is_told_in_a_sentence(frames: Tensor, actions: Tensor) -> None:
+    made = model()
+    codes = torch.zeros(LANES, STEPS, 4, 4, 1, dtype=torch.long)
+    for calls, sentence in (
+        (lambda: made.decode(codes, None, actions), "give the picture that they start from"),
+        (lambda: made.decode(codes, {made: made.start(frames[:, 0])}), r"actions of shape \(3, 6, 2\), not none"),
+        (lambda: made.encode(frames, None, actions[:, 1:]), r"actions of shape \(3, 6, 2\), not \(3, 5, 2\)"),
+        (lambda: made.encode(frames[:, :, 1:], None, actions), r"takes frames of \(batch, time, 16, 16, 3\)"),
+        (lambda: model(stride=(2, 4, 4)), "a time stride of 1"),
+        (lambda: model(mode="paper"), "needs mode = stream"),
+        (lambda: model(stride=(1, 4, 2)), "power of two"),
+        (lambda: model(hidden_channels=12), "multiples of 8"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            calls()
 
 
 def test_a_state_moves_on_and_keeps_its_anchor() -> None:
@@ -97,9 +128,8 @@ def test_before_training_a_picture_mostly_stays() -> None:
     torch.manual_seed(0)
     made = RecurrentVQVAE(tiny_vqvae(past_frames=2, action_dim=ACTION, downsample_channels=(8,)))
     frame = torch.randint(256, (1, 16, 16, 3), dtype=torch.uint8)
-    video = made.decode(
-        torch.zeros(1, 1, 4, 4, 1, dtype=torch.long), torch.zeros(1, 1, ACTION), {made: made.start(frame)}
-    )
+    codes, memory = torch.zeros(1, 1, 4, 4, 1, dtype=torch.long), Memory({made: made.start(frame)})
+    video = to_uint8(made.decode(codes, memory, torch.zeros(1, 1, ACTION)))
     kept = (torch.tensor([2.0, 0.0, 0.0]).softmax(0)[:2].sum() * (frame / 255 - 0.5) + 0.5) * 255
     assert (video[0, 0].float() - kept[0]).abs().max() <= 1
 
@@ -146,4 +176,4 @@ def test_worst_pixels_and_what_moves_count_more(frames: Tensor, actions: Tensor)
 def test_worlds_without_actions() -> None:
     made = model(action_dim=0)
     frames = torch.randint(256, (1, 2, 16, 16, 3), dtype=torch.uint8)
-    assert made.encode(frames, torch.zeros(1, 2, 0), Memory()).shape == (1, 2, 4, 4, 1)
+    assert made.encode(frames).shape == (1, 2, 4, 4, 1)

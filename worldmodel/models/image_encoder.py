@@ -1,0 +1,43 @@
+"""A small CNN that turns images into a grid of features, one vector for each position of a frame's codes.
+
+The codes of a recurrent VQ-VAE say what changes, not what is there. So the models that read these codes also receive
+the reconstructions (after delta-IRIS, Micheli et al. 2024, whose transformer takes features of the last frame as
+input). Each position gets the features of its own part of the image and of what is around it.
+
+Dimensions: b batch, t images, H W and c of an image, h w of the grid, d features.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from worldmodel.models.vqvae import to_float
+
+
+class ImageEncoder(nn.Module):
+    """Convolutions that halve the image as long as it is at least twice the grid, doubling the channels."""
+
+    def __init__(self, channels: int, size: tuple[int, int], grid: tuple[int, int], dim: int, base: int = 32) -> None:
+        """Build the encoder.
+
+        Args:
+            channels: Channels of an image.
+            size: Height and width of an image.
+            grid: Rows and columns of the features.
+            dim: Channels of the features.
+            base: Channels after the first convolution.
+        """
+        super().__init__()
+        self.grid, convs, width = grid, [], channels
+        halvings = min(n // m for n, m in zip(size, grid, strict=True)).bit_length() - 1
+        for i in range(halvings):
+            convs += [nn.Conv2d(width, base << i, 4, 2, 1), nn.GroupNorm(8, base << i), nn.SiLU()]
+            width = base << i
+        self.convs, self.out = nn.Sequential(*convs), nn.Conv2d(width, dim, 3, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 (b, t, H, W, c) -> (b, t, h, w, d)."""
+        x = to_float(images.flatten(0, 1), self.out.weight.dtype).movedim(-1, 1)
+        x = F.adaptive_avg_pool2d(self.out(self.convs(x)), self.grid)
+        return x.movedim(1, -1).unflatten(0, images.shape[:2])
