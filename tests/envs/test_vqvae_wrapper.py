@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -12,9 +11,11 @@ import torch
 from gymnasium import spaces
 
 from envs.vqvae_wrapper import VQVAEObservation
+from tests.conftest import TOY
 from worldmodel.data.store import Store
 from worldmodel.models.loading import load_vqvae
-from worldmodel.models.vqvae import VQVAE, VQVAEConfig, to_uint8
+from worldmodel.models.vqvae import VQVAE, VQVAEConfig
+from worldmodel.training.tokens_stage import actions_into
 from worldmodel.utils.errors import UserError
 
 
@@ -34,15 +35,19 @@ class Film(gym.Env[np.ndarray, Any]):
         return self.frames[self.time], 1.0, False, self.time + 1 == len(self.frames), {}
 
 
-def test_frame_by_frame_is_the_whole_film(toy_run: Path) -> None:
-    vqvae, frames = load_vqvae(toy_run / "vqvae"), Store(toy_run / "data.zarr").read_episode(0)["frames"]
-    env = VQVAEObservation(Film(frames), vqvae)
+@pytest.mark.parametrize("kind", ["toy_run", "recurrent_run"])
+def test_frame_by_frame_is_the_whole_film(kind: str, request: pytest.FixtureRequest) -> None:
+    run = request.getfixturevalue(kind)
+    vqvae, episode = load_vqvae(run / "vqvae"), Store(run / "data.zarr").read_episode(0)
+    frames, actions = episode["frames"], episode["action"]
+    env = VQVAEObservation(Film(frames), vqvae, TOY.action)
     env.reset()
     env.step(0)  # of which nothing is left after the next reset
     with torch.no_grad():
-        whole = to_uint8(vqvae.decode(vqvae.encode(torch.from_numpy(frames)[None])))[0].numpy()
+        led = torch.from_numpy(actions_into(TOY, actions))[None]
+        whole = vqvae.reconstruct(torch.from_numpy(frames)[None], actions=led)[1][0].numpy()
     first, info = env.reset()
-    steps = [env.step(0) for _ in range(len(frames) - 1)]
+    steps = [env.step(action) for action in actions[:-1]]
     again = [first, *(step[0] for step in steps)]
     assert np.array_equal(frames, [info["frame"], *(step[4]["frame"] for step in steps)]), "what was there is told"
     assert np.abs(np.stack(again).astype(int) - whole).max() <= 1, "but for rounding"
@@ -62,4 +67,4 @@ def test_models_that_need_more_than_a_frame_are_refused() -> None:
             n_res_blocks=1,
         )
         with pytest.raises(UserError, match="a time stride of 1"):
-            VQVAEObservation(film, VQVAE(config))
+            VQVAEObservation(film, VQVAE(config), TOY.action)

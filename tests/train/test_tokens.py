@@ -14,11 +14,13 @@ import torch
 import envs  # noqa: F401 - registers
 from tests.conftest import TOY, toy_episode
 from train import outcome, prior, tokens, vqvae
+from worldmodel.data.clips import read_state
 from worldmodel.data.env_spec import ActionSpec, EnvSpec
 from worldmodel.data.store import Store
 from worldmodel.data.writer import StoreWriter
 from worldmodel.generation.dream import Context, Dream
 from worldmodel.models.loading import load_vqvae
+from worldmodel.models.vqvae import to_uint8
 from worldmodel.training.tokens_stage import actions_into, latent_rows, make_contexts, rows_before_ends
 from worldmodel.utils.checkpoint import read_header, replace_config
 from worldmodel.utils.errors import UserError
@@ -63,6 +65,38 @@ def test_codes_are_those_of_whole_episodes_and_contexts_begin_in_them(toy_run: P
         assert any(np.array_equal(valid[t : t + 4], context) for t in range(len(valid)))
 
 
+def test_codes_of_a_recurrent_vqvae_come_with_its_reconstructions(recurrent_run: Path) -> None:
+    data, codes = Store(recurrent_run / "data.zarr"), Store(recurrent_run / "tokens.zarr")
+    model, episode, rows = load_vqvae(recurrent_run / "vqvae"), data.read_episode(7), codes.read_episode(7)
+    assert np.array_equal(rows["reconstruction"][0], episode["frames"][0]), "the first frame is given"
+    assert not np.array_equal(rows["reconstruction"][1:], episode["frames"][1:])
+    state = read_state(codes, np.array([codes.episode_bounds(7)[0] + 3]), np.array([3]), 2)
+    assert np.array_equal(state[0], rows["reconstruction"][[2, 1, 0]])
+    start = read_state(codes, np.array([codes.episode_bounds(7)[0] + 1]), np.array([1]), 2)
+    assert np.array_equal(start[0], rows["reconstruction"][[0, 0, 0]]), "as RecurrentVQVAE.start"
+    later, led = (
+        torch.from_numpy(rows["codes"][None, 3:].astype(np.int64)),
+        torch.from_numpy(rows["condition"][None, 3:]),
+    )
+    with torch.no_grad():
+        decoded = to_uint8(model.decode(later.long(), {model: torch.from_numpy(state)}, led))[0].numpy()
+    assert np.abs(decoded.astype(int) - rows["reconstruction"][3:]).max() <= 1, "but for rounding"
+
+
+def test_contexts_of_a_recurrent_vqvae_have_the_pictures_before_them(recurrent_run: Path) -> None:
+    contexts, codes = Context.load(recurrent_run), Store(recurrent_run / "tokens.zarr")
+    assert contexts.state is not None and contexts.state.shape == (4, 3, 16, 16, 3)
+    episodes = [codes.read_episode(i) for i in codes.episode_indices("valid")]
+    places = [(e, t) for e in episodes for t in range(1, len(e["codes"]) - 3)]
+    for context in range(4):
+        known = contexts[slice(context, context + 1)]
+        found = [(e, t) for e, t in places if np.array_equal(e["codes"][t : t + 4], known.codes[0].numpy())]
+        pictures = [e["reconstruction"][[t - 1, max(t - 2, 0), 0]] for e, t in found]
+        assert any(np.array_equal(p, known.state[0].numpy()) for p in pictures)
+    starts = contexts.is_episode_start(3)
+    assert starts.any() and not starts.all()
+
+
 def test_encoding_goes_on_where_it_stopped(
     toy_run: Path, tmp_path: Path, toy_fill: Callable, toy_stages: Stages
 ) -> None:
@@ -79,21 +113,24 @@ def test_encoding_goes_on_where_it_stopped(
     assert all(np.array_equal(before[name], after.read_episode(3)[name]) for name in before)
 
 
-def test_contexts_may_come_before_ends(toy_run: Path) -> None:
-    over, cut, short = ({"codes": np.zeros(n), "done": np.arange(n) == end} for n, end in ((30, 29), (30, 99), (9, 8)))
-    places = rows_before_ends([over, cut, short], 8)
-    assert sorted(t for e, t in places if e is over) == list(range(16, 30)), "the end itself is never in a context"
-    assert [t for e, t in places if e is short] == [8]
+def test_contexts_may_come_before_ends(toy_run: Path, tmp_path: Path) -> None:
+    with StoreWriter(tmp_path / "store", TOY, {}) as writer:
+        for n, end in ((30, 29), (30, 99), (9, 8)):
+            writer.append({"codes": np.zeros((n, 1, 1, 1), np.uint16), "done": np.arange(n) == end})
+    places = rows_before_ends(Store(tmp_path / "store"), np.arange(3), 0, 8)
+    assert sorted(t for e, t in places if e == 0) == list(range(8, 22)), "the end itself is never in a context"
+    assert [t for e, t in places if e == 2] == [0]
     assert len(places) == 15, "an episode that was cut off has no end"
+    assert not [e for e, _ in rows_before_ends(Store(tmp_path / "store"), np.arange(3), 1, 8) if e == 2]
     store = Store(toy_run / "tokens.zarr")
-    near = rows_before_ends([store.read_episode(i) for i in store.episode_indices("valid")], 4)
-    known = {e["codes"][t - 4 : t].astype(np.int32).tobytes() for e, t in near}
+    near = rows_before_ends(store, store.episode_indices("valid"), 0, 4)
+    known = {store.read_episode(e)["codes"][t : t + 4].astype(np.int32).tobytes() for e, t in near}
     for share, least in ((0.0, 0), (0.5, 3), (1.0, 6)):
-        chosen = make_contexts(store, tokens.Args(n_contexts=6, context_frames=4, before_end_fraction=share)).codes
+        chosen = make_contexts(store, tokens.Args(n_contexts=6, context_frames=4, before_end_fraction=share), 0).codes
         assert len(chosen) == 6
         assert sum(codes.numpy().astype(np.int32).tobytes() in known for codes in chosen) >= least
     for split in ("train", "valid"):
-        chosen = make_contexts(store, tokens.Args(n_contexts=6, context_frames=4, split=split)).codes
+        chosen = make_contexts(store, tokens.Args(n_contexts=6, context_frames=4, split=split), 0).codes
         played = b"".join(
             store.read_episode(i)["codes"].astype(np.int32).tobytes() for i in store.episode_indices(split)
         )

@@ -16,7 +16,10 @@ from worldmodel.models.vqvae import to_float
 
 
 class ImageEncoder(nn.Module):
-    """Convolutions that halve the image as long as it is at least twice the grid, doubling the channels."""
+    """Convolutions that halve the image as long as it is at least twice the grid, doubling the channels.
+
+    The first one takes patches of up to 4 x 4 pixels: on a CPU, a convolution of three channels is slow.
+    """
 
     def __init__(self, channels: int, size: tuple[int, int], grid: tuple[int, int], dim: int, base: int = 32) -> None:
         """Build the encoder.
@@ -26,18 +29,20 @@ class ImageEncoder(nn.Module):
             size: Height and width of an image.
             grid: Rows and columns of the features.
             dim: Channels of the features.
-            base: Channels after the first convolution.
+            base: Channels at half of the image's size.
         """
         super().__init__()
-        self.grid, convs, width = grid, [], channels
         halvings = min(n // m for n, m in zip(size, grid, strict=True)).bit_length() - 1
-        for i in range(halvings):
-            convs += [nn.Conv2d(width, base << i, 4, 2, 1), nn.GroupNorm(8, base << i), nn.SiLU()]
-            width = base << i
-        self.convs, self.out = nn.Sequential(*convs), nn.Conv2d(width, dim, 3, padding=1)
+        self.grid, self.patch = grid, 2 ** min(halvings, 2)
+        width = base * self.patch // 2 or base
+        layers: list[nn.Module] = [nn.Conv2d(channels * self.patch**2, width, 3, padding=1)]
+        for _ in range(halvings - 2):
+            layers += [nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, 2 * width, 2, 2)]
+            width *= 2
+        self.layers = nn.Sequential(*layers, nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, dim, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 (b, t, H, W, c) -> (b, t, h, w, d)."""
-        x = to_float(images.flatten(0, 1), self.out.weight.dtype).movedim(-1, 1)
-        x = F.adaptive_avg_pool2d(self.out(self.convs(x)), self.grid)
+        x = to_float(images.flatten(0, 1), self.layers[0].weight.dtype).movedim(-1, 1)
+        x = F.adaptive_avg_pool2d(self.layers(F.pixel_unshuffle(x, self.patch)), self.grid)
         return x.movedim(1, -1).unflatten(0, images.shape[:2])
