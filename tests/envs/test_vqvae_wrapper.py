@@ -15,7 +15,7 @@ from tests.conftest import TOY
 from worldmodel.data.store import Store
 from worldmodel.models.loading import load_vqvae
 from worldmodel.models.vqvae import VQVAE, VQVAEConfig
-from worldmodel.training.tokens_stage import actions_into
+from worldmodel.training.encoding import actions_into
 from worldmodel.utils.errors import UserError
 
 

@@ -21,7 +21,8 @@ from worldmodel.data.writer import StoreWriter
 from worldmodel.generation.dream import Context, Dream
 from worldmodel.models.loading import load_vqvae
 from worldmodel.models.vqvae import to_uint8
-from worldmodel.training.tokens_stage import actions_into, latent_rows, make_contexts, rows_before_ends
+from worldmodel.training.encoding import actions_into, latent_rows
+from worldmodel.training.tokens_stage import make_contexts, rows_before_ends
 from worldmodel.utils.checkpoint import read_header, replace_config
 from worldmodel.utils.errors import UserError
 

@@ -24,27 +24,31 @@ sequence of clips that start every `clip_stride` frames, and training clips of c
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from worldmodel.data.clips import RECONSTRUCTION, Clips, read_state, read_windows
-from worldmodel.data.env_spec import EnvSpec
+from worldmodel.data.clips import Clips, read_state, read_windows
 from worldmodel.data.store import Store
 from worldmodel.data.writer import StoreWriter
 from worldmodel.generation.dream import CONTEXTS_FILE, Context
-from worldmodel.models.layers import Memory
 from worldmodel.models.loading import AnyVQVAE, load_vqvae
+from worldmodel.models.vqvae import to_float
+from worldmodel.training.encoding import actions_into, encode_episodes
+from worldmodel.training.trainer import autocast
 from worldmodel.utils.checkpoint import codes_digest
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.hardware import Precision, verified_precision
 from worldmodel.utils.lock import folder_lock
 from worldmodel.utils.run_args import StageArgs
 from worldmodel.utils.settings import Address, Fraction, Positive
 
+LANES = 16
+"""Episodes that are encoded side by side."""
 MAX_BEFORE_END = 14
 """Most latent frames between the end of a context and the end of its episode, for `before_end_fraction`."""
 
@@ -66,117 +70,8 @@ class TokensStage(StageArgs):
     policy often meets the situations that end an episode."""
     context_frames: Positive = 8
     """Number of latent frames of a starting context."""
-
-
-def clip_starts(model: AnyVQVAE, rows: int, clip_stride: int) -> list[int]:
-    """First frames of the segments of an episode that are encoded: 0 in stream mode, else the starts of its clips.
-
-    Args:
-        model: The VQ-VAE.
-        rows: Number of frames of the episode.
-        clip_stride: As in `TokensStage`.
-    """
-    return [0] if model.config.causal else list(range(0, rows - model.config.n_frames + 1, clip_stride))
-
-
-@torch.no_grad()
-def encode_frames(
-    model: AnyVQVAE, frames: np.ndarray, actions: np.ndarray | None = None, chunk: int = 64
-) -> dict[str, np.ndarray]:
-    """Encode a segment of an episode: in stream mode chunk by chunk, in paper mode at once.
-
-    Args:
-        model: The VQ-VAE.
-        frames: uint8 (t*s, H, W, channels).
-        actions: The encoded action that led into each frame (t*s, a), for a recurrent VQ-VAE.
-        chunk: Latent frames that are encoded at a time.
-
-    Returns:
-        "codes" (t, h, w, g) uint16, and of a recurrent VQ-VAE the "reconstruction" (t, H, W, channels) uint8.
-    """
-    device, memory = model.pre_vq_conv.weight.device, Memory() if model.config.causal else None
-    parts = torch.from_numpy(frames).split(chunk * model.config.stride[0])
-    if not model.config.past_frames:
-        codes = [model.encode(part[None].to(device), memory)[0].cpu() for part in parts]
-        return {"codes": torch.cat(codes).numpy().astype(np.uint16)}
-    led = [None] * len(parts) if actions is None else torch.from_numpy(actions)[None].to(device).split(chunk, 1)
-    pairs = [model.reconstruct(part[None].to(device), memory, a) for part, a in zip(parts, led, strict=True)]
-    found, seen = (torch.cat(tensors, dim=1)[0].cpu().numpy() for tensors in zip(*pairs, strict=True))
-    return {"codes": found.astype(np.uint16), RECONSTRUCTION: seen}
-
-
-def actions_into(env_spec: EnvSpec, actions: np.ndarray) -> np.ndarray:
-    """The encoded action (n, action_dim) that led into each frame, zeros for the first.
-
-    Args:
-        env_spec: The environment.
-        actions: The action taken at each of n frames; the last row is ignored, since no frame follows it.
-    """
-    return np.concatenate(
-        [np.zeros((1, env_spec.action.encoded_dim), np.float32), env_spec.action.encode(actions[:-1])]
-    )
-
-
-def latent_rows(episode: dict[str, np.ndarray], start: int, stop: int, stride: int) -> dict[str, np.ndarray]:
-    """All rows but the codes for the latent frames of frames start .. stop.
-
-    Args:
-        episode: Arrays of a whole episode, and as "led" the encoded actions of `actions_into`.
-        start: First frame.
-        stop: Frame after the last.
-        stride: Frames of a latent frame.
-    """
-
-    def into(values: np.ndarray) -> np.ndarray:
-        """The value of the step into each frame (zero for an episode's first), s to a row."""
-        before = np.concatenate([np.zeros_like(values[:1]), values[:-1]])
-        return before[start:stop].reshape(-1, stride, *values.shape[1:])
-
-    def at(values: np.ndarray) -> np.ndarray:
-        """The value at the last of its frames."""
-        return values[start:stop][stride - 1 :: stride]
-
-    rows: dict[str, np.ndarray] = {
-        name: at(episode[name]) for name in ("variables", "label", "split") if name in episode
-    }
-    if "led" in episode:
-        rows["condition"] = episode["led"][start:stop].reshape((stop - start) // stride, -1)
-    if "reward" in episode:
-        rows["reward"] = into(episode["reward"]).sum(1)
-    if "terminated" in episode:
-        rows["done"] = np.asarray(into(episode["terminated"]).any(1))
-    return rows
-
-
-def encode_episode(
-    model: AnyVQVAE, env_spec: EnvSpec, episode: dict[str, np.ndarray], clip_stride: int, first: int = 0
-) -> Iterator[dict[str, np.ndarray]]:
-    """Encode an episode.
-
-    Args:
-        model: The VQ-VAE.
-        env_spec: The environment of the episode.
-        episode: Its arrays.
-        clip_stride: As in `TokensStage`.
-        first: Row of its first frame in the store.
-
-    Yields:
-        The rows of each segment.
-    """
-    stride = model.config.stride[0]
-    if "action" in episode:
-        episode = episode | {"led": actions_into(env_spec, episode["action"])}
-    missing = -len(episode["frames"]) % stride if model.config.causal else 0
-    if missing:  # repeat the last frame until its latent frame is full, so that the end of the episode is not lost
-        last = {name: array[-1:].repeat(missing, axis=0) for name, array in episode.items()}
-        episode = {name: np.concatenate([array, last[name]]) for name, array in episode.items()}
-    n_frames = len(episode["frames"])
-    for start in clip_starts(model, n_frames, clip_stride):
-        stop = n_frames if model.config.causal else start + model.config.n_frames
-        led = episode["led"][start:stop] if "led" in episode else None
-        encoded = encode_frames(model, episode["frames"][start:stop], led)
-        rows = {"frame_row": first + np.arange(start, stop, stride)} | latent_rows(episode, start, stop, stride)
-        yield encoded | rows
+    precision: Precision = "float32"
+    """Precision of the VQ-VAE. auto takes bfloat16 where the hardware is fast at it, if a trial agrees with float32."""
 
 
 def rows_before_ends(tokens: Store, episodes: np.ndarray, first: int, context: int) -> list[tuple[int, int]]:
@@ -229,6 +124,19 @@ def make_contexts(tokens: Store, args: TokensStage, past_frames: int) -> Context
     return Context(**{name: torch.from_numpy(array) for name, array in arrays.items()})
 
 
+@torch.no_grad()
+def trial(model: AnyVQVAE, store: Store, precision: Precision) -> dict[str, torch.Tensor]:
+    """Reconstruct a few frames of a store in a precision, by the name in `hardware.TOLERANCE`."""
+    n, device = model.config.n_frames + (model.config.past_frames > 0), model.pre_vq_conv.weight.device
+    episode = store.read_episode(0)
+    at = np.minimum(np.arange(n), len(episode["frames"]) - 1)
+    frames = torch.from_numpy(episode["frames"][at][None]).to(device)
+    led = actions_into(store.env_spec, episode["action"])[at] if model.config.action_dim else np.zeros((n, 0), "f4")
+    with autocast(device, precision):
+        seen = model.reconstruct(frames, actions=torch.from_numpy(led)[None].to(device))[1]
+    return {"picture": to_float(seen)}
+
+
 def write(args: TokensStage, stores: list[Store], model: AnyVQVAE, weights: str) -> None:
     """Encode the episodes that the store of codes does not have yet.
 
@@ -253,21 +161,22 @@ def write(args: TokensStage, stores: list[Store], model: AnyVQVAE, weights: str)
         if first > len(places):
             named = " and ".join(s.path for s in stores)
             raise UserError(f"{writer.path} has {first} episodes, but {named} only {len(places)}; {cure}")
-        rows = sum(stop - start for start, stop in (s.episode_bounds(i) for s, i in places[first:]))
-        with tqdm(total=rows, unit=" frames", desc="tokens", disable=rows == 0) as bar:
-            for source, i in places[first:]:
-                episode = source.read_episode(i)
-                parts = list(
-                    encode_episode(model, source.env_spec, episode, args.clip_stride, source.episode_bounds(i)[0])
-                )
-                if not parts:
-                    raise UserError(
-                        f"episode {i} of {source.path} has {len(episode['frames'])} frames, but a clip needs "
-                        f"{model.config.n_frames}; collect longer episodes or train the VQ-VAE with --model.mode stream"
-                    )
-                names = [name for name in parts[0] if name != "frame_row" or not several]
-                writer.append({name: np.concatenate([part[name] for part in parts]) for name in names})
-                bar.update(len(episode["frames"]))
+        total = sum(stop - start for start, stop in (s.episode_bounds(i) for s, i in places[first:]))
+        with tqdm(total=total, unit=" frames", desc="tokens", disable=total == 0) as bar:
+            for at in range(first, len(places), LANES):
+                group = places[at : at + LANES]
+                episodes = [source.read_episode(i) for source, i in group]
+                first_rows = [source.episode_bounds(i)[0] for source, i in group]
+                encoded = encode_episodes(model, store.env_spec, episodes, first_rows, args.clip_stride)
+                for (source, i), episode, rows in zip(group, episodes, encoded, strict=True):
+                    if not rows:
+                        raise UserError(
+                            f"episode {i} of {source.path} has {len(episode['frames'])} frames, but a clip needs "
+                            f"{model.config.n_frames}; collect longer episodes or train the VQ-VAE with --model.mode "
+                            "stream"
+                        )
+                    writer.append({name: a for name, a in rows.items() if name != "frame_row" or not several})
+                    bar.update(len(episode["frames"]))
 
 
 def encode_tokens(args: TokensStage) -> None:
@@ -285,7 +194,10 @@ def encode_tokens(args: TokensStage) -> None:
     with folder_lock(args.run, "tokens.lock", f"{CONTEXTS_FILE}.*.part"):
         if args.restart:
             shutil.rmtree(args.run / "tokens.zarr", ignore_errors=True)
-        write(args, stores, model, weights)
+        device = model.pre_vq_conv.weight.device
+        precision = verified_precision("tokens", device, args.precision, partial(trial, model, stores[0]))
+        with autocast(device, precision):
+            write(args, stores, model, weights)
         tokens = Store(args.run / "tokens.zarr")
         if missing := [name for name in ("condition", "variables") if name not in tokens.array_names]:
             print(f"no contexts for a dream to start from: {tokens.path} has no {missing[0]}")
