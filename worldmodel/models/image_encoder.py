@@ -43,6 +43,6 @@ class ImageEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 (b, t, H, W, c) -> (b, t, h, w, d)."""
-        x = to_float(images.flatten(0, 1), self.layers[0].weight.dtype).movedim(-1, 1)
+        x = to_float(images.flatten(0, 1), next(self.parameters()).dtype).movedim(-1, 1)
         x = F.adaptive_avg_pool2d(self.layers(F.pixel_unshuffle(x, self.patch)), self.grid)
         return x.movedim(1, -1).unflatten(0, images.shape[:2])

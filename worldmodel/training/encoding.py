@@ -54,20 +54,16 @@ def encode_streams(model: AnyVQVAE, episodes: Sequence[Rows]) -> list[Rows]:
     for start in range(0, sizes.max(), step):
         lanes = longest_first[: (sizes > start).sum()]  # the others have ended
         memory = Memory({layer: past[: len(lanes)] for layer, past in memory.items()})
-        rows = np.minimum(
-            start + np.arange(step), sizes[lanes][:, None] - 1
-        )  # after its end a lane repeats its last row
+        rows = np.minimum(start + np.arange(step), sizes[lanes][:, None] - 1)  # an ended lane repeats its last row
         parts = (np.stack([episodes[i][name][at] for i, at in zip(lanes, rows, strict=True)]) for name in names)
         frames, *actions = (torch.from_numpy(part).to(device) for part in parts)
-        if model.config.past_frames:
-            results = model.reconstruct(frames, memory, *actions)
-        else:
-            results = (model.encode(frames, memory),)
+        both = bool(model.config.past_frames)
+        results = model.reconstruct(frames, memory, *actions) if both else [model.encode(frames, memory)]
         for i, *result in zip(lanes, *(tensor.cpu().numpy() for tensor in results), strict=True):
             encoded[i].append(tuple(result))
     found = []
-    for n, parts in zip(sizes // model.config.stride[0], encoded, strict=True):
-        codes, *seen = (np.concatenate(arrays)[:n] for arrays in zip(*parts, strict=True))
+    for n, chunks in zip(sizes // model.config.stride[0], encoded, strict=True):
+        codes, *seen = (np.concatenate(arrays)[:n] for arrays in zip(*chunks, strict=True))
         found.append({"codes": codes.astype(np.uint16)} | ({RECONSTRUCTION: seen[0]} if seen else {}))
     return found
 
@@ -148,12 +144,10 @@ def encode_episodes(
     if model.config.causal:
         episodes = [fill_last_latent_frame(episode, stride) for episode in episodes]
         streams = encode_streams(model, episodes)
-        return [
-            codes
-            | latent_rows(e, 0, len(e["frames"]), stride)
-            | {"frame_row": row + np.arange(0, len(e["frames"]), stride)}
-            for codes, e, row in zip(streams, episodes, first_rows, strict=True)
-        ]
+        for codes, episode, row in zip(streams, episodes, first_rows, strict=True):
+            n = len(episode["frames"])
+            codes |= latent_rows(episode, 0, n, stride) | {"frame_row": row + np.arange(0, n, stride)}
+        return streams
     found: list[Rows] = []
     for episode, row in zip(episodes, first_rows, strict=True):
         starts = clip_starts(model, len(episode["frames"]), clip_stride)
