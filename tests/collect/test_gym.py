@@ -368,7 +368,7 @@ def test_the_policy_that_ships_plays_where_its_frames_fit() -> None:
 
 
 REFUSED = {
-    "no such environment": ({"env_id": "Nothing-v0"}, "Nothing-v0 cannot be made: .*; install it, or give another id"),
+    "no such environment": ({"env_id": "Nothing-v0"}, "Nothing-v0 cannot be made: .*; fix or install it, or give"),
     "no such module": ({"env_id": "nothing_here:Nothing-v0"}, "nothing_here:Nothing-v0 cannot be made"),
     "no such argument": ({"env_id": "CartPole-v1", "env_kwargs": '{"x": 1}'}, "CartPole-v1 cannot be made: .*'x'"),
     "not JSON": ({"env_kwargs": "x=1"}, "kwargs 'x=1' is not valid JSON"),
