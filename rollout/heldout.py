@@ -20,7 +20,7 @@ from worldmodel.generation.sampling import SamplingConfig
 from worldmodel.models.loading import load_prior, load_vqvae
 from worldmodel.models.prior import Prior
 from worldmodel.models.vqvae import VQVAE, to_uint8
-from worldmodel.utils.checkpoint import check_vqvae
+from worldmodel.utils.compatibility import check_vqvae
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.settings import Address, Positive, Seed, Settings
 

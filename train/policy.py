@@ -39,7 +39,8 @@ from envs.policies import MAX_STACKED_FRAMES, load_policy, policy_folder, save_p
 from envs.sb3 import SB3VecEnv
 from train.ppo import N_MINIBATCHES, CheckpointCallback, check_ppo_args, learn, linear_schedule, resume
 from worldmodel.training.logging import log_settings
-from worldmodel.utils.checkpoint import check_same_config, checkpoints, load_weights, read_header, weights_digest
+from worldmodel.utils.checkpoint import checkpoints, load_weights, read_header, weights_digest
+from worldmodel.utils.compatibility import check_same_config
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import Precision
 from worldmodel.utils.lock import folder_lock

@@ -24,7 +24,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 from configs import command
 from envs.pusher import KIND, PushTask, make_policy
 from train.ppo import N_MINIBATCHES, CheckpointCallback, check_ppo_args, learn, linear_schedule, resume
-from worldmodel.utils.checkpoint import check_same_config, checkpoints, load_weights, save_checkpoint
+from worldmodel.utils.checkpoint import checkpoints, load_weights, save_checkpoint
+from worldmodel.utils.compatibility import check_same_config
 from worldmodel.utils.lock import folder_lock
 from worldmodel.utils.settings import Channels, Count, Fraction, NotNegative, Positive, Seed, Settings
 

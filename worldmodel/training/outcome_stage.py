@@ -15,7 +15,7 @@ from worldmodel.models.loading import load_vqvae
 from worldmodel.models.reward_done import OutcomeConfig, OutcomeModel
 from worldmodel.models.vqvae import VQVAE
 from worldmodel.training.trainer import Batch, TrainerConfig, eval_mode, fit
-from worldmodel.utils.checkpoint import check_vqvae
+from worldmodel.utils.compatibility import check_vqvae
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.run_args import StageArgs
 from worldmodel.utils.settings import Channels, Count, Positive

@@ -28,12 +28,8 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from worldmodel.training.logging import Meter, StopSignal, log_on_disk, log_settings
-from worldmodel.utils.checkpoint import (
-    check_same_config,
-    checkpoints,
-    restore_newest,
-    save_checkpoint,
-)
+from worldmodel.utils.checkpoint import checkpoints, restore_newest, save_checkpoint
+from worldmodel.utils.compatibility import check_same_config
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import Precision, peak_flops, resolve_precision, verified_precision
 from worldmodel.utils.lock import folder_lock
