@@ -26,7 +26,7 @@ from collect.pool import WorkerPool
 from worldmodel.data.env_spec import EnvSpec
 from worldmodel.data.writer import Episode, StoreWriter
 from worldmodel.utils.checkpoint import write_atomic
-from worldmodel.utils.errors import UserError, one_line
+from worldmodel.utils.errors import UserError, one_line, printable
 from worldmodel.utils.settings import Seed, Settings, Workers
 
 SKIPPED_FILE = "skipped.txt"
@@ -79,11 +79,6 @@ def reading(read: Read[Item]) -> Iterator[Callable[[Item], tuple[Sequence[Episod
 def reason(error: Exception) -> str:
     """The message of a decoder's error, without the details that FFmpeg adds."""
     return getattr(error, "strerror", None) or one_line(error)
-
-
-def printable(text: str) -> str:
-    """The text on one line, with bytes of file names that are not UTF-8 escaped."""
-    return " ".join(text.split()).encode(errors="backslashreplace").decode()
 
 
 def read_text(path: Path) -> str:

@@ -35,6 +35,7 @@ from tqdm import tqdm
 from collect.files import BrokenFile, ReaderArgs, fill_store, not_finite
 from collect.images import is_image, resize_image
 from configs import command
+from configs.written import Written, recorded
 from envs.spaces import to_action_spec, to_gym_space
 from worldmodel.data.env_spec import EnvSpec
 from worldmodel.data.store import Store
@@ -214,8 +215,8 @@ def import_dataset(args: Args) -> None:
     )
 
 
-def export_store(args: Args) -> None:
-    """Write a store to Minari, completely or not at all."""
+def export_store(args: Args) -> Path:
+    """Write a store to Minari, completely or not at all; returns the folder."""
     store = Store(args.export)
     missing = [name for name in ("frames", *STEP_ARRAYS) if name not in store.array_names]
     if missing:
@@ -230,7 +231,8 @@ def export_store(args: Args) -> None:
     except BaseException:
         shutil.rmtree(folder.parent, ignore_errors=True)
         raise
-    print(f"data: {args.dataset}: {len(store.episode_ends):,} episodes, {store.n_rows:,} frames at {folder.parent}")
+    print(f"data: {args.dataset}: {len(store.episode_ends):,} episodes, {store.n_rows:,} frames")
+    return folder.parent
 
 
 def write_dataset(store: Store, dataset: str) -> None:
@@ -261,14 +263,14 @@ def episode_buffers(store: Store, infos: Sequence[str]) -> Iterator[Any]:
         yield EpisodeBuffer(observations=rows["frames"], **steps, infos={n: rows[n] for n in infos})
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     require_minari()
     if not args.dataset:
         raise UserError("no data set was given; name one, such as --dataset my/doom-v0")
     if args.export:
-        export_store(args)
-    else:
-        import_dataset(args)
+        return Written(export_store(args))
+    import_dataset(args)
+    return recorded(args.out)
 
 
 if __name__ == "__main__":

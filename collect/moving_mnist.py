@@ -35,6 +35,7 @@ from PIL import Image, ImageDraw, ImageFont
 from collect.files import ReaderArgs, fill_store
 from collect.mnist_files import PUBLISHED, VideoArray, open_video_array, read_array, read_idx
 from configs import command
+from configs.written import Written, recorded
 from worldmodel.data.env_spec import EnvSpec
 from worldmodel.data.writer import Episode
 from worldmodel.utils.errors import UserError
@@ -160,13 +161,14 @@ def make_store(args: Args) -> None:
     fill_store(args, env_spec, batches(args.episodes), partial(make_videos, args, digits), **how, digits=fingerprint)
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     if args.source == Path():
         make_store(args)
     elif args.source.is_file():
         import_published(args)
     else:
         raise UserError(f"{args.source} is not a file; give mnist_test_seq.npy, or leave --source out")
+    return recorded(args.out)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 
 Each process plays four episodes at a time, in four engines. `--length` cuts episodes into segments of exactly that many
 frames, drops the rest, and records until there are `--episodes` segments. If it is killed, the same command resumes and
-ends with the same store. The last lines compare the speed with that of the engine alone: the same number of processes
+ends with the same store. At the end the speed is compared with that of the engine alone: the same number of processes
 that only call `DoomGame.make_action`.
 """
 
@@ -29,6 +29,7 @@ import torch
 from collect.episodes import Env, play_group
 from collect.record import RecordArgs, record_store
 from configs import command
+from configs.written import Written, recorded
 from envs.policies import is_blind, load_player, policy_digest, shipped_policies
 from envs.vizdoom import VizdoomFrames
 from envs.vqvae_wrapper import VQVAEObservation
@@ -123,7 +124,7 @@ def settings(args: Args, env_spec: EnvSpec, length: int) -> dict[str, Any]:
     return {"policy": policy, "length": length, "seed": args.seed, **exploration, **eyes}
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     total, length = (1000, 100) if args.paper else (args.episodes, args.length)
     with contextlib.closing(make_env(args)) as env:
         env_spec = env.env_spec
@@ -132,6 +133,7 @@ def main(args: Args) -> None:
     out = args.out or Path("runs") / args.scenario / "data.zarr"
     how, bare_rate = settings(args, env_spec, length), partial(engine_rate, args)
     record_store(out, env_spec, how, args, partial(worker, args), GROUP_SIZE, total, length, bare_rate)
+    return recorded(out)
 
 
 if __name__ == "__main__":

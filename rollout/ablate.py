@@ -29,6 +29,7 @@ if not __package__:
 
 
 from configs import command
+from configs.written import Written
 from rollout.ablation_scores import Measurement, score_prior, score_vqvae
 from rollout.ablation_table import render
 from rollout.provenance import commit
@@ -207,7 +208,7 @@ def evaluate(args: Args, work: Job) -> dict[str, Any]:
     return json.loads(work.result.read_text())
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     if not is_url(args.data) and not Path(args.data).exists():
         raise UserError(
             f"there is no store at {args.data}; for --preset ablate make it with `python collect/vizdoom.py --preset "
@@ -230,7 +231,8 @@ def main(args: Args) -> None:
             train_stages(args, work)
             done[work.result] = evaluate(args, work)
             show()  # after each row, so that partial results can be read
-    print(f"{show()}\n\ntable: {args.out}/table_{args.table}.md, .json and .png")
+    print(show())
+    return Written(args.out / f"table_{args.table}.md")
 
 
 if __name__ == "__main__":

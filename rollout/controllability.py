@@ -29,6 +29,7 @@ import numpy as np
 from tqdm import tqdm
 
 from configs import command
+from configs.written import Written
 from envs.policies import MAX_STACKED_FRAMES, Player, load_player, shipped_policies
 from envs.vizdoom import make_engine
 from rollout.heldout import HeldOutArgs, HeldOutClips, dream_frames, load_heldout, reconstructions
@@ -122,7 +123,7 @@ def measure(
     return {"delta_psnr": bootstrap(gain, heldout_clips.episode), "inverse_dynamics": accuracies, "ratio": ratios}
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     dream = Dream.load(args.run, args.sampling, precision=args.precision)
     store, env_spec = Store(args.data or args.run / "data.zarr"), dream.env_spec
     policy = args.policy or next(iter(shipped_policies(env_spec.name)), "random")
@@ -144,7 +145,9 @@ def main(args: Args) -> None:
         "data": str(store.path),
         "prior": weights_digest(args.run / "prior"),
     }
-    write_json(args.run / "evaluation" / "controllability.json", {"protocol": protocol} | means_to_json(result))
+    path = args.run / "evaluation" / "controllability.json"
+    write_json(path, {"protocol": protocol} | means_to_json(result))
+    return Written(path)
 
 
 if __name__ == "__main__":

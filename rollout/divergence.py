@@ -23,6 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from configs import command
+from configs.written import Written
 from rollout.heldout import (
     HeldOutArgs,
     dream_frames,
@@ -127,7 +128,7 @@ def distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.sqrt(((a.astype(np.float32) - b) ** 2).mean((2, 3, 4))) / 255
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     found = (stream_futures if load_prior(args.run / "prior").config.mode == "stream" else clip_futures)(args)
     video, real = found.samples, found.real[:, 1:]
     apart = {
@@ -148,7 +149,7 @@ def main(args: Args) -> None:
         "prior": weights_digest(args.run / "prior"),
     }
     write_json(folder / "divergence.json", {"protocol": protocol} | means_to_json(distances))
-    print(f"picture: {folder / 'divergence.png'}")
+    return Written(folder / "divergence.png")
 
 
 if __name__ == "__main__":

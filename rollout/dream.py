@@ -19,6 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from configs import command
+from configs.written import Written
 from rollout.heldout import HeldOutArgs, dream_frames, load_heldout, reconstructions
 from worldmodel.generation.dream import Dream
 from worldmodel.utils.run_args import DEVICE
@@ -38,7 +39,7 @@ class Args(HeldOutArgs):
     """Device of the dream: cpu or cuda."""
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     dream = Dream.load(args.run, args.sampling, args.device)
     heldout_clips, c = (
         load_heldout(dream, args.run, args.data, args.split, args.n_clips, args.context_frames + args.steps),
@@ -57,7 +58,7 @@ def main(args: Args) -> None:
     shown = slice(c - 1, None, max(1, args.steps // 12))
     rows = np.stack([f[i, shown] for i in range(len(film)) for f in videos])
     save_png(folder / "strip.png", upscale(video_grid(rows), 2))
-    print(f"pictures: {folder / 'dream.gif'} and {folder / 'strip.png'}")
+    return Written(folder / "dream.gif", "rollout/evaluate.py", {"run": args.run, "data": args.data})
 
 
 if __name__ == "__main__":

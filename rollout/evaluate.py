@@ -33,6 +33,7 @@ import torch
 from tqdm import tqdm
 
 from configs import command
+from configs.written import Written, make_dream
 from rollout.heldout import (
     HeldOutArgs,
     HeldOutClips,
@@ -121,7 +122,7 @@ def table(result: dict[str, Any], ahead: tuple[int, ...]) -> str:
     return "\n".join([*lines, *(f"  {name:28}{m!s:>26}" for name, m in rows.items())])
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     paper = f"python rollout/fvd.py --run {args.run}"
     if read_header(args.run / "prior")[0]["model"].get("mode") == "paper":
         raise UserError(
@@ -146,12 +147,11 @@ def main(args: Args) -> None:
     write_atomic(folder / "results.txt", (text + "\n").encode())
     print(text)
     print(
-        f"\ntable:        {folder}/results.txt and results.json"
         f"\npictures:     {args.run}/dreams (rollout/dream.py writes them)"
         f"\npaper's FVD:  {paper} (needs a feature network)"
         f"\nTensorBoard:  tensorboard --logdir {args.run}"
-        f'\nenvironment:  import envs; gymnasium.make("VideoGPTDream-v0", model="{args.run}")'
     )
+    return Written(folder / "results.json", make_dream(args.run))
 
 
 if __name__ == "__main__":

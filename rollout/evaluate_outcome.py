@@ -35,6 +35,7 @@ import torch
 from tqdm import tqdm
 
 from configs import command
+from configs.written import Written
 from rollout.heldout import SplitArgs
 from worldmodel.data.store import Store, open_tokens
 from worldmodel.generation.dream import Context, Dream
@@ -234,7 +235,7 @@ def measure(args: Args, dream: Dream, store: Store) -> dict[str, Any]:
     }
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     dream, store = Dream.load(args.run), open_tokens(args.run)
     check_vqvae(store.path, store.settings["vqvae"]["weights"], args.run / "vqvae")
     result = measure(args, dream, store)
@@ -249,8 +250,9 @@ def main(args: Args) -> None:
         for who, error in parts.items():
             print(f"{name:16} mean absolute error {error} by {who}")
     protocol = asdict(args) | {"run": str(args.run), "outcome": weights_digest(args.run / "outcome")}
-    write_json(args.run / "evaluation" / "outcome.json", {"protocol": protocol} | means_to_json(result))
-    print(f"figures: {args.run / 'evaluation' / 'outcome.json'}")
+    path = args.run / "evaluation" / "outcome.json"
+    write_json(path, {"protocol": protocol} | means_to_json(result))
+    return Written(path)
 
 
 if __name__ == "__main__":

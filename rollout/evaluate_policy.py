@@ -24,6 +24,7 @@ import torch
 from tqdm import tqdm
 
 from configs import command
+from configs.written import Written
 from envs.policies import load_player, shipped_policies
 from envs.vizdoom import VizdoomFrames
 from envs.vqvae_wrapper import VQVAEObservation
@@ -106,7 +107,7 @@ def table(scores: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     if args.episodes < 2:
         raise UserError(f"an interval needs more than {args.episodes} episode; set --episodes to at least 2")
     torch.set_num_threads(1)  # single frames are slower with more threads
@@ -132,7 +133,7 @@ def main(args: Args) -> None:
     print(table(scores))
     if args.scenario in PUBLISHED:
         print(PUBLISHED[args.scenario])
-    print(f"scores: {args.out / 'scores.json'}")
+    return Written(args.out / "scores.json")
 
 
 if __name__ == "__main__":

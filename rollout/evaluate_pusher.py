@@ -29,6 +29,7 @@ import torch
 from tqdm import tqdm
 
 from configs import command
+from configs.written import Written
 from envs.pusher import Pusher, load_pusher
 from envs.pushing import Pushing
 from envs.pushing_robot import ACTION, Robot, bair_actions
@@ -118,7 +119,7 @@ def table(scores: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     torch.set_num_threads(1)
     played = {}
     everybody = make_players(args)
@@ -144,7 +145,7 @@ def main(args: Args) -> None:
     if args.gif is not None:
         save_gif(args.gif, render_episodes(everybody[f"pusher, noise {args.noise:g}"], args.seed), fps=8)
         print(f"moving picture: {args.gif}")
-    print(f"scores: {args.out / 'scores.json'}")
+    return Written(args.out / "scores.json")
 
 
 if __name__ == "__main__":

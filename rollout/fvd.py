@@ -28,6 +28,7 @@ if not __package__:
 from tqdm import tqdm
 
 from configs import command
+from configs.written import Written
 from rollout.clip_sources import ClipSource, make_reconstruct, source_from_files, source_from_run
 from rollout.distances import COMPARISONS, distances, sample_features
 from rollout.provenance import commit, model_digests, model_settings
@@ -183,7 +184,7 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     if args.run is None and args.samples is None:
         raise UserError("there is nothing to compare; give a --run, or --samples and --real")
     protocol = make_protocol(args)
@@ -202,7 +203,8 @@ def main(args: Args) -> None:
     stem, text = f"{protocol.metric}-{args.protocol}{changed}-{args.features}", table(result)
     write_json(folder / f"{stem}.json", result)
     write_atomic(folder / f"{stem}.txt", (text + "\n").encode())
-    print(f"{text}\n\ntable: {folder / stem}.txt and .json")
+    print(text)
+    return Written(folder / f"{stem}.json")
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ import torch
 from tqdm import tqdm
 
 from configs import command
+from configs.written import Written
 from envs.policies import MAX_STACKED_FRAMES, load_player
 from rollout.heldout import SplitArgs, reconstructions
 from worldmodel.data.store import open_tokens
@@ -178,7 +179,7 @@ def plot(args: Args, curves: dict[str, Curves], truth: Curves, path: Path) -> No
     plt.close(figure)
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     truth, curves, result = real_curves(args), {}, {}  # type: ignore[var-annotated]
     folder = args.run / "evaluation"
     for run in (args.run, *args.compare_runs):
@@ -200,7 +201,7 @@ def main(args: Args) -> None:
         folder / "long_horizon.json",
         {"protocol": protocol | {"prior": weights_digest(args.run / "prior")}, "windows": result},
     )
-    print(f"plot: {folder / 'long_horizon.png'}, frames: {folder}/long_horizon_*.png")
+    return Written(folder / "long_horizon.png")
 
 
 if __name__ == "__main__":

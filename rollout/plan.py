@@ -25,6 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from configs import command
+from configs.written import Written
 from envs.dream import DreamEnv
 from envs.policies import load_player, shipped_policies
 from envs.vizdoom import make_engine
@@ -77,7 +78,7 @@ class Args(Settings):
     """File for the scores."""
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     own = Path("runs") / args.world
     run = args.run or ("" if (PRETRAINED / args.world).exists() or not own.is_dir() else str(own))
     dream = DreamEnv(model=run, world=args.world, horizon=0, precision=args.precision, temperature=args.temperature)
@@ -107,6 +108,7 @@ def main(args: Args) -> None:
     print(text)
     settings = asdict(args) | {"out": str(args.out)}
     write_json(args.out, {"settings": settings, "scores": scores})
+    return Written(args.out)
 
 
 def plan_in_engine(args: Args, dream: DreamEnv, planner: Planner) -> tuple[str, dict[str, list]]:

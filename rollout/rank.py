@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 import envs  # noqa: F401 - registers
 from configs import command
+from configs.written import Written
 from envs.policies import MAX_STACKED_FRAMES, Player, load_player
 from envs.vector import DreamVectorEnv
 from envs.vizdoom import VizdoomFrames, make_engine
@@ -101,7 +102,7 @@ def rank_correlation(dream: np.ndarray, engine: np.ndarray, seed: int) -> tuple[
     return float(spearmanr(dream.mean(1), engine.mean(1)).statistic), float(low), float(high)
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     if (several := len(set(args.policy))) < 3 or args.episodes < 2:
         raise UserError(f"ranking needs at least 3 policies and 2 episodes, not {several} policies; give more")
     how: dict[str, Any] = {"temperature": args.temperature, "precision": args.precision}
@@ -123,6 +124,7 @@ def main(args: Args) -> None:
     rows = {name: {"dream": x.tolist(), "engine": y.tolist()} for name, (x, y) in scores.items()}
     settings = asdict(args) | {"out": str(args.out)}
     write_json(args.out, {"settings": settings, "spearman": [r, low, high], "returns": rows})
+    return Written(args.out)
 
 
 if __name__ == "__main__":

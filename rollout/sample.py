@@ -29,6 +29,7 @@ import torch
 from tqdm import tqdm
 
 from configs import command
+from configs.written import Written
 from rollout.heldout import HeldOutArgs, RealClips, encode_given, load_models, real_clips, sample_videos
 from rollout.provenance import provenance
 from worldmodel.data.prior_dataset import PriorBatch
@@ -110,7 +111,7 @@ def save_pictures(folder: Path, truth: np.ndarray, samples: np.ndarray, fps: flo
     save_png(folder / "samples.png", video_grid(rows))
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     vqvae, prior = load_models(args.run, args.prior, args.device)
     truth = real_clips(args.run, prior, vqvae.config.stride[0], args.n_clips, args.split, args.data)
     store, batch = Store(args.data or args.run / "data.zarr"), encode_given(vqvae, truth, args.context_frames)
@@ -153,7 +154,8 @@ def main(args: Args) -> None:
         print(table(figures, first))
         result |= {f: {row: [m.to_json() for m in means] for row, means in r.items()} for f, r in figures.items()}
     write_json(folder / "samples.json", result)
-    print(f"samples: {folder}; conditioning frames: {frames}")
+    print(f"conditioning frames: {frames}")
+    return Written(folder)
 
 
 def with_class(prior: Prior, batch: PriorBatch, classes: tuple[str, ...], name: str) -> torch.Tensor:

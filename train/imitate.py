@@ -29,6 +29,7 @@ from stable_baselines3.common.policies import ActorCriticCnnPolicy
 from tqdm import tqdm
 
 from configs import command
+from configs.written import Written
 from envs.policies import MAX_STACKED_FRAMES, sample_actions, save_policy, stack_frames
 from envs.teacher import Teacher
 from envs.vizdoom import VizdoomFrames
@@ -140,7 +141,7 @@ def make_policy(args: Args, frame: tuple[int, int, int], actions: spaces.Space) 
     return policy
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     with folder_lock(args.out):
         torch.manual_seed(args.seed)
         torch.set_num_threads(1)
@@ -161,7 +162,7 @@ def main(args: Args) -> None:
         save_policy(args.out, policy, settings, {"steps": args.n_rounds * args.steps_per_round}, resumable=False)
         for lane in lanes:
             lane.env.close()
-        print(f"policy: {args.out}; train/policy.py --init-from {args.out} continues from it")
+    return Written(args.out, "train/policy.py", {"init_from": args.out})
 
 
 if __name__ == "__main__":

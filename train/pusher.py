@@ -22,6 +22,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
 from configs import command
+from configs.written import Written
 from envs.pusher import KIND, PushTask, make_policy
 from train.ppo import N_MINIBATCHES, CheckpointCallback, check_ppo_args, learn, linear_schedule, resume
 from worldmodel.utils.checkpoint import checkpoints, load_weights, save_checkpoint
@@ -96,7 +97,7 @@ def make_ppo(args: Args, last: int) -> PPO:
     )
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     torch.set_num_threads(1)  # networks this small are slower with more threads
     last = min(args.stop_at_step or args.total_timesteps, args.total_timesteps)
     with folder_lock(args.out):
@@ -110,7 +111,8 @@ def main(args: Args) -> None:
         load_weights(args.out, policy)
         with folder_lock(args.export):
             save_checkpoint(args.export, policy, config(args), {"steps": ppo.num_timesteps})
-    print(f"pusher: {args.export or args.out} after {ppo.num_timesteps:,} steps")
+    print(f"finished after {ppo.num_timesteps:,} steps")
+    return Written(args.export or args.out, "collect/pushing.py", {"policy": args.export or args.out})
 
 
 if __name__ == "__main__":

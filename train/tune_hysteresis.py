@@ -31,6 +31,7 @@ from einops import rearrange, reduce
 from tqdm import tqdm
 
 from configs import command
+from configs.written import Written
 from worldmodel.data.store import Store
 from worldmodel.metrics.frames import psnr
 from worldmodel.models.loading import load_vqvae
@@ -100,7 +101,7 @@ def stability(previous: np.ndarray, current: np.ndarray, psnr: np.ndarray, still
     }
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     store, model = Store(args.data or args.run / "data.zarr"), load_vqvae(args.run / "vqvae").to(args.device)
     if not model.config.causal:
         raise UserError(
@@ -134,9 +135,11 @@ def main(args: Args) -> None:
             config["model"]["hysteresis"] = args.set_hysteresis
             replace_config(args.run / "vqvae", config)
         print(
-            f"{args.run / 'vqvae'} now has a hysteresis of {args.set_hysteresis}; run train/tokens.py --restart, then "
-            "train the prior and the outcome model again"
+            f"the VQ-VAE now has a hysteresis of {args.set_hysteresis}; after the tokens, train the prior and the "
+            "outcome model again"
         )
+        return Written(args.run / "vqvae", "train/tokens.py", {"run": args.run, "data": args.data, "restart": True})
+    return Written(args.run / "hysteresis.json", "train/tokens.py", {"run": args.run, "data": args.data})
 
 
 if __name__ == "__main__":
