@@ -30,7 +30,6 @@ if not __package__:  # run as a file: import from the project's root, not from t
 
 import numpy as np
 from gymnasium import spaces
-from tqdm import tqdm
 
 from collect.files import BrokenFile, ReaderArgs, fill_store, not_finite
 from collect.images import is_image, resize_image
@@ -41,6 +40,7 @@ from worldmodel.data.env_spec import EnvSpec
 from worldmodel.data.store import Store
 from worldmodel.data.writer import Episode
 from worldmodel.utils.errors import UserError, one_line
+from worldmodel.utils.progress import Progress
 from worldmodel.utils.settings import Address, PixelsOr0, Seed, Settings, Workers
 
 if TYPE_CHECKING:
@@ -257,7 +257,7 @@ def episode_buffers(store: Store, infos: Sequence[str]) -> Iterator[Any]:
     """A store's episodes as Minari's buffers, one in memory at a time."""
     from minari.data_collector import EpisodeBuffer
 
-    for i in tqdm(range(len(store.episode_ends)), unit=" episodes", desc=store.env_spec.name):
+    for i in Progress(range(len(store.episode_ends)), unit=" episodes", desc=store.env_spec.name):
         rows = store.read_episode(i)
         steps = {theirs: rows[ours][:-1] for ours, theirs in STEP_ARRAYS.items()}
         yield EpisodeBuffer(observations=rows["frames"], **steps, infos={n: rows[n] for n in infos})

@@ -26,7 +26,6 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
-from tqdm import tqdm
 
 from configs import command
 from configs.written import Written
@@ -42,6 +41,7 @@ from worldmodel.metrics.interval import bootstrap, means_to_json
 from worldmodel.utils.checkpoint import weights_digest, write_json
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import Precision
+from worldmodel.utils.progress import Progress
 from worldmodel.utils.settings import Positive
 
 
@@ -99,7 +99,7 @@ def measure(
     n, c, steps = len(heldout_clips.codes), args.context_frames, args.steps
     spec, true = dream.env_spec.action, heldout_clips.actions[:, c - 1 : c - 1 + steps]
     random = random_actions(spec, n * steps, np.random.default_rng(args.seed)).reshape(true.shape)
-    with tqdm(total=2 * n * steps, unit=" steps", desc="dreams") as bar:
+    with Progress(total=2 * n * steps, unit=" steps", desc="dreams") as bar:
         true_action_frames, random_action_frames = (
             dream_frames(dream, heldout_clips, a, c, args.seed, 64, bar) for a in (true, random)
         )

@@ -16,12 +16,12 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
-from tqdm import tqdm
 
 from configs import command
 from configs.written import Written
 from rollout.heldout import HeldOutArgs, dream_frames, load_heldout, reconstructions
 from worldmodel.generation.dream import Dream
+from worldmodel.utils.progress import Progress
 from worldmodel.utils.run_args import DEVICE
 from worldmodel.utils.settings import Positive
 from worldmodel.utils.video_io import abs_difference, add_labels, save_gif, save_png, side_by_side, upscale, video_grid
@@ -46,7 +46,7 @@ def main(args: Args) -> Written:
         args.context_frames,
     )
     given = heldout_clips.actions[:, c - 1 : c - 1 + args.steps]
-    with tqdm(total=len(given) * args.steps, unit=" steps", desc="dream") as bar:
+    with Progress(total=len(given) * args.steps, unit=" steps", desc="dream") as bar:
         dreamed = dream_frames(dream, heldout_clips, given, c, args.seed, args.n_clips, bar)
     film = np.concatenate([reconstructions(dream, heldout_clips.codes[:, :c]), dreamed], axis=1)
     videos = [heldout_clips.frames, film, abs_difference(heldout_clips.frames, film)]

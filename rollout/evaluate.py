@@ -30,7 +30,6 @@ if not __package__:
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from configs import command
 from configs.written import Written, make_dream
@@ -50,6 +49,7 @@ from worldmodel.metrics.interval import bootstrap, means_to_json
 from worldmodel.utils.checkpoint import read_header, write_atomic, write_json
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import Precision
+from worldmodel.utils.progress import Progress
 from worldmodel.utils.run_args import DEVICE
 from worldmodel.utils.settings import AtLeast2, NonEmpty, Positive
 
@@ -83,7 +83,7 @@ def measure(args: Args, dream: Dream, heldout_clips: HeldOutClips) -> dict[str, 
         "reconstruction": [reconstructions(dream, heldout_clips.codes)[:, c:]],
         "copy last frame": [heldout_clips.frames[:, c - 1 : c].repeat(max(args.steps_ahead), 1)],
     }
-    with tqdm(total=2 * args.n_dreams * n * max(args.steps_ahead), unit=" steps", desc="dreams") as bar:
+    with Progress(total=2 * args.n_dreams * n * max(args.steps_ahead), unit=" steps", desc="dreams") as bar:
         for name, actions in (("true actions", given), ("shuffled actions", given[order])):
             films[name] = [
                 dream_frames(dream, heldout_clips, actions, c, args.seed + k, args.batch_size, bar)

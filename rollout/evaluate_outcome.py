@@ -32,7 +32,6 @@ if not __package__:
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from configs import command
 from configs.written import Written
@@ -47,6 +46,7 @@ from worldmodel.models.reward_done import OutcomeModel
 from worldmodel.utils.checkpoint import weights_digest, write_json
 from worldmodel.utils.compatibility import check_vqvae
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.progress import Progress
 from worldmodel.utils.settings import Positive
 
 Episode = dict[str, np.ndarray]
@@ -156,7 +156,7 @@ def dream_steps(args: Args, dream: Dream, places: list[Place], steps: int) -> It
 def dreamed_returns(args: Args, dream: Dream, places: list[Place]) -> np.ndarray:
     """Mean returns (n,) of dreams."""
     total, alive = np.zeros(len(places) * args.n_dreams), np.ones(len(places) * args.n_dreams, bool)
-    for step in tqdm(dream_steps(args, dream, places, args.steps), total=args.steps, unit=" steps", desc="dreams"):
+    for step in Progress(dream_steps(args, dream, places, args.steps), total=args.steps, unit=" steps", desc="dreams"):
         total += step.reward.numpy() * alive
         alive &= ~step.terminated.numpy()
     return total.reshape(-1, args.n_dreams).mean(1)
@@ -176,7 +176,7 @@ def predicted_ends(args: Args, dream: Dream, episodes: list[Episode]) -> dict[st
         .done_prob.view(-1, args.n_dreams)
         .mean(1)
         .numpy()
-        for some in tqdm(np.array_split(places[chosen], -(-len(chosen) // 64)), unit=" batches", desc="ends")
+        for some in Progress(np.array_split(places[chosen], -(-len(chosen) // 64)), unit=" batches", desc="ends")
     ]
     weight = np.where(ended[chosen], 1, (~ended).sum() / max(1, len(few)))
     info = {"probability": np.concatenate(parts), "happened": ended[chosen], "weight": weight}
@@ -212,7 +212,8 @@ def measure(args: Args, dream: Dream, store: Store) -> dict[str, Any]:
     """All metrics."""
     train, held = ([store.read_episode(i) for i in store.episode_indices(split)] for split in ("train", args.split))
     seen = [
-        filter_episode(dream.outcome, e, args.n_particles, args.seed) for e in tqdm(held, unit=" episodes", desc="read")
+        filter_episode(dream.outcome, e, args.n_particles, args.seed)
+        for e in Progress(held, unit=" episodes", desc="read")
     ]
     end, happened = (np.concatenate([e[k][1:] for e in group]) for group, k in ((seen, "done_prob"), (held, "done")))
     guess, groups = mean_by_time(train), np.repeat(np.arange(len(held)), [len(e["codes"]) for e in held])

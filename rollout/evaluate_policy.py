@@ -21,7 +21,6 @@ if not __package__:  # run as a file: import from the project's root, not from t
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from configs import command
 from configs.written import Written
@@ -33,6 +32,7 @@ from worldmodel.metrics.interval import bootstrap, bootstrap_ratio
 from worldmodel.models.loading import load_vqvae, resolve_folder
 from worldmodel.utils.checkpoint import write_json
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.progress import Progress
 from worldmodel.utils.settings import Positive, Seed, Settings
 
 N_RESAMPLES = 10_000
@@ -120,7 +120,7 @@ def main(args: Args) -> Written:
         env = (
             VQVAEObservation(engine, load_vqvae(resolve_folder(args.obs_vqvae) / "vqvae")) if args.obs_vqvae else engine
         )
-        with tqdm(total=len(players) * args.episodes, unit=" episodes", desc="score") as bar:
+        with Progress(total=len(players) * args.episodes, unit=" episodes", desc="score") as bar:
             for name, player in players.items():
                 played = []
                 for i in range(args.episodes):

@@ -26,7 +26,6 @@ if not __package__:
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from configs import command
 from configs.written import Written
@@ -36,6 +35,7 @@ from envs.pushing_robot import ACTION, Robot, bair_actions
 from worldmodel.data.env_spec import random_actions
 from worldmodel.metrics.interval import bootstrap, bootstrap_ratio
 from worldmodel.utils.checkpoint import write_json
+from worldmodel.utils.progress import Progress
 from worldmodel.utils.settings import AtLeast2, NotNegative, Seed, Settings
 from worldmodel.utils.video_io import save_gif, upscale
 
@@ -123,7 +123,7 @@ def main(args: Args) -> Written:
     torch.set_num_threads(1)
     played = {}
     everybody = make_players(args)
-    with tqdm(total=len(everybody) * args.episodes, unit=" episodes", desc="score") as bar:
+    with Progress(total=len(everybody) * args.episodes, unit=" episodes", desc="score") as bar:
         for name, act in everybody.items():
             metres = []
             for i in range(args.episodes):

@@ -25,8 +25,6 @@ from typing import Any
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from tqdm import tqdm
-
 from configs import command
 from configs.written import Written
 from rollout.clip_sources import ClipSource, make_reconstruct, source_from_files, source_from_run
@@ -38,6 +36,7 @@ from worldmodel.metrics.protocol import PROTOCOLS, Protocol, ProtocolName, Trial
 from worldmodel.metrics.published import matching_figure
 from worldmodel.utils.checkpoint import read_header, write_atomic, write_json
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.progress import Progress
 from worldmodel.utils.run_args import DEVICE
 from worldmodel.utils.settings import AboveZero, AtLeast2, Count, PixelsOr0, Positive, Seed, Settings
 
@@ -132,7 +131,7 @@ def make_source(args: Args, protocol: Protocol) -> ClipSource:
 def scores(args: Args, protocol: Protocol, features: Features, source: ClipSource) -> dict[str, Trials]:
     """The inception score of the samples of every trial."""
     values = []
-    with tqdm(total=protocol.n_trials * protocol.samples_per_clip, unit=" sets", desc="samples") as bar:
+    with Progress(total=protocol.n_trials * protocol.samples_per_clip, unit=" sets", desc="samples") as bar:
         for trial in range(protocol.n_trials):
             logits, _ = sample_features(args.feature_batch_size, protocol, features, source, trial, bar)
             if logits is None:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from worldmodel.data.clips import Clips, read_windows_clamped
 from worldmodel.data.prior_dataset import PriorBatch, PriorDataset, encode_cond_frames
@@ -22,6 +21,7 @@ from worldmodel.models.prior import Prior
 from worldmodel.models.vqvae import VQVAE, to_uint8
 from worldmodel.utils.compatibility import check_vqvae
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.progress import Progress
 from worldmodel.utils.settings import Address, Positive, Seed, Settings
 
 
@@ -109,7 +109,7 @@ def other_episode_order(episode: np.ndarray, seed: int) -> np.ndarray:
 
 
 def dream_frames(
-    dream: Dream, heldout_clips: HeldOutClips, actions: np.ndarray, context: int, seed: int, batch: int, bar: tqdm
+    dream: Dream, heldout_clips: HeldOutClips, actions: np.ndarray, context: int, seed: int, batch: int, bar: Progress
 ) -> np.ndarray:
     """Predicted frames (n, steps, H, W, 3) after the context under actions (n, steps, ...)."""
     out = []

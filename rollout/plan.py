@@ -22,7 +22,6 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
-from tqdm import tqdm
 
 from configs import command
 from configs.written import Written
@@ -39,6 +38,7 @@ from worldmodel.models.loading import PRETRAINED
 from worldmodel.utils.checkpoint import write_json
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import Precision
+from worldmodel.utils.progress import Progress
 from worldmodel.utils.settings import AtLeast2, Count, NotNegative, Positive, Seed, Settings
 
 
@@ -124,7 +124,7 @@ def plan_in_engine(args: Args, dream: DreamEnv, planner: Planner) -> tuple[str, 
             return np.array([planner.act(frames[-1, 0], env.variable_values.tolist(), rng)])
 
         planned = []
-        for i in (progress := tqdm(range(args.episodes), unit=" episodes", desc="plan")):
+        for i in (progress := Progress(range(args.episodes), unit=" episodes", desc="plan")):
             planner.reset()
             planned.append(play_episode(env, plan, args.seed, i))
             progress.set_postfix(survived=f"{np.mean(planned, axis=0)[0]:.0f} steps")

@@ -25,7 +25,6 @@ if not __package__:
 import gymnasium as gym
 import numpy as np
 from scipy.stats import spearmanr
-from tqdm import tqdm
 
 import envs  # noqa: F401 - registers
 from configs import command
@@ -37,6 +36,7 @@ from rollout.episodes import play_episode
 from worldmodel.utils.checkpoint import write_json
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import Precision
+from worldmodel.utils.progress import Progress
 from worldmodel.utils.settings import NotNegative, Positive, Seed, Settings
 
 
@@ -112,12 +112,12 @@ def main(args: Args) -> Written:
     with contextlib.closing(make_engine(env_spec)) as engine:
         players = {name: load_player(name, env_spec) for name in args.policy}
         print(f"{'policy':40}{'dream':>10}{'engine':>10}")
-        for name, player in tqdm(players.items(), unit=" policies"):
+        for name, player in Progress(players.items(), unit=" policies"):
             scores[name] = (
                 returns_in_dream(dream, player, args.seed),
                 returns_in_engine(engine, player, args.episodes, args.seed),
             )
-            tqdm.write(f"{name[-39:]:40}{scores[name][0].mean():>10.1f}{scores[name][1].mean():>10.1f}")
+            Progress.write(f"{name[-39:]:40}{scores[name][0].mean():>10.1f}{scores[name][1].mean():>10.1f}")
     a, b = (np.stack([pair[k] for pair in scores.values()]) for k in (0, 1))
     r, low, high = rank_correlation(a, b, args.seed)
     print(f"Spearman's correlation of {len(scores)} policies: {r:.3f} [{low:.3f}, {high:.3f}]")

@@ -26,7 +26,6 @@ if not __package__:
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from configs import command
 from configs.written import Written
@@ -40,6 +39,7 @@ from worldmodel.metrics.ssim import ssim
 from worldmodel.models.prior import Prior
 from worldmodel.utils.checkpoint import write_atomic, write_json
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.progress import Progress
 from worldmodel.utils.run_args import DEVICE
 from worldmodel.utils.settings import AtLeast2, Count, Positive
 from worldmodel.utils.video_io import add_labels, save_gif, save_png, side_by_side, upscale, video_grid
@@ -119,7 +119,7 @@ def main(args: Args) -> Written:
         batch = PriorBatch(
             batch.codes, with_class(prior, batch, store.env_spec.classes, args.class_name), batch.cond_frames
         )
-    with tqdm(total=args.samples_per_clip * args.n_clips, unit=" videos", desc="samples") as bar:
+    with Progress(total=args.samples_per_clip * args.n_clips, unit=" videos", desc="samples") as bar:
         samples = np.stack(
             [
                 sample_videos(

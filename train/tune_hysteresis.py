@@ -28,7 +28,6 @@ if not __package__:
 import numpy as np
 import torch
 from einops import rearrange, reduce
-from tqdm import tqdm
 
 from configs import command
 from configs.written import Written
@@ -39,6 +38,7 @@ from worldmodel.models.vqvae import VQVAE, to_uint8
 from worldmodel.utils.checkpoint import read_header, replace_config, weights_digest, write_json
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.lock import folder_lock
+from worldmodel.utils.progress import Progress
 from worldmodel.utils.run_args import RunArgs
 from worldmodel.utils.settings import Address, NotNegative, Positive
 
@@ -115,7 +115,7 @@ def main(args: Args) -> Written:
         raise UserError(f"{store.path} has no validation episode of {2 * s} frames or more; record more episodes")
     still = np.concatenate([max_change(frames, model.config.stride) for frames in episodes]) < args.still_threshold
     rows = {}
-    for share in tqdm(args.hysteresis, unit=" shares"):
+    for share in Progress(args.hysteresis, unit=" shares"):
         model.config = replace(model.config, hysteresis=share)
         rows[share] = stability(**measure(model, episodes), still=still)
     print(f"{'hysteresis':>10}{'still':>8}{'all':>8}{'bits':>8}{'PSNR':>8}   {still.mean():.0%} of positions are still")

@@ -27,7 +27,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from worldmodel.data.clips import Clips
 from worldmodel.data.env_spec import EnvSpec
@@ -40,6 +39,7 @@ from worldmodel.models.vqvae import VQVAE
 from worldmodel.utils.checkpoint import codes_digest
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.lock import folder_lock
+from worldmodel.utils.progress import Progress
 from worldmodel.utils.run_args import StageArgs
 from worldmodel.utils.settings import Address, Fraction, Positive
 
@@ -232,7 +232,7 @@ def write(args: TokensStage, stores: list[Store], model: VQVAE, weights: str) ->
             named = " and ".join(s.path for s in stores)
             raise UserError(f"{writer.path} has {first} episodes, but {named} only {len(places)}; {cure}")
         rows = sum(stop - start for start, stop in (s.episode_bounds(i) for s, i in places[first:]))
-        with tqdm(total=rows, unit=" frames", desc="tokens", disable=rows == 0) as bar:
+        with Progress(total=rows, unit=" frames", desc="tokens", disable=rows == 0) as bar:
             for source, i in places[first:]:
                 episode = source.read_episode(i)
                 parts = list(
