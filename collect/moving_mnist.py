@@ -57,11 +57,12 @@ class Args(ReaderArgs):
     out: Path = Path("runs/moving_mnist/data.zarr")
     """Store to write; an unfinished one resumes."""
     digits: str = "font"
-    """Images of digits: "font", a .npy of uint8 (n, h, w), or MNIST's idx3-ubyte file; it may be gzipped."""
+    """Images of digits: "font", a .npy, or MNIST's idx3-ubyte file. A .npy has uint8 (n, h, w). MNIST's may be gzipped,
+    as it is published."""
     episodes: Positive = 10_000
     """Number of videos to generate."""
     length: Positive = 20
-    """Frames per video: of generated videos, or of a source whose shape does not show it."""
+    """Frames per video, if it is generated or its source does not say."""
     per_video: Positive = 2
     """Digits per generated video."""
     speed: NotNegative = 3.6

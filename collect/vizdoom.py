@@ -53,11 +53,11 @@ class Args(RecordArgs):
     scenario: str = "health_gathering_supreme"
     """ViZDoom scenario, or battle2."""
     policy: tuple[str, ...] = ()
-    """Policies that play: folders, "random", or cycles such as "cycle:1x20,2x20"; by default the one that ships for the
-    scenario. Several policies take turns in groups of four episodes."""
+    """Policies that play: folders, "random", or cycles such as "cycle:1x20,2x20". The default is the one that ships for
+    the scenario. Several policies take turns in groups of four episodes."""
     obs_vqvae: str = ""
-    """Run folder whose VQ-VAE reconstructions the policies observe, or a model that ships; by default they
-    observe the frames. envs/vqvae_wrapper.py explains why."""
+    """Run folder, or model that ships, whose reconstructions the policies observe; by default they observe the frames.
+    envs/vqvae_wrapper.py explains why."""
     episodes: Positive = 200
     """Number of episodes to record, or of segments if length is set."""
     length: Count = 0

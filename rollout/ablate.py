@@ -78,7 +78,7 @@ class Args(Settings):
     """Train and evaluate the rows of one of the paper's ablation tables."""
 
     table: Table = 3
-    """Table of the paper, 3 to 7: attention, layers of the prior, latent sizes, codes, codebooks."""
+    """Table: 3 attention, 4 prior layers, 5 latent sizes, 6 codes, 7 codebooks."""
     data: Address = Address("runs/bair/data.zarr")
     """Store of frames to train and evaluate on."""
     out: Path = Path("runs/ablations")
@@ -102,7 +102,7 @@ class Args(Settings):
     batch_size: Positive = 16
     """Clips sampled or reconstructed in one batch."""
     n_seeds: Positive = 1
-    """Number of times to train every row, with seeds 0, 1, ..."""
+    """Number of times to train every row, with seeds from 0."""
     device: str = DEVICE
     """Device of training and evaluation: cpu or cuda."""
 

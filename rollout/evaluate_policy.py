@@ -55,8 +55,8 @@ class Args(Settings):
     episodes: Positive = 50
     """Episodes per policy."""
     obs_vqvae: str = ""
-    """Run folder whose VQ-VAE reconstructions the policies observe, or a model that ships; by default they
-    observe the frames."""
+    """Run folder, or model that ships, whose reconstructions the policies observe; by default they observe
+    the frames."""
     deterministic: bool = False
     """Take the most likely action instead of sampling."""
     frame_skip: Positive = 4

@@ -52,11 +52,11 @@ class Args(Settings):
     real: Path | None = None
     """File (.npy) of the real clips that the samples continue; not needed for the inception score."""
     reconstructions: Path | None = None
-    """File (.npy) of reconstructions of the real clips, by default made by the run's VQ-VAE."""
+    """File (.npy) of reconstructions of the real clips; by default the run's VQ-VAE makes them."""
     dataset: str = ""
     """Name of the data in the results, by default the name of the run's environment."""
     out: Path | None = None
-    """Folder for the results, by default <run>/evaluation, or the folder of the samples."""
+    """Folder for the results; by default <run>/evaluation, or the folder of the samples."""
     protocol: ProtocolName = "paper"
     """Evaluation protocol: numbers of clips, samples, frames and trials."""
     features: Kind = "torchscript"

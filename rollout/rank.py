@@ -45,8 +45,8 @@ class Args(Settings):
     """Rank policies in a dream and in the engine."""
 
     policy: tuple[str, ...] = ()
-    """Policies to rank, at least 3: folders, names of policies that ship (either may end in @0.3 for 30% random
-    actions), "random", or cycles of actions."""
+    """Policies to rank, at least 3: folders, names, "random", or cycles of actions. Names are those of policies that
+    ship; a folder or a name may end in @0.3 for 30% random actions."""
     run: str = ""
     """Run folder of the dream, by default the model that ships for `world`."""
     world: str = "health_gathering_supreme"

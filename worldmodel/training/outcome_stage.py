@@ -33,11 +33,10 @@ class OutcomeStage(StageArgs):
     hidden_dim: Channels = 256
     """Width of the GRU."""
     predict_from_past: bool = False
-    """Predict termination and changes of game variables before their frame, for engines that do not render them, such
+    """Predict termination and changes of variables before their frame. It is for engines that do not render them, such
     as deaths in ViZDoom."""
     n_stacked_frames: Count = 0
-    """Number of last latent frames that convolutions take as input, to detect motion; 0 for a linear layer over the
-    newest one."""
+    """Number of last latent frames that convolutions see, to detect motion; 0 for a linear layer over the newest."""
     trainer: TrainerConfig = field(
         default_factory=lambda: TrainerConfig(steps=2000, lr_schedule="cosine", learning_rate=1e-3)
     )

@@ -54,14 +54,14 @@ class TokensStage(StageArgs):
     data: tuple[Address, ...] = ()
     """Stores of frames to encode; <run>/data.zarr by default."""
     clip_stride: Positive = 4
-    """paper mode: number of frames from the start of one clip to the start of the next."""
+    """paper mode: number of frames between the starts of one clip and the next."""
     n_contexts: Positive = 64
-    """stream mode: number of starting contexts to keep for dreams, half of them starts of episodes."""
+    """stream mode: number of starting contexts to keep for dreams. Half of them are starts of episodes."""
     split: Literal["train", "valid", "test"] = "valid"
     """Split that the starting contexts are taken from. To train a policy, take thousands of contexts from train."""
     before_end_fraction: Fraction = 0.0
-    """Fraction of the starting contexts that end at most 14 latent frames before their episode terminates, so that a
-    policy often meets the situations that end an episode."""
+    """Fraction of the starting contexts that end shortly before a termination. That is at most 14 latent frames, so
+    that a policy often meets the situations that end an episode."""
     context_frames: Positive = 8
     """Number of latent frames of a starting context."""
 
