@@ -34,6 +34,8 @@ ROOMS = {
     "configs": "Presets and the command line.",
 }
 """Rooms of the API reference."""
+PART = re.compile(r"<!-- (settings|presets|errors) -->.*?<!-- end -->", re.DOTALL)
+"""A part of a page that is generated, with what stands in its place where the Markdown file is read."""
 ERRORS = ("UserError", "BrokenFile")
 """Errors that are meant to be read."""
 PLURAL = {"collect": "Collect", "train": "Train", "rollout": "Evaluate, plan and play"}
@@ -64,12 +66,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Fill in the marks of handwritten pages."""
-    marks = {"<!-- settings -->": settings, "<!-- presets -->": presets, "<!-- errors -->": errors}
-    for mark, make in marks.items():
-        if mark in markdown:
-            markdown = markdown.replace(mark, make())
-    return markdown
+    """Replace what a handwritten page says of its generated parts by these parts."""
+    parts = {"settings": settings, "presets": presets, "errors": errors}
+    return PART.sub(lambda found: parts[found[1]](), markdown)
 
 
 def on_post_build(config: MkDocsConfig) -> None:
