@@ -13,8 +13,8 @@ becomes one. It is chosen per file, so that a skipped file does not change the s
 A file with one damaged record is skipped as a whole: it has 256 of 43,264 episodes, and can be fetched again.
 
 Bounds: none were published. A file with an action outside `--low` and `--high` is refused. The default bounds only
-exclude corrupt values. The last line of the output is the range of the actions; with it as bounds, the store's random
-actions have the range of the robot's.
+exclude corrupt values. The range of the actions is printed at the end; with it as bounds, the store's random actions
+have the range of the robot's.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ import numpy as np
 from collect.files import ReaderArgs, draw_validation, fill_store, names_digest, with_labels
 from collect.tfrecord import Feature, broken, examples
 from configs import command
+from configs.written import Written, recorded
 from worldmodel.data.env_spec import ActionSpec, EnvSpec
 from worldmodel.data.store import Store
 from worldmodel.data.writer import Episode
@@ -152,7 +153,7 @@ def read_feature(path: Path, i: int, features: dict[str, Feature], name: str, sh
     return array.reshape(shape)
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     found = list_files(args)
     files = names_digest(f"{path.name} {test}" for path, _, test in found)
     how: dict[str, Any] = {"view": args.view, "both_views": args.both_views, "valid": args.valid, "files": files}
@@ -160,6 +161,7 @@ def main(args: Args) -> None:
     store = Store(args.out)
     actions = store.read("action", 0, store.n_rows)
     print(f"actions range from {actions.min(0).tolist()} to {actions.max(0).tolist()}")
+    return recorded(args.out)
 
 
 if __name__ == "__main__":

@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
 from collect.pool import WorkerPool
 from worldmodel.data.env_spec import EnvSpec
 from worldmodel.data.writer import Episode, StoreWriter
 from worldmodel.utils.checkpoint import write_atomic
-from worldmodel.utils.errors import UserError, one_line
+from worldmodel.utils.errors import UserError, one_line, printable
+from worldmodel.utils.progress import Progress
 from worldmodel.utils.settings import Seed, Settings, Workers
 
 SKIPPED_FILE = "skipped.txt"
@@ -79,11 +79,6 @@ def reading(read: Read[Item]) -> Iterator[Callable[[Item], tuple[Sequence[Episod
 def reason(error: Exception) -> str:
     """The message of a decoder's error, without the details that FFmpeg adds."""
     return getattr(error, "strerror", None) or one_line(error)
-
-
-def printable(text: str) -> str:
-    """The text on one line, with bytes of file names that are not UTF-8 escaped."""
-    return " ".join(text.split()).encode(errors="backslashreplace").decode()
 
 
 def read_text(path: Path) -> str:
@@ -155,14 +150,14 @@ def _run(writer: StoreWriter, args: ReaderArgs, items: Sequence[Item], read: Rea
         raise UserError(f"{writer.path} does not record the file of each episode; use another folder for --out")
     if first < len(items):
         with (
-            WorkerPool(partial(reading, read), min(args.num_workers, len(items) - first), tqdm.write) as pool,
-            tqdm(total=len(items), initial=first, unit=" files", desc=writer.env_spec.name) as bar,
+            WorkerPool(partial(reading, read), min(args.num_workers, len(items) - first), Progress.write) as pool,
+            Progress(total=len(items), initial=first, unit=" files", desc=writer.env_spec.name) as bar,
         ):
             left = pool.map(itertools.islice(items, first, None), partial(after_crash, args.source))
             for i, (episodes, why) in enumerate(left, first):
                 if why:
                     bad.append(why)
-                    tqdm.write(f"skipped: {why}")
+                    Progress.write(f"skipped: {why}")
                     write_skipped(writer.path, bad)
                 for k, episode in enumerate(episodes, 1):
                     if (i, k) > (first, written):

@@ -39,6 +39,7 @@ from collect.episodes import play_group
 from collect.images import is_image, resize_image
 from collect.record import RecordArgs, record_store
 from configs import command
+from configs.written import Written, recorded
 from envs.policies import Player, load_player, policy_digest
 from envs.spaces import to_action_spec
 from worldmodel.data.env_spec import EnvSpec
@@ -242,7 +243,7 @@ def check_reset(args: Args, env: FrameEnv) -> None:
         raise UserError(f"{args.env_id} cannot be reset or rendered: {one_line(error)}{mujoco}; fix it") from error
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     with contextlib.closing(FrameEnv(args)) as env:
         env_spec = env.env_spec
         if args.length > env_spec.max_episode_steps + 1:
@@ -250,6 +251,7 @@ def main(args: Args) -> None:
         check_reset(args, env)  # this and `settings` report errors before any process starts
     how = settings(args, env_spec)
     record_store(args.out, env_spec, how, args, partial(playing, args), group_size(args), args.episodes, args.length)
+    return recorded(args.out)
 
 
 if __name__ == "__main__":

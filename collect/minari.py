@@ -30,16 +30,17 @@ if not __package__:  # run as a file: import from the project's root, not from t
 
 import numpy as np
 from gymnasium import spaces
-from tqdm import tqdm
 
 from collect.files import BrokenFile, ReaderArgs, fill_store, not_finite
 from collect.images import is_image, resize_image
 from configs import command
+from configs.written import Written, recorded
 from envs.spaces import to_action_spec, to_gym_space
 from worldmodel.data.env_spec import EnvSpec
 from worldmodel.data.store import Store
 from worldmodel.data.writer import Episode
 from worldmodel.utils.errors import UserError, one_line
+from worldmodel.utils.progress import Progress
 from worldmodel.utils.settings import Address, PixelsOr0, Seed, Settings, Workers
 
 if TYPE_CHECKING:
@@ -214,8 +215,8 @@ def import_dataset(args: Args) -> None:
     )
 
 
-def export_store(args: Args) -> None:
-    """Write a store to Minari, completely or not at all."""
+def export_store(args: Args) -> Path:
+    """Write a store to Minari, completely or not at all; returns the folder."""
     store = Store(args.export)
     missing = [name for name in ("frames", *STEP_ARRAYS) if name not in store.array_names]
     if missing:
@@ -230,7 +231,8 @@ def export_store(args: Args) -> None:
     except BaseException:
         shutil.rmtree(folder.parent, ignore_errors=True)
         raise
-    print(f"data: {args.dataset}: {len(store.episode_ends):,} episodes, {store.n_rows:,} frames at {folder.parent}")
+    print(f"data: {args.dataset}: {len(store.episode_ends):,} episodes, {store.n_rows:,} frames")
+    return folder.parent
 
 
 def write_dataset(store: Store, dataset: str) -> None:
@@ -255,20 +257,20 @@ def episode_buffers(store: Store, infos: Sequence[str]) -> Iterator[Any]:
     """A store's episodes as Minari's buffers, one in memory at a time."""
     from minari.data_collector import EpisodeBuffer
 
-    for i in tqdm(range(len(store.episode_ends)), unit=" episodes", desc=store.env_spec.name):
+    for i in Progress(range(len(store.episode_ends)), unit=" episodes", desc=store.env_spec.name):
         rows = store.read_episode(i)
         steps = {theirs: rows[ours][:-1] for ours, theirs in STEP_ARRAYS.items()}
         yield EpisodeBuffer(observations=rows["frames"], **steps, infos={n: rows[n] for n in infos})
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     require_minari()
     if not args.dataset:
         raise UserError("no data set was given; name one, such as --dataset my/doom-v0")
     if args.export:
-        export_store(args)
-    else:
-        import_dataset(args)
+        return Written(export_store(args))
+    import_dataset(args)
+    return recorded(args.out)
 
 
 if __name__ == "__main__":

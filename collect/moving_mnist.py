@@ -35,6 +35,7 @@ from PIL import Image, ImageDraw, ImageFont
 from collect.files import ReaderArgs, fill_store
 from collect.mnist_files import PUBLISHED, VideoArray, open_video_array, read_array, read_idx
 from configs import command
+from configs.written import Written, recorded
 from worldmodel.data.env_spec import EnvSpec
 from worldmodel.data.writer import Episode
 from worldmodel.utils.errors import UserError
@@ -56,11 +57,12 @@ class Args(ReaderArgs):
     out: Path = Path("runs/moving_mnist/data.zarr")
     """Store to write; an unfinished one resumes."""
     digits: str = "font"
-    """Images of digits: "font", a .npy of uint8 (n, h, w), or MNIST's idx3-ubyte file; it may be gzipped."""
+    """Images of digits: "font", a .npy, or MNIST's idx3-ubyte file. A .npy has uint8 (n, h, w). MNIST's may be gzipped,
+    as it is published."""
     episodes: Positive = 10_000
     """Number of videos to generate."""
     length: Positive = 20
-    """Frames per video: of generated videos, or of a source whose shape does not show it."""
+    """Frames per video, if it is generated or its source does not say."""
     per_video: Positive = 2
     """Digits per generated video."""
     speed: NotNegative = 3.6
@@ -160,13 +162,14 @@ def make_store(args: Args) -> None:
     fill_store(args, env_spec, batches(args.episodes), partial(make_videos, args, digits), **how, digits=fingerprint)
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     if args.source == Path():
         make_store(args)
     elif args.source.is_file():
         import_published(args)
     else:
         raise UserError(f"{args.source} is not a file; give mnist_test_seq.npy, or leave --source out")
+    return recorded(args.out)
 
 
 if __name__ == "__main__":

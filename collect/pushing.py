@@ -8,7 +8,7 @@ on the other. Episodes have 30 frames; the split is 8:1:1.
 
 The pusher's object and goal are not visible in a frame, so its actions have added noise and the exploration of
 `collect/episodes.py`. Random actions have the distribution of BAIR's robot, and each is held for one step, or for four
-on average. If it is killed, the same command resumes and ends with the same store. The last lines compare the speed
+on average. If it is killed, the same command resumes and ends with the same store. At the end the speed is compared
 with that of the renderer alone, in the same number of processes.
 """
 
@@ -32,6 +32,7 @@ from collect.episodes import Hold, play_group
 from collect.files import with_labels
 from collect.record import RecordArgs, record_store
 from configs import command
+from configs.written import Written, recorded
 from envs.policies import Player, policy_folder
 from envs.pusher import Pusher, load_pusher
 from envs.pushing import Pushing
@@ -103,11 +104,12 @@ def settings(args: Args) -> dict[str, Any]:
     return {"policy": policy, "seed": args.seed, **exploration}
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     if args.policy == "random":  # exploration adds nothing to random actions
         args = replace(args, epsilon=0.0, random_share=0.0)
     env_spec, bare_rate = Pushing().env_spec, partial(renderer_rate, args)
     record_store(args.out, env_spec, settings(args), args, partial(worker, args), 1, args.episodes, bare_rate=bare_rate)
+    return recorded(args.out)
 
 
 if __name__ == "__main__":

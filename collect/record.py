@@ -17,14 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from collect.episodes import Exploration, cut_episode
 from collect.files import SKIPPED_FILE, not_finite, store_size, write_skipped
 from collect.pool import WorkerContext, WorkerPool
 from worldmodel.data.env_spec import EnvSpec
 from worldmodel.data.writer import StoreWriter
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.progress import Progress
 from worldmodel.utils.settings import Seed, Workers
 
 MAX_SHORT_EPISODES = 100
@@ -71,7 +70,7 @@ def record_store(
     with StoreWriter(out, env_spec, settings, args.seed) as writer:
         complete = writer.n_episodes >= total
         if not complete:
-            with WorkerPool(worker, args.num_workers, tqdm.write) as pool:
+            with WorkerPool(worker, args.num_workers, Progress.write) as pool:
                 rate = record_episodes(pool, writer, group_size, total, length)
                 bare = sum(pool.run_everywhere(bare_rate)) if bare_rate else 0
             share = f": {rate / bare:.0%} of the bare engine's {bare:,.0f} frames/s" if bare else ""
@@ -89,12 +88,12 @@ def record_episodes(pool: WorkerPool, writer: StoreWriter, group_size: int, tota
     first, written, *bad = writer.progress or (0, 0)  # the next episode, and the number of its segments in the store
     before, start, rate, useless = writer.n_rows, time.perf_counter(), 0.0, 0
     groups = pool.map(itertools.count(first // group_size))
-    with tqdm(total=total, initial=writer.n_episodes, unit=" episodes", desc=writer.env_spec.name) as bar:
+    with Progress(total=total, initial=writer.n_episodes, unit=" episodes", desc=writer.env_spec.name) as bar:
         for i, episode in enumerate(itertools.chain.from_iterable(groups), first // group_size * group_size):
             why = not_finite(episode)
             if why and i >= first:
                 bad.append(f"episode {i}: {why}")
-                tqdm.write(f"skipped: {bad[-1]}")
+                Progress.write(f"skipped: {bad[-1]}")
                 write_skipped(writer.path, bad)
             parts = [] if why else cut_episode(episode, length)
             useless = 0 if parts else useless + 1

@@ -35,6 +35,7 @@ from PIL import Image, UnidentifiedImageError
 from collect.files import BrokenFile, ReaderArgs, fill_store, names_digest, reason
 from collect.video_decoding import orient, shown_frames, to_rgb
 from configs import command
+from configs.written import Written, recorded
 from worldmodel.data.env_spec import ActionSpec, EnvSpec
 from worldmodel.data.store import Store
 from worldmodel.data.writer import Episode
@@ -187,7 +188,7 @@ def crop_and_resize(image: Image.Image, size: int) -> np.ndarray:
     return np.array(image.resize((size, size), method, box=(left, top, left + side, top + side)))
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     found = sorted(args.source.rglob(args.pattern))
     files = names_digest(str(path.relative_to(args.source)) for path in found)
     how: dict[str, Any] = {"camera": args.camera, "pattern": args.pattern, "files": files}
@@ -195,6 +196,7 @@ def main(args: Args) -> None:
     store = Store(args.out)
     actions = store.read("action", 0, store.n_rows)
     print(f"actions range from {actions.min(0).tolist()} to {actions.max(0).tolist()}")
+    return recorded(args.out)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ if not __package__:  # run as a file: import from the project's root
 from collect.files import Filled, read_text, write_skipped
 from collect.video_reader import Clip, VideoArgs, fill_store_with_videos, fps_of
 from configs import command
+from configs.written import Written, recorded
 from worldmodel.utils.checkpoint import write_atomic
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.settings import NotNegative
@@ -110,7 +111,7 @@ def find_clips(args: Args, names: list[str]) -> list[Clip]:
     return clips
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     sentences = read_sentences(args.source / LIST_FILE)
     clips = find_clips(args, list(sentences))
     there = {clip.name for clip in clips}
@@ -119,6 +120,7 @@ def main(args: Args) -> None:
         print(f"{len(absent):,} of the {len(sentences):,} GIFs of {LIST_FILE} are not in {args.gifs}")
     filled = fill_store_with_videos(args, "tgif", args.fps or fps_of(clips), clips, noted=True)
     write_side_files(args.out, filled, sentences, absent)
+    return recorded(args.out)
 
 
 def write_side_files(out: Path, filled: Filled[Clip], sentences: dict[str, list[str]], absent: list[str]) -> None:

@@ -31,6 +31,7 @@ import numpy as np
 from collect.files import read_text
 from collect.video_reader import Clip, VideoArgs, fill_store_with_videos
 from configs import command
+from configs.written import Written, recorded
 from worldmodel.data.zarr_format import SPLITS
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.settings import FractionBelow1
@@ -110,9 +111,10 @@ def find_clips(args: Args, classes: list[str]) -> list[Clip]:
     return [Clip(folder / name, name, {"label": label, "split": split}) for name, label, split in named]
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     classes = read_classes(args)
     fill_store_with_videos(args, "ucf101", args.fps or FPS, find_clips(args, classes), classes=tuple(classes))
+    return recorded(args.out)
 
 
 if __name__ == "__main__":

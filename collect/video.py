@@ -31,6 +31,7 @@ if not __package__:  # run as a file: import from the project's root
 
 from collect.video_reader import SUFFIXES, Clip, VideoArgs, fill_store_with_videos, fps_of
 from configs import command
+from configs.written import Written, recorded
 from worldmodel.data.zarr_format import SPLITS, draw_splits
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.settings import Count
@@ -71,13 +72,14 @@ def min_videos_to_split(seed: int) -> int:
     return next(n for n in itertools.count(3) if len(set(draw_splits(n, seed))) == len(SPLITS))
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     clips, classes = find_clips(args)
     if args.length and clips and "split" not in clips[0].values:
         print(f"{len(clips)} videos are too few to split: segments of one video will be in several splits")
     name = args.source.resolve().name
     fps = args.fps or fps_of(clips)
     fill_store_with_videos(args, name, fps, clips, classes=classes, length=args.length)
+    return recorded(args.out)
 
 
 if __name__ == "__main__":

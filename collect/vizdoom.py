@@ -5,7 +5,7 @@
 
 Each process plays four episodes at a time, in four engines. `--length` cuts episodes into segments of exactly that many
 frames, drops the rest, and records until there are `--episodes` segments. If it is killed, the same command resumes and
-ends with the same store. The last lines compare the speed with that of the engine alone: the same number of processes
+ends with the same store. At the end the speed is compared with that of the engine alone: the same number of processes
 that only call `DoomGame.make_action`.
 """
 
@@ -29,6 +29,7 @@ import torch
 from collect.episodes import Env, play_group
 from collect.record import RecordArgs, record_store
 from configs import command
+from configs.written import Written, recorded
 from envs.policies import is_blind, load_player, policy_digest, shipped_policies
 from envs.vizdoom import VizdoomFrames
 from envs.vqvae_wrapper import VQVAEObservation
@@ -52,11 +53,11 @@ class Args(RecordArgs):
     scenario: str = "health_gathering_supreme"
     """ViZDoom scenario, or battle2."""
     policy: tuple[str, ...] = ()
-    """Policies that play: folders, "random", or cycles such as "cycle:1x20,2x20"; by default the one that ships for the
-    scenario. Several policies take turns in groups of four episodes."""
+    """Policies that play: folders, "random", or cycles such as "cycle:1x20,2x20". The default is the one that ships for
+    the scenario. Several policies take turns in groups of four episodes."""
     obs_vqvae: str = ""
-    """Run folder whose VQ-VAE reconstructions the policies observe, or a model that ships; by default they
-    observe the frames. envs/vqvae_wrapper.py explains why."""
+    """Run folder, or model that ships, whose reconstructions the policies observe; by default they observe the frames.
+    envs/vqvae_wrapper.py explains why."""
     episodes: Positive = 200
     """Number of episodes to record, or of segments if length is set."""
     length: Count = 0
@@ -123,7 +124,7 @@ def settings(args: Args, env_spec: EnvSpec, length: int) -> dict[str, Any]:
     return {"policy": policy, "length": length, "seed": args.seed, **exploration, **eyes}
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     total, length = (1000, 100) if args.paper else (args.episodes, args.length)
     with contextlib.closing(make_env(args)) as env:
         env_spec = env.env_spec
@@ -132,6 +133,7 @@ def main(args: Args) -> None:
     out = args.out or Path("runs") / args.scenario / "data.zarr"
     how, bare_rate = settings(args, env_spec, length), partial(engine_rate, args)
     record_store(out, env_spec, how, args, partial(worker, args), GROUP_SIZE, total, length, bare_rate)
+    return recorded(out)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import tyro
 import yaml
 
 from configs.help import short_help
+from configs.written import Written, last_line
 from worldmodel.utils import memory
 from worldmodel.utils.errors import UserError, is_url
 from worldmodel.utils.settings import Address, check_value, declared_types, short_repr, suggestion
@@ -180,15 +181,23 @@ def parse(kind: type[T], section: str, argv: Sequence[str]) -> T:
     Raises:
         UserError: The preset or a value is invalid.
     """
-    rest, default = list(argv), kind()
-    for flag in [a for a in rest if a == "--preset" or a.startswith("--preset=")]:
-        at = rest.index(flag)
-        name = flag.partition("=")[2] or (rest[at + 1] if at + 1 < len(rest) else "")
-        del rest[at : at + (1 if "=" in flag else 2)]
+    names, rest = split_presets(argv)
+    default = kind()
+    for name in names:
         default = overlay(default, read_section(name, section, kind), f"{name.removesuffix('.yaml')}.yaml: {section}")
     args = from_flags(kind, default, rest)
     check_places(args)
     return args
+
+
+def split_presets(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The names of the presets in the arguments, and the other arguments."""
+    names, rest = [], list(argv)
+    for flag in [a for a in rest if a == "--preset" or a.startswith("--preset=")]:
+        at = rest.index(flag)
+        names.append(flag.partition("=")[2] or (rest[at + 1] if at + 1 < len(rest) else ""))
+        del rest[at : at + (1 if "=" in flag else 2)]
+    return names, rest
 
 
 def from_flags(kind: type[T], default: T, flags: Sequence[str]) -> T:
@@ -235,21 +244,23 @@ def check_places(settings: Any) -> None:
             check_device(value)
 
 
-def command(main: Callable[[Any], None], section: str) -> None:
+def command(main: Callable[[Any], Written | None], section: str) -> None:
     """Run a script's `main` with the arguments of the command line.
 
     A `UserError` is printed as one line, with exit status 2. SIGTERM acts like Ctrl-C, so that files are closed and
     training saves a checkpoint.
 
     Args:
-        main: Function of one dataclass of settings.
+        main: Function of one dataclass of settings. What it returns is printed as the last line.
         section: Section of a preset that has the script's settings.
     """
     kind = next(iter(get_type_hints(main).values()))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     memory.limit_memory()
     try:
-        main(parse(kind, section, sys.argv[1:]))
+        written = main(parse(kind, section, sys.argv[1:]))
+        if written is not None:
+            print(last_line(written, {name: read_preset(name) for name in split_presets(sys.argv[1:])[0]}))
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

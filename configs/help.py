@@ -35,10 +35,11 @@ def short_help(script: str, default: Any) -> str:
 
 
 def row(flag: str, text: str, default: str = "") -> str:
-    """One line about a flag, shortened to the width, with its default at the end."""
-    start = f"  {flag:<{FLAG_WIDTH}} "
-    end = f" [{default}]" if default else ""
-    return start + (textwrap.shorten(text, WIDTH - len(start) - len(end), placeholder=" ...") + end).strip()
+    """A flag, its sentence and its default: one line, unless a default is long."""
+    start, end = f"  {flag:<{FLAG_WIDTH}} ", f" [{default}]" if default else ""
+    return textwrap.fill(
+        text + end, WIDTH, initial_indent=start, subsequent_indent=" " * len(start), break_on_hyphens=False
+    )
 
 
 def flag(name: str, value: Any) -> str:
@@ -73,7 +74,7 @@ def shown(value: Any) -> str:
 
 
 def first_sentence(text: str) -> str:
-    return re.split(r"(?<=[\w)>])[.;](?= |$)", " ".join(text.split()), maxsplit=1)[0]
+    return re.split(r'(?<=[\w)>"])[.;](?= |$)', " ".join(text.split()), maxsplit=1)[0]
 
 
 @cache

@@ -34,8 +34,11 @@ ROOMS = {
     "configs": "Presets and the command line.",
 }
 """Rooms of the API reference."""
+PART = re.compile(r"<!-- (settings|presets|errors) -->.*?<!-- end -->", re.DOTALL)
+"""A part of a page that is generated, with what stands in its place where the Markdown file is read."""
 ERRORS = ("UserError", "BrokenFile")
 """Errors that are meant to be read."""
+PACKAGES = ("worldmodel", "envs", "configs", "collect", "train", "rollout")
 PLURAL = {"collect": "Collect", "train": "Train", "rollout": "Evaluate, plan and play"}
 
 
@@ -64,12 +67,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Fill in the marks of handwritten pages."""
-    marks = {"<!-- settings -->": settings, "<!-- presets -->": presets, "<!-- errors -->": errors}
-    for mark, make in marks.items():
-        if mark in markdown:
-            markdown = markdown.replace(mark, make())
-    return markdown
+    """Replace what a handwritten page says of its generated parts by these parts."""
+    parts = {"settings": settings, "presets": presets, "errors": errors}
+    return PART.sub(lambda found: parts[found[1]](), markdown)
 
 
 def on_post_build(config: MkDocsConfig) -> None:
@@ -86,7 +86,7 @@ def on_post_build(config: MkDocsConfig) -> None:
 
 def settings() -> str:
     """Each script's arguments, then the groups of settings that several share."""
-    loader = griffe.GriffeLoader(search_paths=[ROOT])
+    modules = load_modules()
     groups: dict[str, griffe.Class] = {}
     pages = []
     for room, title in PLURAL.items():
@@ -94,16 +94,24 @@ def settings() -> str:
         for path in sources(room):
             if not (name := section(path)):
                 continue
-            args = loader.load(module(path))["Args"]
+            args = modules[module(path)]["Args"]
             pages.append(f"### {path.relative_to(ROOT)}\n\n{text(args)} Section `{name}` of a preset.\n")
-            pages.append(table(loader, args, groups))
+            pages.append(table(modules, args, groups))
     pages.append("## Groups of settings\n")
     done: set[str] = set()
     while more := [name for name in groups if name not in done]:  # a group may have groups
         for name in more:
             done.add(name)
-            pages.append(f"### {name}\n\n{text(groups[name])}\n\n{table(loader, groups[name], groups)}")
+            pages.append(f"### {name}\n\n{text(groups[name])}\n\n{table(modules, groups[name], groups)}")
     return "\n".join(pages)
+
+
+def load_modules() -> griffe.ModulesCollection:
+    """All packages, each read once: to load a module again would read its whole package again."""
+    loader = griffe.GriffeLoader(search_paths=[ROOT])
+    for package in PACKAGES:
+        loader.load(package)
+    return loader.modules_collection
 
 
 def text(thing: griffe.Object) -> str:
@@ -111,12 +119,12 @@ def text(thing: griffe.Object) -> str:
     return " ".join(thing.docstring.value.split()) if thing.docstring else ""
 
 
-def table(loader: griffe.GriffeLoader, kind: griffe.Class, groups: dict[str, griffe.Class]) -> str:
+def table(modules: griffe.ModulesCollection, kind: griffe.Class, groups: dict[str, griffe.Class]) -> str:
     """Fields of a dataclass: flag, default, meaning. Groups of settings are noted in `groups`."""
     rows = ["| flag | default | what it sets |", "|---|---|---|"]
-    for name, field in fields(loader, kind):
+    for name, field in fields(modules, kind):
         flag, default = "--" + name.replace("_", "-"), str(field.value or "")
-        if group := nested(loader, field):
+        if group := nested(modules, field):
             groups.setdefault(group.name, group)
             rows.append(f"| `{flag}.*` | [{group.name}](#{group.name.lower()}) | {cell(text(field))} |")
         else:
@@ -124,10 +132,10 @@ def table(loader: griffe.GriffeLoader, kind: griffe.Class, groups: dict[str, gri
     return "\n".join(rows) + "\n"
 
 
-def fields(loader: griffe.GriffeLoader, kind: griffe.Class) -> Iterator[tuple[str, griffe.Attribute]]:
+def fields(modules: griffe.ModulesCollection, kind: griffe.Class) -> Iterator[tuple[str, griffe.Attribute]]:
     """A dataclass's fields, its parents' first, each once with its last definition."""
     found: dict[str, griffe.Attribute] = {}
-    for parent in [*reversed(list(ancestors(loader, kind))), kind]:
+    for parent in [*reversed(list(ancestors(modules, kind))), kind]:
         for name, member in parent.members.items():
             if member.is_attribute and member.annotation is not None and "class-attribute" in member.labels:
                 hidden = "Suppress" in str(member.annotation) or "Fixed" in str(member.annotation)
@@ -135,20 +143,20 @@ def fields(loader: griffe.GriffeLoader, kind: griffe.Class) -> Iterator[tuple[st
     yield from found.items()
 
 
-def ancestors(loader: griffe.GriffeLoader, kind: griffe.Class) -> Iterator[griffe.Class]:
+def ancestors(modules: griffe.ModulesCollection, kind: griffe.Class) -> Iterator[griffe.Class]:
     for base in kind.bases:
-        if parent := find(loader, kind, str(base)):
+        if parent := find(modules, kind, str(base)):
             yield parent
-            yield from ancestors(loader, parent)
+            yield from ancestors(modules, parent)
 
 
-def nested(loader: griffe.GriffeLoader, field: griffe.Attribute) -> griffe.Class | None:
+def nested(modules: griffe.ModulesCollection, field: griffe.Attribute) -> griffe.Class | None:
     """The dataclass that a field holds."""
-    kind = find(loader, field.parent, str(field.annotation)) if field.parent else None
+    kind = find(modules, field.parent, str(field.annotation)) if field.parent else None
     return kind if kind is not None and "dataclass" in kind.labels else None
 
 
-def find(loader: griffe.GriffeLoader, scope: griffe.Object, name: str) -> griffe.Class | None:
+def find(modules: griffe.ModulesCollection, scope: griffe.Object, name: str) -> griffe.Class | None:
     """The class of a name as it is seen from `scope`, if it is one of ours."""
     if not re.fullmatch(r"[\w.]+", name):
         return None
@@ -156,11 +164,11 @@ def find(loader: griffe.GriffeLoader, scope: griffe.Object, name: str) -> griffe
         path = scope.resolve(name)
     except griffe.NameResolutionError:
         return None
-    if path.split(".")[0] not in {*PLURAL, "worldmodel", "envs", "configs"}:
+    if path.split(".")[0] not in PACKAGES:
         return None
     try:
-        found = loader.load(path.rpartition(".")[0])[path.rpartition(".")[2]]
-    except (KeyError, ImportError):
+        found = modules[path]
+    except KeyError:
         return None
     found = found.final_target if found.is_alias else found
     return found if found.is_class else None

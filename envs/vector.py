@@ -29,7 +29,8 @@ from gymnasium.vector.utils import batch_space
 from worldmodel.generation.dream import Context, Dream
 from worldmodel.generation.dream_state import DreamState
 from worldmodel.models.loading import pretrained_run, resolve_folder
-from worldmodel.utils.checkpoint import config_difference, weights_digest
+from worldmodel.utils.checkpoint import weights_digest
+from worldmodel.utils.compatibility import config_difference
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.memory import check_memory
 from worldmodel.utils.settings import as_array, short_repr

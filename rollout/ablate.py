@@ -29,6 +29,7 @@ if not __package__:
 
 
 from configs import command
+from configs.written import Written
 from rollout.ablation_scores import Measurement, score_prior, score_vqvae
 from rollout.ablation_table import render
 from rollout.provenance import commit
@@ -77,7 +78,7 @@ class Args(Settings):
     """Train and evaluate the rows of one of the paper's ablation tables."""
 
     table: Table = 3
-    """Table of the paper, 3 to 7: attention, layers of the prior, latent sizes, codes, codebooks."""
+    """Table: 3 attention, 4 prior layers, 5 latent sizes, 6 codes, 7 codebooks."""
     data: Address = Address("runs/bair/data.zarr")
     """Store of frames to train and evaluate on."""
     out: Path = Path("runs/ablations")
@@ -101,7 +102,7 @@ class Args(Settings):
     batch_size: Positive = 16
     """Clips sampled or reconstructed in one batch."""
     n_seeds: Positive = 1
-    """Number of times to train every row, with seeds 0, 1, ..."""
+    """Number of times to train every row, with seeds from 0."""
     device: str = DEVICE
     """Device of training and evaluation: cpu or cuda."""
 
@@ -207,7 +208,7 @@ def evaluate(args: Args, work: Job) -> dict[str, Any]:
     return json.loads(work.result.read_text())
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     if not is_url(args.data) and not Path(args.data).exists():
         raise UserError(
             f"there is no store at {args.data}; for --preset ablate make it with `python collect/vizdoom.py --preset "
@@ -230,7 +231,8 @@ def main(args: Args) -> None:
             train_stages(args, work)
             done[work.result] = evaluate(args, work)
             show()  # after each row, so that partial results can be read
-    print(f"{show()}\n\ntable: {args.out}/table_{args.table}.md, .json and .png")
+    print(show())
+    return Written(args.out / f"table_{args.table}.md")
 
 
 if __name__ == "__main__":

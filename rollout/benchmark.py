@@ -31,6 +31,7 @@ import torch
 
 import envs  # noqa: F401 - registers
 from configs import command
+from configs.written import Written
 from envs.vector import DreamVectorEnv
 from worldmodel.utils.checkpoint import weights_digest, write_json
 from worldmodel.utils.hardware import Precision, calls_per_second, flop_counter, machine_rates
@@ -127,7 +128,7 @@ def format_row(row: dict[str, Any]) -> str:
     )
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     rows = []
     print(
         f"{'dream':26}{'precision':10}{'lanes':>6}{'steps/s':>10}{'codes/s':>10}{'of matmul':>11}{'of copy':>9}"
@@ -138,7 +139,8 @@ def main(args: Args) -> None:
         rows.append(row | (quality(run) if row["precision"] == "float32" else {}))
         print(format_row(rows[-1]), flush=True)
     write_json(args.out, {"device": args.device, "eager": args.eager, "threads": torch.get_num_threads(), "rows": rows})
-    print(f"{torch.get_num_threads()} threads; figures: {args.out}")
+    print(f"{torch.get_num_threads()} threads")
+    return Written(args.out)
 
 
 if __name__ == "__main__":

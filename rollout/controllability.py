@@ -26,9 +26,9 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
-from tqdm import tqdm
 
 from configs import command
+from configs.written import Written
 from envs.policies import MAX_STACKED_FRAMES, Player, load_player, shipped_policies
 from envs.vizdoom import make_engine
 from rollout.heldout import HeldOutArgs, HeldOutClips, dream_frames, load_heldout, reconstructions
@@ -41,6 +41,7 @@ from worldmodel.metrics.interval import bootstrap, means_to_json
 from worldmodel.utils.checkpoint import weights_digest, write_json
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import Precision
+from worldmodel.utils.progress import Progress
 from worldmodel.utils.settings import Positive
 
 
@@ -98,7 +99,7 @@ def measure(
     n, c, steps = len(heldout_clips.codes), args.context_frames, args.steps
     spec, true = dream.env_spec.action, heldout_clips.actions[:, c - 1 : c - 1 + steps]
     random = random_actions(spec, n * steps, np.random.default_rng(args.seed)).reshape(true.shape)
-    with tqdm(total=2 * n * steps, unit=" steps", desc="dreams") as bar:
+    with Progress(total=2 * n * steps, unit=" steps", desc="dreams") as bar:
         true_action_frames, random_action_frames = (
             dream_frames(dream, heldout_clips, a, c, args.seed, 64, bar) for a in (true, random)
         )
@@ -122,7 +123,7 @@ def measure(
     return {"delta_psnr": bootstrap(gain, heldout_clips.episode), "inverse_dynamics": accuracies, "ratio": ratios}
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     dream = Dream.load(args.run, args.sampling, precision=args.precision)
     store, env_spec = Store(args.data or args.run / "data.zarr"), dream.env_spec
     policy = args.policy or next(iter(shipped_policies(env_spec.name)), "random")
@@ -144,7 +145,9 @@ def main(args: Args) -> None:
         "data": str(store.path),
         "prior": weights_digest(args.run / "prior"),
     }
-    write_json(args.run / "evaluation" / "controllability.json", {"protocol": protocol} | means_to_json(result))
+    path = args.run / "evaluation" / "controllability.json"
+    write_json(path, {"protocol": protocol} | means_to_json(result))
+    return Written(path)
 
 
 if __name__ == "__main__":

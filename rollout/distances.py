@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-from tqdm import tqdm
 
 from rollout.clip_sources import ClipSource
 from worldmodel.metrics.features import Features
 from worldmodel.metrics.frechet import Gaussian, frechet_distance_of_gaussians
 from worldmodel.metrics.protocol import Protocol, Trials
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.progress import Progress
 
 COMPARISONS = {
     "samples_real": ("FVD", "samples against real"),
@@ -22,7 +22,7 @@ def distances(feature_batch_size: int, protocol: Protocol, features: Features, s
     """The distances of the three comparisons, per trial; comparisons with missing clips are left out."""
     values: dict[str, list[float]] = {name: [] for name in COMPARISONS}
     last: np.ndarray | None = None
-    with tqdm(total=protocol.n_trials * protocol.samples_per_clip, unit=" sets", desc="clips") as bar:
+    with Progress(total=protocol.n_trials * protocol.samples_per_clip, unit=" sets", desc="clips") as bar:
         for trial in range(protocol.n_trials):
             fakes, real = sample_features(feature_batch_size, protocol, features, source, trial, bar)
             normal = {"samples": Gaussian.fit(fakes)} if fakes is not None else {}
@@ -43,7 +43,7 @@ def distances(feature_batch_size: int, protocol: Protocol, features: Features, s
 
 
 def sample_features(
-    feature_batch_size: int, protocol: Protocol, features: Features, source: ClipSource, trial: int, bar: tqdm
+    feature_batch_size: int, protocol: Protocol, features: Features, source: ClipSource, trial: int, bar: Progress
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Features of all samples of a trial, and its real clips; None for what is missing."""
     found, first = [], None

@@ -20,9 +20,9 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
-from tqdm import tqdm
 
 from configs import command
+from configs.written import Written
 from rollout.heldout import (
     HeldOutArgs,
     dream_frames,
@@ -38,6 +38,7 @@ from worldmodel.models.loading import load_prior
 from worldmodel.utils.checkpoint import weights_digest, write_json
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import Precision
+from worldmodel.utils.progress import Progress
 from worldmodel.utils.settings import AtLeast2, NonEmpty, Positive
 from worldmodel.utils.video_io import save_png, upscale, video_grid
 
@@ -88,7 +89,7 @@ def stream_futures(args: Args) -> Futures:
     heldout_clips = load_heldout(dream, args.run, args.data, args.split, args.n_starts, c + args.steps)
     others, videos = other_episode_order(heldout_clips.episode, args.seed), []
     own = heldout_clips.actions[:, c - 1 : c - 1 + args.steps]
-    with tqdm(total=4 * len(own) * args.steps, unit=" steps", desc="dreams") as bar:
+    with Progress(total=4 * len(own) * args.steps, unit=" steps", desc="dreams") as bar:
         for plan in (own, own[others]):
             videos.append(
                 [dream_frames(dream, heldout_clips, plan, c, args.seed + k, args.batch_size, bar) for k in range(2)]
@@ -110,7 +111,7 @@ def clip_futures(args: Args) -> Futures:
         raise UserError(f"this prior samples {most} frames after the given ones, not {args.steps}; lower --steps")
     others = other_episode_order(truth.episode, args.seed)
     assert batch.condition is not None
-    with tqdm(total=4 * args.n_starts, unit=" videos", desc="samples") as bar:
+    with Progress(total=4 * args.n_starts, unit=" videos", desc="samples") as bar:
         sample = partial(
             sample_videos, vqvae, prior, sampling=args.sampling, batch_size=args.batch_size, on_progress=bar.update
         )
@@ -126,7 +127,7 @@ def distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.sqrt(((a.astype(np.float32) - b) ** 2).mean((2, 3, 4))) / 255
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     found = (stream_futures if load_prior(args.run / "prior").config.mode == "stream" else clip_futures)(args)
     video, real = found.samples, found.real[:, 1:]
     apart = {
@@ -147,7 +148,7 @@ def main(args: Args) -> None:
         "prior": weights_digest(args.run / "prior"),
     }
     write_json(folder / "divergence.json", {"protocol": protocol} | means_to_json(distances))
-    print(f"picture: {folder / 'divergence.png'}")
+    return Written(folder / "divergence.png")
 
 
 if __name__ == "__main__":

@@ -16,11 +16,12 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
-from tqdm import tqdm
 
 from configs import command
+from configs.written import Written
 from rollout.heldout import HeldOutArgs, dream_frames, load_heldout, reconstructions
 from worldmodel.generation.dream import Dream
+from worldmodel.utils.progress import Progress
 from worldmodel.utils.run_args import DEVICE
 from worldmodel.utils.settings import Positive
 from worldmodel.utils.video_io import abs_difference, add_labels, save_gif, save_png, side_by_side, upscale, video_grid
@@ -38,14 +39,14 @@ class Args(HeldOutArgs):
     """Device of the dream: cpu or cuda."""
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     dream = Dream.load(args.run, args.sampling, args.device)
     heldout_clips, c = (
         load_heldout(dream, args.run, args.data, args.split, args.n_clips, args.context_frames + args.steps),
         args.context_frames,
     )
     given = heldout_clips.actions[:, c - 1 : c - 1 + args.steps]
-    with tqdm(total=len(given) * args.steps, unit=" steps", desc="dream") as bar:
+    with Progress(total=len(given) * args.steps, unit=" steps", desc="dream") as bar:
         dreamed = dream_frames(dream, heldout_clips, given, c, args.seed, args.n_clips, bar)
     film = np.concatenate([reconstructions(dream, heldout_clips, c), dreamed], axis=1)
     videos = [heldout_clips.frames, film, abs_difference(heldout_clips.frames, film)]
@@ -57,7 +58,7 @@ def main(args: Args) -> None:
     shown = slice(c - 1, None, max(1, args.steps // 12))
     rows = np.stack([f[i, shown] for i in range(len(film)) for f in videos])
     save_png(folder / "strip.png", upscale(video_grid(rows), 2))
-    print(f"pictures: {folder / 'dream.gif'} and {folder / 'strip.png'}")
+    return Written(folder / "dream.gif", "rollout/evaluate.py", {"run": args.run, "data": args.data})
 
 
 if __name__ == "__main__":

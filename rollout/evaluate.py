@@ -30,9 +30,9 @@ if not __package__:
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from configs import command
+from configs.written import Written, make_dream
 from rollout.heldout import (
     HeldOutArgs,
     HeldOutClips,
@@ -49,6 +49,7 @@ from worldmodel.metrics.interval import bootstrap, means_to_json
 from worldmodel.utils.checkpoint import read_header, write_atomic, write_json
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import Precision
+from worldmodel.utils.progress import Progress
 from worldmodel.utils.run_args import DEVICE
 from worldmodel.utils.settings import AtLeast2, NonEmpty, Positive
 
@@ -82,7 +83,7 @@ def measure(args: Args, dream: Dream, heldout_clips: HeldOutClips) -> dict[str, 
         "reconstruction": [reconstructions(dream, heldout_clips)[:, c:]],
         "copy last frame": [heldout_clips.frames[:, c - 1 : c].repeat(max(args.steps_ahead), 1)],
     }
-    with tqdm(total=2 * args.n_dreams * n * max(args.steps_ahead), unit=" steps", desc="dreams") as bar:
+    with Progress(total=2 * args.n_dreams * n * max(args.steps_ahead), unit=" steps", desc="dreams") as bar:
         for name, actions in (("true actions", given), ("shuffled actions", given[order])):
             films[name] = [
                 dream_frames(dream, heldout_clips, actions, c, args.seed + k, args.batch_size, bar)
@@ -121,7 +122,7 @@ def table(result: dict[str, Any], ahead: tuple[int, ...]) -> str:
     return "\n".join([*lines, *(f"  {name:28}{m!s:>26}" for name, m in rows.items())])
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     paper = f"python rollout/fvd.py --run {args.run}"
     if read_header(args.run / "prior")[0]["model"].get("mode") == "paper":
         raise UserError(
@@ -146,12 +147,11 @@ def main(args: Args) -> None:
     write_atomic(folder / "results.txt", (text + "\n").encode())
     print(text)
     print(
-        f"\ntable:        {folder}/results.txt and results.json"
         f"\npictures:     {args.run}/dreams (rollout/dream.py writes them)"
         f"\npaper's FVD:  {paper} (needs a feature network)"
         f"\nTensorBoard:  tensorboard --logdir {args.run}"
-        f'\nenvironment:  import envs; gymnasium.make("VideoGPTDream-v0", model="{args.run}")'
     )
+    return Written(folder / "results.json", make_dream(args.run))
 
 
 if __name__ == "__main__":

@@ -32,9 +32,9 @@ if not __package__:
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from configs import command
+from configs.written import Written
 from rollout.heldout import SplitArgs
 from worldmodel.data.clips import RECONSTRUCTION
 from worldmodel.data.store import Store, open_tokens
@@ -44,8 +44,10 @@ from worldmodel.metrics.calibration import auroc, expected_calibration_error
 from worldmodel.metrics.interval import MeanInterval, bootstrap, bootstrap_ratio, means_to_json
 from worldmodel.models.layers import Memory
 from worldmodel.models.reward_done import OutcomeModel
-from worldmodel.utils.checkpoint import check_vqvae, weights_digest, write_json
+from worldmodel.utils.checkpoint import weights_digest, write_json
+from worldmodel.utils.compatibility import check_vqvae
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.progress import Progress
 from worldmodel.utils.settings import Positive
 
 Episode = dict[str, np.ndarray]
@@ -158,7 +160,7 @@ def dream_steps(args: Args, dream: Dream, places: list[Place], steps: int) -> It
 def dreamed_returns(args: Args, dream: Dream, places: list[Place]) -> np.ndarray:
     """Mean returns (n,) of dreams."""
     total, alive = np.zeros(len(places) * args.n_dreams), np.ones(len(places) * args.n_dreams, bool)
-    for step in tqdm(dream_steps(args, dream, places, args.steps), total=args.steps, unit=" steps", desc="dreams"):
+    for step in Progress(dream_steps(args, dream, places, args.steps), total=args.steps, unit=" steps", desc="dreams"):
         total += step.reward.numpy() * alive
         alive &= ~step.terminated.numpy()
     return total.reshape(-1, args.n_dreams).mean(1)
@@ -178,7 +180,7 @@ def predicted_ends(args: Args, dream: Dream, episodes: list[Episode]) -> dict[st
         .done_prob.view(-1, args.n_dreams)
         .mean(1)
         .numpy()
-        for some in tqdm(np.array_split(places[chosen], -(-len(chosen) // 64)), unit=" batches", desc="ends")
+        for some in Progress(np.array_split(places[chosen], -(-len(chosen) // 64)), unit=" batches", desc="ends")
     ]
     weight = np.where(ended[chosen], 1, (~ended).sum() / max(1, len(few)))
     info = {"probability": np.concatenate(parts), "happened": ended[chosen], "weight": weight}
@@ -214,7 +216,8 @@ def measure(args: Args, dream: Dream, store: Store) -> dict[str, Any]:
     """All metrics."""
     train, held = ([store.read_episode(i) for i in store.episode_indices(split)] for split in ("train", args.split))
     seen = [
-        filter_episode(dream.outcome, e, args.n_particles, args.seed) for e in tqdm(held, unit=" episodes", desc="read")
+        filter_episode(dream.outcome, e, args.n_particles, args.seed)
+        for e in Progress(held, unit=" episodes", desc="read")
     ]
     end, happened = (np.concatenate([e[k][1:] for e in group]) for group, k in ((seen, "done_prob"), (held, "done")))
     guess, groups = mean_by_time(train), np.repeat(np.arange(len(held)), [len(e["codes"]) for e in held])
@@ -237,7 +240,7 @@ def measure(args: Args, dream: Dream, store: Store) -> dict[str, Any]:
     }
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     dream, store = Dream.load(args.run), open_tokens(args.run)
     check_vqvae(store.path, store.settings["vqvae"]["weights"], args.run / "vqvae")
     result = measure(args, dream, store)
@@ -252,8 +255,9 @@ def main(args: Args) -> None:
         for who, error in parts.items():
             print(f"{name:16} mean absolute error {error} by {who}")
     protocol = asdict(args) | {"run": str(args.run), "outcome": weights_digest(args.run / "outcome")}
-    write_json(args.run / "evaluation" / "outcome.json", {"protocol": protocol} | means_to_json(result))
-    print(f"figures: {args.run / 'evaluation' / 'outcome.json'}")
+    path = args.run / "evaluation" / "outcome.json"
+    write_json(path, {"protocol": protocol} | means_to_json(result))
+    return Written(path)
 
 
 if __name__ == "__main__":

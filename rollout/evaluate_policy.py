@@ -22,9 +22,9 @@ if not __package__:  # run as a file: import from the project's root, not from t
 import gymnasium as gym
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from configs import command
+from configs.written import Written
 from envs.policies import load_player, shipped_policies
 from envs.vizdoom import VizdoomFrames
 from envs.vqvae_wrapper import VQVAEObservation
@@ -33,6 +33,7 @@ from worldmodel.metrics.interval import bootstrap, bootstrap_ratio
 from worldmodel.models.loading import load_vqvae, resolve_folder
 from worldmodel.utils.checkpoint import write_json
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.progress import Progress
 from worldmodel.utils.settings import Positive, Seed, Settings
 
 N_RESAMPLES = 10_000
@@ -55,8 +56,8 @@ class Args(Settings):
     episodes: Positive = 50
     """Episodes per policy."""
     obs_vqvae: str = ""
-    """Run folder whose VQ-VAE reconstructions the policies observe, or a model that ships; by default they
-    observe the frames."""
+    """Run folder, or model that ships, whose reconstructions the policies observe; by default they observe
+    the frames."""
     deterministic: bool = False
     """Take the most likely action instead of sampling."""
     frame_skip: Positive = 4
@@ -107,7 +108,7 @@ def table(scores: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     if args.episodes < 2:
         raise UserError(f"an interval needs more than {args.episodes} episode; set --episodes to at least 2")
     torch.set_num_threads(1)  # single frames are slower with more threads
@@ -121,7 +122,7 @@ def main(args: Args) -> None:
         if args.obs_vqvae:
             vqvae = load_vqvae(resolve_folder(args.obs_vqvae) / "vqvae")
             env = VQVAEObservation(engine, vqvae, engine.env_spec.action)
-        with tqdm(total=len(players) * args.episodes, unit=" episodes", desc="score") as bar:
+        with Progress(total=len(players) * args.episodes, unit=" episodes", desc="score") as bar:
             for name, player in players.items():
                 played = []
                 for i in range(args.episodes):
@@ -134,7 +135,7 @@ def main(args: Args) -> None:
     print(table(scores))
     if args.scenario in PUBLISHED:
         print(PUBLISHED[args.scenario])
-    print(f"scores: {args.out / 'scores.json'}")
+    return Written(args.out / "scores.json")
 
 
 if __name__ == "__main__":

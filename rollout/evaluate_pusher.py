@@ -26,15 +26,16 @@ if not __package__:
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from configs import command
+from configs.written import Written
 from envs.pusher import Pusher, load_pusher
 from envs.pushing import Pushing
 from envs.pushing_robot import ACTION, Robot, bair_actions
 from worldmodel.data.env_spec import random_actions
 from worldmodel.metrics.interval import bootstrap, bootstrap_ratio
 from worldmodel.utils.checkpoint import write_json
+from worldmodel.utils.progress import Progress
 from worldmodel.utils.settings import AtLeast2, NotNegative, Seed, Settings
 from worldmodel.utils.video_io import save_gif, upscale
 
@@ -118,11 +119,11 @@ def table(scores: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     torch.set_num_threads(1)
     played = {}
     everybody = make_players(args)
-    with tqdm(total=len(everybody) * args.episodes, unit=" episodes", desc="score") as bar:
+    with Progress(total=len(everybody) * args.episodes, unit=" episodes", desc="score") as bar:
         for name, act in everybody.items():
             metres = []
             for i in range(args.episodes):
@@ -144,7 +145,7 @@ def main(args: Args) -> None:
     if args.gif is not None:
         save_gif(args.gif, render_episodes(everybody[f"pusher, noise {args.noise:g}"], args.seed), fps=8)
         print(f"moving picture: {args.gif}")
-    print(f"scores: {args.out / 'scores.json'}")
+    return Written(args.out / "scores.json")
 
 
 if __name__ == "__main__":

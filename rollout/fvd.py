@@ -25,9 +25,8 @@ from typing import Any
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from tqdm import tqdm
-
 from configs import command
+from configs.written import Written
 from rollout.clip_sources import ClipSource, make_reconstruct, source_from_files, source_from_run
 from rollout.distances import COMPARISONS, distances, sample_features
 from rollout.provenance import commit, model_digests, model_settings
@@ -37,6 +36,7 @@ from worldmodel.metrics.protocol import PROTOCOLS, Protocol, ProtocolName, Trial
 from worldmodel.metrics.published import matching_figure
 from worldmodel.utils.checkpoint import read_header, write_atomic, write_json
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.progress import Progress
 from worldmodel.utils.run_args import DEVICE
 from worldmodel.utils.settings import AboveZero, AtLeast2, Count, PixelsOr0, Positive, Seed, Settings
 
@@ -52,11 +52,11 @@ class Args(Settings):
     real: Path | None = None
     """File (.npy) of the real clips that the samples continue; not needed for the inception score."""
     reconstructions: Path | None = None
-    """File (.npy) of reconstructions of the real clips, by default made by the run's VQ-VAE."""
+    """File (.npy) of reconstructions of the real clips; by default the run's VQ-VAE makes them."""
     dataset: str = ""
     """Name of the data in the results, by default the name of the run's environment."""
     out: Path | None = None
-    """Folder for the results, by default <run>/evaluation, or the folder of the samples."""
+    """Folder for the results; by default <run>/evaluation, or the folder of the samples."""
     protocol: ProtocolName = "paper"
     """Evaluation protocol: numbers of clips, samples, frames and trials."""
     features: Kind = "torchscript"
@@ -131,7 +131,7 @@ def make_source(args: Args, protocol: Protocol) -> ClipSource:
 def scores(args: Args, protocol: Protocol, features: Features, source: ClipSource) -> dict[str, Trials]:
     """The inception score of the samples of every trial."""
     values = []
-    with tqdm(total=protocol.n_trials * protocol.samples_per_clip, unit=" sets", desc="samples") as bar:
+    with Progress(total=protocol.n_trials * protocol.samples_per_clip, unit=" sets", desc="samples") as bar:
         for trial in range(protocol.n_trials):
             logits, _ = sample_features(args.feature_batch_size, protocol, features, source, trial, bar)
             if logits is None:
@@ -183,7 +183,7 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     if args.run is None and args.samples is None:
         raise UserError("there is nothing to compare; give a --run, or --samples and --real")
     protocol = make_protocol(args)
@@ -202,7 +202,8 @@ def main(args: Args) -> None:
     stem, text = f"{protocol.metric}-{args.protocol}{changed}-{args.features}", table(result)
     write_json(folder / f"{stem}.json", result)
     write_atomic(folder / f"{stem}.txt", (text + "\n").encode())
-    print(f"{text}\n\ntable: {folder / stem}.txt and .json")
+    print(text)
+    return Written(folder / f"{stem}.json")
 
 
 if __name__ == "__main__":

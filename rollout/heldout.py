@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from worldmodel.data.clips import RECONSTRUCTION, Clips, read_state, read_windows, read_windows_clamped
 from worldmodel.data.prior_dataset import PriorBatch, PriorDataset
@@ -21,8 +20,9 @@ from worldmodel.models.layers import Memory
 from worldmodel.models.loading import AnyVQVAE, load_prior, load_vqvae
 from worldmodel.models.prior import Prior
 from worldmodel.models.vqvae import to_uint8
-from worldmodel.utils.checkpoint import check_vqvae
+from worldmodel.utils.compatibility import check_vqvae
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.progress import Progress
 from worldmodel.utils.settings import Address, Positive, Seed, Settings
 
 CODE_ARRAYS = ("codes", "condition", "variables")
@@ -149,7 +149,7 @@ def other_episode_order(episode: np.ndarray, seed: int) -> np.ndarray:
 
 
 def dream_frames(
-    dream: Dream, heldout_clips: HeldOutClips, actions: np.ndarray, context: int, seed: int, batch: int, bar: tqdm
+    dream: Dream, heldout_clips: HeldOutClips, actions: np.ndarray, context: int, seed: int, batch: int, bar: Progress
 ) -> np.ndarray:
     """Predicted frames (n, steps, H, W, 3) after the context under actions (n, steps, ...)."""
     out = []

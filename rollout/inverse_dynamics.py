@@ -14,13 +14,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from worldmodel.data.clips import Clips
 from worldmodel.data.env_spec import ActionSpec
 from worldmodel.data.store import Store
 from worldmodel.metrics.interval import MeanInterval, bootstrap_counts, percentile_interval
 from worldmodel.models.vqvae import to_float
+from worldmodel.utils.progress import Progress
 
 N_BINS = 3
 
@@ -79,7 +79,7 @@ def train_classifier(store: Store, steps: int, seed: int) -> ActionClassifier:
     torch.manual_seed(seed)
     clips, model = Clips(store, "train", 2, ["frames", "action"]), classifier(sum(factor_sizes(spec)))
     rng, optimizer = np.random.default_rng(seed), None
-    for _ in tqdm(range(steps), unit=" steps", desc="classifier"):
+    for _ in Progress(range(steps), unit=" steps", desc="classifier"):
         batch = clips.sample(rng, 128)
         wanted = torch.from_numpy(action_labels(spec, batch["action"][:, 0], cuts))
         logits = model(frame_pairs(batch["frames"][:, 0], batch["frames"][:, 1]))

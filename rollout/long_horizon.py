@@ -32,9 +32,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from configs import command
+from configs.written import Written
 from envs.policies import MAX_STACKED_FRAMES, load_player
 from rollout.heldout import SplitArgs, bits_per_code, read_code_clips, reconstructions
 from worldmodel.data.store import open_tokens
@@ -43,6 +43,7 @@ from worldmodel.generation.sampling import SamplingConfig
 from worldmodel.models.quantizer import codebook_usage
 from worldmodel.utils.checkpoint import weights_digest, write_json
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.progress import Progress
 from worldmodel.utils.settings import NonEmpty, NotNegative, Positive
 from worldmodel.utils.video_io import save_png, upscale, video_grid
 
@@ -103,7 +104,7 @@ def long_dream(args: Args, run: Path, temperature: float) -> tuple[Curves, np.nd
     lanes, frame, _ = dream.reset(contexts[chosen], [int(s) for s in rng.integers(2**32, size=args.num_envs)])
     sharp, bits, codes, shown = [], [], [], []
     player, seen = load_player(args.policy, dream.env_spec), deque([frame.numpy()], maxlen=MAX_STACKED_FRAMES)
-    for t in tqdm(range(args.steps), unit=" steps", desc=f"{run.name} at {temperature}"):
+    for t in Progress(range(args.steps), unit=" steps", desc=f"{run.name} at {temperature}"):
         if args.policy != "random" or t % args.hold == 0:
             actions = player(np.stack(seen), rng)
         step = dream.step(lanes, actions)
@@ -140,7 +141,7 @@ def real_curves(args: Args) -> Curves:
     order = np.random.default_rng(args.seed).permutation(len(clips))
     curves: dict[str, list[float]] = {name: [] for name in FIGURES}
     size = min(args.num_envs, max(1, len(clips) // 4))
-    for k in tqdm(range(0, len(order) - size + 1, size)[:8], unit=" windows", desc="real"):
+    for k in Progress(range(0, len(order) - size + 1, size)[:8], unit=" windows", desc="real"):
         rows, start, episode = np.array([clips[i] for i in order[k : k + size]]).T
         picked = read_code_clips(dream, tokens, rows, start, episode, args.window)
         curves["sharpness"].append(float(sharpness(reconstructions(dream, picked)).mean()))
@@ -174,7 +175,7 @@ def plot(args: Args, curves: dict[str, Curves], truth: Curves, path: Path) -> No
     plt.close(figure)
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     truth, curves, result = real_curves(args), {}, {}  # type: ignore[var-annotated]
     folder = args.run / "evaluation"
     for run in (args.run, *args.compare_runs):
@@ -196,7 +197,7 @@ def main(args: Args) -> None:
         folder / "long_horizon.json",
         {"protocol": protocol | {"prior": weights_digest(args.run / "prior")}, "windows": result},
     )
-    print(f"plot: {folder / 'long_horizon.png'}, frames: {folder}/long_horizon_*.png")
+    return Written(folder / "long_horizon.png")
 
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
-from tqdm import tqdm
 
 from configs import command
+from configs.written import Written
 from envs.dream import DreamEnv
 from envs.policies import load_player, shipped_policies
 from envs.vizdoom import make_engine
@@ -38,6 +38,7 @@ from worldmodel.models.loading import PRETRAINED
 from worldmodel.utils.checkpoint import write_json
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import Precision
+from worldmodel.utils.progress import Progress
 from worldmodel.utils.settings import AtLeast2, Count, NotNegative, Positive, Seed, Settings
 
 
@@ -46,7 +47,7 @@ class Args(Settings):
     """Plan in a dream and act in its engine."""
 
     run: str = ""
-    """Run folder of the dream, by default the model that ships for `world`, or else runs/<world>."""
+    """Run folder of the dream; by default the model that ships for `world`, or else runs/<world>."""
     world: str = "health_gathering_supreme"
     """Name of the environment to plan in."""
     policy: str = ""
@@ -77,7 +78,7 @@ class Args(Settings):
     """File for the scores."""
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     own = Path("runs") / args.world
     run = args.run or ("" if (PRETRAINED / args.world).exists() or not own.is_dir() else str(own))
     dream = DreamEnv(model=run, world=args.world, horizon=0, precision=args.precision, temperature=args.temperature)
@@ -107,6 +108,7 @@ def main(args: Args) -> None:
     print(text)
     settings = asdict(args) | {"out": str(args.out)}
     write_json(args.out, {"settings": settings, "scores": scores})
+    return Written(args.out)
 
 
 def plan_in_engine(args: Args, dream: DreamEnv, planner: Planner) -> tuple[str, dict[str, list]]:
@@ -122,7 +124,7 @@ def plan_in_engine(args: Args, dream: DreamEnv, planner: Planner) -> tuple[str, 
             return np.array([planner.act(frames[-1, 0], env.variable_values.tolist(), rng)])
 
         planned = []
-        for i in (progress := tqdm(range(args.episodes), unit=" episodes", desc="plan")):
+        for i in (progress := Progress(range(args.episodes), unit=" episodes", desc="plan")):
             planner.reset()
             planned.append(play_episode(env, plan, args.seed, i))
             progress.set_postfix(survived=f"{np.mean(planned, axis=0)[0]:.0f} steps")

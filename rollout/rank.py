@@ -25,10 +25,10 @@ if not __package__:
 import gymnasium as gym
 import numpy as np
 from scipy.stats import spearmanr
-from tqdm import tqdm
 
 import envs  # noqa: F401 - registers
 from configs import command
+from configs.written import Written
 from envs.policies import MAX_STACKED_FRAMES, Player, load_player
 from envs.vector import DreamVectorEnv
 from envs.vizdoom import VizdoomFrames, make_engine
@@ -36,6 +36,7 @@ from rollout.episodes import play_episode
 from worldmodel.utils.checkpoint import write_json
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import Precision
+from worldmodel.utils.progress import Progress
 from worldmodel.utils.settings import NotNegative, Positive, Seed, Settings
 
 
@@ -44,8 +45,8 @@ class Args(Settings):
     """Rank policies in a dream and in the engine."""
 
     policy: tuple[str, ...] = ()
-    """Policies to rank, at least 3: folders, names of policies that ship (either may end in @0.3 for 30% random
-    actions), "random", or cycles of actions."""
+    """Policies to rank, at least 3: folders, names, "random", or cycles of actions. Names are those of policies that
+    ship; a folder or a name may end in @0.3 for 30% random actions."""
     run: str = ""
     """Run folder of the dream, by default the model that ships for `world`."""
     world: str = "health_gathering_supreme"
@@ -101,7 +102,7 @@ def rank_correlation(dream: np.ndarray, engine: np.ndarray, seed: int) -> tuple[
     return float(spearmanr(dream.mean(1), engine.mean(1)).statistic), float(low), float(high)
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     if (several := len(set(args.policy))) < 3 or args.episodes < 2:
         raise UserError(f"ranking needs at least 3 policies and 2 episodes, not {several} policies; give more")
     how: dict[str, Any] = {"temperature": args.temperature, "precision": args.precision}
@@ -111,18 +112,19 @@ def main(args: Args) -> None:
     with contextlib.closing(make_engine(env_spec)) as engine:
         players = {name: load_player(name, env_spec) for name in args.policy}
         print(f"{'policy':40}{'dream':>10}{'engine':>10}")
-        for name, player in tqdm(players.items(), unit=" policies"):
+        for name, player in Progress(players.items(), unit=" policies"):
             scores[name] = (
                 returns_in_dream(dream, player, args.seed),
                 returns_in_engine(engine, player, args.episodes, args.seed),
             )
-            tqdm.write(f"{name[-39:]:40}{scores[name][0].mean():>10.1f}{scores[name][1].mean():>10.1f}")
+            Progress.write(f"{name[-39:]:40}{scores[name][0].mean():>10.1f}{scores[name][1].mean():>10.1f}")
     a, b = (np.stack([pair[k] for pair in scores.values()]) for k in (0, 1))
     r, low, high = rank_correlation(a, b, args.seed)
     print(f"Spearman's correlation of {len(scores)} policies: {r:.3f} [{low:.3f}, {high:.3f}]")
     rows = {name: {"dream": x.tolist(), "engine": y.tolist()} for name, (x, y) in scores.items()}
     settings = asdict(args) | {"out": str(args.out)}
     write_json(args.out, {"settings": settings, "spearman": [r, low, high], "returns": rows})
+    return Written(args.out)
 
 
 if __name__ == "__main__":

@@ -26,9 +26,9 @@ if not __package__:
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from configs import command
+from configs.written import Written
 from rollout.heldout import HeldOutArgs, RealClips, encode_given, load_models, real_clips, sample_videos
 from rollout.provenance import provenance
 from worldmodel.data.prior_dataset import PriorBatch
@@ -39,6 +39,7 @@ from worldmodel.metrics.ssim import ssim
 from worldmodel.models.prior import Prior
 from worldmodel.utils.checkpoint import write_atomic, write_json
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.progress import Progress
 from worldmodel.utils.run_args import DEVICE
 from worldmodel.utils.settings import AtLeast2, Count, Positive
 from worldmodel.utils.video_io import add_labels, save_gif, save_png, side_by_side, upscale, video_grid
@@ -110,13 +111,13 @@ def save_pictures(folder: Path, truth: np.ndarray, samples: np.ndarray, fps: flo
     save_png(folder / "samples.png", video_grid(rows))
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     vqvae, prior = load_models(args.run, args.prior, args.device)
     truth = real_clips(args.run, prior, vqvae.config.stride[0], args.n_clips, args.split, args.data)
     store, batch = Store(args.data or args.run / "data.zarr"), encode_given(vqvae, truth, args.context_frames)
     if args.class_name:
         batch = replace(batch, condition=with_class(prior, batch, store.env_spec.classes, args.class_name))
-    with tqdm(total=args.samples_per_clip * args.n_clips, unit=" videos", desc="samples") as bar:
+    with Progress(total=args.samples_per_clip * args.n_clips, unit=" videos", desc="samples") as bar:
         samples = np.stack(
             [
                 sample_videos(
@@ -151,7 +152,8 @@ def main(args: Args) -> None:
         print(table(figures, first))
         result |= {f: {row: [m.to_json() for m in means] for row, means in r.items()} for f, r in figures.items()}
     write_json(folder / "samples.json", result)
-    print(f"samples: {folder}; conditioning frames: {frames}")
+    print(f"conditioning frames: {frames}")
+    return Written(folder)
 
 
 def with_class(prior: Prior, batch: PriorBatch, classes: tuple[str, ...], name: str) -> torch.Tensor:

@@ -14,8 +14,8 @@ process: a 2048 x 2048 matrix product and a copy of 256 MB.
 Three ratios are printed: float32, bfloat16, and our fastest precision over the official code in float32, its default.
 The official prior has a dropout of 0.3 inside its attention, which the paper does not have, so the prior is timed with
 and without it. Sampling is timed code by code with random weights. With `--trained-prior` it is also timed with
-predictive sampling (worldmodel/generation/predictive_sampling.py), whose speed depends on the training. The last lines
-are the memory of the attention mask over 8 x 32 x 32 codes.
+predictive sampling (worldmodel/generation/predictive_sampling.py), whose speed depends on the training. At the end
+comes the memory of the attention mask over 8 x 32 x 32 codes.
 
 Short operations vary by a quarter between runs, and other load on the machine changes everything, so keep it idle. On
 a GPU the fraction of the matrix product rate is the model FLOPs utilization, and peak memory is printed too.
@@ -40,6 +40,7 @@ import numpy as np
 import torch
 
 from configs import command, overlay, read_preset
+from configs.written import Written
 from train import workloads, workloads_official
 from train.mask_memory import mask_memory
 from train.workloads import Task
@@ -241,7 +242,7 @@ def ratios(rows: list[Row]) -> list[Row]:
     return table
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     os.environ["TQDM_DISABLE"] = "1"
     if args.trained_prior is not None:
         trained_config(args.trained_prior)  # report an error before anything is timed
@@ -274,7 +275,8 @@ def main(args: Args) -> None:
             "rows": rows, "ratios": table, "masks": masks,
         },
     )  # fmt: skip
-    print(f"{torch.get_num_threads()} threads, allocator: {args.allocator}; figures: {args.out}")
+    print(f"{torch.get_num_threads()} threads, allocator: {args.allocator}")
+    return Written(args.out)
 
 
 if __name__ == "__main__":

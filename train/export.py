@@ -19,6 +19,7 @@ if not __package__:
 import torch
 
 from configs import command
+from configs.written import Written, make_dream
 from worldmodel.generation.dream import CONTEXTS_FILE, Context, Dream
 from worldmodel.utils.checkpoint import codes_digest, read_header, save_checkpoint
 from worldmodel.utils.errors import UserError
@@ -38,7 +39,7 @@ class Args(Settings):
     """Number of starting contexts to keep."""
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     if args.out.resolve() == args.run.resolve():
         raise UserError(f"{args.out} is the run folder itself and would be overwritten; use another folder for --out")
     dream, contexts = Dream.load(args.run), Context.load(args.run)  # also checks that the parts belong together
@@ -54,7 +55,8 @@ def main(args: Args) -> None:
     every = torch.linspace(0, len(contexts) - 1, min(args.contexts, len(contexts))).round().long()
     contexts[every].save(args.out / CONTEXTS_FILE, codes_digest(args.out / "vqvae"))
     size = sum(f.stat().st_size for f in args.out.rglob("*.safetensors"))
-    print(f"exported: {args.out}, {size / 1e6:.1f} MB")
+    print(f"exported {size / 1e6:.1f} MB")
+    return Written(args.out, make_dream(args.out))
 
 
 if __name__ == "__main__":

@@ -26,14 +26,15 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticCnnPolicy
-from tqdm import tqdm
 
 from configs import command
+from configs.written import Written
 from envs.policies import MAX_STACKED_FRAMES, sample_actions, save_policy, stack_frames
 from envs.teacher import Teacher
 from envs.vizdoom import VizdoomFrames
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.lock import folder_lock
+from worldmodel.utils.progress import Progress
 from worldmodel.utils.settings import Channels, NotNegative, Positive, Range, Seed, Settings
 
 
@@ -102,7 +103,7 @@ def collect_round(
 ) -> tuple:
     """Observations (n, h, w, 3k) and the expert's actions (n, 5) for them. The policy plays; if None, the expert."""
     views, advice = [], []
-    for _ in tqdm(range(steps // len(lanes)), unit=" steps", unit_scale=len(lanes), desc="play", leave=False):
+    for _ in Progress(range(steps // len(lanes)), unit=" steps", unit_scale=len(lanes), desc="play", leave=False):
         views.append(np.stack([lane.observation() for lane in lanes]))
         advice.append(np.stack([lane.teacher.act() for lane in lanes]))
         actions = advice[-1] if policy is None else sample_actions(policy, views[-1], 0.0, rng)
@@ -115,7 +116,7 @@ def train_policy(policy: ActorCriticCnnPolicy, rounds: list[tuple], args: Args, 
     """Maximize the likelihood of the expert's actions; returns the loss of the last pass, in nats per action."""
     where = [(part, row) for part, (views, _) in enumerate(rounds) for row in range(len(views))]  # avoids a 3 GB copy
     losses: list[float] = []
-    for _ in tqdm(range(args.n_epochs), unit=" passes", desc="learn", leave=False):
+    for _ in Progress(range(args.n_epochs), unit=" passes", desc="learn", leave=False):
         losses.clear()
         for batch in np.array_split(rng.permutation(len(where)), max(1, len(where) // args.batch_size)):
             views, advice = (np.stack([rounds[where[i][0]][k][where[i][1]] for i in batch]) for k in (0, 1))
@@ -140,7 +141,7 @@ def make_policy(args: Args, frame: tuple[int, int, int], actions: spaces.Space) 
     return policy
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     with folder_lock(args.out):
         torch.manual_seed(args.seed)
         torch.set_num_threads(1)
@@ -161,7 +162,7 @@ def main(args: Args) -> None:
         save_policy(args.out, policy, settings, {"steps": args.n_rounds * args.steps_per_round}, resumable=False)
         for lane in lanes:
             lane.env.close()
-        print(f"policy: {args.out}; train/policy.py --init-from {args.out} continues from it")
+    return Written(args.out, "train/policy.py", {"init_from": args.out})
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from configs import command
+from configs.written import Written
 from worldmodel.training.outcome_stage import OutcomeStage, train_outcome
 
 
@@ -21,8 +22,9 @@ class Args(OutcomeStage):
     """Train an outcome model on the codes of a store."""
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     train_outcome(args)
+    return Written(args.run / "outcome", "rollout/dream.py", {"run": args.run})
 
 
 if __name__ == "__main__":

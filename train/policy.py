@@ -35,11 +35,14 @@ from stable_baselines3.common.logger import TensorBoardOutputFormat
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecFrameStack, VecMonitor
 
 from configs import command
+from configs.written import Written
 from envs.policies import MAX_STACKED_FRAMES, load_policy, policy_folder, save_policy
 from envs.sb3 import SB3VecEnv
 from train.ppo import N_MINIBATCHES, CheckpointCallback, check_ppo_args, learn, linear_schedule, resume
+from worldmodel.models.loading import pretrained_run, resolve_folder
 from worldmodel.training.logging import log_settings
-from worldmodel.utils.checkpoint import check_same_config, checkpoints, load_weights, read_header, weights_digest
+from worldmodel.utils.checkpoint import checkpoints, load_weights, read_header, weights_digest
+from worldmodel.utils.compatibility import check_same_config
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import Precision
 from worldmodel.utils.lock import folder_lock
@@ -63,7 +66,7 @@ class Args(Settings):
     scenario: str = "health_gathering_supreme"
     """ViZDoom scenario, or the name of the dream that ships."""
     run: str = ""
-    """Run folder of your own world model, by default the dream that ships for `scenario`."""
+    """Run folder of your own world model; by default the dream that ships for `scenario`."""
     temperature: NotNegative = 1.0
     """Sampling temperature of the dream. Above 1 it is more random and harder to exploit (Ha and Schmidhuber, 2018)."""
     horizon: Count | None = None
@@ -232,7 +235,18 @@ def make_ppo(args: Args, environments: VecEnv, last: int) -> PPO:
     )
 
 
-def main(args: Args) -> None:
+def engine_scenario(args: Args) -> str:
+    """The ViZDoom scenario that the policy can be evaluated in; "" if its world has another engine."""
+    if args.env_id == "VizdoomFrames-v0":
+        return args.scenario
+    if args.env_id != "VideoGPTDream-v0":
+        return ""
+    folder = resolve_folder(args.run) if args.run else pretrained_run(args.scenario)
+    env_spec = read_header(folder / "vqvae")[0]["env_spec"]
+    return env_spec["name"] if env_spec["env_id"] == "VizdoomFrames-v0" else ""
+
+
+def main(args: Args) -> Written:
     last = min(args.stop_at_step or args.total_timesteps, args.total_timesteps)
     environments = make_envs(args)
     try:
@@ -250,7 +264,9 @@ def main(args: Args) -> None:
         small = load_policy(args.out).half()
         with folder_lock(args.export):
             save_policy(args.export, small, settings(args), {"steps": ppo.num_timesteps}, resumable=False)
-    print(f"policy: {args.export or args.out} after {ppo.num_timesteps:,} steps")
+    print(f"finished after {ppo.num_timesteps:,} steps")
+    policy, scenario = args.export or args.out, engine_scenario(args)
+    return Written(policy, scenario and "rollout/evaluate_policy.py", {"policy": policy, "scenario": scenario})
 
 
 if __name__ == "__main__":

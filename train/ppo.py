@@ -20,6 +20,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from worldmodel.training.logging import log_on_disk
 from worldmodel.utils.checkpoint import restore_newest
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.progress import Progress
 
 
 def linear_schedule(rate: float, steps: int, last: int) -> Callable[[float], float]:
@@ -41,6 +42,18 @@ def check_ppo_args(args: Any) -> None:
             f"num_envs * n_steps must be at least {2 * N_MINIBATCHES}, not {size}: an update has {N_MINIBATCHES} "
             "minibatches of at least 2 steps"
         )
+
+
+class ProgressCallback(BaseCallback):
+    """Moves a progress bar."""
+
+    def __init__(self, bar: Progress) -> None:
+        super().__init__()
+        self.bar = bar
+
+    def _on_step(self) -> bool:
+        self.bar.update(self.training_env.num_envs)
+        return True
 
 
 class CheckpointCallback(BaseCallback):
@@ -99,8 +112,10 @@ def learn(ppo: PPO, saver: CheckpointCallback, last: int) -> None:
     done = ppo.num_timesteps
     try:
         if done < last:
-            with log_on_disk(Path(ppo.tensorboard_log or "")):
-                ppo.learn(last - done, saver, reset_num_timesteps=done == 0, tb_log_name="log", progress_bar=True)
+            folder = Path(ppo.tensorboard_log or "")
+            with log_on_disk(folder), Progress(total=last, initial=done, unit=" steps", desc=folder.name) as bar:
+                both = [saver, ProgressCallback(bar)]
+                ppo.learn(last - done, both, reset_num_timesteps=done == 0, tb_log_name="log")
     except ValueError as error:  # torch's distributions refuse NaN logits
         if "to satisfy the constraint" not in str(error):
             raise

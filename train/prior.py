@@ -23,6 +23,9 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from configs import command
+from configs.written import Written
+from worldmodel.data.store import open_tokens
+from worldmodel.training.outcome_stage import TARGETS
 from worldmodel.training.prior_stage import PriorStage, train_prior
 
 
@@ -30,8 +33,13 @@ class Args(PriorStage):
     """Train a prior over the codes of a store."""
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     train_prior(args)
+    dreams = args.actions and args.model.mode == "stream" and set(TARGETS) <= set(open_tokens(args.run).array_names)
+    if dreams:
+        return Written(args.run / args.out, "train/outcome.py", {"run": args.run})
+    prior = None if args.out == "prior" else args.out
+    return Written(args.run / args.out, "rollout/sample.py", {"run": args.run, "prior": prior, "data": args.data})
 
 
 if __name__ == "__main__":

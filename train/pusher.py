@@ -22,9 +22,11 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
 from configs import command
+from configs.written import Written
 from envs.pusher import KIND, PushTask, make_policy
 from train.ppo import N_MINIBATCHES, CheckpointCallback, check_ppo_args, learn, linear_schedule, resume
-from worldmodel.utils.checkpoint import check_same_config, checkpoints, load_weights, save_checkpoint
+from worldmodel.utils.checkpoint import checkpoints, load_weights, save_checkpoint
+from worldmodel.utils.compatibility import check_same_config
 from worldmodel.utils.lock import folder_lock
 from worldmodel.utils.settings import Channels, Count, Fraction, NotNegative, Positive, Seed, Settings
 
@@ -95,7 +97,7 @@ def make_ppo(args: Args, last: int) -> PPO:
     )
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     torch.set_num_threads(1)  # networks this small are slower with more threads
     last = min(args.stop_at_step or args.total_timesteps, args.total_timesteps)
     with folder_lock(args.out):
@@ -109,7 +111,8 @@ def main(args: Args) -> None:
         load_weights(args.out, policy)
         with folder_lock(args.export):
             save_checkpoint(args.export, policy, config(args), {"steps": ppo.num_timesteps})
-    print(f"pusher: {args.export or args.out} after {ppo.num_timesteps:,} steps")
+    print(f"finished after {ppo.num_timesteps:,} steps")
+    return Written(args.export or args.out, "collect/pushing.py", {"policy": args.export or args.out})
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from configs import command
+from configs.written import Written
+from worldmodel.data.store import open_tokens
 from worldmodel.training.tokens_stage import TokensStage, encode_tokens
 
 
@@ -22,8 +24,10 @@ class Args(TokensStage):
     """Encode a store of frames into a store of codes."""
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     encode_tokens(args)
+    tokens = open_tokens(args.run)
+    return Written(tokens.path, "train/prior.py", {"run": args.run}, {"actions": "condition" in tokens.array_names})
 
 
 if __name__ == "__main__":

@@ -28,9 +28,9 @@ if not __package__:
 import numpy as np
 import torch
 from einops import rearrange, reduce
-from tqdm import tqdm
 
 from configs import command
+from configs.written import Written
 from worldmodel.data.store import Store
 from worldmodel.metrics.frames import psnr
 from worldmodel.models.loading import AnyVQVAE, load_vqvae
@@ -38,6 +38,7 @@ from worldmodel.models.recurrent_vqvae import RecurrentVQVAE
 from worldmodel.utils.checkpoint import read_header, replace_config, weights_digest, write_json
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.lock import folder_lock
+from worldmodel.utils.progress import Progress
 from worldmodel.utils.run_args import RunArgs
 from worldmodel.utils.settings import Address, NotNegative, Positive
 
@@ -100,7 +101,7 @@ def stability(previous: np.ndarray, current: np.ndarray, psnr: np.ndarray, still
     }
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     store, model = Store(args.data or args.run / "data.zarr"), load_vqvae(args.run / "vqvae").to(args.device)
     if isinstance(model, RecurrentVQVAE):
         raise UserError(
@@ -119,7 +120,7 @@ def main(args: Args) -> None:
         raise UserError(f"{store.path} has no validation episode of {2 * s} frames or more; record more episodes")
     still = np.concatenate([max_change(frames, model.config.stride) for frames in episodes]) < args.still_threshold
     rows = {}
-    for share in tqdm(args.hysteresis, unit=" shares"):
+    for share in Progress(args.hysteresis, unit=" shares"):
         model.config = replace(model.config, hysteresis=share)
         rows[share] = stability(**measure(model, episodes), still=still)
     print(f"{'hysteresis':>10}{'still':>8}{'all':>8}{'bits':>8}{'PSNR':>8}   {still.mean():.0%} of positions are still")
@@ -139,9 +140,11 @@ def main(args: Args) -> None:
             config["model"]["hysteresis"] = args.set_hysteresis
             replace_config(args.run / "vqvae", config)
         print(
-            f"{args.run / 'vqvae'} now has a hysteresis of {args.set_hysteresis}; run train/tokens.py --restart, then "
-            "train the prior and the outcome model again"
+            f"the VQ-VAE now has a hysteresis of {args.set_hysteresis}; after the tokens, train the prior and the "
+            "outcome model again"
         )
+        return Written(args.run / "vqvae", "train/tokens.py", {"run": args.run, "data": args.data, "restart": True})
+    return Written(args.run / "hysteresis.json", "train/tokens.py", {"run": args.run, "data": args.data})
 
 
 if __name__ == "__main__":

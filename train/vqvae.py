@@ -15,6 +15,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from configs import command
+from configs.written import Written
 from worldmodel.training.vqvae_stage import VQVAEStage, train_vqvae
 
 
@@ -22,8 +23,9 @@ class Args(VQVAEStage):
     """Train a VQ-VAE on the frames of a store."""
 
 
-def main(args: Args) -> None:
+def main(args: Args) -> Written:
     train_vqvae(args)
+    return Written(args.run / "vqvae", "train/tokens.py", {"run": args.run, "data": args.data})
 
 
 if __name__ == "__main__":

@@ -26,7 +26,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from envs.dream import DreamEnv
 from envs.pusher import GOAL_RADIUS, Task, load_pusher
@@ -40,6 +39,7 @@ from worldmodel.data.env_spec import EnvSpec
 from worldmodel.generation.dream import Dream
 from worldmodel.metrics.interval import bootstrap
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.progress import Progress
 from worldmodel.utils.settings import Count, Settings
 
 TRACKING_STD = 5.0
@@ -235,7 +235,7 @@ def score_planning(
     played = {}
     with contextlib.closing(robot_of(dream.env_spec)) as env:
         for name, begin in {"random": at_random, "pusher": pushing, "planned": planning}.items():
-            bar = tqdm(range(episodes), unit=" episodes", desc=name)
+            bar = Progress(range(episodes), unit=" episodes", desc=name)
             played[name] = np.array([push_episode(env, seed, i, begin, push_goal) for i in bar])
     lines = [f"{'metres to the goal':20}{'at first':>24}{'at the end':>24}{'nearer by':>24}{'reached':>10}"]
     for name, ways in played.items():

@@ -3,13 +3,12 @@
 Each must get one HTTP answer within a time limit, a refusal with one sentence if it asked for what it may not have, or
 be let go if it falls silent. After each, a good request must be answered, with the state that was there before.
 
-The page is a process of its own, so that nothing which breaks it breaks the judge; it waits two seconds for a request.
+The page is a process of its own, so that nothing which breaks it breaks the judge. It waits two seconds for a request.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import signal
 import socket
@@ -31,19 +30,18 @@ from rollout.play import FORKS, Args, serve
 from rollout.server import MAX_CONNECTIONS
 from tests.campaign.harness import ROOT, Tally, Verdict, attempts, judge_message
 from tests.campaign.requests import ATTACKS, CLOSED, Attack, Rng, half, pick, post, slow, strange_host
-from tests.conftest import TOY, stages, toy_episode
-from train import outcome, prior, tokens, vqvae
-from worldmodel.data.writer import StoreWriter
+from tests.campaign.runs import make_run
+from tests.conftest import TOY
 
 LIMIT = 30.0
 """Seconds within which every connection must have ended."""
 MODULE = "tests.campaign.page"
 
 
-def host(run: str) -> None:
-    """Serve the page until SIGTERM, on a free port that is printed."""
+def host(run: str, seconds: str = "2") -> None:
+    """Serve the page until SIGTERM, on a free port that is printed; a request may take so many seconds."""
     with serve(Args(run=run, port=0, trust_env=True)) as server:
-        server.seconds = 2.0
+        server.seconds = float(seconds)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with contextlib.suppress(KeyboardInterrupt):
             print(server.server_port, flush=True)
@@ -206,11 +204,15 @@ def unchanged(page: Page, before: dict[str, Any]) -> tuple[Verdict, str]:
     return ("right", "") if after == before else ("silent", f"and then the state was another: {str(after)[:300]}")
 
 
-def attack(command: Sequence[str], seconds: float, seed: int) -> Tally:
+KINDS = (*ATTACKS, crowd, flood, "work")
+"""What is tried in turn."""
+
+
+def attack(command: Sequence[str], seconds: float, seed: int, kinds: Sequence[Any] = KINDS) -> Tally:
     """Attack the page that a command serves."""
     tally = Tally("page")
     with opened(command) as page:
-        memory, kinds = Memory({}), [*ATTACKS, crowd, flood, "work"]
+        memory = Memory({})
         before = page.ask("reset", seed=0)
         for number in attempts(seconds, least=len(kinds)):
             rng = np.random.default_rng([seed, number])
@@ -237,14 +239,8 @@ def attack(command: Sequence[str], seconds: float, seed: int) -> Tally:
 
 
 def toy(folder: Path) -> Path:
-    """A run folder of the toy world, hardly trained, which names its engine."""
-    env_spec = replace(TOY, env_id="tests.rollout.toy_engine:ToyEngine-v0")
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        with StoreWriter(folder / "data.zarr", env_spec, {}) as writer:
-            for i in range(20):
-                writer.append(toy_episode(np.random.default_rng(i)))
-        for stage, args in zip((vqvae, tokens, prior, outcome), stages(folder, steps=4), strict=True):
-            stage.main(args)  # type: ignore[arg-type]
+    """A run folder of the toy world, untrained, which names its engine."""
+    make_run(folder, 0, replace(TOY, env_id="tests.rollout.toy_engine:ToyEngine-v0"))
     return folder
 
 
@@ -254,4 +250,4 @@ def run(seconds: float, seed: int) -> Tally:
 
 
 if __name__ == "__main__":
-    host(sys.argv[1])
+    host(*sys.argv[1:])

@@ -14,6 +14,7 @@ from torch import nn
 from envs.policies import save_policy
 from tests.conftest import TOY
 from tests.tiny import tiny_prior, tiny_vqvae
+from worldmodel.data.env_spec import EnvSpec
 from worldmodel.generation.dream import CONTEXTS_FILE, Context
 from worldmodel.models.prior import Prior
 from worldmodel.models.reward_done import OutcomeConfig, OutcomeModel
@@ -23,15 +24,15 @@ from worldmodel.utils.checkpoint import codes_digest, save_checkpoint
 CODES = {"n_codebooks": 1, "n_codes": 16, "embedding_dim": 8, "condition_dim": 3}
 
 
-def make_run(run: Path, seed: int) -> None:
+def make_run(run: Path, seed: int, env_spec: EnvSpec = TOY) -> None:
     """Everything a dream needs, as a training of two steps would leave it, and a policy for its world."""
     torch.manual_seed(seed)
     vqvae = VQVAE(tiny_vqvae(n_codes=16, embedding_dim=8))
-    save_two(run / "vqvae", vqvae, {"kind": "vqvae", "model": asdict(vqvae.config), "env_spec": TOY.to_json()})
+    save_two(run / "vqvae", vqvae, {"kind": "vqvae", "model": asdict(vqvae.config), "env_spec": env_spec.to_json()})
     made = {"vqvae": codes_digest(run / "vqvae")}
     gpt = tiny_prior(latent_shape=(8, 4, 4), conditioning="frame", window=4, n_layers=1, dropout=0.0, **CODES)
     prior = Prior(gpt, vqvae.quantizer.embedding)
-    save_two(run / "prior", prior, {"kind": "prior", "model": asdict(gpt), "env_spec": TOY.to_json()} | made)
+    save_two(run / "prior", prior, {"kind": "prior", "model": asdict(gpt), "env_spec": env_spec.to_json()} | made)
     info = {"variable_mean": (1.5,), "variable_std": (1.0,), "variable_low": (0.0,), "variable_high": (3.0,)}
     heads = OutcomeConfig(
         latent_size=(4, 4), n_variables=1, variable_changes=((-1.0, 0.0, 1.0),), hidden_dim=8, **info, **CODES

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.campaign.page import MODULE, attack, judge, toy
-from tests.campaign.requests import ATTACKS, CLOSED, Attack
+from tests.campaign.requests import ATTACKS, CLOSED, Attack, strange_host, strange_origin
 
 OPEN = """
 import sys
@@ -25,14 +25,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_kind_of_attack_is_answered(run: Path) -> None:
-    tally = attack(["-m", MODULE, str(run)], 3, 0)
+    tally = attack(["-m", MODULE, str(run), "1"], 3, 0)
     assert tally.clean, tally.faults
     assert tally.counts.total() > len(ATTACKS)
     assert min(tally.counts["right"], tally.counts["sentence"]) > 0
 
 
 def test_a_page_that_answers_anybody_is_found(run: Path) -> None:
-    tally = attack(["-c", OPEN, str(run)], 3, 0)
+    tally = attack(["-c", OPEN, str(run)], 1, 0, (strange_host, strange_origin))
     assert tally.counts["silent"] >= 2
     assert any("host (0, 0)" in fault for fault in tally.faults)
     assert any("origin (0, 1)" in fault for fault in tally.faults)

@@ -284,10 +284,11 @@ def test_two_processes_make_the_same_store_and_the_script_says_what_it_did(here:
     flags = ["--size", "16", "--min-frames", "2"]
     done = subprocess.run([*script, *flags], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    first, second, last = done.stdout.splitlines()
+    first, second, size, last = done.stdout.splitlines()
     assert first.startswith("skipped: 2.avi: Invalid data found")
     assert second.startswith("skipped: 5.gif: cannot identify image")
-    assert last == "data: two: 5 episodes, 40 frames; 2 of 7 files were skipped"
+    assert size == "data: two: 5 episodes, 40 frames; 2 of 7 files were skipped"
+    assert last == "written: two (next: python train/vqvae.py --data two)"
     video.main(video.Args(source=tmp_path / "in", out=tmp_path / "one", num_workers=1, size=16, min_frames=2))
     same(tmp_path / "one", tmp_path / "two")
 

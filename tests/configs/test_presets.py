@@ -15,7 +15,8 @@ from typing import Literal, get_args, get_type_hints
 import pytest
 import torch
 
-from configs import FOLDER, SECTIONS, command, overlay, parse, read_preset
+from configs import FOLDER, SECTIONS, command, overlay, parse, read_preset, read_section
+from configs.help import short_help
 from train import outcome, policy, prior, tokens, vqvae
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.settings import Address, Fraction, Seed, Settings
@@ -303,8 +304,11 @@ def test_every_preset_fits_the_scripts(path: Path) -> None:
     preset = read_preset(path.stem)
     assert sections.keys() == set(SECTIONS)
     preset.pop("run", None)
-    for section, values in preset.items():
-        overlay(sections[section].Args(), values, section)
+    for section in preset:
+        kind = sections[section].Args
+        args = overlay(kind(), read_section(path.stem, section, kind), section)
+        text = short_help(section, args).splitlines()
+        assert len(text) <= 60 and max(map(len, text)) <= 110
 
 
 def test_every_preset_of_a_documented_command_has_a_section_for_its_script() -> None:

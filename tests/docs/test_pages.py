@@ -65,3 +65,14 @@ def test_the_readme_is_short() -> None:
     numbers = re.findall(r"\d[\d,.]*", "\n".join(rows))
     assert len(numbers) <= 15, numbers
     assert (ROOT / "docs" / "play.gif").stat().st_size < 2e6
+
+
+def test_generated_parts_say_where_they_can_be_read() -> None:
+    """A code host shows the Markdown files, without what `make docs` puts in."""
+    found = {}
+    for page in PAGES:
+        parts = re.findall(r"<!-- (\w+) -->(.*?)<!-- end -->", page.read_text(), re.DOTALL)
+        assert len(re.findall("<!--", page.read_text())) == 2 * len(parts), f"{page.name}: a mark without its end"
+        found |= dict(parts)
+    assert found.keys() == {"settings", "presets", "errors"}
+    assert all("make docs" in found[part] for part in ("settings", "errors")) and "configs/" in found["presets"]

@@ -136,8 +136,8 @@ def test_every_block_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
     for page in PAGES:  # the last pages use what the first ones made
         assert run_page(page, monkeypatch) >= 2, page
     for name in (
-        "catch/prior", "catch/dreams", "catch/evaluation", "catch2/vqvae", "videos/samples", "from_minari/data.zarr",
-        "dreamed", "dreamed_warm", "plan.json", "rank.json",
+        "try/dreams", "catch/prior", "catch/dreams", "catch/evaluation", "catch2/vqvae", "videos/samples",
+        "from_minari/data.zarr", "dreamed", "dreamed_warm", "plan.json", "rank.json",
     ):  # fmt: skip
         assert (folder / "runs" / name).exists(), name
 

@@ -24,12 +24,12 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 from filelock import FileLock
-from tqdm import tqdm
 
 from worldmodel.data.commit_mark import extend_crc32c
 from worldmodel.data.store import Store
 from worldmodel.data.zarr_format import OTHER_VALUES, SHARD, damaged_array
 from worldmodel.utils.errors import UserError, one_line
+from worldmodel.utils.progress import Progress
 
 BLOCK = 1 << 20
 """Bytes that are read and checked at a time; they fit into the processor's cache."""
@@ -77,7 +77,7 @@ def memory_map(store: Store, name: str) -> np.ndarray:
 def _shards(store: Store, name: str) -> Iterator[tuple[int, np.ndarray]]:
     """Yield the rows of an array shard by shard, each with the index of its first row; check their CRC at the end."""
     crc32c = 0
-    for start in tqdm(range(0, store.n_rows, SHARD), desc=f"decoding {name}", unit="shard", delay=2, leave=False):
+    for start in Progress(range(0, store.n_rows, SHARD), desc=f"decoding {name}", unit="shard", delay=2, leave=False):
         rows = store.read(name, start, start + SHARD)
         crc32c = extend_crc32c(crc32c, rows)
         yield start, rows
@@ -119,7 +119,7 @@ def _map_if_intact(store: Store, name: str, path: Path) -> np.ndarray | None:
 def _fill_cache(store: Store, name: str, path: Path) -> None:
     """Decode an array into its cache file; files for fewer rows are deleted."""
     if path.exists():
-        tqdm.write(f"{path} does not hold what the store says; decoding it again")
+        Progress.write(f"{path} does not hold what the store says; decoding it again")
     for leftover in path.parent.glob("*.part"):
         leftover.unlink()
     part = path.with_name(f"{path.name}.part")

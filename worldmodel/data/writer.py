@@ -23,7 +23,8 @@ from filelock import FileLock, Timeout
 from worldmodel.data.commit_mark import EPISODE_ENDS, ArrayContents, Commit, CommitMark, extend_crc32c, to_attributes
 from worldmodel.data.env_spec import EnvSpec
 from worldmodel.data.zarr_format import SHARD, create_array, metadata_of, open_array, open_root, read_rows
-from worldmodel.utils.checkpoint import config_difference, write_json
+from worldmodel.utils.checkpoint import write_json
+from worldmodel.utils.compatibility import config_difference
 from worldmodel.utils.errors import UserError, is_url, one_line
 
 Episode = dict[str, np.ndarray]

@@ -36,7 +36,8 @@ from worldmodel.models.reward_done import OutcomeConfig, OutcomeModel, previous_
 from worldmodel.models.transformer import StepContext
 from worldmodel.models.vqvae import VQVAEConfig, to_uint8
 from worldmodel.utils import tensor_file
-from worldmodel.utils.checkpoint import check_vqvae, read_header, write_atomic
+from worldmodel.utils.checkpoint import read_header, write_atomic
+from worldmodel.utils.compatibility import check_vqvae
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import PeakMemory, Precision, verified_precision
 from worldmodel.utils.memory import check_memory

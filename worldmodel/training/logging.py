@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from worldmodel.utils.checkpoint import flatten
+from worldmodel.utils.compatibility import flatten
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import flop_counter
 

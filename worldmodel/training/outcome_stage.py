@@ -15,7 +15,7 @@ from worldmodel.data.store import Store, open_tokens
 from worldmodel.models.loading import AnyVQVAE, load_vqvae
 from worldmodel.models.reward_done import OutcomeConfig, OutcomeModel
 from worldmodel.training.trainer import Batch, TrainerConfig, eval_mode, fit
-from worldmodel.utils.checkpoint import check_vqvae
+from worldmodel.utils.compatibility import check_vqvae
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.run_args import StageArgs
 from worldmodel.utils.settings import Channels, Count, Positive
@@ -35,11 +35,10 @@ class OutcomeStage(StageArgs):
     hidden_dim: Channels = 256
     """Width of the GRU."""
     predict_from_past: bool = False
-    """Predict termination and changes of game variables before their frame, for engines that do not render them, such
+    """Predict termination and changes of variables before their frame. It is for engines that do not render them, such
     as deaths in ViZDoom."""
     n_stacked_frames: Count = 0
-    """Number of last latent frames that convolutions take as input, to detect motion; 0 for a linear layer over the
-    newest one."""
+    """Number of last latent frames that convolutions see, to detect motion; 0 for a linear layer over the newest."""
     trainer: TrainerConfig = field(
         default_factory=lambda: TrainerConfig(steps=2000, lr_schedule="cosine", learning_rate=1e-3)
     )

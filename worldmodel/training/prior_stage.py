@@ -21,7 +21,8 @@ from worldmodel.models.loading import AnyVQVAE, load_vqvae
 from worldmodel.models.prior import Prior
 from worldmodel.models.prior_config import Conditioning, PriorConfig, PriorSettings
 from worldmodel.training.trainer import Batch, TrainerConfig, eval_mode, fit
-from worldmodel.utils.checkpoint import check_vqvae, load_weights, read_header, weights_digest
+from worldmodel.utils.checkpoint import load_weights, read_header, weights_digest
+from worldmodel.utils.compatibility import check_vqvae
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.run_args import StageArgs
 from worldmodel.utils.settings import Address, Positive

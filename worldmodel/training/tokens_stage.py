@@ -30,7 +30,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from worldmodel.data.clips import Clips, read_state, read_windows
 from worldmodel.data.store import Store
@@ -44,6 +43,7 @@ from worldmodel.utils.checkpoint import codes_digest
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import Precision, verified_precision
 from worldmodel.utils.lock import folder_lock
+from worldmodel.utils.progress import Progress
 from worldmodel.utils.run_args import StageArgs
 from worldmodel.utils.settings import Address, Fraction, Positive
 
@@ -60,14 +60,14 @@ class TokensStage(StageArgs):
     data: tuple[Address, ...] = ()
     """Stores of frames to encode; <run>/data.zarr by default."""
     clip_stride: Positive = 4
-    """paper mode: number of frames from the start of one clip to the start of the next."""
+    """paper mode: number of frames between the starts of one clip and the next."""
     n_contexts: Positive = 64
-    """stream mode: number of starting contexts to keep for dreams, half of them starts of episodes."""
+    """stream mode: number of starting contexts to keep for dreams. Half of them are starts of episodes."""
     split: Literal["train", "valid", "test"] = "valid"
     """Split that the starting contexts are taken from. To train a policy, take thousands of contexts from train."""
     before_end_fraction: Fraction = 0.0
-    """Fraction of the starting contexts that end at most 14 latent frames before their episode terminates, so that a
-    policy often meets the situations that end an episode."""
+    """Fraction of the starting contexts that end shortly before a termination. That is at most 14 latent frames, so
+    that a policy often meets the situations that end an episode."""
     context_frames: Positive = 8
     """Number of latent frames of a starting context."""
     precision: Precision = "float32"
@@ -162,7 +162,7 @@ def write(args: TokensStage, stores: list[Store], model: AnyVQVAE, weights: str)
             named = " and ".join(s.path for s in stores)
             raise UserError(f"{writer.path} has {first} episodes, but {named} only {len(places)}; {cure}")
         total = sum(stop - start for start, stop in (s.episode_bounds(i) for s, i in places[first:]))
-        with tqdm(total=total, unit=" frames", desc="tokens", disable=total == 0) as bar:
+        with Progress(total=total, unit=" frames", desc="tokens", disable=total == 0) as bar:
             for at in range(first, len(places), LANES):
                 group = places[at : at + LANES]
                 episodes = [source.read_episode(i) for source, i in group]

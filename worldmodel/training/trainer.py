@@ -25,18 +25,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from worldmodel.training.logging import Meter, StopSignal, log_on_disk, log_settings
-from worldmodel.utils.checkpoint import (
-    check_same_config,
-    checkpoints,
-    restore_newest,
-    save_checkpoint,
-)
+from worldmodel.utils.checkpoint import checkpoints, restore_newest, save_checkpoint
+from worldmodel.utils.compatibility import check_same_config
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import Precision, peak_flops, resolve_precision, verified_precision
 from worldmodel.utils.lock import folder_lock
+from worldmodel.utils.progress import Progress
 from worldmodel.utils.settings import Count, NotNegative, Positive, Seed, Settings
 
 Batch = dict[str, Tensor]
@@ -168,7 +164,9 @@ def fit(
             StopSignal() as stop,
             log_on_disk(out),
             SummaryWriter(str(out / "log"), purge_step=step + 1 if step else 0) as writer,
-            tqdm(total=config.steps, initial=step, unit=" clips", unit_scale=config.batch_size, desc=out.name) as bar,
+            Progress(
+                total=config.steps, initial=step, unit=" clips", unit_scale=config.batch_size, desc=out.name
+            ) as bar,
         ):
             if step == 0:
                 log_settings(writer, settings)

@@ -22,3 +22,8 @@ def is_url(path: object) -> bool:
 def one_line(error: object) -> str:
     """An error's message on one line."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def printable(text: str) -> str:
+    """The text on one line, with bytes of file names that are not UTF-8 escaped."""
+    return " ".join(text.split()).encode(errors="backslashreplace").decode()

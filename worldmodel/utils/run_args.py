@@ -17,7 +17,7 @@ class RunArgs(Settings):
     """The run folder and the device."""
 
     run: Path = Path("runs/health_gathering_supreme")
-    """Run folder, with the data, the models and everything else that belongs to one world model."""
+    """Run folder. It has the data, the models and everything else that belongs to one world model."""
     device: str = DEVICE
     """Device to compute on: cpu or cuda. The default is cuda if it is available."""
 
@@ -27,4 +27,4 @@ class StageArgs(RunArgs):
     """Flags of every training stage."""
 
     restart: bool = False
-    """Start over and overwrite what the stage has written before, instead of resuming it."""
+    """Start over and overwrite what the stage wrote, instead of resuming it."""
