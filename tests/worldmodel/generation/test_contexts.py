@@ -41,7 +41,7 @@ def test_numbers_that_are_not_finite_are_not_saved(run: Path, tmp_path: Path) ->
 
 
 def test_what_is_no_file_of_contexts_is_told_in_a_sentence(run: Path) -> None:
-    path, contexts, made = run / CONTEXTS_FILE, vars(Context.load(run)), {"vqvae": codes_digest(run / "vqvae")}
+    path, contexts, made = run / CONTEXTS_FILE, Context.load(run).tensors(), {"vqvae": codes_digest(run / "vqvae")}
     whole, flat = path.read_bytes(), {"variables": contexts["variables"][:, -1].contiguous()}
     for data, sentence in (
         (whole[:-1], "is damaged .*; run train/tokens.py again"),

@@ -78,12 +78,18 @@ def at(prior: Prior, condition: torch.Tensor | None, t: int | slice) -> torch.Te
     return condition[:, t] if condition is not None and prior.config.conditioning == "frame" else condition
 
 
-def step_frame(prior: Prior, cache: KVCache, codes: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
+def step_frame(
+    prior: Prior,
+    cache: KVCache,
+    codes: torch.Tensor,
+    condition: torch.Tensor | None,
+    images: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Logits (b, n, k) of a frame whose codes (b, h, w, g) are then taken as drawn."""
     truth = prior.group_codes(codes[:, None])[:, 0]
     vectors = prior.code_vectors(truth[:, None])[:, 0]
     logits = torch.zeros(*truth.shape, prior.config.n_codes, dtype=torch.float64)
-    context = prior.begin_frame(cache, condition)
+    context = prior.begin_frame(cache, condition, images)
     for positions in prior.order.passes:
         features = prior.forward_pass(cache, positions, context)
         logits[:, positions] = prior.head(features, vectors[:, positions]).detach().double()
@@ -311,6 +317,35 @@ def test_cached_logits_equal_full_ones_beside_conditioning_frames() -> None:
         prior.encode_cond_frames(frames[:, :1])
     with pytest.raises(UserError, match="use mode = paper"):
         build("stream", "raster", 1, "frame", n_cond_frames=1)
+
+
+@pytest.mark.parametrize("kind", [("block", 1, 2), ("diagonal", 2, 1), ("raster", 1, 2)], ids=str)
+def test_cached_logits_equal_full_ones_beside_images(kind: tuple[str, int, int]) -> None:
+    """Each latent frame depends on the image before it and on earlier ones, and on no later one."""
+    order, books, patch = kind
+    images = torch.randint(256, (2, 6, 16, 16, 3), dtype=torch.uint8)
+    prior = build("stream", order, books, "frame", patch, image_input=True, cond_frame_shape=(16, 16, 3), d_model=32)
+    codes, condition = clip(prior, 6)
+    assert condition is not None
+    features = prior.encode_images(images)
+    assert features.shape == (2, 6, len(prior.order), 32)
+    full = prior(codes, condition, features).detach().flatten(2, 4)
+    for given in (0, 2):
+        past = features[:, :given]
+        cache = prior.prefill(codes[:, :given], condition[:, :given], 0, past) if given else prior.empty_cache(2)
+        for t in range(given, 6):
+            logits = step_frame(prior, cache, codes[:, t], condition[:, t], features[:, t : t + 1])
+            torch.testing.assert_close(logits, full[:, t], rtol=1e-10, atol=1e-10)
+    changed = images.clone()
+    changed[:, 3] = 255 - changed[:, 3]
+    apart = (prior(codes, condition, prior.encode_images(changed)).detach().flatten(2, 4) - full).abs().amax((0, 2, 3))
+    assert not apart[:3].any() and apart[3] > 1e-3
+    with pytest.raises(UserError, match="takes 0 conditioning frames and 1 image"):
+        prior(codes, condition)
+    with pytest.raises(UserError, match=r"images of shape \(16, 16, 3\), not \(16, 15, 3\)"):
+        prior.encode_images(images[:, :, :, 1:])
+    with pytest.raises(UserError, match="image_input needs mode = stream"):
+        build("paper", "raster", 1, "clip", image_input=True)
 
 
 def test_the_resnet_strides_space_by_four_and_its_depth_is_its_name() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,9 @@ import torch.nn.functional as F
 from torch.nn.functional import one_hot
 
 from rollout.evaluate_outcome import filter_episode
+from worldmodel.data.env_spec import EnvSpec
+from worldmodel.data.store import Store
+from worldmodel.data.writer import StoreWriter
 from worldmodel.models.layers import Memory
 from worldmodel.models.reward_done import OutcomeConfig, OutcomeModel, previous_variables
 from worldmodel.training.outcome_stage import EpisodeWindows
@@ -45,6 +49,23 @@ def test_streamed_outcomes_equal_whole_ones(foretell: bool, sight: int) -> None:
         for a, b in zip(out, whole, strict=True):
             torch.testing.assert_close(a[:, 0], b[:, t])
     torch.testing.assert_close(state, last)
+
+
+@pytest.mark.parametrize("sight", [0, 3])
+def test_images_are_seen_frame_by_frame_as_in_a_clip(sight: int) -> None:
+    model = build(False, sight, image_channels=4, frame_shape=(8, 8, 3)).double().eval()
+    codes, condition, before = torch.randint(6, (3, 5, 2, 2, 1)), torch.randn(3, 5, 2).double(), torch.rand(3, 5, 1)
+    images = torch.randint(256, (3, 5, 8, 8, 3), dtype=torch.uint8)
+    whole, last = model(codes, condition, before.double(), images=images)
+    state, memory = None, Memory()
+    for t in range(5):
+        one = (x[:, t : t + 1] for x in (codes, condition, before.double()))
+        out, state = model(*one, state, memory, images[:, t : t + 1])
+        for a, b in zip(out, whole, strict=True):
+            torch.testing.assert_close(a[:, 0], b[:, t])
+    torch.testing.assert_close(state, last)
+    other, _ = model(codes, condition, before.double(), images=255 - images)
+    assert not torch.allclose(other.done_logit, whole.done_logit)
 
 
 @pytest.mark.parametrize("sight", [0, 3])
@@ -154,18 +175,15 @@ def test_a_world_without_game_variables() -> None:
     assert model.sample_variables(out.change_logits[:, 0], none[:, 0], none[:, 0]).shape == (2, 0)
 
 
-def test_changes_are_those_within_episodes() -> None:
-    class Store:
-        array_names = ("codes", "variables")
-
-        def episode_indices(self, _: str) -> list[int]:
-            return [0, 1]
-
-        def read_episode(self, i: int) -> dict[str, np.ndarray]:
-            values = [[100.0, 0.1], [92.0, 0.3], [92.0, 0.7]] if i == 0 else [[50.0, 9.0], [75.0, 9.05]]
-            return {"codes": np.zeros((len(values), 1), np.uint16), "variables": np.array(values, np.float32)}
-
-    sequences = EpisodeWindows(Store(), "train", 2)  # type: ignore[arg-type]
+def test_changes_are_those_within_episodes(tmp_path: Path) -> None:
+    env_spec = EnvSpec(name="x", variables=("A", "B"))
+    with StoreWriter(tmp_path / "store", env_spec, {}) as writer:
+        for values in ([[100.0, 0.1], [92.0, 0.3], [92.0, 0.7]], [[50.0, 9.0], [75.0, 9.05]]):
+            n = len(values)
+            rest = {"condition": np.zeros((n, 1), "f4"), "reward": np.zeros(n, "f4"), "done": np.zeros(n, bool)}
+            codes, variables = np.zeros((n, 1, 1, 1), np.uint16), np.array(values, np.float32)
+            writer.append({"codes": codes, "variables": variables} | rest)
+    sequences = EpisodeWindows(Store(tmp_path / "store"), "all", 2)
     first, second = sequences.variable_changes()
     assert first == (-8.0, 0.0, 25.0), "not -42, from one episode to the next"
     np.testing.assert_allclose(second, (0.05, 0.2, 0.4), atol=1e-5)
