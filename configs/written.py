@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from worldmodel.utils.errors import printable
+from worldmodel.utils.errors import is_url, printable
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,10 @@ class Written:
     """More settings of the next script, which a preset would have."""
 
 
-def recorded(out: Path) -> Written:
+def recorded(out: Path | str) -> Written:
     """A store of frames was written: the VQ-VAE comes next, in the run folder that the store is in."""
-    return Written(out, "train/vqvae.py", {"run": out.parent} if out.name == "data.zarr" else {"data": out})
+    in_run = Path(out).name == "data.zarr" and not is_url(out)
+    return Written(out, "train/vqvae.py", {"run": Path(out).parent} if in_run else {"data": out})
 
 
 def make_dream(run: Path) -> str:

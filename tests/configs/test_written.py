@@ -33,6 +33,7 @@ DEMO = {"run": "runs/demo", "vqvae": {}, "tokens": {}, "prior": {}}
         ),
         (recorded(Path("runs/x/data.zarr")), {"few": {"collect": {}}}, "(next: python train/vqvae.py --run runs/x)"),
         (recorded(Path("many/1.zarr")), {}, "(next: python train/vqvae.py --data many/1.zarr)"),
+        (recorded("s3://b/data.zarr"), {}, "(next: python train/vqvae.py --data s3://b/data.zarr)"),
         (
             Written("a", "train/prior.py", {"run": Path("runs/demo")}, {"actions": True, "classes": False}),
             {"demo": DEMO},
