@@ -128,8 +128,8 @@ class ShapedReward(VecEnvWrapper):
     def _potential(self, infos: Sequence[dict[str, Any]], kind: str = "") -> np.ndarray:
         if missing := [name for name, _ in self.args.reward_shaping if name not in infos[0]]:
             raise UserError(
-                f"this environment has no game variable {missing[0]} to shape the reward with; set --reward-shaping "
-                "to variables that it has"
+                f"this environment has no game variable {missing[0]} to shape the reward with; give "
+                "--reward-shaping variables that it has, or nothing for no shaping"
             )
         return np.array(
             [sum(weight * info[kind + name] for name, weight in self.args.reward_shaping) for info in infos]

@@ -131,7 +131,7 @@ def test_a_policy_learns_in_a_dream(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     policy.main(replace(args, out=tmp_path / "foretold", termination_penalty=1.0))
     assert not made[-1].get_attr("dream")[0].sample_done
     assert read_header(tmp_path / "foretold")[1] == {"steps": 32}
-    with pytest.raises(UserError, match="no game variable AMMO2 to shape the reward with; set --reward-shaping"):
+    with pytest.raises(UserError, match="no game variable AMMO2 to shape the reward with; give --reward-shaping"):
         policy.main(replace(args, out=tmp_path / "armed", reward_shaping=(("AMMO2", 0.1),)))
 
 
