@@ -26,7 +26,8 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from worldmodel.generation.dream import Context, Dream
+from worldmodel.generation.context import Context
+from worldmodel.generation.dream import Dream
 from worldmodel.generation.dream_state import DreamState
 from worldmodel.models.loading import pretrained_run, resolve_folder
 from worldmodel.utils.checkpoint import weights_digest

@@ -38,7 +38,8 @@ from configs.written import Written
 from rollout.heldout import SplitArgs
 from worldmodel.data.clips import RECONSTRUCTION
 from worldmodel.data.store import Store, open_tokens
-from worldmodel.generation.dream import Context, Dream
+from worldmodel.generation.context import Context
+from worldmodel.generation.dream import Dream
 from worldmodel.generation.dream_state import DreamStep
 from worldmodel.metrics.calibration import auroc, expected_calibration_error
 from worldmodel.metrics.interval import MeanInterval, bootstrap, bootstrap_ratio, means_to_json

@@ -38,7 +38,8 @@ from configs.written import Written
 from envs.policies import MAX_STACKED_FRAMES, load_player
 from rollout.heldout import SplitArgs, bits_per_code, read_code_clips, reconstructions
 from worldmodel.data.store import open_tokens
-from worldmodel.generation.dream import Context, Dream
+from worldmodel.generation.context import Context
+from worldmodel.generation.dream import Dream
 from worldmodel.generation.sampling import SamplingConfig
 from worldmodel.models.quantizer import codebook_usage
 from worldmodel.utils.checkpoint import weights_digest, write_json

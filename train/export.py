@@ -20,7 +20,8 @@ import torch
 
 from configs import command
 from configs.written import Written, make_dream
-from worldmodel.generation.dream import CONTEXTS_FILE, Context, Dream
+from worldmodel.generation.context import CONTEXTS_FILE, Context
+from worldmodel.generation.dream import Dream
 from worldmodel.utils.checkpoint import codes_digest, read_header, save_checkpoint
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.lock import folder_lock

@@ -22,7 +22,8 @@ from tests.campaign.damage import DAMAGES
 from tests.campaign.harness import Tally, attempts, judge_call
 from tests.campaign.runs import make_run
 from tests.conftest import TOY
-from worldmodel.generation.dream import CONTEXTS_FILE, Context, Dream
+from worldmodel.generation.context import CONTEXTS_FILE, Context
+from worldmodel.generation.dream import Dream
 from worldmodel.utils import checkpoint
 from worldmodel.utils.checkpoint import CHECKPOINT_FILE
 

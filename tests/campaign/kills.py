@@ -42,7 +42,7 @@ from tests.conftest import TOY, fill, stages, toy_episode
 from train import outcome, prior, pusher, tokens, vqvae
 from worldmodel.data.store import Store
 from worldmodel.data.writer import StoreWriter
-from worldmodel.generation.dream import CONTEXTS_FILE
+from worldmodel.generation.context import CONTEXTS_FILE
 from worldmodel.utils import tensor_file
 from worldmodel.utils.checkpoint import CHECKPOINT_FILE, checkpoints, read_header, restore_newest, save_checkpoint
 from worldmodel.utils.errors import UserError

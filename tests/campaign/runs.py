@@ -15,7 +15,7 @@ from envs.policies import save_policy
 from tests.conftest import TOY
 from tests.tiny import tiny_prior, tiny_vqvae
 from worldmodel.data.env_spec import EnvSpec
-from worldmodel.generation.dream import CONTEXTS_FILE, Context
+from worldmodel.generation.context import CONTEXTS_FILE, Context
 from worldmodel.models.prior import Prior
 from worldmodel.models.reward_done import OutcomeConfig, OutcomeModel
 from worldmodel.models.vqvae import VQVAE

@@ -18,7 +18,8 @@ from envs.sb3 import SB3VecEnv
 from envs.vector import DreamVectorEnv
 from envs.vizdoom import VizdoomFrames
 from tests.campaign.calls import knows
-from worldmodel.generation.dream import Context, Dream
+from worldmodel.generation.context import Context
+from worldmodel.generation.dream import Dream
 from worldmodel.utils import memory
 from worldmodel.utils.errors import UserError
 

@@ -14,7 +14,7 @@ from gymnasium.utils.env_checker import check_env
 
 import envs  # noqa: F401 - registers
 from envs.policies import load_policy
-from worldmodel.generation.dream import Context
+from worldmodel.generation.context import Context
 from worldmodel.models.loading import PRETRAINED
 from worldmodel.utils.checkpoint import read_header
 

@@ -24,7 +24,8 @@ from envs.policies import load_policy, save_policy
 from rollout.planning.cem import CEMConfig, cross_entropy_method
 from rollout.planning.terminal_value import TerminalValue, survival_value
 from train import export
-from worldmodel.generation.dream import Context, Dream
+from worldmodel.generation.context import Context
+from worldmodel.generation.dream import Dream
 from worldmodel.utils.checkpoint import weights_digest, write_json
 from worldmodel.utils.errors import UserError
 

@@ -13,7 +13,7 @@ from tests.campaign.runs import make_run
 from tests.conftest import fill, stages
 from train import export, imitate, outcome, policy, prior, pusher, tokens, tune_hysteresis, vqvae
 from worldmodel.data.store import Store
-from worldmodel.generation.dream import CONTEXTS_FILE
+from worldmodel.generation.context import CONTEXTS_FILE
 from worldmodel.utils.checkpoint import CHECKPOINT_FILE, codes_digest
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.lock import folder_lock

@@ -19,7 +19,7 @@ from train import outcome, prior, tokens, vqvae
 from worldmodel.data.prior_dataset import PriorDataset
 from worldmodel.data.store import Store
 from worldmodel.data.writer import StoreWriter
-from worldmodel.generation.dream import Context
+from worldmodel.generation.context import Context
 from worldmodel.models.loading import load_prior, load_vqvae
 from worldmodel.models.prior_config import PriorSettings
 from worldmodel.models.vqvae import VQVAE, VQVAEConfig

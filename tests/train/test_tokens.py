@@ -18,7 +18,8 @@ from worldmodel.data.clips import read_state
 from worldmodel.data.env_spec import ActionSpec, EnvSpec
 from worldmodel.data.store import Store
 from worldmodel.data.writer import StoreWriter
-from worldmodel.generation.dream import Context, Dream
+from worldmodel.generation.context import Context
+from worldmodel.generation.dream import Dream
 from worldmodel.models.loading import load_vqvae
 from worldmodel.models.vqvae import to_uint8
 from worldmodel.training.encoding import actions_into, latent_rows

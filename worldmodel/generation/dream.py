@@ -14,7 +14,6 @@ Dimensions: b lanes, t latent frames, s frames of a latent frame, h w g codes, c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 
 from worldmodel.data.env_spec import EnvSpec
 from worldmodel.generation.bfloat16 import cast_to_bfloat16, trial_outputs
+from worldmodel.generation.context import Context
 from worldmodel.generation.cuda_graph import CudaGraphStep
 from worldmodel.generation.dream_state import DreamState, DreamStep
 from worldmodel.generation.sampling import FrameScore, SamplingConfig, sample_codes
@@ -35,90 +35,17 @@ from worldmodel.models.recurrent_vqvae import LAST, RecurrentVQVAE
 from worldmodel.models.reward_done import OutcomeConfig, OutcomeModel, previous_variables
 from worldmodel.models.transformer import StepContext
 from worldmodel.models.vqvae import VQVAEConfig, to_uint8
-from worldmodel.utils import tensor_file
-from worldmodel.utils.checkpoint import read_header, write_atomic
+from worldmodel.utils.checkpoint import read_header
 from worldmodel.utils.compatibility import check_vqvae
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import PeakMemory, Precision, verified_precision
 from worldmodel.utils.memory import check_memory
 from worldmodel.utils.settings import as_array, check_value
 
-CONTEXTS_FILE = "contexts.safetensors"
-"""File in a run folder with the contexts that its dreams start from."""
 MAX_CONTEXT_FRAMES = 256
 """Most latent frames of a context. Memory grows with them, and the prior attends to far fewer."""
 MAX_CUDA_GRAPHS = 4
 """CUDA graphs that a dream keeps, one for each number of lanes and sampling config; the oldest one is dropped."""
-
-
-@dataclass(frozen=True)
-class Context:
-    """Where dreams start: latent frames of real episodes."""
-
-    codes: Tensor
-    """(b, t, h, w, g) codes of the latent frames."""
-    condition: Tensor
-    """(b, t, c) encoded actions that led into each latent frame."""
-    variables: Tensor
-    """(b, t, v) game variables at each latent frame."""
-    state: Tensor | None = None
-    """(b, p, H, W, channels) uint8 state of a recurrent VQ-VAE before the first latent frame, else None."""
-
-    def __len__(self) -> int:
-        return len(self.codes)
-
-    def __getitem__(self, index: Tensor | slice) -> Context:
-        return Context(**{name: tensor[index] for name, tensor in self.tensors().items()})
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The tensors by name, without those that are None."""
-        return {name: tensor for name, tensor in vars(self).items() if tensor is not None}
-
-    def is_episode_start(self, action_dim: int) -> Tensor:
-        """Which contexts start at the start of an episode, (b,) bool: no action led into their first frame.
-
-        With a recurrent VQ-VAE they start one frame later, from a state that is nothing but the frame before.
-
-        Args:
-            action_dim: Length of one encoded action, `ActionSpec.encoded_dim`.
-        """
-        if self.state is not None:
-            return (self.state == self.state[:, :1]).flatten(1).all(-1)
-        return (self.condition[:, 0, :action_dim] == 0).all(-1)
-
-    def save(self, path: Path, vqvae_digest: str) -> None:
-        """Write the contexts to a file.
-
-        Args:
-            path: Where to write, `CONTEXTS_FILE` in a run folder.
-            vqvae_digest: `codes_digest` of the VQ-VAE that encoded them.
-
-        Raises:
-            UserError: If a value is not finite.
-        """
-        tensors = self.tensors() | {"codes": self.codes.int()}
-        if name := tensor_file.first_not_finite(tensors):
-            raise UserError(f"the {name} of the contexts for {path} has values that are not finite; record it again")
-        write_atomic(path, tensor_file.pack(tensors, {"vqvae": vqvae_digest}))
-
-    @staticmethod
-    def load(run: Path) -> Context:
-        """Read the contexts of a run folder.
-
-        Raises:
-            UserError: If the file is missing, damaged, or encoded with another VQ-VAE than the one in the folder.
-        """
-        path = run / CONTEXTS_FILE
-        if not path.exists():
-            raise UserError(f"{path} does not exist; train/tokens.py writes the contexts that dreams start from")
-        tensors, info = tensor_file.read(path, "run train/tokens.py again")
-        if set(tensors) - {"state"} != {"codes", "condition", "variables"} or tensors["variables"].ndim != 3:
-            raise UserError(f"{path} was written by another version; run train/tokens.py again")
-        check_vqvae(str(path), info.get("vqvae"), run / "vqvae")
-        return Context(**tensors | {"codes": tensors["codes"].long()})
-
-    def to(self, device: torch.device) -> Context:
-        return Context(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
 
 
 class Dream:

@@ -34,7 +34,7 @@ import torch
 from worldmodel.data.clips import Clips, read_state, read_windows
 from worldmodel.data.store import Store
 from worldmodel.data.writer import StoreWriter
-from worldmodel.generation.dream import CONTEXTS_FILE, Context
+from worldmodel.generation.context import CONTEXTS_FILE, Context
 from worldmodel.models.loading import AnyVQVAE, load_vqvae
 from worldmodel.models.vqvae import to_float
 from worldmodel.training.encoding import actions_into, encode_episodes

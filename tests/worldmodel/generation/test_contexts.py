@@ -10,7 +10,8 @@ import torch
 
 from tests.campaign.damage import forged
 from tests.campaign.runs import make_run
-from worldmodel.generation.dream import CONTEXTS_FILE, Context, Dream
+from worldmodel.generation.context import CONTEXTS_FILE, Context
+from worldmodel.generation.dream import Dream
 from worldmodel.utils.checkpoint import codes_digest
 from worldmodel.utils.errors import UserError
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from worldmodel.generation.dream import Context, Dream
+from worldmodel.generation.context import Context
+from worldmodel.generation.dream import Dream
 from worldmodel.generation.dream_state import DreamState
 from worldmodel.generation.sampling import SamplingConfig
 from worldmodel.models.reward_done import OutcomeModel

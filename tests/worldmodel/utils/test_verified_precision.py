@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from tests.tiny import tiny_prior, tiny_vqvae
 from worldmodel.data.env_spec import ActionSpec, EnvSpec
-from worldmodel.generation.dream import Context, Dream
+from worldmodel.generation.context import Context
+from worldmodel.generation.dream import Dream
 from worldmodel.models.prior import Prior
 from worldmodel.models.reward_done import OutcomeConfig, OutcomeModel
 from worldmodel.models.vqvae import VQVAE
