@@ -20,7 +20,7 @@ TRAIN = {
 }
 HELD_OUT = {
     "vqvae": {"nmse", "psnr", "codes_used", "perplexity", "codes_kept"},
-    "prior": {"bits_per_dim", "bits_per_dim_shuffled_conditions"},
+    "prior": {"bits_per_dim", "bits_per_frame", "bits_per_dim_shuffled_conditions"},
     "outcome": {"loss", "reward", "done", "variables"},
 }
 FILMS = {"vqvae": ["held_out/truth_and_reconstruction"], "prior": ["held_out/truth_and_sample"], "outcome": []}

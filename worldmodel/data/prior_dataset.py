@@ -36,6 +36,8 @@ class PriorBatch:
     """(b, t, H, W, channels) uint8 reconstruction before each latent frame, if the prior takes it."""
     state: Tensor | None = None
     """(b, p, H, W, channels) uint8 state of a recurrent VQ-VAE before the clip, to decode it."""
+    episode: Tensor | None = None
+    """(b,) index of each clip's episode, of a fixed sample."""
 
     def __getitem__(self, part: slice | Tensor) -> PriorBatch:
         return PriorBatch(*(None if v is None else v[part] for v in vars(self).values()))  # type: ignore[arg-type]
@@ -123,7 +125,7 @@ class PriorDataset:
     def fixed_sample(self, n: int, seed: int = 0) -> PriorBatch:
         """The same n clips every time; see `Clips.fixed_sample`."""
         clips = self.clips.fixed_sample(n, seed)
-        arrays = self._to_arrays(clips)
+        arrays = self._to_arrays(clips) | {"episode": clips["episode"]}
         if past_frames := self.clips.store.settings["vqvae"]["model"]["past_frames"]:
             arrays["state"] = read_state(self.clips.store, clips["row"], clips["start"], past_frames)
         return to_batch({name: torch.from_numpy(array) for name, array in arrays.items()})
@@ -153,5 +155,5 @@ class PriorDataset:
 
 def to_batch(arrays: dict[str, Tensor]) -> PriorBatch:
     """Turn the arrays of `PriorDataset.sample`, as tensors, into a batch."""
-    rest = (arrays.get(name) for name in ("condition", "frames", "images", "state"))
+    rest = (arrays.get(name) for name in ("condition", "frames", "images", "state", "episode"))
     return PriorBatch(arrays["codes"].long(), *rest)

@@ -21,6 +21,7 @@ from worldmodel.models.loading import AnyVQVAE, load_vqvae
 from worldmodel.models.prior import Prior
 from worldmodel.models.prior_config import Conditioning, PriorConfig, PriorSettings
 from worldmodel.training.trainer import Batch, TrainerConfig, eval_mode, fit
+from worldmodel.training.verdicts import judge_actions, judge_split
 from worldmodel.utils.checkpoint import load_weights, read_header, weights_digest
 from worldmodel.utils.compatibility import check_vqvae
 from worldmodel.utils.errors import UserError
@@ -105,27 +106,52 @@ def configure(args: PriorStage, vqvae: AnyVQVAE, action_dim: int, n_classes: int
 
 
 def evaluate(
-    prior: Prior, vqvae: AnyVQVAE, heldout_batch: PriorBatch, fps: float, writer: SummaryWriter, step: int
-) -> None:
-    """Log bits per code of held-out clips, and a video of clips sampled under their conditions."""
+    prior: Prior,
+    vqvae: AnyVQVAE,
+    heldout_batch: PriorBatch,
+    fps: float,
+    writer: SummaryWriter,
+    step: int,
+) -> list[str]:
+    """Log bits per code of held-out clips, and a video of clips sampled under their conditions.
 
-    def bits(shuffled: bool = False) -> float:
+    Args:
+        prior: The prior.
+        vqvae: The VQ-VAE that decodes its codes.
+        heldout_batch: The clips.
+        fps: Frames per second of the video.
+        writer: Where to log.
+        step: Training step.
+
+    Returns:
+        Verdicts.
+    """
+    assert heldout_batch.episode is not None
+    n, episode = len(heldout_batch.codes), heldout_batch.episode.cpu().numpy()
+    verdicts = judge_split(episode)
+
+    def bits(shuffled: bool = False) -> np.ndarray:
         losses = []
-        for part in torch.arange(len(heldout_batch.codes), device=heldout_batch.codes.device).split(8):
-            batch, other = heldout_batch[part], heldout_batch[(part + shuffled) % len(heldout_batch.codes)]
+        for part in torch.arange(n, device=heldout_batch.codes.device).split(8):
+            batch, other = heldout_batch[part], heldout_batch[(part + shuffled) % n]
             losses.append(prior.loss(batch.codes, other.condition, batch_features(prior, batch)))
-        return torch.cat(losses).mean().item() / math.log(2)
+        return torch.cat(losses).mean(1).double().cpu().numpy() / math.log(2)
 
     with eval_mode(prior):
-        writer.add_scalar("held_out/bits_per_dim", bits(), step)
-        if heldout_batch.condition is not None:
-            writer.add_scalar("held_out/bits_per_dim_shuffled_conditions", bits(shuffled=True), step)
+        true = bits()
+        writer.add_scalar("held_out/bits_per_dim", true.mean(), step)
+        writer.add_scalar("held_out/bits_per_frame", true.mean() * prior.config.codes_per_frame, step)
+        if heldout_batch.condition is not None and n > 1:
+            shuffled = bits(shuffled=True)
+            writer.add_scalar("held_out/bits_per_dim_shuffled_conditions", shuffled.mean(), step)
+            verdicts.append(judge_actions(true, shuffled, episode))
         few, frames = heldout_batch[:4], heldout_batch.codes.shape[1]
         known = 0 if prior.config.mode == "paper" else frames // 4
         generator = torch.Generator().manual_seed(0)
         sampled = generate_video(vqvae, prior, few, known, frames, generator)
         videos = [video.cpu().numpy() for video in (decode_clips(vqvae, few), sampled)]
         add_video(writer, "held_out/truth_and_sample", upscale(side_by_side(videos), 2), step, fps)
+    return verdicts
 
 
 def train_prior(args: PriorStage) -> None:

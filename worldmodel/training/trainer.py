@@ -13,7 +13,7 @@ import ctypes
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from worldmodel.training.logging import Meter, StopSignal, log_on_disk, log_settings
+from worldmodel.training.verdicts import judge_loss
 from worldmodel.utils.checkpoint import checkpoints, restore_newest, save_checkpoint
 from worldmodel.utils.compatibility import check_same_config
 from worldmodel.utils.errors import UserError
@@ -112,7 +113,7 @@ def fit(
     config: TrainerConfig,
     out: Path,
     settings: dict[str, Any],
-    evaluate: Callable[[SummaryWriter, int], None] | None = None,
+    evaluate: Callable[[SummaryWriter, int], Sequence[str] | None] | None = None,
     restart: bool = False,
     state: dict[str, Tensor] | None = None,
 ) -> None:
@@ -127,7 +128,8 @@ def fit(
         settings: Config to store in the checkpoint, with the model's under "model". A run resumes only if it is equal.
         state: Tensors that a run carries from step to step. `loss` returns each of them anew under its name, and
             checkpoints keep them.
-        evaluate: Called with the log and the step every `eval_every` steps and at the end.
+        evaluate: Called with the log and the step every `eval_every` steps and at the end. What it returns at the end
+            is printed: its verdicts, in words.
         restart: Start over and overwrite the run in `out`.
 
     Raises:
@@ -159,7 +161,7 @@ def fit(
         started = time.monotonic()
         figures = partial(trial_step, model, loss, sample, config, step)
         config = replace(config, precision=verified_precision(str(out), device, config.precision, figures))
-        meter = Meter(peak_flops(str(device), config.precision))
+        meter, verdicts, losses = Meter(peak_flops(str(device), config.precision)), list[str](), list[float]()
         with (
             StopSignal() as stop,
             log_on_disk(out),
@@ -180,11 +182,12 @@ def fit(
                 bar.update()
                 meter.add(values, config.batch_size)
                 if step % config.log_every == 0 or step == config.steps:
-                    bar.set_postfix({"loss": f"{meter.log(writer, step, learning_rate_at(config, step - 1)):.4f}"})
+                    losses.append(meter.log(writer, step, learning_rate_at(config, step - 1)))
+                    bar.set_postfix({"loss": f"{losses[-1]:.4f}"})
                 if evaluate is not None and (step % config.eval_every == 0 or step == config.steps):
                     with meter.paused():
                         model.eval()
-                        evaluate(writer, step)
+                        verdicts = list(evaluate(writer, step) or ())
                 out_of_time = config.max_minutes and time.monotonic() - started > 60 * config.max_minutes
                 if stop.requested or out_of_time or step % config.save_every == 0 or step == config.steps:
                     save()
@@ -195,6 +198,8 @@ def fit(
                         f"{out}: time is up after step {step:,} of {config.steps:,}; "
                         "run it again, without --restart, to resume"
                     )
+        for verdict in verdicts + judge_loss(losses):
+            print(f"{out}: {verdict}")
 
 
 def resume(

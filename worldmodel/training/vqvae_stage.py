@@ -6,6 +6,7 @@ train/vqvae.py and rollout/ablate.py both run it. It is in the library because n
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from worldmodel.models.quantizer import codebook_usage
 from worldmodel.models.recurrent_vqvae import RecurrentVQVAE
 from worldmodel.models.vqvae import VQVAE, VQVAEConfig, VQVAESettings
 from worldmodel.training.trainer import Batch, TrainerConfig, eval_mode, fit
+from worldmodel.training.verdicts import judge_reconstructions, judge_split
 from worldmodel.utils.checkpoint import weights_digest
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.run_args import StageArgs
@@ -83,7 +85,7 @@ def pixel_variance(clips: Clips, seed: int = 0, n: int = 256) -> float:
 
 
 @torch.no_grad()
-def evaluate(model: AnyVQVAE, clips: dict[str, Tensor], fps: float, writer: SummaryWriter, step: int) -> None:
+def evaluate(model: AnyVQVAE, clips: dict[str, Tensor], fps: float, writer: SummaryWriter, step: int) -> list[str]:
     """Log the reconstruction of held-out clips: NMSE, PSNR, codebook usage and a video.
 
     A recurrent VQ-VAE is given the first frame, and makes the others from its own reconstructions. Its PSNR is that of
@@ -91,19 +93,27 @@ def evaluate(model: AnyVQVAE, clips: dict[str, Tensor], fps: float, writer: Summ
 
     Args:
         model: The VQ-VAE.
-        clips: "frames" (b, t, h, w, c), for a recurrent VQ-VAE also "actions" (b, t, a).
+        clips: "frames" (b, t, h, w, c) and their "episode" (b,), for a recurrent VQ-VAE also "actions" (b, t, a).
         fps: Frames per second of the video.
         writer: Where to log.
         step: Training step.
+
+    Returns:
+        Verdicts.
     """
+    frames, episode = clips["frames"], clips["episode"].cpu().numpy()
+    actions = clips["actions"].split(8) if "actions" in clips else repeat(None)
     with eval_mode(model):
-        parts = zip(*(clips[name].split(8) for name in clips), strict=True)
-        pairs = [model.reconstruct(part[0], actions=part[-1]) for part in parts]
+        pairs = [model.reconstruct(part, actions=led) for part, led in zip(frames.split(8), actions, strict=False)]
     codes, decoded = (torch.cat(tensors).cpu() for tensors in zip(*pairs, strict=True))
-    seen, truth = decoded.numpy(), clips["frames"].cpu().numpy()
+    seen, truth = decoded.numpy(), frames.cpu().numpy()
+    verdicts, variance = judge_split(episode), model.config.data_variance
+    if truth.shape[1] > 1:
+        ours, copied = (nmse(video, truth[:, 1:], variance).mean(1) for video in (seen[:, 1:], truth[:, :-1]))
+        verdicts.append(judge_reconstructions(ours, copied, episode))
     if recurrent := bool(model.config.past_frames):
         codes, seen, truth = codes[:, 1:], seen[:, 1:], truth[:, 1:]
-    writer.add_scalar("held_out/nmse", nmse(seen, truth, model.config.data_variance).mean(), step)
+    writer.add_scalar("held_out/nmse", nmse(seen, truth, variance).mean(), step)
     by_frame = psnr(seen, truth)
     writer.add_scalar("held_out/psnr", by_frame.mean(), step)
     for ahead in (1, truth.shape[1]) if recurrent else ():
@@ -113,6 +123,7 @@ def evaluate(model: AnyVQVAE, clips: dict[str, Tensor], fps: float, writer: Summ
     writer.add_scalar("held_out/codes_kept", (codes[:, 1:] == codes[:, :-1]).float().mean(), step)
     video = upscale(side_by_side([truth[:4], seen[:4]]), 2)
     add_video(writer, "held_out/truth_and_reconstruction", video, step, fps)
+    return verdicts
 
 
 def train_vqvae(args: VQVAEStage) -> None:
@@ -135,12 +146,13 @@ def train_on_clips(args: VQVAEStage, store: Store) -> None:
     train, valid = (Clips(store, split, args.model.n_frames, ["frames"]) for split in ("train", "valid"))
     torch.manual_seed(args.trainer.seed)
     model = VQVAE(VQVAEConfig(**vars(args.model), data_variance=pixel_variance(train))).to(args.device)
-    frames = torch.from_numpy(valid.fixed_sample(min(args.n_eval_clips, len(valid)))["frames"]).to(args.device)
+    held = valid.fixed_sample(min(args.n_eval_clips, len(valid)))
+    clips = {name: torch.from_numpy(held[name]).to(args.device) for name in ("frames", "episode")}
     fit(
         model,
         loss=lambda batch: model(batch["frames"]),
         sample=lambda rng, step: train.sample(rng, args.trainer.batch_size),
-        evaluate=lambda writer, step: evaluate(model, {"frames": frames}, store.env_spec.fps, writer, step),
+        evaluate=lambda writer, step: evaluate(model, clips, store.env_spec.fps, writer, step),
         **fit_settings(args, store, model),
     )
 
@@ -164,8 +176,9 @@ def train_on_streams(args: VQVAEStage, store: Store) -> None:
         values, after = model(frames, batch["actions"][:, 1:], state)
         return values | {"lanes": after}
 
-    held = encode_actions(env_spec, valid.fixed_sample(min(args.n_eval_clips, len(valid))))
-    clips = {name: torch.from_numpy(held[name]).to(args.device) for name in ("frames", "actions")}
+    held = valid.fixed_sample(min(args.n_eval_clips, len(valid)))
+    held |= encode_actions(env_spec, held)
+    clips = {name: torch.from_numpy(held[name]).to(args.device) for name in ("frames", "actions", "episode")}
     fit(
         model,
         loss=loss,

@@ -1,0 +1,63 @@
+"""Verdicts say what figures mean, and only where the interval allows it."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from train import prior, tokens, vqvae
+from worldmodel.training.verdicts import judge_actions, judge_loss, judge_reconstructions, judge_split
+
+EPISODE = np.arange(20).repeat(2)
+
+
+def figures(mean: float, spread: float = 0.1) -> np.ndarray:
+    return mean + spread * np.random.default_rng(int(1000 * mean)).standard_normal(len(EPISODE))
+
+
+@pytest.mark.parametrize(
+    ("copied", "verdict"), [(1.5, "better than"), (0.5, "worse than .*NMSE 1 against 0.5"), (1.0, "no better than")]
+)
+def test_reconstructions_are_compared_with_the_last_frame(copied: float, verdict: str) -> None:
+    found = judge_reconstructions(np.ones(len(EPISODE)), figures(copied) - figures(copied).mean() + copied, EPISODE)
+    assert re.search(f"reconstructions are {verdict}", found)
+    assert ("motion-loss-weight" in found) == (copied <= 1)
+
+
+def test_actions_matter_if_those_of_other_clips_cost_bits() -> None:
+    bits = figures(2.0)
+    assert judge_actions(bits, bits + figures(0.5), EPISODE).startswith("actions matter: 2.0")
+    noise = figures(0.0)
+    assert judge_actions(bits, bits + noise - noise.mean(), EPISODE).startswith("actions have no effect")
+    assert judge_actions(bits, bits, EPISODE).startswith("actions have no effect")
+
+
+def test_few_episodes_are_told() -> None:
+    assert judge_split(EPISODE) == []
+    assert judge_split(np.array([3, 3, 8])) == [
+        "there are 2 held-out episodes, so intervals mean little; record more episodes"
+    ]
+
+
+def test_a_loss_that_still_falls_is_told() -> None:
+    assert judge_loss(list(np.linspace(2, 1, 100))) == [
+        "the loss still falls, by 9% in the last tenth of the steps; train on with more --trainer.steps"
+    ]
+    assert judge_loss([*np.linspace(2, 1, 80), *[1.0] * 20]) == []
+    assert judge_loss([2.0, 1.0]) == [], "too few to say"
+
+
+def test_stages_end_with_their_verdicts(toy_store, toy_stages, capsys: pytest.CaptureFixture[str]) -> None:
+    stages = toy_stages(toy_store.parent, steps=40)
+    for stage, args, verdict in (
+        (vqvae, stages[0], "reconstructions are (better|worse|no better)( than)? copying"),
+        (tokens, stages[1], ""),
+        (prior, stages[2], "actions (matter|have no effect)"),
+    ):
+        stage.main(args)
+        said = capsys.readouterr().out
+        if verdict:
+            assert re.search(verdict, said)
+            assert "held-out episodes, so intervals mean little" in said, "two of twenty episodes are held out"
