@@ -17,10 +17,10 @@ from worldmodel.utils.checkpoint import save_checkpoint
 from worldmodel.utils.errors import UserError
 
 
-@pytest.fixture(scope="module")
-def run(toy_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["toy_run", "recurrent_run"])
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("evaluate") / "run"
-    shutil.copytree(toy_run, folder)
+    shutil.copytree(request.getfixturevalue(request.param), folder)
     return folder
 
 
@@ -45,7 +45,7 @@ def test_the_table_tells_true_actions_from_shuffled_ones(run: Path, capsys: pyte
 def test_held_out_frames_are_those_of_the_codes(run: Path) -> None:
     model = Dream.load(run)
     heldout_clips = heldout.load_heldout(model, run, None, "test", 4, 10)
-    decoded = heldout.reconstructions(model, heldout_clips.codes)
+    decoded = heldout.reconstructions(model, heldout_clips)
     assert np.abs(decoded.astype(int) - heldout_clips.frames).mean() < 10
     encoded = model.env_spec.action.encode(heldout_clips.actions)[:, :-1]
     assert np.array_equal(encoded, heldout_clips.condition[:, 1:].numpy()), "the action at a frame leads into the next"

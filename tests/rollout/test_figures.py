@@ -36,6 +36,12 @@ def run(toy_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(toy_run, tmp_path / "run"))
 
 
+@pytest.fixture(params=["toy_run", "recurrent_run"])
+def each_run(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A copy of a run with a VQ-VAE of the paper, and of one with a recurrent VQ-VAE."""
+    return Path(shutil.copytree(request.getfixturevalue(request.param), tmp_path / "run"))
+
+
 def test_controllability_of_an_obedient_and_of_a_deaf_dream(run: Path) -> None:
     args = control.Args(run=run, n_clips=12, context_frames=4, steps=4, train_steps=60)
     dream, store = Dream.load(run), control.Store(run / "data.zarr")
@@ -53,9 +59,9 @@ def test_controllability_of_an_obedient_and_of_a_deaf_dream(run: Path) -> None:
     assert deaf["delta_psnr"].mean < good["delta_psnr"].mean / 2
 
 
-def test_outcome_scores(run: Path) -> None:
-    args = outcome.Args(run=run, steps=4, n_clips=6, context_frames=2, n_dreams=2)
-    result = outcome.measure(args, Dream.load(run), outcome.Store(run / "tokens.zarr"))
+def test_outcome_scores(each_run: Path) -> None:
+    args = outcome.Args(run=each_run, steps=4, n_clips=6, context_frames=2, n_dreams=2)
+    result = outcome.measure(args, Dream.load(each_run), outcome.Store(each_run / "tokens.zarr"))
     for end in result["end"].values():
         assert end["expected"].mean == pytest.approx(end["happened"].mean, abs=0.02)
         assert end["happened"].low < end["expected"].mean < end["happened"].high
@@ -89,12 +95,12 @@ def test_the_mean_at_each_time() -> None:
     assert outcome.mean_by_time(episodes).tolist() == [[2.0], [3.0], [6.0]]
 
 
-def test_long_dreams_are_measured_and_drawn(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    endless.main(endless.Args(run=run, steps=40, window=10, num_envs=4, temperature=(1.0, 0.5)))
+def test_long_dreams_are_measured_and_drawn(each_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    endless.main(endless.Args(run=each_run, steps=40, window=10, num_envs=4, temperature=(1.0, 0.5)))
     text = capsys.readouterr().out
     assert "temperature 0.5" in text
-    assert (run / "evaluation" / "long_horizon.png").stat().st_size > 10_000
-    assert (run / "evaluation" / "long_horizon_run_0.5.png").exists()
+    assert (each_run / "evaluation" / "long_horizon.png").stat().st_size > 10_000
+    assert (each_run / "evaluation" / "long_horizon_run_0.5.png").exists()
     with pytest.raises(UserError, match="at least two windows"):
         endless.Args(steps=10, window=10)
 
@@ -162,15 +168,15 @@ def test_rank_correlation_and_its_interval() -> None:
         rank.main(rank.Args(policy=("a", "b")))
 
 
-def test_an_exported_run_dreams_at_half_the_size(run: Path, tmp_path: Path) -> None:
-    export.main(export.Args(run=run, out=tmp_path / "small", contexts=3))
+def test_an_exported_run_dreams_at_half_the_size(each_run: Path, tmp_path: Path) -> None:
+    export.main(export.Args(run=each_run, out=tmp_path / "small", contexts=3))
     small, contexts = Dream.load(tmp_path / "small"), Context.load(tmp_path / "small")
     assert len(contexts) == 3
     size = lambda folder: sum(f.stat().st_size for f in folder.rglob("*/checkpoint.safetensors"))  # noqa: E731
-    assert size(tmp_path / "small") < size(run) / 5, "no optimizer, half precision"
+    assert size(tmp_path / "small") < size(each_run) / 5, "no optimizer, half precision"
     with pytest.raises(UserError, match="is the run folder itself"):
-        export.main(export.Args(run=run, out=run))
-    big = Dream.load(run)
+        export.main(export.Args(run=each_run, out=each_run))
+    big = Dream.load(each_run)
     for name in ("vqvae", "prior", "outcome"):
         for a, b in zip(getattr(big, name).parameters(), getattr(small, name).parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
