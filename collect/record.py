@@ -14,7 +14,6 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -42,7 +41,7 @@ class RecordArgs(Exploration):
 
 
 def record_store(
-    out: Path,
+    out: str,
     env_spec: EnvSpec,
     settings: dict[str, Any],
     args: RecordArgs,
@@ -111,7 +110,7 @@ def record_episodes(pool: WorkerPool, writer: StoreWriter, group_size: int, tota
                 break
         writer.commit()
     if bad:
-        print(f"{len(bad):,} episodes were skipped; see {writer.path / SKIPPED_FILE} for the reasons")
+        print(f"{len(bad):,} episodes were skipped; see {writer.path}/{SKIPPED_FILE} for the reasons")
     return rate
 
 

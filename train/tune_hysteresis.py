@@ -31,6 +31,7 @@ from einops import rearrange, reduce
 from tqdm import tqdm
 
 from configs import command
+from worldmodel.data.shard_cache import CacheArgs
 from worldmodel.data.store import Store
 from worldmodel.metrics.frames import psnr
 from worldmodel.models.loading import load_vqvae
@@ -43,7 +44,7 @@ from worldmodel.utils.settings import Address, NotNegative, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(RunArgs):
+class Args(CacheArgs, RunArgs):
     """Measure and set the hysteresis of a VQ-VAE."""
 
     data: Address | None = None
@@ -101,7 +102,8 @@ def stability(previous: np.ndarray, current: np.ndarray, psnr: np.ndarray, still
 
 
 def main(args: Args) -> None:
-    store, model = Store(args.data or args.run / "data.zarr"), load_vqvae(args.run / "vqvae").to(args.device)
+    path = args.data or args.run / "data.zarr"
+    store, model = Store(path, args.shard_cache(path)), load_vqvae(args.run / "vqvae").to(args.device)
     if not model.config.causal:
         raise UserError(
             f"{args.run / 'vqvae'} is not in stream mode, and hysteresis needs frames encoded one by one; use a "

@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from worldmodel.data.clips import Clips
 from worldmodel.data.env_spec import EnvSpec
+from worldmodel.data.shard_cache import CacheArgs
 from worldmodel.data.store import Store
 from worldmodel.data.writer import StoreWriter
 from worldmodel.generation.dream import CONTEXTS_FILE, Context
@@ -48,7 +49,7 @@ MAX_BEFORE_END = 14
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokensStage(StageArgs):
+class TokensStage(CacheArgs, StageArgs):
     """Encode a store of frames into codes."""
 
     data: tuple[Address, ...] = ()
@@ -254,7 +255,7 @@ def encode_tokens(args: TokensStage) -> None:
     Raises:
         UserError: If the stores are of different environments, and as `write`.
     """
-    stores = [Store(path) for path in args.data or (args.run / "data.zarr",)]
+    stores = [Store(path, args.shard_cache(path)) for path in args.data or (args.run / "data.zarr",)]
     if other := next((s for s in stores if s.env_spec != stores[0].env_spec), None):
         raise UserError(
             f"{other.path} was recorded from another environment than {stores[0].path}; give stores of one environment"

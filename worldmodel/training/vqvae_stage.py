@@ -13,6 +13,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from worldmodel.data.clips import Clips
+from worldmodel.data.shard_cache import CacheArgs
 from worldmodel.data.store import Store
 from worldmodel.metrics.frames import nmse, psnr
 from worldmodel.models.loading import load_vqvae
@@ -27,7 +28,7 @@ from worldmodel.utils.video_io import add_video, side_by_side, upscale
 
 
 @dataclass(frozen=True, kw_only=True)
-class VQVAEStage(StageArgs):
+class VQVAEStage(CacheArgs, StageArgs):
     """Train a VQ-VAE on the frames of a store."""
 
     data: Address | None = None
@@ -95,7 +96,8 @@ def train_vqvae(args: VQVAEStage) -> None:
     Raises:
         UserError: If the store has other frames than the model, and as `fit`.
     """
-    store = Store(args.data or args.run / "data.zarr")
+    path = args.data or args.run / "data.zarr"
+    store = Store(path, args.shard_cache(path))
     if store.env_spec.frame_shape != (*args.model.frame_size, args.model.channels):
         raise UserError(
             f"{store.path} has frames of {store.env_spec.frame_shape}, but the VQ-VAE is set to "

@@ -13,9 +13,9 @@ import zarr
 
 from worldmodel.data.clips import Clips, read_windows_clamped
 from worldmodel.data.env_spec import ActionSpec, EnvSpec
+from worldmodel.data.storage import DurableStore
 from worldmodel.data.store import Store, draw_splits
 from worldmodel.data.writer import StoreWriter
-from worldmodel.data.zarr_format import DurableStore
 from worldmodel.utils.errors import UserError
 
 WORLD = EnvSpec(
