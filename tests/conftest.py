@@ -134,6 +134,7 @@ def bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """The URL of an empty bucket, which this process and its children can reach."""
     options = {"endpoint_url": s3_endpoint, "key": "somebody", "secret": "something"}
     monkeypatch.setitem(fsspec.config.conf, "s3", options)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     for name, value in options.items():
         monkeypatch.setenv(f"FSSPEC_S3_{name.upper()}", value)
     name = f"bucket-{uuid.uuid4().hex}"

@@ -31,7 +31,6 @@ from einops import rearrange, reduce
 from tqdm import tqdm
 
 from configs import command
-from worldmodel.data.shard_cache import CacheArgs
 from worldmodel.data.store import Store
 from worldmodel.metrics.frames import psnr
 from worldmodel.models.loading import load_vqvae
@@ -44,7 +43,7 @@ from worldmodel.utils.settings import Address, NotNegative, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(CacheArgs, RunArgs):
+class Args(RunArgs):
     """Measure and set the hysteresis of a VQ-VAE."""
 
     data: Address | None = None
@@ -102,8 +101,7 @@ def stability(previous: np.ndarray, current: np.ndarray, psnr: np.ndarray, still
 
 
 def main(args: Args) -> None:
-    path = args.data or args.run / "data.zarr"
-    store, model = Store(path, args.shard_cache(path)), load_vqvae(args.run / "vqvae").to(args.device)
+    store, model = Store(args.data or args.run / "data.zarr"), load_vqvae(args.run / "vqvae").to(args.device)
     if not model.config.causal:
         raise UserError(
             f"{args.run / 'vqvae'} is not in stream mode, and hysteresis needs frames encoded one by one; use a "
