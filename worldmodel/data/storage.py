@@ -31,7 +31,6 @@ from worldmodel.utils.errors import UserError, is_url, one_line
 S3 = {
     "config_kwargs": {"connect_timeout": 5, "read_timeout": 10, "retries": {"total_max_attempts": 2}},
     "max_concurrency": 1,  # an object is one request; otherwise s3fs first asks for its size
-    "use_listings_cache": False,
 }
 S3_RETRIES = 2
 """Options of s3fs, and how often it tries again what botocore has given up. A bucket that cannot be reached is an
