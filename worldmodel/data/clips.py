@@ -133,9 +133,10 @@ def read_windows(
 def read_windows_clamped(store: Store, name: str, starts: np.ndarray, length: int, stops: np.ndarray) -> np.ndarray:
     """`read_windows`, but rows from a window's stop on repeat the row before it, as train/tokens.py does."""
     assert (starts < stops).all()
+    size = min(length, store.n_rows)
+    first = np.minimum(starts, store.n_rows - size)  # of windows that are wholly in the store
     at = np.minimum(starts[:, None] + np.arange(length), stops[:, None] - 1)
-    rows = read_windows(store, name, at.ravel(), 1)[:, 0]
-    return rows.reshape(*at.shape, *rows.shape[1:])
+    return read_windows(store, name, first, size)[np.arange(len(at))[:, None], at - first[:, None]]
 
 
 def _default_cache(store: Store) -> CacheMode:

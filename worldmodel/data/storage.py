@@ -35,6 +35,8 @@ S3 = {
 S3_RETRIES = 2
 """Options of s3fs, and how often it tries again what botocore has given up. A bucket that cannot be reached is an
 error after 10 seconds, and one that stops answering after 80."""
+LONGEST = 300.0
+"""Seconds after which a request is given up, whatever the file system itself would wait."""
 CHECK_BUCKET = "check the endpoint, the keys and their rights, or give another URL"
 
 
@@ -50,10 +52,15 @@ class Bucket(FsspecStore):
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         try:
-            return await super().get(key, prototype, byte_range)
+            async with asyncio.timeout(LONGEST):
+                return await super().get(key, prototype, byte_range)
         except Exception as error:  # each file system has its own errors
             place = self.fs.unstrip_protocol(f"{self.path}/{key}")
             raise UserError(f"{place} cannot be read ({one_line(error)}); {CHECK_BUCKET}") from None
+
+    async def set(self, key: str, value: Buffer, byte_range: tuple[int, int] | None = None) -> None:
+        async with asyncio.timeout(LONGEST):
+            await super().set(key, value, byte_range)
 
     async def exists(self, key: str) -> bool:
         """Ask for the object by its name; fsspec may list a folder."""
@@ -61,7 +68,8 @@ class Bucket(FsspecStore):
 
     async def delete(self, key: str) -> None:
         with contextlib.suppress(FileNotFoundError):
-            await self.fs._rm_file(f"{self.path}/{key}")
+            async with asyncio.timeout(LONGEST):
+                await self.fs._rm_file(f"{self.path}/{key}")
 
     def why_missing(self, key: str) -> str:
         """What the bucket says of an object that is not there, since it may be the bucket that is missing."""

@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 import s3fs
 from fsspec.registry import _registry as LOADED
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
 
 from tests.bucket import Killed, Requests
-from worldmodel.data import zarr_format
+from worldmodel.data import storage, zarr_format
 from worldmodel.data.array_cache import decode_array
 from worldmodel.data.clips import Clips
 from worldmodel.data.env_spec import EnvSpec
@@ -27,6 +29,7 @@ from worldmodel.data.store import Store
 from worldmodel.data.writer import StoreWriter
 from worldmodel.utils.errors import UserError
 
+BYTES = default_buffer_prototype().buffer.from_bytes(b"x")
 ROOT = Path(__file__).parents[3]
 WORLD = EnvSpec(name="toy", frame_shape=(24, 24, 3))
 LENGTHS = (3, 4, 40, 5)
@@ -151,7 +154,7 @@ import os, sys
 import pytest
 from tests import bucket
 from tests.worldmodel.data import test_buckets as here
-from worldmodel.data import zarr_format
+from worldmodel.data import storage, zarr_format
 zarr_format.SHARD = 32
 class Ended(bucket.Killed):
     def __init__(self): os._exit(9)
@@ -287,12 +290,28 @@ def test_an_endpoint_that_does_not_answer_is_an_error_and_no_hang(
             assert f'endpoint URL: "{address}/bucket/s/zarr.json"); check the endpoint' in said
 
 
+@pytest.mark.parametrize("request_name", ["_cat_file", "_pipe_file", "_rm_file"])
+def test_a_file_system_without_limits_does_not_hang(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request_name: str
+) -> None:
+    async def hang(*_: Any, **__: Any) -> None:
+        await asyncio.sleep(600)
+
+    monkeypatch.setattr(storage, "LONGEST", 0.05)
+    where = open_storage(f"memory:/{tmp_path}/s", write=True)
+    assert isinstance(where, Bucket)
+    monkeypatch.setattr(where.fs, request_name, hang)
+    use = {"_cat_file": where.exists, "_pipe_file": lambda key: where.set(key, BYTES), "_rm_file": where.delete}
+    with pytest.raises((UserError, TimeoutError)):
+        sync(use[request_name]("zarr.json"))
+
+
 def test_times_are_limited_unless_the_user_sets_others(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def limits() -> tuple[int, int, int]:
-        storage = open_storage(f"{bucket}/s")
-        assert isinstance(storage, Bucket)
-        config = storage.fs.config_kwargs
-        return config["connect_timeout"], config["read_timeout"], storage.fs.retries
+        where = open_storage(f"{bucket}/s")
+        assert isinstance(where, Bucket)
+        config = where.fs.config_kwargs
+        return config["connect_timeout"], config["read_timeout"], where.fs.retries
 
     assert limits() == (5, 10, 2)
     monkeypatch.setitem(fsspec.config.conf["s3"], "config_kwargs", {"connect_timeout": 2, "read_timeout": 3})
