@@ -39,7 +39,7 @@ from worldmodel.data.env_spec import ActionSpec, EnvSpec
 from worldmodel.data.store import Store
 from worldmodel.data.writer import Episode
 from worldmodel.utils.errors import UserError
-from worldmodel.utils.settings import FractionBelow1
+from worldmodel.utils.settings import Address, FractionBelow1
 
 STEPS, FRAME = 30, (64, 64, 3)
 VIEWS = ("aux1", "main")
@@ -54,7 +54,7 @@ class Args(ReaderArgs):
 
     source: Path = Path("softmotion30_44k")
     """Folder with train/ and test/ in it."""
-    out: Path = Path("runs/bair/data.zarr")
+    out: Address = Address("runs/bair/data.zarr")
     """Store to write; an unfinished one resumes."""
     view: Literal["aux1", "main"] = "aux1"
     """Camera of the frames."""

@@ -23,11 +23,11 @@ import numpy as np
 
 from collect.pool import WorkerPool
 from worldmodel.data.env_spec import EnvSpec
+from worldmodel.data.storage import write_beside
 from worldmodel.data.writer import Episode, StoreWriter
-from worldmodel.utils.checkpoint import write_atomic
 from worldmodel.utils.errors import UserError, one_line, printable
 from worldmodel.utils.progress import Progress
-from worldmodel.utils.settings import Seed, Settings, Workers
+from worldmodel.utils.settings import Address, Seed, Settings, Workers
 
 SKIPPED_FILE = "skipped.txt"
 Item = TypeVar("Item")
@@ -45,8 +45,8 @@ class ReaderArgs(Settings):
 
     source: Path
     """Folder of the data as published."""
-    out: Path
-    """Store to write; an unfinished one resumes."""
+    out: Address
+    """Store to write, a folder or a URL; an unfinished one resumes."""
     num_workers: Workers = min(os.cpu_count() or 1, 16)
     """Number of processes that read files."""
     seed: Seed = 0
@@ -124,7 +124,7 @@ def fill_store(
         filled = _run(writer, args, items, read, noted)
         if not writer.n_episodes:
             raise UserError(
-                f"none of the {len(items)} files of {args.source} could be read; see {args.out / SKIPPED_FILE}"
+                f"none of the {len(items)} files of {args.source} could be read; see {args.out}/{SKIPPED_FILE}"
             )
         text = store_size(writer)
     bad = len(filled.skipped)
@@ -169,9 +169,9 @@ def _run(writer: StoreWriter, args: ReaderArgs, items: Sequence[Item], read: Rea
     return Filled([items[i] for i in shown], bad)
 
 
-def write_skipped(store: Path, why: Sequence[str]) -> None:
+def write_skipped(store: str, why: Sequence[str]) -> None:
     """Write one line per skipped item."""
-    write_atomic(store / SKIPPED_FILE, "".join(f"{text}\n" for text in why).encode())
+    write_beside(store, SKIPPED_FILE, "".join(f"{text}\n" for text in why).encode())
 
 
 def not_finite(episode: Episode) -> str:

@@ -46,7 +46,7 @@ from worldmodel.data.env_spec import EnvSpec
 from worldmodel.data.writer import Episode
 from worldmodel.utils.errors import UserError, one_line
 from worldmodel.utils.json_schema import load_json
-from worldmodel.utils.settings import Count, Pixels, Positive
+from worldmodel.utils.settings import Address, Count, Pixels, Positive
 
 LANES = 4
 """Environments per process for a policy on frames, in one batch; a function gets one observation at a time."""
@@ -60,7 +60,7 @@ class Args(RecordArgs):
     """Gymnasium id of the environment; `module:id` imports the module first."""
     env_kwargs: str = "{}"
     """Keyword arguments of the environment, as JSON."""
-    out: Path = Path("runs/gym/data.zarr")
+    out: Address = Address("runs/gym/data.zarr")
     """Store to write; an unfinished one resumes."""
     policy: str = "random"
     """Policy that plays: "random", the folder of a policy, or module:function."""

@@ -58,7 +58,7 @@ class Args(Settings):
 
     dataset: str = ""
     """Id of the Minari data set, such as my/doom-v0, or its folder when reading."""
-    out: Path = Path("runs/minari/data.zarr")
+    out: Address = Address("runs/minari/data.zarr")
     """The store to write; one that is not complete goes on."""
     export: Address = Address("")
     """Store to export to Minari; by default the data set is read instead."""

@@ -63,13 +63,17 @@ class VideoArray:
 
 
 @contextlib.contextmanager
-def open_video_array(source: Path, axes: str, length: int, beside: Path) -> Iterator[VideoArray]:
-    """Open the videos of a .npy or .npz; a .npz is unpacked, since only a .npy can be memory-mapped."""
+def open_video_array(source: Path, axes: str, length: int, out: Path | None) -> Iterator[VideoArray]:
+    """Open the videos of a .npy or .npz; a .npz is unpacked, since only a .npy can be memory-mapped.
+
+    It is unpacked beside the store that is written, where there is room, or in the system's folder for a bucket.
+    """
     if source.suffix.lower() != ".npz":
         yield of_array(source, source, axes)
         return
-    beside.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".unpacked-", dir=beside) as folder:
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".unpacked-", dir=out and out.parent) as folder:
         path, clips = unpack(source, Path(folder))
         yield of_array(source, path, axes) if path.stem == "arr_0" else of_frames(source, path, clips, length)
 

@@ -37,9 +37,10 @@ from collect.mnist_files import PUBLISHED, VideoArray, open_video_array, read_ar
 from configs import command
 from configs.written import Written, recorded
 from worldmodel.data.env_spec import EnvSpec
+from worldmodel.data.storage import local_folder
 from worldmodel.data.writer import Episode
 from worldmodel.utils.errors import UserError
-from worldmodel.utils.settings import NotNegative, Pixels, Positive
+from worldmodel.utils.settings import Address, NotNegative, Pixels, Positive
 
 BATCH = 50
 """Videos per batch. Another value generates other videos, since a batch shares a random generator."""
@@ -54,7 +55,7 @@ class Args(ReaderArgs):
     """File as published (mnist_test_seq.npy), or a .npz of it; by default videos are generated."""
     axes: str = ""
     """Order of the source's axes, such as tnhw; t is time, n the video; by default derived from its shape."""
-    out: Path = Path("runs/moving_mnist/data.zarr")
+    out: Address = Address("runs/moving_mnist/data.zarr")
     """Store to write; an unfinished one resumes."""
     digits: str = "font"
     """Images of digits: "font", a .npy, or MNIST's idx3-ubyte file. A .npy has uint8 (n, h, w). MNIST's may be gzipped,
@@ -146,7 +147,7 @@ def batches(episodes: int) -> list[int]:
 
 
 def import_published(args: Args) -> None:
-    with open_video_array(args.source, args.axes, args.length, args.out.parent) as videos:
+    with open_video_array(args.source, args.axes, args.length, local_folder(args.out)) as videos:
         env_spec = EnvSpec(name="moving_mnist", frame_shape=(videos.size("h"), videos.size("w"), args.channels))
         how: dict[str, Any] = {"videos": list(videos.shape)}
         if videos.axes != PUBLISHED:

@@ -40,14 +40,14 @@ from envs.pushing_robot import bair_actions
 from worldmodel.data.writer import Episode
 from worldmodel.data.zarr_format import SPLITS, draw_splits
 from worldmodel.utils.checkpoint import weights_digest
-from worldmodel.utils.settings import Fraction, NonEmpty, NotNegative, Positive
+from worldmodel.utils.settings import Address, Fraction, NonEmpty, NotNegative, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
 class Args(RecordArgs):
     """Record the simulated robot that pushes objects."""
 
-    out: Path = Path("runs/pushing/data.zarr")
+    out: Address = Address("runs/pushing/data.zarr")
     """Store to write; an unfinished one resumes."""
     policy: str = "pushing"
     """Folder of a pusher, or "random"; by default the pusher that ships."""

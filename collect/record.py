@@ -14,7 +14,6 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from collect.episodes import Exploration, cut_episode
@@ -41,7 +40,7 @@ class RecordArgs(Exploration):
 
 
 def record_store(
-    out: Path,
+    out: str,
     env_spec: EnvSpec,
     settings: dict[str, Any],
     args: RecordArgs,
@@ -110,7 +109,7 @@ def record_episodes(pool: WorkerPool, writer: StoreWriter, group_size: int, tota
                 break
         writer.commit()
     if bad:
-        print(f"{len(bad):,} episodes were skipped; see {writer.path / SKIPPED_FILE} for the reasons")
+        print(f"{len(bad):,} episodes were skipped; see {writer.path}/{SKIPPED_FILE} for the reasons")
     return rate
 
 

@@ -40,7 +40,7 @@ from worldmodel.data.env_spec import ActionSpec, EnvSpec
 from worldmodel.data.store import Store
 from worldmodel.data.writer import Episode
 from worldmodel.utils.errors import UserError
-from worldmodel.utils.settings import Count, Pixels, Positive
+from worldmodel.utils.settings import Address, Count, Pixels, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class Args(ReaderArgs):
 
     source: Path = Path("hdf5")
     """Folder with .hdf5 files, at any depth."""
-    out: Path = Path("runs/robonet/data.zarr")
+    out: Address = Address("runs/robonet/data.zarr")
     """Store to write; an unfinished one resumes."""
     camera: Count = 0
     """Number of the camera, from 0."""

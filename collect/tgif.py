@@ -29,9 +29,9 @@ from collect.files import Filled, read_text, write_skipped
 from collect.video_reader import Clip, VideoArgs, fill_store_with_videos, fps_of
 from configs import command
 from configs.written import Written, recorded
-from worldmodel.utils.checkpoint import write_atomic
+from worldmodel.data.storage import write_beside
 from worldmodel.utils.errors import UserError
-from worldmodel.utils.settings import NotNegative
+from worldmodel.utils.settings import Address, NotNegative
 
 LIST_FILE, SENTENCES_FILE = "tgif-v1.0.tsv", "sentences.jsonl"
 SPLIT_FILES = ("train.txt", "val.txt", "test.txt")
@@ -47,7 +47,7 @@ class Args(VideoArgs):
     """Folder with tgif-v1.0.tsv in it."""
     gifs: Path = Path("gifs")
     """Folder of the GIFs, relative to the source or absolute."""
-    out: Path = Path("runs/tgif/data.zarr")
+    out: Address = Address("runs/tgif/data.zarr")
     """Store to write; an unfinished one resumes."""
     fps: NotNegative = 10.0
     """Frames per second to resample GIFs to; 0 uses each frame once."""
@@ -123,13 +123,13 @@ def main(args: Args) -> Written:
     return recorded(args.out)
 
 
-def write_side_files(out: Path, filled: Filled[Clip], sentences: dict[str, list[str]], absent: list[str]) -> None:
+def write_side_files(out: str, filled: Filled[Clip], sentences: dict[str, list[str]], absent: list[str]) -> None:
     """Write the sentences of the episodes, and the missing GIFs."""
     missing = [*filled.skipped, *(f"{name}: {ABSENT}" for name in absent)]
     if missing:
         write_skipped(out, missing)
     told = [{"episode": i, "gif": clip.name, "sentences": sentences[clip.name]} for i, clip in enumerate(filled.items)]
-    write_atomic(out / SENTENCES_FILE, "".join(json.dumps(line) + "\n" for line in told).encode())
+    write_beside(out, SENTENCES_FILE, "".join(json.dumps(line) + "\n" for line in told).encode())
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from configs import command
 from configs.written import Written, recorded
 from worldmodel.data.zarr_format import SPLITS
 from worldmodel.utils.errors import UserError
-from worldmodel.utils.settings import FractionBelow1
+from worldmodel.utils.settings import Address, FractionBelow1
 
 FPS = 25.0
 LISTS, VIDEOS = "ucfTrainTestlist", "UCF-101"
@@ -47,7 +47,7 @@ class Args(VideoArgs):
 
     source: Path = Path()
     """Folder with UCF-101/ and ucfTrainTestlist/ in it."""
-    out: Path = Path("runs/ucf101/data.zarr")
+    out: Address = Address("runs/ucf101/data.zarr")
     """Store to write; an unfinished one resumes."""
     fold: Literal[1, 2, 3] = 1
     """Number of the published split, 1 to 3."""

@@ -34,7 +34,7 @@ from configs import command
 from configs.written import Written, recorded
 from worldmodel.data.zarr_format import SPLITS, draw_splits
 from worldmodel.utils.errors import UserError
-from worldmodel.utils.settings import Count
+from worldmodel.utils.settings import Address, Count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class Args(VideoArgs):
 
     source: Path = Path()
     """Folder of videos (avi, mp4, mkv, webm, mov, gif), at any depth."""
-    out: Path = Path("runs/videos/data.zarr")
+    out: Address = Address("runs/videos/data.zarr")
     """Store to write; an unfinished one resumes."""
     labels: bool = False
     """Use the name of a video's folder as its class."""

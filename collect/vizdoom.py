@@ -38,7 +38,7 @@ from worldmodel.data.writer import Episode
 from worldmodel.models.loading import load_vqvae, resolve_folder
 from worldmodel.utils.checkpoint import codes_digest
 from worldmodel.utils.errors import UserError
-from worldmodel.utils.settings import Count, Pixels, Positive
+from worldmodel.utils.settings import Address, Count, Pixels, Positive
 
 GROUP_SIZE = 4
 """Engines per process. It decides the policy's batch size, so a store with another value is another recording."""
@@ -48,7 +48,7 @@ GROUP_SIZE = 4
 class Args(RecordArgs):
     """Record a ViZDoom scenario."""
 
-    out: Path | None = None
+    out: Address | None = None
     """Store to write, by default runs/<scenario>/data.zarr; an unfinished one resumes."""
     scenario: str = "health_gathering_supreme"
     """ViZDoom scenario, or battle2."""
@@ -130,7 +130,7 @@ def main(args: Args) -> Written:
         env_spec = env.env_spec
     if length == 1 or length > env_spec.max_episode_steps + 1 > 1:
         raise UserError(f"length must be 0, or from 2 to {env_spec.max_episode_steps + 1}, not {length}")
-    out = args.out or Path("runs") / args.scenario / "data.zarr"
+    out = args.out or f"runs/{args.scenario}/data.zarr"
     how, bare_rate = settings(args, env_spec, length), partial(engine_rate, args)
     record_store(out, env_spec, how, args, partial(worker, args), GROUP_SIZE, total, length, bare_rate)
     return recorded(out)

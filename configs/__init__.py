@@ -231,9 +231,10 @@ def check_places(settings: Any) -> None:
     types = get_type_hints(type(settings))
     for field in dataclasses.fields(settings):
         value, kind = getattr(settings, field.name), types[field.name]
-        if value == Path() and field.default != value:
+        store = Address in (kind, *get_args(kind))
+        if (value == Path() or (store and value == "")) and field.default != value:
             raise UserError(f"{field.name} is empty; give a path, or leave it out")
-        if Address not in (kind, *get_args(kind)):
+        if not store:
             for path in filter(is_url, value if isinstance(value, tuple) else (value,)):
                 raise UserError(f"{field.name} must be a local path, but {path} is a URL; give a path on this machine")
         if dataclasses.is_dataclass(value):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -127,3 +130,25 @@ def toy_stages():
 def toy_fill():
     """`fill`, for tests that need a store of another size."""
     return fill
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """The address of an S3 server, which is started once for all tests."""
+    from tests.bucket import s3_server
+
+    with s3_server() as address:
+        yield address
+
+
+@pytest.fixture
+def bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of an empty bucket, which this process and its children can reach."""
+    options = {"endpoint_url": s3_endpoint, "key": "somebody", "secret": "something"}
+    monkeypatch.setitem(fsspec.config.conf, "s3", options)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    for name, value in options.items():
+        monkeypatch.setenv(f"FSSPEC_S3_{name.upper()}", value)
+    name = f"bucket-{uuid.uuid4().hex}"
+    fsspec.filesystem("s3").mkdir(name)
+    return f"s3://{name}"

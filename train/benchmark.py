@@ -3,6 +3,7 @@
     python train/benchmark.py                                # VQ-VAE of BAIR, prior of 1,024 codes per clip
     python train/benchmark.py --official ../VideoGPT         # also a checkout of the official code, with ratios
     python train/benchmark.py --preset speed                 # also sampling from a trained prior
+    python train/benchmark.py --workloads store bucket --bucket s3://mine/benchmark.zarr    # clips/s local and remote
     python train/benchmark.py --preset-models ucf101 --workloads vqvae prior --precision bfloat16 --device cuda
 
 Each measurement runs in a separate process, alternating between our code and the official code, `rounds` times. The
@@ -14,8 +15,9 @@ process: a 2048 x 2048 matrix product and a copy of 256 MB.
 Three ratios are printed: float32, bfloat16, and our fastest precision over the official code in float32, its default.
 The official prior has a dropout of 0.3 inside its attention, which the paper does not have, so the prior is timed with
 and without it. Sampling is timed code by code with random weights. With `--trained-prior` it is also timed with
-predictive sampling (worldmodel/generation/predictive_sampling.py), whose speed depends on the training. At the end
-comes the memory of the attention mask over 8 x 32 x 32 codes.
+predictive sampling (worldmodel/generation/predictive_sampling.py), whose speed depends on the training. A bucket is
+read clip by clip, and then through a full cache of shards. The last lines are the memory of the attention mask over
+8 x 32 x 32 codes.
 
 Short operations vary by a quarter between runs, and other load on the machine changes everything, so keep it idle. On
 a GPU the fraction of the matrix product rate is the model FLOPs utilization, and peak memory is printed too.
@@ -52,9 +54,9 @@ from worldmodel.utils.checkpoint import write_json
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import calls_per_second, machine_rates, resolve_precision
 from worldmodel.utils.run_args import DEVICE
-from worldmodel.utils.settings import AboveZero, FractionBelow1, NonEmpty, Positive, Settings
+from worldmodel.utils.settings import AboveZero, Address, FractionBelow1, NonEmpty, Positive, Settings
 
-WorkloadName = Literal["vqvae", "prior", "sample", "store", "masks"]
+WorkloadName = Literal["vqvae", "prior", "sample", "store", "bucket", "masks"]
 Precision = Literal["float32", "bfloat16"]
 Row = dict[str, Any]
 
@@ -64,7 +66,9 @@ class Args(Settings):
     """Benchmark training, sampling and reading."""
 
     workloads: NonEmpty[WorkloadName] = ("vqvae", "prior", "sample", "store", "masks")
-    """What to measure. masks counts the memory of attention masks; the others are timed."""
+    """What to measure. masks counts the memory of attention masks; the others are timed. bucket needs --bucket."""
+    bucket: Address = Address("")
+    """URL to write a store of noise to and read it from; it stays there."""
     official: Path | None = None
     """Checkout of github.com/wilson1yan/VideoGPT to compare with; by default only our code is timed."""
     preset_models: str = ""
@@ -103,6 +107,8 @@ class Args(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if ("bucket" in self.workloads) != (self.bucket != ""):
+            raise UserError("the workload bucket and --bucket belong together; give both, or none")
         if self.trained_prior is not None and "sample" not in self.workloads:
             raise UserError(
                 "--trained-prior has no effect without the workload sample; add sample to --workloads, or leave "
@@ -163,15 +169,12 @@ def list_tasks(args: Args, folder: Path) -> Iterator[Task]:
                     prior=trained_config(args.trained_prior),
                     trained_prior=args.trained_prior,
                 )
+    base = Task(workload="", precision="uint8", batch_size=args.store_batch_size, vqvae=vqvae, prior=prior)
     if "store" in args.workloads:
-        yield Task(
-            workload="store",
-            precision="uint8",
-            batch_size=args.store_batch_size,
-            vqvae=vqvae,
-            prior=prior,
-            store=folder,
-        )
+        yield replace(base, workload="store", store=str(folder / "noise.zarr"))
+    if "bucket" in args.workloads:
+        for kept in (None, folder / "shards"):
+            yield replace(base, workload="bucket", store=args.bucket, shard_cache=kept)
 
 
 def measure(task: Task, checkout: Path | None, seconds: float, allocator: str) -> Row:
@@ -201,13 +204,14 @@ def measure_in_process(task: Task, checkout: Path | None, args: Args) -> Row:
 
 def compare(task: Task, args: Args, folder: Path) -> list[Row]:
     """The rows of our code and, if given, of the checkout, in alternating processes."""
-    sides: dict[str, Path | None] = {"ours": None} | ({"official": args.official} if args.official else {})
+    official = args.official if task.workload != "bucket" else None  # it reads HDF5 files only
+    sides: dict[str, Path | None] = {"ours": None} | ({"official": official} if official else {})
     found: dict[str, list[Row]] = {side: [] for side in sides}
     for _ in range(args.rounds):
         for side, checkout in sides.items():
             h5 = checkout is not None and task.workload == "store"
             found[side].append(
-                measure_in_process(replace(task, store=folder / "noise.hdf5") if h5 else task, checkout, args)
+                measure_in_process(replace(task, store=str(folder / "noise.hdf5")) if h5 else task, checkout, args)
             )
     same = {"what": task.name(), "precision": task.precision, "batch": task.batch_size}
     return [
@@ -257,7 +261,9 @@ def main(args: Args) -> Written:
             frames = workloads.fill_store(folder / "noise.zarr", model_configs(args)[0])
             if args.official is not None:
                 workloads_official.write_hdf5(folder / "noise.hdf5", frames)
-        for task in list_tasks(args, folder / "noise.zarr"):
+        if args.bucket:
+            workloads.fill_store(args.bucket, model_configs(args)[0])
+        for task in list_tasks(args, folder):
             for row in compare(task, args, folder):
                 rows.append(row)
                 print(format_row(row), flush=True)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from worldmodel.data.clips import Clips
 from worldmodel.data.env_spec import EnvSpec
+from worldmodel.data.shard_cache import ShardCache
 from worldmodel.data.store import Store
 from worldmodel.data.writer import StoreWriter
 from worldmodel.generation.generate import generate
@@ -31,6 +32,9 @@ from worldmodel.models.prior import Prior, PriorConfig
 from worldmodel.models.vqvae import VQVAE, VQVAEConfig
 from worldmodel.training.trainer import TrainerConfig, train_step
 from worldmodel.utils.hardware import flop_counter
+
+CACHE_BYTES = 1 << 40
+"""Room for the shards that are kept; the store is far smaller."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +53,15 @@ class Task:
     """The workload to build, and its sizes."""
 
     workload: str
-    """vqvae, prior, sample or store."""
+    """vqvae, prior, sample, store or bucket."""
     precision: str
     batch_size: int
     vqvae: VQVAEConfig
     prior: PriorConfig
     device: str = "cpu"
-    store: Path = Path()
+    store: str | Path = ""
+    shard_cache: Path | None = None
+    """Folder in which shards of a store in a bucket are kept; None reads every clip from the bucket."""
     trained_prior: Path | None = None
     """Folder of the prior for predictive sampling; None samples code by code with random weights."""
 
@@ -68,13 +74,15 @@ class Task:
         """The workload's name in the table."""
         if self.workload == "prior":
             return f"prior, attention dropout {self.prior.attention_dropout}"
+        if self.workload == "bucket":
+            return "bucket, cached" if self.shard_cache else "bucket"
         return "sample, ahead" if self.trained_prior else self.workload
 
 
 def build_workload(task: Task) -> Workload:
     """The workload of a task with our code."""
     torch.manual_seed(0)
-    return {"vqvae": _vqvae, "prior": _prior, "sample": _sample, "store": _store}[task.workload](task)
+    return {"vqvae": _vqvae, "prior": _prior, "sample": _sample, "store": _store, "bucket": _store}[task.workload](task)
 
 
 def count_flops(call: Callable[[], object]) -> float:
@@ -155,17 +163,19 @@ def sampling_cost(task: Task, size: int) -> tuple[float, float]:
 
 
 def _store(task: Task) -> Workload:
-    clips, rng = Clips(Store(task.store), "train", task.vqvae.n_frames, ["frames"]), np.random.default_rng(0)
+    shards = ShardCache(task.shard_cache, CACHE_BYTES) if task.shard_cache else None
+    clips = Clips(Store(task.store, shards), "train", task.vqvae.n_frames, ["frames"])
+    rng = np.random.default_rng(0)
     call = lambda: torch.from_numpy(clips.sample(rng, task.batch_size)["frames"])  # noqa: E731
     return Workload(call, task.batch_size, 0, 2 * call().nbytes)
 
 
-def fill_store(path: Path, config: VQVAEConfig, episodes: int = 40) -> np.ndarray:
+def fill_store(path: str | Path, config: VQVAEConfig, episodes: int = 40) -> np.ndarray:
     """Write a store of noise; returns its frames (episodes, t, h, w, c)."""
     shape = (*config.frame_size, config.channels)
     frames = np.random.default_rng(0).integers(0, 256, (episodes, max(30, 2 * config.n_frames), *shape), dtype=np.uint8)
     with StoreWriter(path, EnvSpec(name="noise", frame_shape=shape), {}) as writer:
-        for episode in frames:
+        for episode in frames[writer.n_episodes :]:
             writer.append({"frames": episode})
     return frames
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 
 from collect.files import SKIPPED_FILE, BrokenFile, ReaderArgs, draw_validation, fill_store, with_labels
+from tests.bucket import Killed, Requests
 from worldmodel.data.env_spec import EnvSpec
 from worldmodel.data.store import Store
 from worldmodel.data.writer import Episode, StoreWriter
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.settings import Address
 
 WORLD = EnvSpec(name="text", frame_shape=(2, 2, 3))
 
@@ -23,7 +26,7 @@ WORLD = EnvSpec(name="text", frame_shape=(2, 2, 3))
 @dataclass(frozen=True, kw_only=True)
 class Args(ReaderArgs):
     source: Path = Path("nowhere")
-    out: Path = Path("data.zarr")
+    out: Address = Address("data.zarr")
 
 
 def read(path: Path) -> Sequence[Episode]:
@@ -47,7 +50,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def args(source: Path, out: str = "data.zarr", workers: int = 1) -> Args:
-    return Args(source=source, out=source.parent / out, num_workers=workers)
+    return Args(source=source, out=str(source.parent / out), num_workers=workers)
 
 
 def run(a: Args) -> None:
@@ -84,9 +87,25 @@ def test_a_file_that_ends_the_processes_which_read_it_is_skipped(source: Path) -
     a = args(source)
     fill_store(a, WORLD, sorted(a.source.iterdir()), read_or_die, version=1)
     assert Store(a.out).n_rows == 4_900
-    told = (a.out / SKIPPED_FILE).read_text().splitlines()
+    told = Path(a.out, SKIPPED_FILE).read_text().splitlines()
     assert told[0] == f"{source / '1.txt'}: reading it ended the process (killed)"
     assert len(told) == 2
+
+
+def test_a_store_in_a_bucket_has_what_one_in_a_folder_has(source: Path, here: None, bucket: str) -> None:
+    run(args(source))
+    there = replace(args(source), out=f"{bucket}/data.zarr")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        Requests(patch, killed_at=4)
+        run(there)
+    run(there)
+    assert (
+        fsspec.open(f"{there.out}/{SKIPPED_FILE}").open().read()
+        == (source.parent / "data.zarr" / SKIPPED_FILE).read_bytes()
+    )
+    ours, theirs = Store(there.out), Store(source.parent / "data.zarr")
+    assert ours.crc32c("frames") == theirs.crc32c("frames")
+    assert ours.settings == theirs.settings
 
 
 def test_names_that_are_no_text_can_be_told(source: Path, here: None, capsys: pytest.CaptureFixture[str]) -> None:

@@ -114,17 +114,21 @@ def test_a_url_stays_whole_where_stores_are_read_and_is_refused_elsewhere(tmp_pa
     ):
         with pytest.raises(UserError, match=f"{name} must be a local path, but .* is a URL; give a path on this"):
             parse(Places, "vqvae", flags)
-    with pytest.raises(UserError, match="out is empty; give a path, or leave it out"):
-        parse(Places, "vqvae", ["--out", ""])
+    for name in ("out", "data"):
+        with pytest.raises(UserError, match=f"{name} is empty; give a path, or leave it out"):
+            parse(Places, "vqvae", [f"--{name}", ""])
     assert parse(Places, "vqvae", ["--out", "C:/a", "--name", "module:name"]).out == Path("C:/a")
 
 
-def test_every_store_that_a_script_reads_may_be_a_url() -> None:
-    scripts = [path for folder in ("train", "rollout") for path in (ROOT / folder).glob("*.py")]
+@pytest.mark.parametrize(("folders", "name", "least"), [(("train", "rollout"), "data", 9), (("collect",), "out", 10)])
+def test_every_store_that_a_script_reads_or_writes_may_be_a_url(
+    folders: tuple[str, ...], name: str, least: int
+) -> None:
+    scripts = [path for folder in folders for path in (ROOT / folder).glob("*.py")]
     modules = [f"{path.parent.name}.{path.stem}" for path in scripts if "command(main" in path.read_text()]
     kinds = [get_type_hints(importlib.import_module(module).Args) for module in modules]
-    declared = [kind["data"] for kind in kinds if "data" in kind]
-    assert len(declared) > 8
+    declared = [kind[name] for kind in kinds if name in kind]
+    assert len(declared) >= least
     assert all({Address, tuple[Address, ...]} & {kind, *get_args(kind)} for kind in declared)
 
 

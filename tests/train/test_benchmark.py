@@ -131,6 +131,27 @@ def test_table_and_figures(tmp_path: Path, checkout: Path, capsys: pytest.Captur
     assert "ours / official: vqvae, batch 2" in capsys.readouterr().out
 
 
+def test_clips_of_a_folder_and_of_a_bucket_are_timed_in_one_run(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    here = lambda task, checkout, args: benchmark.measure(task, checkout, args.seconds, args.allocator)  # noqa: E731
+    monkeypatch.setattr(benchmark, "measure_in_process", here)
+    monkeypatch.setattr(benchmark, "machine_rates", lambda *_: {"matmul": 1.0, "copy": 1.0})
+    args = benchmark.Args(
+        workloads=("store", "bucket"), bucket=f"{bucket}/noise.zarr", vqvae=VQVAE, store_batch_size=2, rounds=1,
+        seconds=0.1, out=tmp_path / "speed.json",
+    )  # fmt: skip
+    for _ in range(2):  # the second time the store in the bucket is there
+        benchmark.main(args)
+    rows = json.loads(args.out.read_text())["rows"]
+    assert [row["what"] for row in rows] == ["store", "bucket", "bucket, cached"]
+    assert all(row["rate"] > 0 for row in rows)
+    assert "bucket, cached" in capsys.readouterr().out
+    for wrong in ({"bucket": args.bucket}, {"workloads": ("bucket",)}):
+        with pytest.raises(UserError, match="the workload bucket and --bucket belong together; give both, or none"):
+            benchmark.Args(**wrong)
+
+
 def test_a_trained_prior_is_sampled_ahead(tmp_path: Path) -> None:
     for name, config in (
         ("free", replace(PRIOR, d_model=16)),

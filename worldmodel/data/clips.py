@@ -2,7 +2,8 @@
 
 Decoding a clip of 16 frames takes a millisecond, copying it a twentieth of that. So the arrays that are used are
 decoded once: into `<store>/cache/<name>-<rows>.npy` (see `array_cache`), or into RAM if the store's folder cannot be
-written (a URL, a read-only folder).
+written. A store in a bucket may be larger than this machine: its clips are read one by one, and `shard_cache` keeps
+what was read.
 
 Codes of a recurrent VQ-VAE say what changes after the reconstructions before them. So a store of such codes has
 reconstructions too, and its clips do not start at the first row of an episode, which has nothing before it.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import numpy as np
@@ -23,6 +25,8 @@ from worldmodel.utils.errors import UserError
 CacheMode = Literal["disk", "memory", "off"]
 RECONSTRUCTION = "reconstruction"
 """Array of a store of codes: the reconstruction of each row by a recurrent VQ-VAE."""
+READERS = 8
+"""Clips that are read at a time where no arrays are kept; a bucket answers several requests at once."""
 
 
 class Clips:
@@ -46,7 +50,8 @@ class Clips:
             length: Rows of a clip.
             array_names: Arrays of a clip, by default all.
             cache: Where decoded arrays are kept: "disk" by default if the store's folder can be written, else "memory".
-                "off" decodes every clip again, for a store that is larger than both.
+                "off" keeps no arrays, for a store that is larger than both; it is the default in a bucket, where the
+                store itself may keep shards.
             align: Clips start at rows of their episode that are multiples of this.
             terminal_frames: Whether clips may contain the last row of an episode that terminated.
 
@@ -125,7 +130,8 @@ def read_windows(
     """Read `length` rows of an array from each start on: (len(starts), length, ...)."""
     cache = cache or _default_cache(store)
     if cache == "off":
-        return np.stack([store.read(name, s, s + length) for s in starts.tolist()])
+        with ThreadPoolExecutor(READERS) as pool:
+            return np.stack(list(pool.map(lambda s: store.read(name, s, s + length), starts.tolist())))
     if name not in store.decoded:
         store.decoded[name] = (memory_map if cache == "disk" else decode_array)(store, name)
     return np.stack([store.decoded[name][s : s + length] for s in starts.tolist()])
@@ -152,14 +158,16 @@ def read_state(store: Store, rows: np.ndarray, start: np.ndarray, past_frames: i
 def read_windows_clamped(store: Store, name: str, starts: np.ndarray, length: int, stops: np.ndarray) -> np.ndarray:
     """`read_windows`, but rows from a window's stop on repeat the row before it, as train/tokens.py does."""
     assert (starts < stops).all()
+    size = min(length, store.n_rows)
+    first = np.minimum(starts, store.n_rows - size)  # of windows that are wholly in the store
     at = np.minimum(starts[:, None] + np.arange(length), stops[:, None] - 1)
-    rows = read_windows(store, name, at.ravel(), 1)[:, 0]
-    return rows.reshape(*at.shape, *rows.shape[1:])
+    return read_windows(store, name, first, size)[np.arange(len(at))[:, None], at - first[:, None]]
 
 
 def _default_cache(store: Store) -> CacheMode:
-    """ "disk" if the store's folder can be written, else "memory"."""
-    return "disk" if os.access(store.path, os.W_OK) else "memory"
+    if store.folder is None:
+        return "off"
+    return "disk" if os.access(store.folder, os.W_OK) else "memory"
 
 
 def _evenly_spaced(candidates: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:

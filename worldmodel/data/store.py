@@ -12,14 +12,19 @@ that were published with a split: 0, 1 or 2 for train, valid or test. Otherwise 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
 
-from worldmodel.data.commit_mark import EPISODE_ENDS, extend_crc32c
+from worldmodel.data.commit_mark import EPISODE_ENDS, extend_crc32c, json_digest
+from worldmodel.data.shard_cache import ShardCache
+from worldmodel.data.storage import local_folder
 from worldmodel.data.writer import StoreWriter
 from worldmodel.data.zarr_format import (
     OTHER_VALUES,
@@ -34,20 +39,26 @@ from worldmodel.utils.errors import UserError
 
 __all__ = ["Store", "StoreWriter", "draw_splits"]
 
+KEPT_BYTES = 8 << 20
+"""Bytes that are kept together of an array with small shards."""
+
 
 class Store:
     """A store opened for reading. Episodes that are appended later are visible in a new `Store`."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, shards: ShardCache | None = None) -> None:
         """Open a store.
 
         Args:
             path: A folder, or any URL that fsspec supports.
+            shards: Keeps the shards that are read, for a store in a bucket; by default every read asks the bucket.
 
         Raises:
             UserError: If there is no store, it is damaged, or it has no episodes yet.
         """
-        self.path = str(path)
+        self.folder = local_folder(path)
+        """Its folder; None if it is in a bucket."""
+        self.path, self._shards = str(self.folder or path), shards
         self._root, mark = open_root(self.path)
         commit = mark.commit
         if not commit.episodes:
@@ -124,7 +135,24 @@ class Store:
 
     def read(self, name: str, start: int, stop: int) -> np.ndarray:
         """Read rows start .. stop of an array, at most up to the last committed row; `UserError` if it is damaged."""
-        return self._read(self._array_path(name), start, min(stop, self.n_rows))
+        path, stop = self._array_path(name), min(stop, self.n_rows)
+        if self._shards is None or stop <= start:
+            return self._read(path, start, stop)
+        return self._read_kept(self._shards, path, start, stop)
+
+    def _read_kept(self, shards: ShardCache, name: str, start: int, stop: int) -> np.ndarray:
+        """As `_read`, from shards that are kept; small ones are put together."""
+        array = self._open(name, self.n_rows)
+        size = (array.shards or array.chunks)[0]
+        size *= max(1, KEPT_BYTES // max(1, size * math.prod(array.shape[1:]) * array.dtype.itemsize))
+        key = json_digest({"store": self.path, "name": name, "rows": self.n_rows, **asdict(self._contents[name])})
+        parts = []
+        for i in range(start // size, -(-stop // size)):
+            first, last = i * size, min((i + 1) * size, self.n_rows)
+            shape, load = (last - first, *array.shape[1:]), partial(self._read, name, first, last)
+            rows = shards.get(f"{key}-{i}", shape, array.dtype, load)
+            parts.append(rows[max(start - first, 0) : stop - first])
+        return np.concatenate(parts)
 
     def array_layout(self, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
         """Shape and type of a whole array."""
@@ -162,17 +190,18 @@ def open_tokens(run: Path) -> Store:
     return Store(path)
 
 
-def open_frame_store(tokens: Store, path: str | Path) -> Store:
+def open_frame_store(tokens: Store, path: str | Path, shards: ShardCache | None = None) -> Store:
     """Open the store of frames that a store of codes was encoded from.
 
     Args:
         tokens: Store of codes.
         path: Store of frames.
+        shards: As in `Store`.
 
     Raises:
         UserError: If the codes were encoded from other frames.
     """
-    store = Store(path)
+    store = Store(path, shards)
     if tokens.settings["data"] != store.settings:
         raise UserError(
             f"{tokens.path} was encoded from other frames than those of {path}; give --data the store that it was "

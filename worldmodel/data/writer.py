@@ -1,14 +1,14 @@
 """Appending episodes to a store, each atomically; see `commit_mark` for the commit record.
 
 An append rewrites the last shard of each array, so episodes wait in memory until they fill about two shards. One
-process writes to a store at a time; several stores can be used as one data set.
+process writes to a store at a time; several stores can be used as one data set. A folder is locked. In a bucket a
+writer reads the commit record before it commits, and stops if it is not its own.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
+import json
 import signal
 import threading
 from collections.abc import Iterator, Mapping
@@ -18,23 +18,30 @@ from typing import Any
 
 import numpy as np
 import zarr
-from filelock import FileLock, Timeout
 
-from worldmodel.data.commit_mark import EPISODE_ENDS, ArrayContents, Commit, CommitMark, extend_crc32c, to_attributes
+from worldmodel.data.commit_mark import (
+    EPISODE_ENDS,
+    ArrayContents,
+    Commit,
+    CommitMark,
+    extend_crc32c,
+    json_digest,
+    to_attributes,
+)
 from worldmodel.data.env_spec import EnvSpec
+from worldmodel.data.storage import one_writer, open_storage, read_object, sync_folders, telling, write_object
 from worldmodel.data.zarr_format import SHARD, create_array, metadata_of, open_array, open_root, read_rows
-from worldmodel.utils.checkpoint import write_json
 from worldmodel.utils.compatibility import config_difference
-from worldmodel.utils.errors import UserError, is_url, one_line
+from worldmodel.utils.errors import UserError, one_line
 
 Episode = dict[str, np.ndarray]
 """Arrays by name, all with the same first dimension."""
 
 
 class StoreWriter:
-    """A store in a local folder, opened for appending; it is created if it does not exist.
+    """A store opened for appending; it is created if it does not exist.
 
-    Episodes are safe on disk once they are committed: whenever two shards are full, by `commit`, and at the end of the
+    Episodes are safe once they are committed: whenever two shards are full, by `commit`, and at the end of the
     `with` block.
     """
 
@@ -49,55 +56,47 @@ class StoreWriter:
         """Create a store, or continue one with the same environment, settings and seed.
 
         Args:
-            path: Local folder.
+            path: A folder, or any URL that fsspec can write.
             env_spec: The environment that is recorded.
             settings: How it is recorded, as JSON.
             split_seed: Seed of the split into train, valid and test.
-            cure: What to do if the folder has a store with other settings, for the message.
+            cure: What to do if there is a store with other settings, for the message.
 
         Raises:
-            UserError: If the folder has something else, cannot be written, or is being written by another process.
+            UserError: If there is something else, it cannot be written, or another process is writing to it.
         """
-        if is_url(path):
-            raise UserError(f"{path} is not a local folder; write to a local folder and copy the finished store there")
-        self.path, self.env_spec, self._cure = Path(path), env_spec, cure
+        self.path, self.env_spec, self._cure = str(path), env_spec, cure
         self._buffer: list[dict[str, np.ndarray]] = []
         self._progress: Any = None
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self._layout: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
-        self._lock = _acquire_lock(self.path)
-        try:
-            self._open(CommitMark(world=env_spec, settings=settings, split_seed=split_seed, commit=Commit()))
-        except BaseException as error:
-            self._lock.close()
-            if isinstance(error, OSError):
-                raise _unwritable(self.path, error) from None
-            raise
+        self._storage = open_storage(self.path, write=True)
+        with contextlib.ExitStack() as held:
+            held.enter_context(one_writer(self.path))
+            with telling(self.path):
+                self._open(CommitMark(world=env_spec, settings=settings, split_seed=split_seed, commit=Commit()))
+            self._lock = held.pop_all()
 
     def _open(self, wanted: CommitMark) -> None:
-        if not (self.path / "zarr.json").exists():
+        if read_object(self._storage, "zarr.json") is None:
             self._write_mark(wanted)
-        self._root, self._mark = open_root(str(self.path), write=True)
+        self._root, self._mark = open_root(self.path, write=True)
+        self._tried = self._mark
         differs = config_difference(replace(self._mark, commit=Commit()).to_json(), wanted.to_json())
         if differs:
             raise UserError(f"{self.path} was recorded with {differs}; {self._cure}")
-        for pattern in ("*.part", "data/**/*.part", "meta/**/*.part"):
-            for leftover in self.path.glob(pattern):
-                leftover.unlink()
         self._roll_back()
 
     def _roll_back(self) -> None:
         """Delete rows and arrays that the commit record does not cover, such as those of an interrupted append."""
         commit = self._mark.commit
-        if not commit.episodes:  # arrays of an interrupted first commit
+        if not commit.episodes:  # `create_array` deletes what an interrupted first commit has left
             self._arrays = {}
-            for folder in ("data", "meta"):
-                shutil.rmtree(self.path / folder, ignore_errors=True)
             return
         for name, contents in commit.arrays.items():
             rows = commit.episodes if name == EPISODE_ENDS else commit.rows
-            array = self._arrays[name] = open_array(self._root, str(self.path), name, rows, contents)
-            read_rows(array, str(self.path), name, rows - 1, rows)  # appending rewrites this shard: is it intact?
+            array = self._arrays[name] = open_array(self._root, self.path, name, rows, contents)
+            read_rows(array, self.path, name, rows - 1, rows)  # appending rewrites this shard: is it intact?
             if array.shape[0] > rows:
                 array.resize((rows, *array.shape[1:]))
             if name != EPISODE_ENDS:
@@ -167,8 +166,10 @@ class StoreWriter:
             return
         try:
             with _uninterrupted():
+                self._reread()
                 self._roll_back()  # an earlier commit may have failed halfway
-                self._write()
+                if self._buffer:
+                    self._write()
         except UserError:
             raise
         except Exception as error:
@@ -176,6 +177,17 @@ class StoreWriter:
                 f"{self.path} could not be written ({one_line(error)}), but what was committed is safe; "
                 "free some space or repair it, and run the same command again"
             ) from error
+
+    def _reread(self) -> None:
+        """Read the commit record again: an earlier one may be there although its writing failed, or be of another."""
+        there = open_root(self.path)[1]
+        if _same(there, self._tried):
+            del self._buffer[: there.commit.episodes - self._mark.commit.episodes]
+        elif not _same(there, self._mark):
+            raise UserError(
+                f"{self.path} was also written by another process; stop all but one, and run the same command again"
+            )
+        self._mark = there
 
     def _write(self) -> None:
         commit = self._mark.commit
@@ -192,17 +204,18 @@ class StoreWriter:
             self._arrays[name].append(values)
             before = commit.arrays[name].crc32c if name in commit.arrays else 0
             contents[name] = ArrayContents(metadata=metadata_of(self._root, name), crc32c=extend_crc32c(before, values))
-        for name in ("data", "meta", *new):
-            _sync(self.path / name)
+        sync_folders(self._storage, ("data", "meta", *new))
         done = Commit(episodes=self.n_episodes, rows=self.n_rows, arrays=contents, progress=self._progress)
-        self._mark = self._write_mark(replace(self._mark, commit=done))
+        self._tried = replace(self._mark, commit=done)
+        self._write_mark(self._tried)
+        self._mark = self._tried
         self._buffer.clear()
 
-    def _write_mark(self, mark: CommitMark) -> CommitMark:
-        """Write a commit record; returns it once it is on the disk."""
-        write_json(self.path / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": to_attributes(mark)})
-        _sync(self.path)
-        return mark
+    def _write_mark(self, mark: CommitMark) -> None:
+        """Write a commit record, and wait until it is on the disk or in the bucket."""
+        document = {"zarr_format": 3, "node_type": "group", "attributes": to_attributes(mark)}
+        write_object(self._storage, "zarr.json", (json.dumps(document, indent=2) + "\n").encode())
+        sync_folders(self._storage, [""])
 
     def close(self) -> None:
         """Commit the waiting episodes and release the store."""
@@ -223,44 +236,9 @@ def _describe(name: str, layout: Mapping[str, tuple[tuple[int, ...], np.dtype[An
     return f"{dtype} {name}" + (f" {shape}" if shape is not None else "")
 
 
-def _sync(folder: Path) -> None:
-    """Wait until the file names in a folder are on the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _acquire_lock(path: Path) -> contextlib.ExitStack:
-    """Lock a store until it is closed or this process ends, however it ends."""
-    if path.is_file() or (path.is_dir() and not (path / "zarr.json").exists() and _has_other_files(path)):
-        raise UserError(f"{path} holds something other than a store; use another folder")
-    lock, holder = FileLock(path / "writer.lock", thread_local=False), path / "writer.pid"
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock.acquire(blocking=False)
-        holder.write_text(str(os.getpid()))
-    except Timeout:
-        process = holder.read_text(errors="replace").strip() if holder.is_file() else ""
-        raise UserError(f"{path} is being written by process {process or '?'}; wait for it, or stop it") from None
-    except OSError as error:
-        lock.release()
-        raise _unwritable(path, error) from None
-    held = contextlib.ExitStack()
-    held.callback(lock.release)
-    held.callback(holder.unlink, missing_ok=True)
-    return held
-
-
-def _unwritable(path: Path, error: OSError) -> UserError:
-    return UserError(f"{path} cannot be written ({one_line(error)}); fix that, or use another folder")
-
-
-def _has_other_files(path: Path) -> bool:
-    """Whether a folder without a commit record has files that a writer killed at its start would not leave."""
-    ours = ("writer.lock", "writer.pid")
-    return any(p.name not in ours and not ("zarr.json" in p.name and p.suffix == ".part") for p in path.iterdir())
+def _same(a: CommitMark, b: CommitMark) -> bool:
+    """Whether two commit records are written as the same JSON."""
+    return json_digest(a.to_json()) == json_digest(b.to_json())
 
 
 @contextlib.contextmanager

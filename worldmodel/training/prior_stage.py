@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from worldmodel.data.prior_dataset import PriorBatch, PriorDataset, batch_features, condition_scale, to_batch
+from worldmodel.data.shard_cache import CacheArgs
 from worldmodel.data.store import open_frame_store, open_tokens
 from worldmodel.generation.generate import decode_clips, generate_video
 from worldmodel.models.loading import AnyVQVAE, load_vqvae
@@ -31,7 +32,7 @@ from worldmodel.utils.video_io import add_video, side_by_side, upscale
 
 
 @dataclass(frozen=True, kw_only=True)
-class PriorStage(StageArgs):
+class PriorStage(CacheArgs, StageArgs):
     """Train a prior over the codes of a store."""
 
     actions: bool = False
@@ -165,7 +166,8 @@ def train_prior(args: PriorStage) -> None:
     check_vqvae(store.path, store.settings["vqvae"]["weights"], args.run / "vqvae")
     torch.manual_seed(args.trainer.seed)
     config = configure(args, vqvae, env_spec.action.encoded_dim, len(env_spec.classes))
-    data = open_frame_store(store, args.data or args.run / "data.zarr") if config.n_cond_frames else None
+    path = args.data or args.run / "data.zarr"
+    data = open_frame_store(store, path, args.shard_cache(path)) if config.n_cond_frames else None
     train, valid = (PriorDataset(config, store, split, data, args.terminal_frames) for split in ("train", "valid"))
     if args.actions and env_spec.action.kind == "Box":  # else there is nothing to divide, nor to read for it
         some = train.sample(np.random.default_rng(0), 256)["condition"]

@@ -32,6 +32,7 @@ import numpy as np
 import torch
 
 from worldmodel.data.clips import Clips, read_state, read_windows
+from worldmodel.data.shard_cache import CacheArgs
 from worldmodel.data.store import Store
 from worldmodel.data.writer import StoreWriter
 from worldmodel.generation.context import CONTEXTS_FILE, Context
@@ -54,7 +55,7 @@ MAX_BEFORE_END = 14
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokensStage(StageArgs):
+class TokensStage(CacheArgs, StageArgs):
     """Encode a store of frames into codes."""
 
     data: tuple[Address, ...] = ()
@@ -185,7 +186,7 @@ def encode_tokens(args: TokensStage) -> None:
     Raises:
         UserError: If the stores are of different environments, and as `write`.
     """
-    stores = [Store(path) for path in args.data or (args.run / "data.zarr",)]
+    stores = [Store(path, args.shard_cache(path)) for path in args.data or (args.run / "data.zarr",)]
     if other := next((s for s in stores if s.env_spec != stores[0].env_spec), None):
         raise UserError(
             f"{other.path} was recorded from another environment than {stores[0].path}; give stores of one environment"

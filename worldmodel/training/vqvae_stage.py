@@ -18,6 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from worldmodel.data.clips import Clips
 from worldmodel.data.env_spec import EnvSpec
 from worldmodel.data.prior_dataset import condition_scale
+from worldmodel.data.shard_cache import CacheArgs
 from worldmodel.data.store import Store
 from worldmodel.data.streams import Streams
 from worldmodel.metrics.frames import nmse, psnr
@@ -35,7 +36,7 @@ from worldmodel.utils.video_io import add_video, side_by_side, upscale
 
 
 @dataclass(frozen=True, kw_only=True)
-class VQVAEStage(StageArgs):
+class VQVAEStage(CacheArgs, StageArgs):
     """Train a VQ-VAE on the frames of a store."""
 
     data: Address | None = None
@@ -132,7 +133,8 @@ def train_vqvae(args: VQVAEStage) -> None:
     Raises:
         UserError: If the store has other frames than the model, and as `fit`.
     """
-    store = Store(args.data or args.run / "data.zarr")
+    path = args.data or args.run / "data.zarr"
+    store = Store(path, args.shard_cache(path))
     if store.env_spec.frame_shape != (*args.model.frame_size, args.model.channels):
         raise UserError(
             f"{store.path} has frames of {store.env_spec.frame_shape}, but the VQ-VAE is set to "

@@ -13,9 +13,9 @@ import zarr
 
 from worldmodel.data.clips import Clips, read_windows_clamped
 from worldmodel.data.env_spec import ActionSpec, EnvSpec
+from worldmodel.data.storage import DurableStore
 from worldmodel.data.store import Store, draw_splits
 from worldmodel.data.writer import StoreWriter
-from worldmodel.data.zarr_format import DurableStore
 from worldmodel.utils.errors import UserError
 
 WORLD = EnvSpec(
@@ -249,6 +249,8 @@ def test_the_last_row_of_an_episode_stays_where_a_clip_goes_beyond_it(tmp_path: 
     fill(tmp_path / "s", [3, 5])
     rows = read_windows_clamped(Store(tmp_path / "s"), "where", np.array([1, 3, 6]), 4, np.array([3, 8, 8]))
     assert rows.tolist() == [[1, 2, 2, 2], [10_000, 10_001, 10_002, 10_003], [10_003, 10_004, 10_004, 10_004]]
+    rows = read_windows_clamped(Store(tmp_path / "s"), "where", np.array([0, 7]), 9, np.array([3, 8]))
+    assert rows.tolist() == [[0, 1, *[2] * 7], [10_004] * 9]
 
 
 def test_fixed_clips_are_the_same_every_time_and_overlap_only_when_they_must(tmp_path: Path) -> None:
