@@ -23,7 +23,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worldmodel.utils.ranks import batch_sum, decide_once, from_first_rank, ranks_of_step, select_over_ranks, sum_over_ranks
+from worldmodel.utils.ranks import (
+    batch_sum,
+    decide_once,
+    from_first_rank,
+    ranks_of_step,
+    select_over_ranks,
+    sum_over_ranks,
+)
 
 
 class QuantizerOutput(NamedTuple):

@@ -205,10 +205,13 @@ class RecurrentVQVAE(nn.Module):
             frames[:, :-1].unbind(1), frames[:, 1:].unbind(1), actions.unbind(1), strict=True
         ):
             quantized = self.quantizer(self._encode(frame, state, action))
-            picture, truth = self._compose(quantized.quantized, state, action), to_float(frame).movedim(-1, 1)
+            picture = self._compose(quantized.quantized, state, action)
+            truth, previous = (to_float(x, picture.dtype).movedim(-1, 1) for x in (frame, before))
             error = (picture - truth).square()
-            changed = (truth - to_float(before).movedim(-1, 1)).abs().amax(1, keepdim=True) > CHANGE
-            loss = self._weighted(error, changed) + self.config.commitment_weight * at_least_float32(quantized.commitment_loss)
+            changed = (truth - previous).abs().amax(1, keepdim=True) > CHANGE
+            loss = self._weighted(error, changed) + self.config.commitment_weight * at_least_float32(
+                quantized.commitment_loss
+            )
             nmse = error.detach().mean() / self.config.data_variance
             usage = codebook_usage(quantized.codes, self.config.n_codes)
             parts.append({"loss": loss, "nmse": nmse, "commitment": quantized.commitment_loss.detach(), **usage})
@@ -220,7 +223,7 @@ class RecurrentVQVAE(nn.Module):
 
         A plain mean hardly notices that something small is lost.
         """
-        weights = 1 + self.config.motion_loss_weight * changed
+        weights = (1 + self.config.motion_loss_weight * changed).to(error.dtype)
         mean = (error * weights / batch_mean(weights.mean())).mean()
         pixels = error.mean(1).flatten(1)
         worst = pixels.topk(max(1, int(N_WORST * pixels.shape[1])), dim=1).values.mean()

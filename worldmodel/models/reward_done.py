@@ -272,8 +272,8 @@ class OutcomeModel(nn.Module):
             change = (self.variable_changes - (variables - previous)[..., None]).abs().argmin(-1)
             entropy = F.cross_entropy(out.change_logits.flatten(0, 2), change.flatten(), reduction="none")
             parts["variables"] = entropy.view_as(change).mean(-1)
-        count = mask.sum(dtype=done_loss.dtype)
-        share = count / batch_mean(count)  # 1 if the batch is not split; the first row of a sequence always counts
+        filled = mask.to(done_loss.dtype).mean()
+        share = filled / batch_mean(filled)  # 1 if the batch is not split; the first row of a sequence always counts
         means = {name: part[mask].mean() * share for name, part in parts.items()}
         return {"loss": torch.stack(list(means.values())).sum(), **means}
 

@@ -306,8 +306,9 @@ class VQVAE(nn.Module):
             Scalars: "loss", its parts "nmse" and "commitment", and the codebook's usage.
         """
         quantized = self.quantizer(self._encode_features(frames))
-        truth = to_float(frames)
-        error = (at_least_float32(self._decode_features(quantized.quantized)) - truth).square()
+        decoded = at_least_float32(self._decode_features(quantized.quantized))
+        truth = to_float(frames, decoded.dtype)
+        error = (decoded - truth).square()
         weighted = (
             (error * motion_weights(truth, self.config.motion_loss_weight)).mean()
             if self.config.motion_loss_weight

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from worldmodel.training.distributed import mean_over_ranks
 from worldmodel.utils.compatibility import flatten
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import flop_counter
@@ -94,15 +95,21 @@ class Meter:
         self.sums = {k: v + self.sums.get(k, 0) for k, v in values.items()}
         self.steps, self.clips = self.steps + 1, self.clips + clips
 
-    def log(self, writer: SummaryWriter, step: int, rate: float) -> float:
-        """Log the means of the interval and start a new one; returns the mean loss."""
-        means = {k: float(v) / self.steps for k, v in self.sums.items()}
-        for name, value in means.items():
-            writer.add_scalar(f"train/{name}", value, step)
-        writer.add_scalar("train/learning_rate", rate, step)
+    def log(self, writer: SummaryWriter | None, step: int, rate: float) -> float:
+        """Log the means of the interval over all ranks and start a new one; returns the mean loss.
+
+        Only the first rank has a writer.
+        """
+        means = mean_over_ranks({k: float(v) / self.steps for k, v in self.sums.items()})
         seconds = time.monotonic() - self.since
-        writer.add_scalar("train/clips_per_second", self.clips / seconds, step)
-        writer.add_scalar("train/share_of_peak", self.flops * self.steps / seconds / self.peak_flops, step)
+        speed = {
+            "learning_rate": rate,
+            "clips_per_second": self.clips / seconds,
+            "share_of_peak": self.flops * self.steps / seconds / self.peak_flops,
+        }
+        if writer is not None:
+            for name, value in (means | speed).items():
+                writer.add_scalar(f"train/{name}", value, step)
         self.reset()
         return means["loss"]
 

@@ -112,4 +112,3 @@ def batch_mean(x: Tensor) -> Tensor:
     mean = x.detach().clone()
     decide_once(mean, lambda: sum_over_ranks(mean).div_(ranks_of_step()))
     return mean
-

@@ -1,0 +1,202 @@
+"""Training on several ranks, which torchrun starts: `torchrun --nproc-per-node 2 train/vqvae.py ...`.
+
+PyTorch does the work: DistributedDataParallel averages gradients, gloo or NCCL carries them. Decided here:
+
+* The batch of a config is that of all ranks. Each trains on its share, and N ranks take the step that one would take.
+  utils/ranks.py has what that needs of the models.
+* Only the first rank writes files and prints. All ranks read the same data and checkpoints, and compare what they see
+  before the first step: ranks that train different models would not notice otherwise, or wait for each other forever.
+* An error on one rank ends all of them. The rank that fails first prints its sentence; the others see that a rank is
+  gone, and end without one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import worldmodel
+from worldmodel.utils.compatibility import flatten
+from worldmodel.utils.errors import UserError
+from worldmodel.utils.ranks import n_ranks, rank
+
+TIMEOUT = timedelta(minutes=30)
+"""How long a rank waits for the others, such as for an evaluation by the first one."""
+Loss = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+"""Turns a batch into scalars, one of them named "loss"."""
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Context of a script: connects the ranks, if torchrun has started several.
+
+    Raises:
+        UserError: If a rank is lost.
+        SystemExit: If another rank has failed first.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+    with quiet_unless_first(), only_first_failure():
+        yield
+    dist.destroy_process_group()
+
+
+@contextmanager
+def only_first_failure() -> Iterator[None]:
+    """Context in which an error ends all ranks: it is raised on the rank that fails first, the others just exit."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        if not _is_first_failure():
+            raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 2) from None
+        if not _is_lost_rank(error):
+            raise
+        raise UserError(
+            "a rank has ended or does not answer; look for its error above, and run the same command again, without "
+            "--restart, to resume"
+        ) from error
+
+
+def _is_first_failure() -> bool:
+    """Whether no other rank has failed; unknown if their common store, which torchrun keeps, is gone too."""
+    try:
+        return dist.distributed_c10d._get_default_store().add("failures", 1) == 1
+    except dist.DistError:
+        return True
+
+
+def _is_lost_rank(error: BaseException) -> bool:
+    """Whether an error of a collective operation means that another rank is gone."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+@contextmanager
+def quiet_unless_first() -> Iterator[None]:
+    """Context in which other ranks than the first print nothing on standard output."""
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere) if rank() else nullcontext():
+        yield
+
+
+@contextmanager
+def first_rank_first() -> Iterator[None]:
+    """Context of work that the first rank does before the others."""
+    if rank():
+        dist.barrier()
+    yield
+    if n_ranks() > 1 and not rank():
+        dist.barrier()
+
+
+def on_first_rank(context: Callable[[], AbstractContextManager[Any]]) -> AbstractContextManager[Any]:
+    """A context that only the first rank enters; on the others it gives None."""
+    return nullcontext() if rank() else context()
+
+
+def share_of_rank(n: int, parts: int) -> slice:
+    """The clips of a batch of `n` that this rank trains on, `parts` of them one after another.
+
+    Raises:
+        UserError: If they cannot be divided equally.
+    """
+    if n % (n_ranks() * parts):
+        raise UserError(
+            f"batch_size = {n} cannot be divided equally among {n_ranks()} ranks with accumulate = {parts}; set "
+            f"batch_size to a multiple of {n_ranks() * parts}"
+        )
+    size = n // n_ranks()
+    return slice(rank() * size, (rank() + 1) * size)
+
+
+def check_equal(**what: Any) -> None:
+    """Check that all ranks have the same.
+
+    Raises:
+        UserError: On all ranks, naming the first thing that differs.
+    """
+    if n_ranks() == 1:
+        return
+    found: list[Any] = [None] * n_ranks()
+    dist.all_gather_object(found, flatten(what))
+    first = found[0]
+    for other, theirs in enumerate(found):
+        for name in sorted(first.keys() | theirs.keys()):
+            if theirs.get(name) != first.get(name):
+                raise UserError(
+                    f"rank {other} has {name} = {theirs.get(name)}, but rank 0 has {first.get(name)}; start all ranks "
+                    "with the same command, code and data"
+                )
+
+
+def code_digest() -> str:
+    """Digest of the library's source files."""
+    total, folder = hashlib.sha256(), Path(worldmodel.__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        total.update(str(path.relative_to(folder)).encode() + path.read_bytes())
+    return total.hexdigest()[:16]
+
+
+def any_rank(*flags: bool) -> list[bool]:
+    """For each flag, whether it is set on any rank."""
+    if n_ranks() == 1:
+        return list(flags)
+    counts = torch.tensor(flags, dtype=torch.int32)
+    dist.all_reduce(counts)
+    return (counts > 0).tolist()
+
+
+def mean_over_ranks(values: dict[str, float]) -> dict[str, float]:
+    """The means of figures that every rank has."""
+    if n_ranks() == 1:
+        return values
+    total = torch.tensor(list(values.values()), dtype=torch.float64)
+    dist.all_reduce(total)
+    return dict(zip(values, (total / n_ranks()).tolist(), strict=True))
+
+
+def gather(tensor: Tensor) -> Tensor:
+    """The shares of all ranks, one after another."""
+    if n_ranks() == 1:
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(n_ranks())]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
+
+
+class StepLoss(nn.Module):
+    """A model's training loss as a module, to be wrapped."""
+
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return self.loss(batch)
+
+
+def wrap_loss(model: nn.Module, loss: Loss, compiled: bool) -> Loss:
+    """The loss, compiled if asked for, and on several ranks with averaged gradients."""
+    if compiled:
+        loss = torch.compile(loss)
+    if n_ranks() == 1:
+        return loss
+    return DistributedDataParallel(StepLoss(model, loss), broadcast_buffers=False, find_unused_parameters=True)
+
+
+def gradients_apart(loss: Loss) -> AbstractContextManager[Any]:
+    """Context of a part of a batch that is not the last: its gradient is added up, but not yet averaged over ranks."""
+    return loss.no_sync() if isinstance(loss, DistributedDataParallel) else nullcontext()
