@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
-import socket
 import sys
 from collections.abc import Callable
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed import TCPStore
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from worldmodel.training.distributed import process_group
 from worldmodel.utils.errors import UserError
@@ -38,33 +39,43 @@ def act(work: Callable[..., None], args: tuple[Any, ...], environment: dict[str,
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    finally:
+        atexit._run_exitfuncs()  # which a forked process leaves out
 
 
-def start_ranks(folder: Path, n: int, work: Callable[..., None], *args: Any) -> list[BaseProcess]:
-    """Start n ranks; rank r writes what it says to <folder>/rank-r.txt."""
+def on_ranks(folder: Path, n: int, work: Callable[..., None], *args: Any) -> list[tuple[int | None, str]]:
+    """Run `work(*args)` on n ranks.
+
+    Returns:
+        The exit status of each rank, None if it hangs, and what it said.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    address = {"WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    processes = []
-    for r in range(n):
-        place = address | {"RANK": str(r), "LOCAL_RANK": str(r)}
-        processes.append(CONTEXT.Process(target=act, args=(work, args, place, folder / f"rank-{r}.txt")))
-        processes[-1].start()
-    return processes
-
-
-def end_ranks(folder: Path, processes: list[BaseProcess]) -> list[tuple[int | None, str]]:
-    """Wait for ranks; the exit status of each, None if it hangs, and what it said."""
-    found = []
-    for r, process in enumerate(processes):
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # in the place of torchrun's
+    agent = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    logs = [folder / f"rank-{r}.txt" for r in range(n)]
+    places = [agent | {"WORLD_SIZE": str(n), "RANK": str(r), "LOCAL_RANK": str(r)} for r in range(n)]
+    processes = [CONTEXT.Process(target=act, args=(work, args, *where)) for where in zip(places, logs, strict=True)]
+    for process in processes:
+        process.start()
+    for process in processes:
         process.join(LIMIT)
-        found.append((process.exitcode, (folder / f"rank-{r}.txt").read_text()))
+    found = [(process.exitcode, log.read_text()) for process, log in zip(processes, logs, strict=True)]
+    for process in processes:
         process.kill()
     return found
 
 
-def on_ranks(folder: Path, n: int, work: Callable[..., None], *args: Any) -> list[tuple[int | None, str]]:
-    """Run `work(*args)` on n ranks; see `end_ranks`."""
-    return end_ranks(folder, start_ranks(folder, n, work, *args))
+def restarting(folder: Path, n: int, max_restarts: int, work: Callable[..., None], *args: Any) -> None:
+    """Run `work(*args)` on n ranks under the agent of torchrun, which starts all of them again when one has failed."""
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=n,
+        run_id=folder.name,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=max_restarts,
+        monitor_interval=0.1,
+        start_method="forkserver",
+    )
+    elastic_launch(config, act)(work, args, {}, folder / "ranks.txt")

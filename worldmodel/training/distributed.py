@@ -12,11 +12,22 @@ PyTorch does the work: DistributedDataParallel averages gradients, gloo or NCCL 
 
 from __future__ import annotations
 
-import contextlib
+import atexit
 import hashlib
 import os
+import signal
+import threading
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    contextmanager,
+    nullcontext,
+    redirect_stderr,
+    redirect_stdout,
+    suppress,
+)
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -33,6 +44,8 @@ from worldmodel.utils.ranks import n_ranks, rank
 
 TIMEOUT = timedelta(minutes=30)
 """How long a rank waits for the others, such as for an evaluation by the first one."""
+TIME_TO_TELL = timedelta(seconds=5)
+"""How long the first rank that fails has to print its error."""
 Loss = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 """Turns a batch into scalars, one of them named "loss"."""
 
@@ -50,10 +63,23 @@ def process_group() -> Iterator[None]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
-    with quiet_unless_first(), only_first_failure():
+    store, number, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    store = dist.PrefixStore(f"start-{_restarts()}", store)
+    dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=TIMEOUT)
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")  # of 1x1 convolutions
+    with only_first_failure(), quiet_unless_first():
         yield
     dist.destroy_process_group()
+
+
+def _restarts() -> str:
+    """How often torchrun has restarted the ranks: its store still has the addresses of those that have ended.
+
+    Nodes count for themselves, so the numbers of several nodes may differ and are not used.
+    """
+    alone = os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if alone else "0"
 
 
 @contextmanager
@@ -62,7 +88,10 @@ def only_first_failure() -> Iterator[None]:
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
-        if not _is_first_failure():
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):  # torchrun sends them when the first rank has ended
+                signal.signal(number, signal.SIG_IGN)
+        if not _fails_first():
             raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 2) from None
         if not _is_lost_rank(error):
             raise
@@ -72,12 +101,18 @@ def only_first_failure() -> Iterator[None]:
         ) from error
 
 
-def _is_first_failure() -> bool:
-    """Whether no other rank has failed; unknown if their common store, which torchrun keeps, is gone too."""
+def _fails_first() -> bool:
+    """Whether no other rank has failed before. If one has, wait until it has ended, because torchrun then ends all."""
+    store = dist.distributed_c10d._get_default_store()
     try:
-        return dist.distributed_c10d._get_default_store().add("failures", 1) == 1
-    except dist.DistError:
-        return True
+        if store.add("failures", 1) == 1:
+            atexit.register(store.set, "told", "")
+            return True
+        with suppress(dist.DistError):
+            store.wait(["told"], TIME_TO_TELL)
+        return False
+    except dist.DistError:  # the store has ended with the rank that kept it; that of torchrun stays
+        return False
 
 
 def _is_lost_rank(error: BaseException) -> bool:
@@ -87,8 +122,11 @@ def _is_lost_rank(error: BaseException) -> bool:
 
 @contextmanager
 def quiet_unless_first() -> Iterator[None]:
-    """Context in which other ranks than the first print nothing on standard output."""
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere) if rank() else nullcontext():
+    """Context in which other ranks than the first print nothing."""
+    with open(os.devnull, "w") as nowhere, ExitStack() as stack:
+        if rank():
+            stack.enter_context(redirect_stdout(nowhere))
+            stack.enter_context(redirect_stderr(nowhere))
         yield
 
 
@@ -194,7 +232,7 @@ def wrap_loss(model: nn.Module, loss: Loss, compiled: bool) -> Loss:
         loss = torch.compile(loss)
     if n_ranks() == 1:
         return loss
-    return DistributedDataParallel(StepLoss(model, loss), broadcast_buffers=False, find_unused_parameters=True)
+    return DistributedDataParallel(StepLoss(model, loss), forward_sync_buffers=False)
 
 
 def gradients_apart(loss: Loss) -> AbstractContextManager[Any]:

@@ -40,7 +40,6 @@ from worldmodel.training.distributed import (
     gradients_apart,
     mean_over_ranks,
     on_first_rank,
-    quiet_unless_first,
     share_of_rank,
     wrap_loss,
 )
@@ -194,20 +193,14 @@ def fit(
         started = time.monotonic()
         loss = wrap_loss(model, loss, config.compile)
         figures = partial(trial_step, model, loss, sample, config, step, state=state)
-        with quiet_unless_first():
-            config = replace(config, precision=verified_precision(str(out), device, config.precision, figures))
+        config = replace(config, precision=verified_precision(str(out), device, config.precision, figures))
         meter = Meter(1.0 if rank() else peak_flops(str(device), config.precision))
         with (
             StopSignal() as stop,
             log_on_disk(out),
             on_first_rank(lambda: SummaryWriter(str(out / "log"), purge_step=step + 1 if step else 0)) as writer,
             Progress(
-                total=config.steps,
-                initial=step,
-                unit=" clips",
-                unit_scale=config.batch_size,
-                desc=out.name,
-                disable=rank() > 0,
+                total=config.steps, initial=step, unit=" clips", unit_scale=config.batch_size, desc=out.name
             ) as bar,
         ):
             if step == 0 and writer is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from worldmodel.models.reward_done import OutcomeConfig, OutcomeModel
 from worldmodel.models.vqvae import VQVAE
 from worldmodel.training.distributed import Loss
 from worldmodel.training.trainer import TrainerConfig, fit, rank_share
+from worldmodel.utils.ranks import rank
 
 CLIPS = 8
 Arrays = dict[str, np.ndarray]
@@ -100,23 +103,39 @@ KINDS: dict[str, tuple[Callable[[], tuple[nn.Module, Loss]], Callable[[np.random
 }
 
 
-def train(kind: str, out: Path, **settings: Any) -> None:
+@dataclass(frozen=True)
+class Fault:
+    """What happens to a rank, once: a signal, or an exception, when it draws the batch of a step."""
+
+    rank: int
+    step: int
+    what: int | Exception
+    mark: Path
+    """A file that says that it has happened."""
+
+    def happen(self, step: int) -> None:
+        if (rank(), step) != (self.rank, self.step) or self.mark.exists():
+            return
+        self.mark.touch()
+        if isinstance(self.what, Exception):
+            raise self.what
+        os.kill(os.getpid(), self.what)
+
+
+def train(kind: str, out: Path, fault: Fault | None = None, data: Any = None, **settings: Any) -> None:
     """Train a model of a kind for 20 steps, or as `settings` of the trainer say."""
     torch.manual_seed(0)
     build, draw = KINDS[kind]
     model, loss = build()
+    few: dict[str, Any] = {"steps": 20, "batch_size": CLIPS, "learning_rate": 1e-2, "max_grad_norm": 0.1}
     often: dict[str, Any] = {"log_every": 1, "save_every": 10, "eval_every": 100, "precision": "float32"}
-    config = TrainerConfig(
-        **{"steps": 20, "batch_size": CLIPS, "learning_rate": 1e-2, "max_grad_norm": 0.1} | often | settings
-    )
+    config = TrainerConfig(**few | often | settings)
     share = rank_share(config)
     state = {"lanes": torch.zeros(CLIPS, 3, 8, 8, 3, dtype=torch.uint8)[share]} if kind == "recurrent" else None
-    fit(
-        model,
-        loss,
-        lambda rng, step: {name: array[share] for name, array in draw(rng).items()},
-        config,
-        out,
-        {"kind": kind},
-        state=state,
-    )
+
+    def sample(rng: np.random.Generator, step: int) -> Arrays:
+        if fault is not None:
+            fault.happen(step)
+        return {name: array[share] for name, array in draw(rng).items()}
+
+    fit(model, loss, sample, config, out, {"kind": kind}, state=state, data=data)
