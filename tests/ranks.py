@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +32,7 @@ def act(work: Callable[..., None], args: tuple[Any, ...], environment: dict[str,
         os.dup2(file.fileno(), 2)
     os.environ.update(environment)
     torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with process_group():
             work(*args)
@@ -65,8 +68,17 @@ def on_ranks(folder: Path, n: int, work: Callable[..., None], *args: Any) -> lis
     return found
 
 
-def restarting(folder: Path, n: int, max_restarts: int, work: Callable[..., None], *args: Any) -> None:
-    """Run `work(*args)` on n ranks under the agent of torchrun, which starts all of them again when one has failed."""
+def restarting(folder: Path, n: int, max_restarts: int, work: Callable[..., None], *args: Any) -> str:
+    """Run `work(*args)` on n ranks under the agent of torchrun, which starts all of them again when one has failed.
+
+    Returns:
+        What the ranks said.
+
+    Raises:
+        ChildFailedError: If they fail more often than that.
+        TimeoutError: If they hang.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -75,7 +87,20 @@ def restarting(folder: Path, n: int, max_restarts: int, work: Callable[..., None
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=max_restarts,
-        monitor_interval=0.1,
+        monitor_interval=0.05,
         start_method="forkserver",
     )
-    elastic_launch(config, act)(work, args, {}, folder / "ranks.txt")
+
+    def hang(*_: Any) -> None:
+        raise TimeoutError(f"no end within {LIMIT} s")
+
+    usual = signal.signal(signal.SIGALRM, hang)
+    signal.setitimer(signal.ITIMER_REAL, LIMIT)
+    logging.disable()  # the agent tells at length what it sees
+    try:
+        elastic_launch(config, act)(work, args, {}, folder / "ranks.txt")
+    finally:
+        logging.disable(logging.NOTSET)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, usual)
+    return (folder / "ranks.txt").read_text()

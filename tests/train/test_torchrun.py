@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_ctrl_c_stops_all_ranks_with_one_checkpoint_and_one_rank_goes_on(toy_store: Path, tmp_path: Path) -> None:
-    run, steps = toy_store.parent, 60
+    run, steps = toy_store.parent, 200
     model = VQVAE_SETTINGS | {"frame_size": [16, 16], "stride": [1, 4, 4], "hidden_channels": 8}
     trainer = {"steps": steps, "batch_size": 4, "save_every": 5, "eval_every": steps, "precision": "float32"}
     preset = tmp_path / "toy.yaml"

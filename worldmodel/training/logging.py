@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,12 @@ class Meter:
         self.is_warm = True
         if count is not None:
             self.flops = count.get_total_flops()
+
+    def count_flops_of(self, work: Callable[[], object], scale: float) -> None:
+        """Count the operations of some work instead of the second step; a step has `scale` times as many."""
+        with flop_counter() as count:
+            work()
+        self.flops = round(count.get_total_flops() * scale)
 
     def reset(self) -> None:
         """Start a new interval."""

@@ -195,6 +195,9 @@ def fit(
         figures = partial(trial_step, model, loss, sample, config, step, state=state)
         config = replace(config, precision=verified_precision(str(out), device, config.precision, figures))
         meter = Meter(1.0 if rank() else peak_flops(str(device), config.precision))
+        if n_ranks() > 1:  # DDP adds gradients up in another order at its first step, and while operations are counted
+            share = config.batch_size // n_ranks()
+            meter.count_flops_of(lambda: figures(config.precision), share / trial_clips(share, config))
         with (
             StopSignal() as stop,
             log_on_disk(out),
@@ -373,7 +376,7 @@ def trial_step(
     """
     device = next(model.parameters()).device
     drawn = read_batch(sample, config, step) | (state or {})
-    batch = {k: v[: -(-len(v) // (2 * config.accumulate))].to(device) for k, v in drawn.items()}
+    batch = {k: v[: trial_clips(len(v), config)].to(device) for k, v in drawn.items()}
     before = [buffer.clone() for buffer in model.buffers()]
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         value = backward(model, loss, batch, replace(config, precision=precision, accumulate=1), step)["loss"]
@@ -383,6 +386,11 @@ def trial_step(
         for buffer, old in zip(model.buffers(), before, strict=True):
             buffer.copy_(old)
     return {"loss": value.new_tensor(mean_over_ranks({"loss": value.item()})["loss"]), "gradient": gradient}
+
+
+def trial_clips(n: int, config: TrainerConfig) -> int:
+    """Half of the clips that go through the model at once, of n."""
+    return -(-n // (2 * config.accumulate))
 
 
 def read_batch(sample: Sample, config: TrainerConfig, step: int) -> Batch:
