@@ -17,6 +17,7 @@ from tests.tiny import tiny_vqvae
 from tests.worldmodel.training.split_fits import CLIPS, KINDS, Fault, train
 from worldmodel.models.vqvae import VQVAE
 from worldmodel.training import trainer
+from worldmodel.training.distributed import Loss
 from worldmodel.training.trainer import TrainerConfig, fit
 from worldmodel.utils.checkpoint import CHECKPOINT_FILE, checkpoints, read_checkpoint
 from worldmodel.utils.errors import UserError
@@ -191,3 +192,18 @@ def test_a_rank_that_is_killed_ends_as_if_it_had_not_been(alone, tmp_path: Path)
     whole, run = (folder / CHECKPOINT_FILE for folder in (tmp_path / "whole", tmp_path / "run"))
     assert whole.read_bytes() == run.read_bytes()
     same(alone("vqvae"), tmp_path / "run")
+
+
+def test_a_compiled_model_takes_the_same_steps(alone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced, but not translated, which takes minutes."""
+    compiled = []
+
+    def compile_(loss: Loss) -> Loss:
+        compiled.append(loss)
+        return original(loss, backend="eager")  # type: ignore[return-value]
+
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", compile_)
+    train("outcome", tmp_path / "run", compile=True)
+    assert len(compiled) == 1
+    same(alone("outcome"), tmp_path / "run")
