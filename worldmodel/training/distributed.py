@@ -87,6 +87,9 @@ def only_first_failure() -> Iterator[None]:
     """Context in which an error ends all ranks: it is raised on the rank that fails first, the others just exit."""
     try:
         yield
+    except SystemExit:  # of the command line, which is the same on all ranks
+        _let_first_rank_tell()
+        raise
     except (Exception, KeyboardInterrupt) as error:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):  # torchrun sends them when the first rank has ended
@@ -102,17 +105,32 @@ def only_first_failure() -> Iterator[None]:
 
 
 def _fails_first() -> bool:
-    """Whether no other rank has failed before. If one has, wait until it has ended, because torchrun then ends all."""
-    store = dist.distributed_c10d._get_default_store()
+    """Whether no other rank has failed before. If one has, wait until it has told its error."""
     try:
-        if store.add("failures", 1) == 1:
-            atexit.register(store.set, "told", "")
-            return True
-        with suppress(dist.DistError):
-            store.wait(["told"], TIME_TO_TELL)
-        return False
+        if dist.distributed_c10d._get_default_store().add("failures", 1) > 1:
+            _wait_until_told()
+            return False
+        _tell_at_exit()
+        return True
     except dist.DistError:  # the store has ended with the rank that kept it; that of torchrun stays
         return False
+
+
+def _let_first_rank_tell() -> None:
+    """At the first rank's exit, the others go on."""
+    with suppress(dist.DistError):
+        (_wait_until_told if rank() else _tell_at_exit)()
+
+
+def _tell_at_exit() -> None:
+    """Tell the other ranks when this one ends, with its error printed."""
+    atexit.register(dist.distributed_c10d._get_default_store().set, "told", "")
+
+
+def _wait_until_told() -> None:
+    """Wait for the rank that prints an error, because torchrun ends all ranks when one has ended."""
+    with suppress(dist.DistError):
+        dist.distributed_c10d._get_default_store().wait(["told"], TIME_TO_TELL)
 
 
 def _is_lost_rank(error: BaseException) -> bool:
@@ -134,10 +152,10 @@ def quiet_unless_first() -> Iterator[None]:
 def first_rank_first() -> Iterator[None]:
     """Context of work that the first rank does before the others."""
     if rank():
-        dist.barrier()
+        any_rank(False)
     yield
-    if n_ranks() > 1 and not rank():
-        dist.barrier()
+    if not rank():
+        any_rank(False)
 
 
 def on_first_rank(context: Callable[[], AbstractContextManager[Any]]) -> AbstractContextManager[Any]:
@@ -180,6 +198,20 @@ def check_equal(**what: Any) -> None:
                 )
 
 
+def check_gpus(device: torch.device) -> None:
+    """Check that each rank of this machine has a GPU, if they compute on GPUs.
+
+    Raises:
+        UserError: If there are too few.
+    """
+    here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if device.type == "cuda" and here > gpus:
+        raise UserError(
+            f"there are {here} ranks on a machine with {gpus} GPUs; start at most {gpus} with --nproc-per-node, or "
+            "compute with --device cpu"
+        )
+
+
 def code_digest() -> str:
     """Digest of the library's source files."""
     total, folder = hashlib.sha256(), Path(worldmodel.__file__).parent
@@ -189,7 +221,7 @@ def code_digest() -> str:
 
 
 def any_rank(*flags: bool) -> list[bool]:
-    """For each flag, whether it is set on any rank."""
+    """For each flag, whether it is set on any rank. All ranks wait for each other here."""
     if n_ranks() == 1:
         return list(flags)
     counts = torch.tensor(flags, dtype=torch.int32)

@@ -34,6 +34,7 @@ from worldmodel.training.distributed import (
     Loss,
     any_rank,
     check_equal,
+    check_gpus,
     code_digest,
     first_rank_first,
     gather,
@@ -265,8 +266,9 @@ def check_ranks(
 ) -> None:
     """Check that all ranks train the same model on the same data; `UserError` if they do not."""
     if n_ranks() > 1:
-        precision = resolve_precision(next(model.parameters()).device, config.precision)
-        how = asdict(config) | {"resolved_precision": precision}
+        device = next(model.parameters()).device
+        check_gpus(device)
+        how = asdict(config) | {"resolved_precision": resolve_precision(device, config.precision)}
         check_equal(**settings | {"trainer": how, "out": str(out), "data": data, "code": code_digest()})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from tests.tiny import tiny_vqvae
 from tests.worldmodel.training.split_fits import CLIPS, KINDS, Fault, train
 from worldmodel.models.vqvae import VQVAE
 from worldmodel.training import trainer
-from worldmodel.training.distributed import Loss
+from worldmodel.training.distributed import Loss, check_gpus
 from worldmodel.training.trainer import TrainerConfig, fit
 from worldmodel.utils.checkpoint import CHECKPOINT_FILE, checkpoints, read_checkpoint
 from worldmodel.utils.errors import UserError
@@ -158,6 +159,23 @@ def test_a_folder_that_another_process_writes_is_told_once(tmp_path: Path) -> No
     with folder_lock(tmp_path / "run"):
         said = only_sentence(on_ranks(tmp_path, 2, train, "prior", tmp_path / "run"))
     assert "is being written by another process" in said
+
+
+def test_more_ranks_than_gpus_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match="there are 4 ranks on a machine with 2 GPUs; start at most 2 with --nproc"):
+        check_gpus(torch.device("cuda"))
+    check_gpus(torch.device("cpu"))
+
+
+def unknown_flag() -> None:
+    print("no such flag", file=sys.stderr)
+    sys.exit(2)
+
+
+def test_a_wrong_command_line_is_told_by_the_first_rank(tmp_path: Path) -> None:
+    assert only_sentence(on_ranks(tmp_path, 3, unknown_flag)) == "no such flag"
 
 
 def test_batch_norm_cannot_be_split(tmp_path: Path) -> None:
