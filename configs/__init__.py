@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import os
 import re
 import signal
 import sys
@@ -245,11 +246,20 @@ def check_places(settings: Any) -> None:
             check_device(value)
 
 
+def ranks() -> contextlib.AbstractContextManager[None]:
+    """Context that connects this process with the others that torchrun has started, if it has."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return contextlib.nullcontext()
+    from worldmodel.training.distributed import process_group  # imports torch, which not all scripts need
+
+    return process_group()
+
+
 def command(main: Callable[[Any], Written | None], section: str) -> None:
     """Run a script's `main` with the arguments of the command line.
 
-    A `UserError` is printed as one line, with exit status 2. SIGTERM acts like Ctrl-C, so that files are closed and
-    training saves a checkpoint.
+    A `UserError` is printed as one line, with exit status 2; under torchrun one rank prints it. SIGTERM acts like
+    Ctrl-C, so that files are closed and training saves a checkpoint.
 
     Args:
         main: Function of one dataclass of settings. What it returns is printed as the last line.
@@ -259,9 +269,10 @@ def command(main: Callable[[Any], Written | None], section: str) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     memory.limit_memory()
     try:
-        written = main(parse(kind, section, sys.argv[1:]))
-        if written is not None:
-            print(last_line(written, {name: read_preset(name) for name in split_presets(sys.argv[1:])[0]}))
+        with ranks():
+            written = main(parse(kind, section, sys.argv[1:]))
+            if written is not None:
+                print(last_line(written, {name: read_preset(name) for name in split_presets(sys.argv[1:])[0]}))
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

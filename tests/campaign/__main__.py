@@ -15,6 +15,7 @@ from tests.campaign.harness import table
 
 AREAS = {
     "kills": 5.0,
+    "ranks": 3.0,
     "stores": 2.0,
     "checkpoints": 2.0,
     "inputs": 3.0,

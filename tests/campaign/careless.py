@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tests.worldmodel.training.split_fits import train
+from worldmodel.training import trainer
 
 
 def repeats(run: Path) -> None:
@@ -17,3 +23,17 @@ def gives_up(run: Path) -> None:
     if (run / "out").exists():
         raise ValueError("it is there already")
     repeats(run)
+
+
+def forgets_its_lanes(kind: str, out: Path, *args: Any, **settings: Any) -> None:
+    """Goes on with other lanes than those that its checkpoint has."""
+    usual = trainer.resume
+
+    def resume(model: Any, optimizer: Any, folder: Path, config: Any, state: dict[str, Tensor]) -> int:
+        step = usual(model, optimizer, folder, config, state)
+        for tensor in state.values():
+            tensor.zero_()
+        return step
+
+    trainer.resume = resume
+    train(kind, out, *args, steps=12, save_every=3, **settings)

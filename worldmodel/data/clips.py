@@ -23,6 +23,8 @@ from worldmodel.data.store import Store
 from worldmodel.utils.errors import UserError
 
 CacheMode = Literal["disk", "memory", "off"]
+ALL = slice(None)
+"""The share of a batch that is all of it."""
 RECONSTRUCTION = "reconstruction"
 """Array of a store of codes: the reconstruction of each row by a recurrent VQ-VAE."""
 READERS = 8
@@ -81,14 +83,14 @@ class Clips:
         """The number of different clips."""
         return int(self._ends[-1])
 
-    def sample(self, rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
-        """Sample n clips uniformly.
+    def sample(self, rng: np.random.Generator, n: int, share: slice = ALL) -> dict[str, np.ndarray]:
+        """Sample n clips uniformly, and read a share of them.
 
         Returns:
             Arrays (n, length, ...) by name. In addition, "episode" (n,) is the index of each clip's episode in the
             store, "start" (n,) the row of the episode at which the clip starts, and "row" (n,) that row of the store.
         """
-        return self._read(rng.integers(len(self), size=n))
+        return self._read(rng.integers(len(self), size=n)[share])
 
     def fixed_sample(self, n: int, seed: int = 0) -> dict[str, np.ndarray]:
         """The same n clips every time, spread evenly over the split; they overlap only if n do not fit otherwise.

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldmodel.data.clips import RECONSTRUCTION, Clips, read_state, read_windows
+from worldmodel.data.clips import ALL, RECONSTRUCTION, Clips, read_state, read_windows
 from worldmodel.data.env_spec import EnvSpec
 from worldmodel.data.store import Store
 from worldmodel.models.prior import Prior, PriorConfig
@@ -118,9 +118,9 @@ class PriorDataset:
     def __len__(self) -> int:
         return len(self.clips)
 
-    def sample(self, rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
-        """Sample n clips as arrays, which `to_batch` turns into a batch."""
-        return self._to_arrays(self.clips.sample(rng, n))
+    def sample(self, rng: np.random.Generator, n: int, share: slice = ALL) -> dict[str, np.ndarray]:
+        """Sample n clips, and read a share of them as arrays, which `to_batch` turns into a batch."""
+        return self._to_arrays(self.clips.sample(rng, n, share))
 
     def fixed_sample(self, n: int, seed: int = 0) -> PriorBatch:
         """The same n clips every time; see `Clips.fixed_sample`."""

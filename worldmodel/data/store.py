@@ -163,6 +163,11 @@ class Store:
         """CRC-32C of all rows of an array, from the commit record."""
         return self._contents[self._array_path(name)].crc32c
 
+    @property
+    def checksums(self) -> dict[str, int]:
+        """`crc32c` of every array."""
+        return {name: self.crc32c(name) for name in self.array_names}
+
     def _array_path(self, name: str) -> str:
         """An array's name in the store."""
         if name not in self.array_names:

@@ -14,7 +14,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from worldmodel.data.clips import CacheMode, _default_cache, read_windows
+from worldmodel.data.clips import ALL, CacheMode, _default_cache, read_windows
 from worldmodel.data.store import Store
 from worldmodel.utils.errors import UserError
 
@@ -46,12 +46,14 @@ class Streams:
         self.epoch = int(self._batches.sum())
         """Batches in which a lane reads every episode once."""
 
-    def read(self, step: int) -> dict[str, np.ndarray]:
+    def read(self, step: int, share: slice = ALL) -> dict[str, np.ndarray]:
         """The batch of a step: arrays (b, n + 1, ...), whose first row is the last one of the batch before.
+
+        Only a share of the lanes is read if asked for.
 
         "fresh" (b) is True for lanes that are at the first batch of an episode. At step 0 all are, wherever they are.
         """
-        places = np.array([self._place(lane, step) for lane in range(self.lanes)])
+        places = np.array([self._place(lane, step) for lane in range(self.lanes)[share]])
         arrays = {
             name: read_windows(self.store, name, places[:, 0], self.n + 1, self.cache) for name in self.array_names
         }

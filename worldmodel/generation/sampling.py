@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from worldmodel.models.attention import KVCache
+from worldmodel.models.layers import at_least_float32
 from worldmodel.models.prior import Prior
 from worldmodel.models.transformer import StepContext
 from worldmodel.utils.errors import UserError
@@ -148,7 +149,7 @@ def sample_positions(prior: Prior, features: Tensor, choose: Callable[[Tensor, i
     hidden, codes, m = prior.head.split_hidden(features), [], prior.config.codes_per_position
     for k in range(m):
         logits = prior.head.logits(hidden)
-        codes.append(choose(logits.to(torch.promote_types(logits.dtype, torch.float32)), k))
+        codes.append(choose(at_least_float32(logits), k))
         if k + 1 < m:
             hidden = prior.head.condition_on(hidden, prior.codebook[k % prior.config.n_codebooks, codes[-1]])
     return torch.stack(codes, -1)

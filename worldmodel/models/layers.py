@@ -24,6 +24,11 @@ Memory = dict[nn.Module, Tensor]
 """Past activations of causal layers, batch first; empty at the start. With None the past of every call is zeros."""
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """In float32, unless it is more precise already."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def prepend_past(layer: nn.Module, x: Tensor, n_past: int, memory: Memory | None) -> Tensor:
     """Put the past frames of a layer in front of its input.
 

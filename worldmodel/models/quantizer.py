@@ -10,6 +10,8 @@ things differ from the official code:
   codes at every step.
 * Several codebooks (Table 7) are one module with a leading axis, not a list of modules.
 
+The codebook follows the whole batch of a training step, however that is split over ranks and parts (utils/ranks.py).
+
 Dimensions: n vectors, g codebooks, k codes each, d channels each; features are (..., g*d), codes (..., g).
 """
 
@@ -20,6 +22,15 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from worldmodel.utils.ranks import (
+    batch_sum,
+    decide_once,
+    from_first_rank,
+    ranks_of_step,
+    select_over_ranks,
+    sum_over_ranks,
+)
 
 
 class QuantizerOutput(NamedTuple):
@@ -61,11 +72,11 @@ class Quantizer(nn.Module):
         """Quantize features (..., g*d); in training the codes are updated as well."""
         # (g, n, d)
         flat = features.to(self.embedding.dtype).reshape(-1, self.n_codebooks, self.embedding_dim).transpose(0, 1)
-        if self.training and not self.initialized:
-            self._initialize(flat.detach())
+        if self.training:
+            decide_once(self.embedding, lambda: self._initialize(flat.detach()))
         codes = self._nearest(flat.detach())
         if self.training:
-            self._update_ema(flat.detach(), codes)
+            decide_once(self.embedding, lambda: self._update_ema(flat.detach(), codes))
         vectors = self.embed(codes.T.reshape(*features.shape[:-1], self.n_codebooks)).to(features.dtype)
         commitment = F.mse_loss(features, vectors)
         return QuantizerOutput(
@@ -122,6 +133,9 @@ class Quantizer(nn.Module):
         return (weight * (self.embedding - mean).square()).sum((1, 2))
 
     def _initialize(self, flat: Tensor) -> None:
+        """Make the codes copies of features, unless they are in use already."""
+        if self.initialized:
+            return
         self.embedding.copy_(self._random_features(flat))
         self.ema_sum.copy_(self.embedding * self.code_reset_threshold)
         self.ema_count.fill_(self.code_reset_threshold)  # a code that is not used is reset at the next step
@@ -131,31 +145,33 @@ class Quantizer(nn.Module):
         """Update the moving averages with a batch, and reset unused codes."""
         count = torch.zeros_like(self.ema_count).scatter_add_(1, codes, torch.ones_like(codes, dtype=flat.dtype))
         total = torch.zeros_like(self.ema_sum).scatter_add_(1, codes[..., None].expand_as(flat), flat)
-        self.ema_count.lerp_(count, 1 - self.decay)
-        self.ema_sum.lerp_(total, 1 - self.decay)
+        self.ema_count.lerp_(sum_over_ranks(count), 1 - self.decay)
+        self.ema_sum.lerp_(sum_over_ranks(total), 1 - self.decay)
         smooth = (self.ema_count + 1e-7) / (1 + self.n_codes * 1e-7 / self.ema_count.sum(1, keepdim=True))  # Laplace
         used = (self.ema_count >= self.code_reset_threshold)[..., None]
         self.embedding.copy_(torch.where(used, self.ema_sum / smooth[..., None], self._random_features(flat)))
 
     def _random_features(self, flat: Tensor) -> Tensor:
         """k random features for each codebook, (g, k, d); repeated with a little noise if there are too few."""
-        n = flat.shape[1]
-        if n < self.n_codes:
-            repeats = -(-self.n_codes // n)
+        n, noise = flat.shape[1] * ranks_of_step(), None
+        repeats = -(-self.n_codes // n)
+        if repeats > 1:
             noise = torch.randn(self.n_codebooks, repeats * n, self.embedding_dim, device=flat.device) * (
                 0.01 / self.embedding_dim**0.5
             )
-            flat = flat.repeat(1, repeats, 1) + noise
-        return flat[:, torch.randperm(flat.shape[1], device=flat.device)[: self.n_codes]]
+        chosen = from_first_rank(torch.randperm(repeats * n, device=flat.device)[: self.n_codes])
+        features = select_over_ranks(flat, chosen % n)
+        return features if noise is None else features + from_first_rank(noise[:, chosen])
 
 
 def codebook_usage(codes: Tensor, n_codes: int) -> dict[str, Tensor]:
-    """Codebook usage of codes (..., g), averaged over codebooks.
+    """Codebook usage of codes (..., g), in a training step of the whole batch's codes, averaged over codebooks.
 
     Returns:
         "codes_used", the fraction of codes that occur, and "perplexity", the exponential of the entropy of their use.
     """
     counts = torch.stack([torch.bincount(book, minlength=n_codes) for book in codes.reshape(-1, codes.shape[-1]).T])
+    counts = batch_sum(counts)
     share = counts / counts.sum(1, keepdim=True)
     entropy = torch.special.entr(share).sum(1)
     return {"codes_used": (counts > 0).float().mean(), "perplexity": entropy.exp().mean()}

@@ -30,10 +30,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worldmodel.models.layers import Memory
+from worldmodel.models.layers import Memory, at_least_float32
 from worldmodel.models.quantizer import Quantizer, codebook_usage
 from worldmodel.models.vqvae import VQVAEConfig, to_float, to_uint8
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.ranks import batch_mean
 
 LAST, ANCHOR = 0, -1
 """Places in a state: the last reconstruction first, earlier ones after it, the anchor at the end."""
@@ -204,10 +205,13 @@ class RecurrentVQVAE(nn.Module):
             frames[:, :-1].unbind(1), frames[:, 1:].unbind(1), actions.unbind(1), strict=True
         ):
             quantized = self.quantizer(self._encode(frame, state, action))
-            picture, truth = self._compose(quantized.quantized, state, action), to_float(frame).movedim(-1, 1)
+            picture = self._compose(quantized.quantized, state, action)
+            truth, previous = (to_float(x, picture.dtype).movedim(-1, 1) for x in (frame, before))
             error = (picture - truth).square()
-            changed = (truth - to_float(before).movedim(-1, 1)).abs().amax(1, keepdim=True) > CHANGE
-            loss = self._weighted(error, changed) + self.config.commitment_weight * quantized.commitment_loss.float()
+            changed = (truth - previous).abs().amax(1, keepdim=True) > CHANGE
+            loss = self._weighted(error, changed) + self.config.commitment_weight * at_least_float32(
+                quantized.commitment_loss
+            )
             nmse = error.detach().mean() / self.config.data_variance
             usage = codebook_usage(quantized.codes, self.config.n_codes)
             parts.append({"loss": loss, "nmse": nmse, "commitment": quantized.commitment_loss.detach(), **usage})
@@ -219,8 +223,8 @@ class RecurrentVQVAE(nn.Module):
 
         A plain mean hardly notices that something small is lost.
         """
-        weights = 1 + self.config.motion_loss_weight * changed
-        mean = (error * weights / weights.mean()).mean()
+        weights = (1 + self.config.motion_loss_weight * changed).to(error.dtype)
+        mean = (error * weights / batch_mean(weights.mean())).mean()
         pixels = error.mean(1).flatten(1)
         worst = pixels.topk(max(1, int(N_WORST * pixels.shape[1])), dim=1).values.mean()
         return (mean + self.config.worst_pixels_weight * worst) / self.config.data_variance
@@ -247,7 +251,7 @@ class RecurrentVQVAE(nn.Module):
         for block in self.decoder_in:
             x = block(x, embedded)
         out = self.decoder(x, skips, embedded)
-        out = out.to(torch.promote_types(out.dtype, torch.float32))  # a bfloat16 pixel has 8 bits, a flow fewer
+        out = at_least_float32(out)  # a bfloat16 pixel has 8 bits, a flow fewer
         flow, masks, new = out.split((2, 3, self.config.channels), dim=1)
         flow, masks = self.config.max_flow * torch.tanh(flow / self.config.max_flow), masks.softmax(1)
         last, anchor = (to_float(state[:, i], out.dtype).movedim(-1, 1) for i in (LAST, ANCHOR))

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from worldmodel.models.image_encoder import ImageEncoder
 from worldmodel.models.layers import Conv, Memory
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.ranks import batch_mean
 from worldmodel.utils.settings import AboveZero, Channels, Count, Pixels, Settings
 
 
@@ -271,7 +272,9 @@ class OutcomeModel(nn.Module):
             change = (self.variable_changes - (variables - previous)[..., None]).abs().argmin(-1)
             entropy = F.cross_entropy(out.change_logits.flatten(0, 2), change.flatten(), reduction="none")
             parts["variables"] = entropy.view_as(change).mean(-1)
-        means = {name: part[mask].mean() for name, part in parts.items()}
+        filled = mask.to(done_loss.dtype).mean()
+        share = filled / batch_mean(filled)  # 1 if the batch is not split; the first row of a sequence always counts
+        means = {name: part[mask].mean() * share for name, part in parts.items()}
         return {"loss": torch.stack(list(means.values())).sum(), **means}
 
 

@@ -27,9 +27,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worldmodel.models.layers import AxialAttention, AxialPositionEmbedding, ChannelNorm, Conv, ConvTranspose, Memory
+from worldmodel.models.layers import (
+    AxialAttention,
+    AxialPositionEmbedding,
+    ChannelNorm,
+    Conv,
+    ConvTranspose,
+    Memory,
+    at_least_float32,
+)
 from worldmodel.models.quantizer import Quantizer, codebook_usage
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.ranks import batch_mean
 from worldmodel.utils.settings import AboveZero, Channels, Count, Layers, NotNegative, Pixels, Positive, Range, Settings
 
 Kernel = Annotated[int, Range(1, 64)]
@@ -297,8 +306,9 @@ class VQVAE(nn.Module):
             Scalars: "loss", its parts "nmse" and "commitment", and the codebook's usage.
         """
         quantized = self.quantizer(self._encode_features(frames))
-        truth = to_float(frames)
-        error = (self._decode_features(quantized.quantized).float() - truth).square()
+        decoded = at_least_float32(self._decode_features(quantized.quantized))
+        truth = to_float(frames, decoded.dtype)
+        error = (decoded - truth).square()
         weighted = (
             (error * motion_weights(truth, self.config.motion_loss_weight)).mean()
             if self.config.motion_loss_weight
@@ -377,7 +387,7 @@ def motion_weights(frames: Tensor, motion_loss_weight: float) -> Tensor:
         return torch.ones_like(frames[..., :1])
     change = frames.diff(dim=1).abs().mean(-1, keepdim=True)
     change = torch.cat([change[:, :1], change], dim=1)
-    mean = change.mean()
+    mean = batch_mean(change.mean())
     return (1 + motion_loss_weight * torch.where(mean > 0, change / mean, 1.0)) / (1 + motion_loss_weight)
 
 

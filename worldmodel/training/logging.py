@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from worldmodel.training.distributed import mean_over_ranks
 from worldmodel.utils.compatibility import flatten
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import flop_counter
@@ -77,6 +78,12 @@ class Meter:
         if count is not None:
             self.flops = count.get_total_flops()
 
+    def count_flops_of(self, work: Callable[[], object], scale: float) -> None:
+        """Count the operations of some work instead of the second step; a step has `scale` times as many."""
+        with flop_counter() as count:
+            work()
+        self.flops = round(count.get_total_flops() * scale)
+
     def reset(self) -> None:
         """Start a new interval."""
         self.sums: dict[str, Tensor] = {}
@@ -94,15 +101,21 @@ class Meter:
         self.sums = {k: v + self.sums.get(k, 0) for k, v in values.items()}
         self.steps, self.clips = self.steps + 1, self.clips + clips
 
-    def log(self, writer: SummaryWriter, step: int, rate: float) -> float:
-        """Log the means of the interval and start a new one; returns the mean loss."""
-        means = {k: float(v) / self.steps for k, v in self.sums.items()}
-        for name, value in means.items():
-            writer.add_scalar(f"train/{name}", value, step)
-        writer.add_scalar("train/learning_rate", rate, step)
+    def log(self, writer: SummaryWriter | None, step: int, rate: float) -> float:
+        """Log the means of the interval over all ranks and start a new one; returns the mean loss.
+
+        Only the first rank has a writer.
+        """
+        means = mean_over_ranks({k: float(v) / self.steps for k, v in self.sums.items()})
         seconds = time.monotonic() - self.since
-        writer.add_scalar("train/clips_per_second", self.clips / seconds, step)
-        writer.add_scalar("train/share_of_peak", self.flops * self.steps / seconds / self.peak_flops, step)
+        speed = {
+            "learning_rate": rate,
+            "clips_per_second": self.clips / seconds,
+            "share_of_peak": self.flops * self.steps / seconds / self.peak_flops,
+        }
+        if writer is not None:
+            for name, value in (means | speed).items():
+                writer.add_scalar(f"train/{name}", value, step)
         self.reset()
         return means["loss"]
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from worldmodel.data.clips import RECONSTRUCTION, read_windows
+from worldmodel.data.clips import ALL, RECONSTRUCTION, read_windows
 from worldmodel.data.prior_dataset import condition_scale
 from worldmodel.data.store import Store, open_tokens
 from worldmodel.models.loading import AnyVQVAE, load_vqvae
 from worldmodel.models.reward_done import OutcomeConfig, OutcomeModel
-from worldmodel.training.trainer import Batch, TrainerConfig, eval_mode, fit
+from worldmodel.training.trainer import Batch, TrainerConfig, eval_mode, fit, rank_share
 from worldmodel.utils.compatibility import check_vqvae
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.run_args import StageArgs
@@ -81,9 +81,9 @@ class EpisodeWindows:
         longest = max(map(len, found), default=0)
         return tuple(tuple(np.pad(f, (0, longest - len(f)), "edge").tolist()) for f in found)
 
-    def sample(self, rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
-        """Sample n sequences (n, length, ...), each starting at any row."""
-        start = rng.integers(len(self.episode_stop), size=(n, 1))
+    def sample(self, rng: np.random.Generator, n: int, share: slice = ALL) -> dict[str, np.ndarray]:
+        """Sample n sequences (n, length, ...), each starting at any row, and read a share of them."""
+        start = rng.integers(len(self.episode_stop), size=(n, 1))[share]
         index = start + np.arange(self.length)
         within = np.minimum(index, self.episode_stop[start] - 1)
         sample = {name: rows[within] for name, rows in self.rows.items()} | {"mask": index < self.episode_stop[start]}
@@ -124,7 +124,7 @@ def train_outcome(args: OutcomeStage) -> None:
     Raises:
         UserError: If the codes are from another VQ-VAE, the data lacks rewards or actions, and as `fit`.
     """
-    store, vqvae = open_tokens(args.run), load_vqvae(args.run / "vqvae")
+    store, vqvae, share = open_tokens(args.run), load_vqvae(args.run / "vqvae"), rank_share(args.trainer)
     check_vqvae(store.path, store.settings["vqvae"]["weights"], args.run / "vqvae")
     if not vqvae.config.causal:
         raise UserError(
@@ -154,7 +154,7 @@ def train_outcome(args: OutcomeStage) -> None:
     fit(
         model,
         loss=loss,
-        sample=lambda rng, step: train.sample(rng, args.trainer.batch_size),
+        sample=lambda rng, step: train.sample(rng, args.trainer.batch_size, share),
         config=args.trainer,
         out=args.run / "outcome",
         settings={
@@ -165,4 +165,5 @@ def train_outcome(args: OutcomeStage) -> None:
         },
         evaluate=evaluate,
         restart=args.restart,
+        data=store.checksums,
     )

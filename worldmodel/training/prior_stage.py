@@ -21,7 +21,7 @@ from worldmodel.generation.generate import decode_clips, generate_video
 from worldmodel.models.loading import AnyVQVAE, load_vqvae
 from worldmodel.models.prior import Prior
 from worldmodel.models.prior_config import Conditioning, PriorConfig, PriorSettings
-from worldmodel.training.trainer import Batch, TrainerConfig, eval_mode, fit
+from worldmodel.training.trainer import Batch, TrainerConfig, eval_mode, fit, rank_share
 from worldmodel.training.verdicts import judge_actions, judge_split
 from worldmodel.utils.checkpoint import load_weights, read_header, weights_digest
 from worldmodel.utils.compatibility import check_vqvae
@@ -161,7 +161,7 @@ def train_prior(args: PriorStage) -> None:
     Raises:
         UserError: If the codes are from another VQ-VAE, the data lacks what the prior takes, and as `fit`.
     """
-    store = open_tokens(args.run)
+    store, share = open_tokens(args.run), rank_share(args.trainer)
     vqvae, env_spec = load_vqvae(args.run / "vqvae").to(args.device), store.env_spec
     check_vqvae(store.path, store.settings["vqvae"]["weights"], args.run / "vqvae")
     torch.manual_seed(args.trainer.seed)
@@ -188,7 +188,7 @@ def train_prior(args: PriorStage) -> None:
     fit(
         prior,
         loss=loss,
-        sample=lambda rng, step: train.sample(rng, args.trainer.batch_size),
+        sample=lambda rng, step: train.sample(rng, args.trainer.batch_size, share),
         config=args.trainer,
         out=args.run / args.out,
         settings={
@@ -201,4 +201,5 @@ def train_prior(args: PriorStage) -> None:
         },
         evaluate=lambda writer, step: evaluate(prior, vqvae, held, env_spec.fps / vqvae.config.stride[0], writer, step),
         restart=args.restart,
+        data=store.checksums,
     )

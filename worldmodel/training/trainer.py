@@ -4,6 +4,9 @@ Everything random in step s (the batch, dropout, resets of codes) comes from gen
 no random state to save, so a resumed run equals an uninterrupted one, bit for bit on a CPU. Evaluations in between do
 not change the result either.
 
+A batch may be split over ranks (training/distributed.py) and into parts (`accumulate`); the step stays the same, to
+rounding. Only dropout and code noise differ: each part draws them from a seed of its own.
+
 Ctrl-C and SIGTERM finish the step, write a checkpoint and stop; a second one stops at once.
 """
 
@@ -15,17 +18,32 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+from weakref import WeakSet
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
+from worldmodel.training.distributed import (
+    Loss,
+    any_rank,
+    check_equal,
+    check_gpus,
+    code_digest,
+    first_rank_first,
+    gather,
+    gradients_apart,
+    mean_over_ranks,
+    on_first_rank,
+    share_of_rank,
+    wrap_loss,
+)
 from worldmodel.training.logging import Meter, StopSignal, log_on_disk, log_settings
 from worldmodel.training.verdicts import judge_loss
 from worldmodel.utils.checkpoint import checkpoints, restore_newest, save_checkpoint
@@ -34,11 +52,14 @@ from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import Precision, peak_flops, resolve_precision, verified_precision
 from worldmodel.utils.lock import folder_lock
 from worldmodel.utils.progress import Progress
+from worldmodel.utils.ranks import Pass, forward_pass, n_ranks, rank
 from worldmodel.utils.settings import Count, NotNegative, Positive, Seed, Settings
 
 Batch = dict[str, Tensor]
 Sample = Callable[[np.random.Generator, int], dict[str, np.ndarray]]
-"""A batch from the random numbers of a step, and its number."""
+"""A rank's share of a batch from the random numbers of a step, and its number."""
+SEPARABLE: WeakSet[nn.Module] = WeakSet()
+"""Models that have been found to ask nothing of the whole batch, so that its parts need no pass before them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +69,10 @@ class TrainerConfig(Settings):
     steps: Positive = 100_000
     """Number of training steps in all."""
     batch_size: Positive = 32
-    """Number of clips of a step."""
+    """Number of clips of a step, of all ranks together."""
+    accumulate: Positive = 1
+    """Number of parts of a rank's clips that go through the model one after another, to save memory. The step stays the
+    same."""
     learning_rate: NotNegative = 3e-4
     """Learning rate after the warm-up."""
     lr_schedule: Literal["constant", "cosine"] = "constant"
@@ -60,6 +84,8 @@ class TrainerConfig(Settings):
     precision: Precision = "auto"
     """Precision of autocast. auto takes bfloat16 where the hardware is fast at it, if loss and gradient agree with
     float32 on a trial step at the start of the run and whenever it resumes."""
+    compile: bool = False
+    """Compile the model with torch.compile, which takes minutes at the start and is faster afterwards on a GPU."""
     seed: Seed = 0
     """Seed of the initialization and of every step's batch and dropout."""
     max_minutes: NotNegative = 0
@@ -74,8 +100,8 @@ class TrainerConfig(Settings):
     """Number of newest checkpoints to keep, so that a run survives a damaged file."""
 
     def settings(self) -> dict[str, Any]:
-        """The settings that identify a run: all except how often it logs, evaluates, saves and stops."""
-        looks = ("max_minutes", "log_every", "eval_every", "save_every", "keep_checkpoints")
+        """The settings that identify a run: all but how it is computed, and how often it logs, evaluates and saves."""
+        looks = ("accumulate", "compile", "max_minutes", "log_every", "eval_every", "save_every", "keep_checkpoints")
         return {k: v for k, v in asdict(self).items() if k not in looks}
 
 
@@ -108,7 +134,7 @@ def learning_rate_at(config: TrainerConfig, step: int) -> float:
 
 def fit(
     model: nn.Module,
-    loss: Callable[[Batch], dict[str, Tensor]],
+    loss: Loss,
     sample: Sample,
     config: TrainerConfig,
     out: Path,
@@ -116,66 +142,80 @@ def fit(
     evaluate: Callable[[SummaryWriter, int], Sequence[str] | None] | None = None,
     restart: bool = False,
     state: dict[str, Tensor] | None = None,
+    data: dict[str, int] | None = None,
 ) -> None:
     """Train a model to the last step, resuming the run in `out` if there is one.
 
     Args:
         model: The model, on its device; trained in place.
         loss: Turns a batch into scalars, one of them named "loss". The others are logged.
-        sample: Draws a batch of arrays (b, ...) with a generator and the number of the step.
+        sample: Draws this rank's share (`rank_share`) of a batch of arrays (b, ...) with a generator and the number of
+            the step.
         config: How to train.
         out: Folder of checkpoints and log.
         settings: Config to store in the checkpoint, with the model's under "model". A run resumes only if it is equal.
-        state: Tensors that a run carries from step to step. `loss` returns each of them anew under its name, and
-            checkpoints keep them.
-        evaluate: Called with the log and the step every `eval_every` steps and at the end. What it returns at the end
-            is printed: its verdicts, in words.
+        evaluate: Called on the first rank with the log and the step every `eval_every` steps and at the end. What it
+            returns at the end is printed: its verdicts, in words.
         restart: Start over and overwrite the run in `out`.
+        state: Tensors (b, ...) that a run carries from step to step, this rank's share of them. `loss` finds them in
+            the batch and returns each of them anew under its name, and checkpoints keep them.
+        data: Checksums of the data, which all ranks must have.
 
     Raises:
         UserError: If `out` holds a run with other settings, another process writes to it, the loss is not finite, time
-            is up, or the disk is full.
+            is up, the disk is full, or ranks differ.
         KeyboardInterrupt: After the checkpoint that Ctrl-C or SIGTERM asks for.
     """
     keep_freed_memory()
     state = {} if state is None else state
-    with folder_lock(out):
+    check_split(model, config)
+    with on_first_rank(lambda: folder_lock(out)):
         device = next(model.parameters()).device
         settings = settings | {"trainer": config.settings()}
+        check_ranks(model, config, out, settings, data)
         optimizer = torch.optim.Adam(model.parameters(), config.learning_rate)
-        step = 0 if restart else resume(model, optimizer, out, settings, state)
+        with first_rank_first():
+            step = 0 if restart else resume(model, optimizer, out, settings, state)
+        check_equal(step=step)
         if step >= config.steps:
             print(f"{out}: already trained for {step:,} steps")
             return
 
-        if step == 0:
+        if step == 0 and not rank():
             shutil.rmtree(out / "log", ignore_errors=True)  # the log of a run that is overwritten
 
         keep = config.keep_checkpoints if step else 1  # the first save drops checkpoints of an overwritten run
 
         def save() -> None:
             nonlocal keep
-            save_checkpoint(out, model, settings, {"step": step}, optimizer, keep, state)
+            whole = {name: gather(tensor) for name, tensor in state.items()}
+            if not rank():
+                save_checkpoint(out, model, settings, {"step": step}, optimizer, keep, whole)
             keep = config.keep_checkpoints
 
         started = time.monotonic()
-        figures = partial(trial_step, model, loss, sample, config, step)
+        loss = wrap_loss(model, loss, config.compile)
+        figures = partial(trial_step, model, loss, sample, config, step, state=state)
         config = replace(config, precision=verified_precision(str(out), device, config.precision, figures))
-        meter, verdicts, losses = Meter(peak_flops(str(device), config.precision)), list[str](), list[float]()
+        verdicts, losses = list[str](), list[float]()
+        meter = Meter(1.0 if rank() else peak_flops(str(device), config.precision))
+        if n_ranks() > 1:  # DDP adds gradients up in another order at its first step, and while operations are counted
+            share = config.batch_size // n_ranks()
+            meter.count_flops_of(lambda: figures(config.precision), share / trial_clips(share, config))
         with (
             StopSignal() as stop,
             log_on_disk(out),
-            SummaryWriter(str(out / "log"), purge_step=step + 1 if step else 0) as writer,
+            on_first_rank(lambda: SummaryWriter(str(out / "log"), purge_step=step + 1 if step else 0)) as writer,
             Progress(
                 total=config.steps, initial=step, unit=" clips", unit_scale=config.batch_size, desc=out.name
             ) as bar,
         ):
-            if step == 0:
+            if step == 0 and writer is not None:
                 log_settings(writer, settings)
             for batch in prefetch_batches(sample, config, step):
                 with meter.count_flops():
                     values = train_step(
-                        model, loss, {k: v.to(device) for k, v in batch.items()}, optimizer, config, step
+                        model, loss, {k: v.to(device) for k, v in batch.items()} | state, optimizer, config, step
                     )
                 state.update({name: values.pop(name) for name in state})
                 step += 1
@@ -184,22 +224,59 @@ def fit(
                 if step % config.log_every == 0 or step == config.steps:
                     losses.append(meter.log(writer, step, learning_rate_at(config, step - 1)))
                     bar.set_postfix({"loss": f"{losses[-1]:.4f}"})
-                if evaluate is not None and (step % config.eval_every == 0 or step == config.steps):
+                if (
+                    evaluate is not None
+                    and writer is not None
+                    and (step % config.eval_every == 0 or step == config.steps)
+                ):
                     with meter.paused():
                         model.eval()
                         verdicts = list(evaluate(writer, step) or ())
-                out_of_time = config.max_minutes and time.monotonic() - started > 60 * config.max_minutes
-                if stop.requested or out_of_time or step % config.save_every == 0 or step == config.steps:
+                late = config.max_minutes > 0 and time.monotonic() - started > 60 * config.max_minutes
+                stopping, out_of_time = any_rank(stop.requested, late)
+                if stopping or out_of_time or step % config.save_every == 0 or step == config.steps:
                     save()
-                if stop.requested:
+                if stopping:
                     raise KeyboardInterrupt
                 if out_of_time and step < config.steps:
                     raise UserError(
                         f"{out}: time is up after step {step:,} of {config.steps:,}; "
                         "run it again, without --restart, to resume"
                     )
-        for verdict in verdicts + judge_loss(losses):
-            print(f"{out}: {verdict}")
+        if not rank():
+            for verdict in verdicts + judge_loss(losses):
+                print(f"{out}: {verdict}")
+
+
+def rank_share(config: TrainerConfig) -> slice:
+    """The clips of a batch that this rank trains on; `UserError` if the batch cannot be divided equally."""
+    return share_of_rank(config.batch_size, config.accumulate)
+
+
+def check_split(model: nn.Module, config: TrainerConfig) -> None:
+    """Check that a batch can be split as the config says and torchrun has it.
+
+    Raises:
+        UserError: If it cannot be divided, or the model has batch norms, whose statistics would be those of a part.
+    """
+    rank_share(config)
+    is_split = n_ranks() * config.accumulate > 1
+    if is_split and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        raise UserError(
+            "batch norm takes its statistics from one part of a batch, so a batch cannot be split; train on one rank "
+            "with accumulate = 1, or set norm = layer"
+        )
+
+
+def check_ranks(
+    model: nn.Module, config: TrainerConfig, out: Path, settings: dict[str, Any], data: dict[str, int] | None
+) -> None:
+    """Check that all ranks train the same model on the same data; `UserError` if they do not."""
+    if n_ranks() > 1:
+        device = next(model.parameters()).device
+        check_gpus(device)
+        how = asdict(config) | {"resolved_precision": resolve_precision(device, config.precision)}
+        check_equal(**settings | {"trainer": how, "out": str(out), "data": data, "code": code_digest()})
 
 
 def resume(
@@ -220,13 +297,15 @@ def resume(
     found.fill(model)
     found.fill_optimizer(optimizer)
     for name, tensor in state.items():
-        tensor.copy_(found.tensor_of_run(name, tensor))
+        n = len(tensor)
+        whole = found.tensor_of_run(name, tensor.new_empty(n * n_ranks(), *tensor.shape[1:]))
+        tensor.copy_(whole[rank() * n : (rank() + 1) * n])
     return found.steps("step")
 
 
 def train_step(
     model: nn.Module,
-    loss: Callable[[Batch], dict[str, Tensor]],
+    loss: Loss,
     batch: Batch,
     optimizer: torch.optim.Optimizer,
     config: TrainerConfig,
@@ -254,38 +333,73 @@ def train_step(
     return values | {"grad_norm": norm}
 
 
-def backward(
-    model: nn.Module, loss: Callable[[Batch], dict[str, Tensor]], batch: Batch, config: TrainerConfig, step: int
-) -> dict[str, Tensor]:
+def backward(model: nn.Module, loss: Loss, batch: Batch, config: TrainerConfig, step: int) -> dict[str, Tensor]:
     """Compute the scalars of `loss`; the gradient is left in the parameters."""
     model.train()
-    torch.manual_seed(int(np.random.SeedSequence([config.seed, step, 1]).generate_state(1)[0]))
-    with autocast(next(model.parameters()).device, config.precision):
-        values = loss(batch)
     model.zero_grad()
-    values["loss"].backward()
-    return {k: v.detach() for k, v in values.items()}
+    n = config.accumulate
+
+    def forward(part: Batch, number: int) -> dict[str, Tensor]:
+        seed_step(config.seed, step, number)
+        with autocast(next(model.parameters()).device, config.precision):
+            return loss(part)
+
+    notes: list[Tensor] = []
+    if n > 1 and model not in SEPARABLE:
+        with torch.no_grad(), forward_pass(Pass(notes=notes)):
+            forward(batch, n * rank())
+        if not notes:
+            SEPARABLE.add(model)
+    found = []
+    for i in range(n):
+        part = {name: tensor.chunk(n)[i] for name, tensor in batch.items()}
+        with nullcontext() if i == n - 1 else gradients_apart(loss):
+            with forward_pass(Pass(noted=iter(notes) if n > 1 else None)):
+                values = forward(part, n * rank() + i)
+            (values["loss"] / n).backward()
+        found.append({k: v.detach() for k, v in values.items()})
+    return merge(found)
+
+
+def seed_step(seed: int, step: int, part: int) -> None:
+    """Seed the generator of a model for a step, and for a part of the batch."""
+    numbers = [seed, step, 1] + [part] * (part > 0)
+    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
+
+
+def merge(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The values of a whole batch: means of scalars, and clips one after another."""
+    if len(parts) == 1:
+        return parts[0]
+    values = {name: [part[name] for part in parts] for name in parts[0]}
+    return {name: torch.cat(v) if v[0].dim() else torch.stack(v).mean() for name, v in values.items()}
 
 
 def trial_step(
-    model: nn.Module, loss: Callable[[Batch], dict[str, Tensor]], sample: Sample, config: TrainerConfig, step: int,
-    precision: Precision,
+    model: nn.Module, loss: Loss, sample: Sample, config: TrainerConfig, step: int, precision: Precision,
+    state: dict[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:  # fmt: skip
     """Loss and gradient of half a step's clips; weights, buffers and random state are left unchanged.
 
     Half the clips in float32 take no more memory than all of them in bfloat16.
     """
     device = next(model.parameters()).device
-    batch = {k: v[: -(-len(v) // 2)].to(device) for k, v in read_batch(sample, config, step).items()}
+    drawn = read_batch(sample, config, step) | (state or {})
+    batch = {k: v[: trial_clips(len(v), config)].to(device) for k, v in drawn.items()}
     before = [buffer.clone() for buffer in model.buffers()]
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        value = backward(model, loss, batch, replace(config, precision=precision), step)["loss"]
+        value = backward(model, loss, batch, replace(config, precision=precision, accumulate=1), step)["loss"]
     gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     model.zero_grad()
     with torch.no_grad():
         for buffer, old in zip(model.buffers(), before, strict=True):
             buffer.copy_(old)
-    return {"loss": value, "gradient": gradient}
+    return {"loss": value.new_tensor(mean_over_ranks({"loss": value.item()})["loss"]), "gradient": gradient}
+
+
+def trial_clips(n: int, config: TrainerConfig) -> int:
+    """Half of the clips that go through the model at once, of n."""
+    return -(-n // (2 * config.accumulate))
 
 
 def read_batch(sample: Sample, config: TrainerConfig, step: int) -> Batch:

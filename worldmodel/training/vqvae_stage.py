@@ -26,7 +26,7 @@ from worldmodel.models.loading import AnyVQVAE, load_vqvae
 from worldmodel.models.quantizer import codebook_usage
 from worldmodel.models.recurrent_vqvae import RecurrentVQVAE
 from worldmodel.models.vqvae import VQVAE, VQVAEConfig, VQVAESettings
-from worldmodel.training.trainer import Batch, TrainerConfig, eval_mode, fit
+from worldmodel.training.trainer import Batch, TrainerConfig, eval_mode, fit, rank_share
 from worldmodel.training.verdicts import judge_reconstructions, judge_split
 from worldmodel.utils.checkpoint import weights_digest
 from worldmodel.utils.errors import UserError
@@ -145,6 +145,7 @@ def train_vqvae(args: VQVAEStage) -> None:
 
 def train_on_clips(args: VQVAEStage, store: Store) -> None:
     """Train the VQ-VAE of the paper, on clips from anywhere."""
+    share = rank_share(args.trainer)
     train, valid = (Clips(store, split, args.model.n_frames, ["frames"]) for split in ("train", "valid"))
     torch.manual_seed(args.trainer.seed)
     model = VQVAE(VQVAEConfig(**vars(args.model), data_variance=pixel_variance(train))).to(args.device)
@@ -153,7 +154,7 @@ def train_on_clips(args: VQVAEStage, store: Store) -> None:
     fit(
         model,
         loss=lambda batch: model(batch["frames"]),
-        sample=lambda rng, step: train.sample(rng, args.trainer.batch_size),
+        sample=lambda rng, step: train.sample(rng, args.trainer.batch_size, share),
         evaluate=lambda writer, step: evaluate(model, clips, store.env_spec.fps, writer, step),
         **fit_settings(args, store, model),
     )
@@ -161,6 +162,7 @@ def train_on_clips(args: VQVAEStage, store: Store) -> None:
 
 def train_on_streams(args: VQVAEStage, store: Store) -> None:
     """Train a recurrent VQ-VAE: lanes go through episodes from start to end, each from its own reconstructions."""
+    share = rank_share(args.trainer)
     arrays, env_spec = ["frames"] + ["action"] * ("action" in store.array_names), store.env_spec
     train = Streams(store, "train", args.trainer.batch_size, args.model.n_frames, arrays, args.trainer.seed)
     valid = Clips(store, "valid", args.n_eval_frames, arrays)
@@ -170,11 +172,11 @@ def train_on_streams(args: VQVAEStage, store: Store) -> None:
         derived |= {"action_dim": env_spec.action.encoded_dim, "action_scale": condition_scale(env_spec, some)}
     torch.manual_seed(args.trainer.seed)
     model = RecurrentVQVAE(VQVAEConfig(**vars(args.model), **derived)).to(args.device)
-    lanes = {"lanes": model.start(torch.from_numpy(train.read(0)["frames"][:, 0])).to(args.device)}
+    lanes = {"lanes": model.start(torch.from_numpy(train.read(0, share)["frames"][:, 0])).to(args.device)}
 
     def loss(batch: Batch) -> dict[str, Tensor]:
         frames, fresh = batch["frames"], batch["fresh"][:, None, None, None, None]
-        state = torch.where(fresh, model.start(frames[:, 0]), lanes["lanes"][: len(frames)])
+        state = torch.where(fresh, model.start(frames[:, 0]), batch["lanes"])
         values, after = model(frames, batch["actions"][:, 1:], state)
         return values | {"lanes": after}
 
@@ -184,7 +186,7 @@ def train_on_streams(args: VQVAEStage, store: Store) -> None:
     fit(
         model,
         loss=loss,
-        sample=lambda rng, step: encode_actions(env_spec, train.read(step)),
+        sample=lambda rng, step: encode_actions(env_spec, train.read(step, share)),
         evaluate=lambda writer, step: evaluate(model, clips, env_spec.fps, writer, step),
         state=lanes,
         **fit_settings(args, store, model),
@@ -207,4 +209,10 @@ def fit_settings(args: VQVAEStage, store: Store, model: AnyVQVAE) -> dict[str, A
     """The arguments of `fit` that both kinds of VQ-VAE share."""
     init_settings = {} if args.init_from is None else init_model_from(args.init_from, model)
     settings = {"kind": "vqvae", "model": asdict(model.config), "env_spec": store.env_spec.to_json()} | init_settings
-    return {"config": args.trainer, "out": args.run / "vqvae", "settings": settings, "restart": args.restart}
+    return {
+        "config": args.trainer,
+        "out": args.run / "vqvae",
+        "settings": settings,
+        "restart": args.restart,
+        "data": store.checksums,
+    }

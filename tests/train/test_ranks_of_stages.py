@@ -1,0 +1,62 @@
+"""The stages on two ranks read the same clips and lanes as on one, each rank its share."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.conftest import stages
+from tests.ranks import on_ranks
+from train import outcome, prior, tokens, vqvae
+from worldmodel.utils.checkpoint import read_checkpoint
+
+STEPS = 4
+
+
+def work(number: int, run: Path, recurrent: bool) -> None:
+    """Train one of the models for a few steps, in float32."""
+    args = stages(run, recurrent=recurrent)[number]
+    few: dict[str, Any] = {"steps": STEPS, "log_every": 1, "eval_every": STEPS, "precision": "float32"}
+    settings: dict[str, Any] = {"trainer": replace(args.trainer, **few), "n_eval_clips": 2}  # type: ignore[union-attr]
+    (vqvae, tokens, prior, outcome)[number].main(replace(args, **settings))  # type: ignore[arg-type]
+
+
+def curve(folder: Path) -> list[float]:
+    events = EventAccumulator(str(folder / "log"))
+    events.Reload()
+    return [event.value for event in events.Scalars("train/loss")]
+
+
+def compare(number: int, name: str, run: Path, tmp_path: Path, recurrent: bool) -> None:
+    """Train on one rank into a copy of a run, and on two into the run itself."""
+    alone = tmp_path / f"alone-{name}"
+    shutil.copytree(run, alone)
+    work(number, alone, recurrent)
+    found = on_ranks(tmp_path / f"ranks-{name}", 2, work, number, run, recurrent)
+    assert [status for status, _ in found] == [0, 0], found
+    assert found[1][1] == "", "other ranks than the first print nothing"
+    assert len(curve(run / name)) == STEPS
+    assert curve(run / name) == pytest.approx(curve(alone / name), rel=1e-4)
+    whole, split = (read_checkpoint(folder / name) for folder in (alone, run))
+    assert whole.config == split.config
+    assert {k: v.shape for k, v in whole.state.items()} == {k: v.shape for k, v in split.state.items()}
+
+
+def test_clips_are_shared(toy_store: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    compare(0, "vqvae", toy_store.parent, tmp_path_factory.mktemp("clips"), recurrent=False)
+
+
+def test_lanes_codes_and_sequences_are_shared(
+    toy_store: Path, toy_stages: Callable[..., tuple], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    run, beside = toy_store.parent, tmp_path_factory.mktemp("lanes")
+    compare(0, "vqvae", run, beside, recurrent=True)
+    tokens.main(toy_stages(run, recurrent=True)[1])
+    compare(2, "prior", run, beside, recurrent=True)
+    compare(3, "outcome", run, beside, recurrent=True)
