@@ -44,7 +44,7 @@ def opened(run: Path, name: str) -> str:
         total.update(repr((dream.vqvae.config, dream.prior.config, dream.outcome.config, dream.env_spec)).encode())
         parts = {part: getattr(dream, part).state_dict() for part in ("vqvae", "prior", "outcome")}
         tensors = {f"{part}.{key}": value for part, state in parts.items() for key, value in state.items()}
-        tensors |= vars(contexts)
+        tensors |= contexts.tensors()
     for key, value in tensors.items():
         total.update(key.encode() + value.contiguous().numpy().tobytes())
     return total.hexdigest()
