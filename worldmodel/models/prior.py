@@ -38,7 +38,7 @@ from worldmodel.models.attention import KVCache, Mask, rotary_embedding
 from worldmodel.models.conditioning import ConditionalNorm
 from worldmodel.models.decoding_order import NO_PARENT, DecodingOrder
 from worldmodel.models.image_encoder import ImageEncoder
-from worldmodel.models.layers import AxialPositionEmbedding, at_least_float32
+from worldmodel.models.layers import AxialPositionEmbedding
 from worldmodel.models.prior_config import Conditioning, PriorConfig
 from worldmodel.models.resnet import ResNet
 from worldmodel.models.sparse_attention import block_mask, clip_mask
@@ -176,8 +176,8 @@ class Prior(nn.Module):
             features: As in `forward`.
         """
         noisy_codes = self.add_code_noise(codes) if self.training and self.config.code_noise else codes
-        logits, target = self.forward_clip(noisy_codes, condition, features)[0], self.group_codes(codes)
-        loss = F.cross_entropy(at_least_float32(logits).flatten(0, -2), target.flatten(), reduction="none")
+        logits, target = self.forward_clip(noisy_codes, condition, features)[0].float(), self.group_codes(codes)
+        loss = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none")
         return loss.view(*target.shape).mean((2, 3))
 
     def add_code_noise(self, codes: Tensor) -> Tensor:
