@@ -37,6 +37,5 @@ def test_ctrl_c_stops_all_ranks_with_one_checkpoint_and_one_rank_goes_on(toy_sto
     assert "error:" not in said and "forcefully" not in said, said
     stopped = read_header(run / "vqvae")[1]["step"]
     assert 5 <= stopped < steps
-    assert f"{4 * stopped}/{4 * steps} " in said, "the bar ends where the checkpoint is"
     vqvae.main(parse(vqvae.Args, "vqvae", flags))
     assert read_header(run / "vqvae")[1]["step"] == steps
