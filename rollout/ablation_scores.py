@@ -30,14 +30,13 @@ from rollout.distances import distances
 from rollout.heldout import load_models, real_clips, sample_videos
 from rollout.provenance import model_digests
 from worldmodel.data.clips import Clips
-from worldmodel.data.prior_dataset import PriorBatch, batch_features
+from worldmodel.data.prior_dataset import bits_per_code
 from worldmodel.data.store import Store
 from worldmodel.metrics.features import Features
 from worldmodel.metrics.frames import nmse, psnr
 from worldmodel.metrics.interval import bootstrap
 from worldmodel.metrics.protocol import Protocol
 from worldmodel.models.loading import AnyVQVAE, load_vqvae
-from worldmodel.models.prior import Prior
 from worldmodel.models.quantizer import codebook_usage
 
 FEATURE_BATCH_SIZE = 8
@@ -72,7 +71,7 @@ def score_prior(ruler: Measurement, run: Path, name: str) -> dict[str, Any]:
     truth = real_clips(run, prior, vqvae.config.stride[0], ruler.protocol.n_clips, ruler.protocol.split, ruler.data)
     samples = lambda k: sample_videos(vqvae, prior, truth.batch, k, batch_size=ruler.batch_size)  # noqa: E731
     result = _score_clips(ruler, run, vqvae, truth.frames, truth.episode, samples)
-    bits = bits_per_code(prior, truth.batch, ruler)
+    bits = bits_per_code(prior, truth.batch, batch_size=ruler.batch_size)
     per_frame = math.prod(vqvae.config.latent_shape) * vqvae.config.n_codebooks / vqvae.config.n_frames
     for figure, values in (("bits/code", bits), ("bits/frame", bits * per_frame)):
         result["figures"][figure] = [float(values.mean())]
@@ -80,16 +79,6 @@ def score_prior(ruler: Measurement, run: Path, name: str) -> dict[str, Any]:
     result["conditioning frames"] = "regenerated" if prior.config.n_cond_frames else "none"
     result["parameters"]["prior"] = sum(p.numel() for p in prior.parameters())
     return result
-
-
-@torch.no_grad()
-def bits_per_code(prior: Prior, batch: PriorBatch, ruler: Measurement) -> np.ndarray:
-    """Bits per code (n,) of clips under their own conditions."""
-    nats = []
-    for part in torch.arange(len(batch.codes)).split(ruler.batch_size):
-        one = batch[part].to(ruler.device)
-        nats.append(prior.loss(one.codes, one.condition, batch_features(prior, one)).mean(1).cpu())
-    return torch.cat(nats).double().numpy() / math.log(2)
 
 
 def _score_clips(

@@ -36,13 +36,13 @@ from configs.written import Written, make_dream
 from rollout.heldout import (
     HeldOutArgs,
     HeldOutClips,
-    bits_per_code,
     dream_frames,
     load_heldout,
     other_episode_order,
     reconstructions,
 )
 from rollout.provenance import provenance
+from worldmodel.data.prior_dataset import bits_per_code
 from worldmodel.generation.dream import Dream
 from worldmodel.metrics.frames import nmse, psnr
 from worldmodel.metrics.interval import bootstrap, means_to_json
@@ -103,7 +103,8 @@ def measure(args: Args, dream: Dream, heldout_clips: HeldOutClips) -> dict[str, 
         gain = by_name["true actions"] - by_name["shuffled actions"]
         result["difference"][figure] = [mean(gain[:, k]) for k in range(len(steps))]
     true, false = (
-        bits_per_code(dream, heldout_clips, condition, c) for condition in (heldout_clips.condition, shuffled)
+        bits_per_code(dream.prior, heldout_clips.batch(condition), c)
+        for condition in (heldout_clips.condition, shuffled)
     )
     result["bits_per_dim"] = {"true actions": mean(true), "shuffled actions": mean(false)}
     result["difference"]["bits_per_dim"] = mean(true - false)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -70,6 +69,10 @@ class CodeClips:
         """The first `n_frames` latent frames of some clips."""
         codes, condition, variables = (x[part, :n_frames] for x in (self.codes, self.condition, self.variables))
         return Context(codes, condition, variables, None if self.state is None else self.state[part])
+
+    def batch(self, condition: torch.Tensor) -> PriorBatch:
+        """The inputs of a prior under other conditions (n, t, c)."""
+        return PriorBatch(self.codes, condition, None, self.images)
 
 
 @dataclass(frozen=True)
@@ -165,20 +168,6 @@ def dream_frames(
             bar.update(len(start))
         out.append(np.stack(frames, axis=1))
     return np.concatenate(out)
-
-
-@torch.no_grad()
-def bits_per_code(dream: Dream, clips: CodeClips, condition: torch.Tensor, context: int) -> np.ndarray:
-    """Bits per code (n,) of the frames after the context (the paper's bits/dim), under conditions (n, t, c)."""
-    nats, prior = [], dream.prior
-    for part in torch.arange(len(clips.codes)).split(16):
-        features = None
-        if prior.config.image_input:
-            assert clips.images is not None
-            features = prior.encode_images(clips.images[part].to(dream.device))
-        codes = clips.codes[part].to(dream.device)
-        nats.append(prior.loss(codes, condition[part].to(prior.start_token), features)[:, context:].mean(1))
-    return torch.cat(nats).cpu().numpy() / math.log(2)
 
 
 @torch.no_grad()

@@ -36,7 +36,8 @@ import torch
 from configs import command
 from configs.written import Written
 from envs.policies import MAX_STACKED_FRAMES, load_player
-from rollout.heldout import SplitArgs, bits_per_code, read_code_clips, reconstructions
+from rollout.heldout import SplitArgs, read_code_clips, reconstructions
+from worldmodel.data.prior_dataset import bits_per_code
 from worldmodel.data.store import open_tokens
 from worldmodel.generation.context import Context
 from worldmodel.generation.dream import Dream
@@ -147,7 +148,9 @@ def real_curves(args: Args) -> Curves:
         picked = read_code_clips(dream, tokens, rows, start, episode, args.window)
         curves["sharpness"].append(float(sharpness(reconstructions(dream, picked)).mean()))
         curves["codes"].append(perplexity(picked.codes.numpy(), dream.prior.config.n_codes))
-        curves["bits"].append(float(bits_per_code(dream, picked, picked.condition, WARMUP_FRAMES).mean()))
+        curves["bits"].append(
+            float(bits_per_code(dream.prior, picked.batch(picked.condition), 16, WARMUP_FRAMES).mean())
+        )
     return {name: np.array(values) for name, values in curves.items()}
 
 

@@ -101,6 +101,18 @@ class ActionSpec(Settings):
         parts = [np.eye(n, dtype=np.float32)[array[..., i]] for i, n in enumerate(self.nvec)]
         return np.concatenate(parts, axis=-1)
 
+    def encode_led(self, actions: np.ndarray) -> np.ndarray:
+        """The encoded action that led into each of n + 1 frames, (..., n + 1, encoded_dim); zeros for the first.
+
+        Args:
+            actions: The actions between the frames (..., n, *shape).
+
+        Raises:
+            UserError: As `check`.
+        """
+        encoded = self.encode(actions)
+        return np.concatenate([np.zeros((*encoded.shape[:-2], 1, self.encoded_dim), np.float32), encoded], axis=-2)
+
     @staticmethod
     def from_json(data: Any, place: str) -> ActionSpec:
         """Build from JSON; `UserError` names `place` if a value is wrong."""

@@ -9,6 +9,7 @@ Dimensions: b batch, t latent frames, h w g codes, c condition, f conditioning f
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,9 +49,28 @@ class PriorBatch:
 
 def batch_features(prior: Prior, batch: PriorBatch) -> Tensor | None:
     """Features of the images or of the conditioning frames, if the prior takes any, as its other methods take them."""
-    if batch.images is not None:
+    if prior.config.image_input:
+        assert batch.images is not None, "codes of a recurrent VQ-VAE have images beside them"
         return prior.encode_images(batch.images)
     return None if batch.cond_frames is None else prior.encode_cond_frames(batch.cond_frames)
+
+
+@torch.no_grad()
+def bits_per_code(prior: Prior, batch: PriorBatch, n_given: int = 0, batch_size: int = 16) -> np.ndarray:
+    """Bits per code (b,) of the latent frames after the first `n_given` (the paper's bits/dim).
+
+    Args:
+        prior: The prior, on its device.
+        batch: The clips.
+        n_given: Latent frames at the start of each clip that do not count.
+        batch_size: Clips that go through the prior at a time.
+    """
+    nats = []
+    for part in torch.arange(len(batch.codes)).split(batch_size):
+        one = batch[part].to(prior.start_token.device)
+        condition = None if one.condition is None else one.condition.to(prior.start_token.dtype)
+        nats.append(prior.loss(one.codes, condition, batch_features(prior, one))[:, n_given:].mean(1).cpu())
+    return torch.cat(nats).double().numpy() / math.log(2)
 
 
 def condition_scale(env_spec: EnvSpec, conditions: np.ndarray, n_classes: int = 0) -> tuple[float, ...]:

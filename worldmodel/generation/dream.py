@@ -160,13 +160,7 @@ class Dream:
             finite = np.isfinite(variables.astype(np.float32)).all()
         if not finite:
             raise UserError("game variables must be finite numbers; leave out `variables` if they are unknown")
-        encoded = self.env_spec.action.encode(actions)
-        no_action = (
-            np.zeros_like(encoded[:, :1])
-            if encoded.shape[1]
-            else np.zeros((len(frames), 1, self.env_spec.action.encoded_dim), "f4")
-        )
-        led = torch.from_numpy(np.concatenate([no_action, encoded], axis=1)).to(self.device)
+        led = torch.from_numpy(self.env_spec.action.encode_led(actions)).to(self.device)
         video = torch.as_tensor(frames, device=self.device)
         last_variables = torch.as_tensor(
             variables[:, self.stride - 1 :: self.stride], device=self.device, dtype=torch.float32

@@ -33,21 +33,21 @@ def actions_of(vqvae: AnyVQVAE, condition: Tensor | None) -> Tensor | None:
 
 
 class Decoder:
-    """Decodes latent frames as they are sampled, and encodes the last image for the prior."""
+    """Decodes latent frames as they are sampled, for a prior that takes the image before each of them."""
 
-    def __init__(self, vqvae: AnyVQVAE, prior: Prior, state: Tensor) -> None:
+    def __init__(self, vqvae: AnyVQVAE, state: Tensor) -> None:
         """Start from the state (b, p, H, W, channels) of a recurrent VQ-VAE."""
-        self.vqvae, self.prior, self.memory, self.frames = vqvae, prior, Memory({vqvae: state}), list[Tensor]()
+        self.vqvae, self.memory, self.frames = vqvae, Memory({vqvae: state}), list[Tensor]()
 
     def decode(self, codes: Tensor, condition: Tensor | None) -> Tensor:
-        """Decode the next latent frames (b, t, h, w, g); returns `features` of the image before each of them."""
-        before = self.memory[self.vqvae][:, LAST, None]
+        """Decode the next latent frames (b, t, h, w, g); returns the image before each (b, t, H, W, channels)."""
+        before = self.last_image()
         self.frames.append(to_uint8(self.vqvae.decode(codes, self.memory, actions_of(self.vqvae, condition))))
-        return self.prior.encode_images(torch.cat([before, self.frames[-1][:, :-1]], dim=1))
+        return torch.cat([before, self.frames[-1][:, :-1]], dim=1)
 
-    def features(self) -> Tensor:
-        """`features` of the last image."""
-        return self.prior.encode_images(self.memory[self.vqvae][:, LAST, None])
+    def last_image(self) -> Tensor:
+        """The image (b, 1, H, W, channels) before the next latent frame."""
+        return self.memory[self.vqvae][:, LAST, None]
 
 
 @torch.no_grad()
@@ -85,13 +85,15 @@ def generate(
     per_frame, n_given, sampling = prior.config.conditioning == "frame", codes.shape[1], sampling or SamplingConfig()
     at = lambda t: condition[:, t] if per_frame and condition is not None else condition  # noqa: E731
     if decoder is not None and n_given:
-        features = decoder.decode(codes, at(slice(n_given)))
+        features = prior.encode_images(decoder.decode(codes, at(slice(n_given))))
     cache = prior.prefill(codes, at(slice(n_given)), features=features) if n_given else prior.empty_cache(len(codes))
     chunk_size = chunk_size or default_chunk_size(len(codes), prior.start_token.dtype)
     if chunk_size > 1:  # `empty_cache` may choose float32, which is faster only for one code a pass
         cache.kv = [pair.to(prior.start_token.dtype) for pair in cache.kv]
     for t in range(n_given, n_frames):
-        context = prior.begin_frame(cache, at(t), features if decoder is None else decoder.features())
+        if decoder is not None:
+            features = prior.encode_images(decoder.last_image())
+        context = prior.begin_frame(cache, at(t), features)
         if prior.config.decoding_order == "raster" and chunk_size > 1:
             noise = gumbel_noise((len(codes), prior.config.codes_per_frame, prior.config.n_codes), generator)
             guess = codes[:, -1:] if t else None
@@ -134,6 +136,6 @@ def generate_video(
         features = batch_features(prior, batch)
         return decode_clips(vqvae, batch, generate(prior, given, n_frames, generator, condition, features, sampling))
     assert batch.state is not None, "a prior that takes images reads codes of a recurrent VQ-VAE"
-    decoder = Decoder(vqvae, prior, batch.state)
+    decoder = Decoder(vqvae, batch.state)
     generate(prior, given, n_frames, generator, condition, sampling=sampling, decoder=decoder)
     return torch.cat(decoder.frames, dim=1)

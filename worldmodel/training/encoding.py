@@ -87,9 +87,7 @@ def actions_into(env_spec: EnvSpec, actions: np.ndarray) -> np.ndarray:
         env_spec: The environment.
         actions: The action taken at each of n frames; the last row is ignored, since no frame follows it.
     """
-    return np.concatenate(
-        [np.zeros((1, env_spec.action.encoded_dim), np.float32), env_spec.action.encode(actions[:-1])]
-    )
+    return env_spec.action.encode_led(actions[:-1])
 
 
 def latent_rows(episode: dict[str, np.ndarray], start: int, stop: int, stride: int) -> dict[str, np.ndarray]:

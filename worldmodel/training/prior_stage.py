@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from worldmodel.data.prior_dataset import PriorBatch, PriorDataset, batch_features, condition_scale, to_batch
+from worldmodel.data.prior_dataset import (
+    PriorBatch,
+    PriorDataset,
+    batch_features,
+    bits_per_code,
+    condition_scale,
+    to_batch,
+)
 from worldmodel.data.shard_cache import CacheArgs
 from worldmodel.data.store import open_frame_store, open_tokens
 from worldmodel.generation.generate import decode_clips, generate_video
@@ -128,22 +135,16 @@ def evaluate(
         Verdicts.
     """
     assert heldout_batch.episode is not None
-    n, episode = len(heldout_batch.codes), heldout_batch.episode.cpu().numpy()
+    episode = heldout_batch.episode.cpu().numpy()
     verdicts = judge_split(episode)
 
-    def bits(shuffled: bool = False) -> np.ndarray:
-        losses = []
-        for part in torch.arange(n, device=heldout_batch.codes.device).split(8):
-            batch, other = heldout_batch[part], heldout_batch[(part + shuffled) % n]
-            losses.append(prior.loss(batch.codes, other.condition, batch_features(prior, batch)))
-        return torch.cat(losses).mean(1).double().cpu().numpy() / math.log(2)
-
     with eval_mode(prior):
-        true = bits()
+        true = bits_per_code(prior, heldout_batch, batch_size=8)
         writer.add_scalar("held_out/bits_per_dim", true.mean(), step)
         writer.add_scalar("held_out/bits_per_frame", true.mean() * prior.config.codes_per_frame, step)
-        if heldout_batch.condition is not None and n > 1:
-            shuffled = bits(shuffled=True)
+        if heldout_batch.condition is not None and len(episode) > 1:
+            others = replace(heldout_batch, condition=heldout_batch.condition.roll(-1, 0))
+            shuffled = bits_per_code(prior, others, batch_size=8)
             writer.add_scalar("held_out/bits_per_dim_shuffled_conditions", shuffled.mean(), step)
             verdicts.append(judge_actions(true, shuffled, episode))
         few, frames = heldout_batch[:4], heldout_batch.codes.shape[1]

@@ -198,10 +198,8 @@ def encode_actions(env_spec: EnvSpec, rows: dict[str, np.ndarray]) -> dict[str, 
 
     The first one is not known; it is zeros.
     """
-    b, t = rows["frames"].shape[:2]
-    actions = np.zeros((b, t, env_spec.action.encoded_dim if "action" in rows else 0), np.float32)
-    if "action" in rows:
-        actions[:, 1:] = env_spec.action.encode(rows["action"][:, :-1])
+    none = np.zeros((*rows["frames"].shape[:2], 0), np.float32)
+    actions = env_spec.action.encode_led(rows["action"][:, :-1]) if "action" in rows else none
     return {name: rows[name] for name in ("frames", "fresh") if name in rows} | {"actions": actions}
 
 
