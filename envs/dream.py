@@ -4,8 +4,8 @@ The spaces are those of the recorded environment, so a policy can be used in bot
 sampled from the predicted probability of termination. `truncated` is the time limit of the recorded environment.
 
 `info` contains the predicted game variables by name. After a step it also contains `done_prob` (the probability of
-termination), `expected_<variable>` (for example `expected_HEALTH`), and `log_likelihood` and `entropy` in nats per
-frame.
+termination), `expected_reward`, `expected_<variable>` (for example `expected_HEALTH`), and `log_likelihood` and
+`entropy` in nats per frame.
 
 `DreamEnv` is a `DreamVectorEnv` (envs/vector.py) with one lane.
 """

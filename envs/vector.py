@@ -49,6 +49,7 @@ from .reset_arguments import (
 from .snapshot import SNAPSHOT_KEYS, STATE, is_made_of, is_valid
 from .spaces import to_gym_space
 
+STEP_INFO = ("done_prob", "expected_reward", "log_likelihood", "entropy")
 RESET_OPTIONS = ("context", "frames", "actions", "variables", "reset_mask")
 """Options that `reset` accepts."""
 StepResult = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
@@ -174,7 +175,7 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         terminated = step.terminated.cpu().numpy()
         truncated = ~terminated & (0 < self.max_steps <= self.elapsed)
         self.done = terminated | truncated
-        step_info = {name: getattr(step, name).cpu().numpy() for name in ("done_prob", "log_likelihood", "entropy")}
+        step_info = {name: getattr(step, name).cpu().numpy() for name in STEP_INFO}
         expected = step.expected_variables.double().cpu().numpy().T
         step_info |= {
             f"expected_{name}": values for name, values in zip(self.env_spec.variables, expected, strict=True)

@@ -10,9 +10,10 @@ a weighted sum of game variables. Shaping does not change the optimal policy. Th
 without shaping. Sample Factory also rewards gains of health and ammunition, but penalizes losses less. That is not a
 potential, so a policy can farm it.
 
-In a dream the model predicts the probability of termination and the expected game variables at every step. Sampled
-terminations are rare, so they are a weak signal about a single step. With `--termination-penalty` the policy learns
-from the predicted probabilities and expectations instead.
+In a dream the model predicts the probability of termination, the expected reward and the expected game variables at
+every step. Sampled terminations are rare, so they are a weak signal about a single step. With `--expected-reward` the
+policy learns from the expectations instead. Episodes still end where a termination is sampled, so what a policy is paid
+in an episode has the same mean as with samples, and less variance.
 
 An interrupted run resumes with its weights, its optimizer and its learning rate schedule (train/ppo.py).
 """
@@ -92,10 +93,10 @@ class Args(Settings):
     """Weight of the entropy bonus."""
     gamma: Fraction = 0.99
     """Discount factor."""
+    expected_reward: bool = False
+    """Learn from the expected reward and game variables of a step instead of sampled ones. Only for dreams."""
     termination_penalty: NotNegative = 0.0
-    """Learn from predicted probabilities instead of sampled outcomes; 0 turns this off. Dreams then run to the horizon.
-    Each step costs this value times the probability of termination, and the expected changes of the variables in
-    reward_shaping are rewards. Only for dreams."""
+    """Extra cost of a termination; each step costs this value times its probability. Needs expected_reward."""
     reward_scale: float = 0.01
     """Factor of the environment's reward in training."""
     reward_shaping: tuple[tuple[str, float], ...] = (("HEALTH", 0.02),)
@@ -116,6 +117,8 @@ class Args(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_ppo_args(self)
+        if self.termination_penalty and not self.expected_reward:
+            raise UserError("--termination-penalty needs the probability of an end; give --expected-reward too")
 
 
 class ShapedReward(VecEnvWrapper):
@@ -154,14 +157,15 @@ class ShapedReward(VecEnvWrapper):
 
 
 class ExpectedReward(ShapedReward):
-    """reward -> scale * reward + expected change of phi - termination_penalty * probability of termination."""
+    """The mean of `ShapedReward` over the outcomes of a step, minus termination_penalty * probability of an end."""
 
     def step_wait(self) -> Any:
-        frames, rewards, done, infos = self.venv.step_wait()
-        gain = self._potential(infos, "expected_") - self.potential
-        penalty = self.args.termination_penalty * np.array([info["done_prob"] for info in infos])
+        frames, _, done, infos = self.venv.step_wait()
+        rewards, end = np.array([(info["expected_reward"], info["done_prob"]) for info in infos]).T
+        after = (1 - end) * self._potential(infos, "expected_")
+        shaped = self.args.reward_scale * rewards + self.args.gamma * after - self.potential
         self.potential = self._potential_after(done, infos)
-        return frames, self.args.reward_scale * rewards + gain - penalty, done, infos
+        return frames, shaped - self.args.termination_penalty * end, done, infos
 
 
 class TrainingCallback(CheckpointCallback):
@@ -199,23 +203,19 @@ def make_envs(args: Args) -> VecEnv:
     """The environments: engines stepped one after the other, or a dream with one forward pass for all lanes."""
     try:
         if gym.spec(args.env_id).vector_entry_point is None:
-            if args.termination_penalty:
-                raise UserError(
-                    f"{args.env_id} is not a dream, so it predicts no termination; leave --termination-penalty out"
-                )
+            if args.expected_reward:
+                raise UserError(f"{args.env_id} is not a dream, so it predicts no reward; leave --expected-reward out")
             scenario: dict[str, Any] = {"scenario": args.scenario} if args.env_id == "VizdoomFrames-v0" else {}
             envs: VecEnv = DummyVecEnv([lambda: gym.make(args.env_id, **scenario)] * args.num_envs)
         else:
             dream: dict[str, Any] = {"model": args.run, "world": args.scenario}
             dream |= {"temperature": args.temperature, "precision": args.precision, "device": args.device}
-            dream |= {"horizon": args.horizon, "sample_done": not args.termination_penalty}
+            dream |= {"horizon": args.horizon}
             envs = SB3VecEnv(gym.make_vec(args.env_id, num_envs=args.num_envs, autoreset_mode="SameStep", **dream))
     except gym.error.Error as error:
         raise UserError(str(error)) from None
-    learned = (
-        VecMonitor(ExpectedReward(envs, args)) if args.termination_penalty else ShapedReward(VecMonitor(envs), args)
-    )
-    return VecFrameStack(learned, args.n_stack)
+    learned = ExpectedReward if args.expected_reward else ShapedReward
+    return VecFrameStack(learned(VecMonitor(envs), args), args.n_stack)
 
 
 def make_ppo(args: Args, environments: VecEnv, last: int) -> PPO:

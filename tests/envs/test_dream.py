@@ -63,7 +63,7 @@ def test_seeds_decide(env: gym.Env) -> None:
 def test_information_of_a_step(env: gym.Env) -> None:
     env.reset(seed=0)
     _, _, _, _, info = env.step(1)
-    assert set(info) == {"COLUMN", "expected_COLUMN", "done_prob", "log_likelihood", "entropy"}
+    assert set(info) == {"COLUMN", "expected_COLUMN", "done_prob", "expected_reward", "log_likelihood", "entropy"}
     assert info["log_likelihood"] <= 0 <= info["entropy"]
     assert 0 < info["done_prob"] < 1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,20 +67,29 @@ def test_shaping_is_a_difference_of_potentials() -> None:
     assert discounted == pytest.approx(plain - 1.0), "shaping adds only what the start was worth: no policy gains by it"
 
 
-def test_what_is_foretold_is_learned_by_its_expectation() -> None:
-    args = policy.Args(reward_scale=0.01, reward_shaping=(("HEALTH", 0.02),), termination_penalty=5.0)
+def expected_rewards(penalty: float, done_probs: Sequence[float], n: int) -> list[float]:
+    """Rewards of `n` steps of `Scripted` with expectations instead of samples; an end costs 100."""
+    args = policy.Args(reward_scale=0.01, gamma=0.9, expected_reward=True, termination_penalty=penalty)
 
-    class Foretelling(Scripted):
+    class Predicting(Scripted):
         def step(self, action: object) -> tuple:
-            *rest, over, _, info = super().step(action)
-            return *rest, False, over, info | {"expected_HEALTH": info["HEALTH"] - 1.0, "done_prob": 0.125}
+            end = done_probs[3 - len(self.left)]
+            frame, _, over, _, info = super().step(action)
+            info |= {"expected_HEALTH": info["HEALTH"], "done_prob": end, "expected_reward": 4 - 100 * end}
+            return frame, 4.0, over, False, info
 
-    env = policy.ExpectedReward(policy.DummyVecEnv([Foretelling]), args)
+    env = policy.ExpectedReward(policy.DummyVecEnv([Predicting]), args)
     env.reset()
-    rewards = [env.step(np.zeros(1, int))[1][0] for _ in range(4)]
-    assert rewards.pop() == pytest.approx(rewards[0]), "the next episode starts from its own health"
-    gains = [39 - 50, 64 - 40, -1 - 65]
-    assert rewards == pytest.approx([0.01 * r + 0.02 * g - 0.625 for r, g in zip((4, 4, -96), gains, strict=True)])
+    return [env.step(np.zeros(1, int))[1][0] for _ in range(n)]
+
+
+def test_a_policy_learns_from_the_mean_over_outcomes() -> None:
+    first = 0.25 * (-0.96 - 1.0) + 0.75 * (0.04 + 0.9 * 0.8 - 1.0)
+    second = 0.5 * (-0.96 - 0.8) + 0.5 * (0.04 + 0.9 * 1.3 - 0.8)
+    rewards = expected_rewards(0.0, (0.25, 0.5, 1.0), 4)
+    assert rewards == pytest.approx([first, second, -0.96 - 1.3, first]), "the next episode starts from its own health"
+    penalized = expected_rewards(2.0, (0.25, 0.5, 1.0), 3)
+    assert penalized == pytest.approx([first - 0.5, second - 1.0, -0.96 - 1.3 - 2.0])
 
 
 def test_a_run_goes_on_exports_and_refuses_other_settings(tmp_path: Path) -> None:
@@ -128,9 +138,8 @@ def test_a_policy_learns_in_a_dream(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert made[0].get_attr("max_steps")[0] == 5
     assert read_header(tmp_path)[1] == {"steps": 32}
     assert load_policy(tmp_path).observation_space.shape == (6, 64, 64)
-    policy.main(replace(args, out=tmp_path / "foretold", termination_penalty=1.0))
-    assert not made[-1].get_attr("dream")[0].sample_done
-    assert read_header(tmp_path / "foretold")[1] == {"steps": 32}
+    policy.main(replace(args, out=tmp_path / "expected", expected_reward=True, termination_penalty=1.0))
+    assert read_header(tmp_path / "expected")[1] == {"steps": 32}
     with pytest.raises(UserError, match="no game variable AMMO2 to shape the reward with; give --reward-shaping"):
         policy.main(replace(args, out=tmp_path / "armed", reward_shaping=(("AMMO2", 0.1),)))
 
@@ -144,9 +153,10 @@ def test_mistakes_are_told_in_a_sentence(tmp_path: Path) -> None:
         ({"num_envs": 0}, "num_envs must be at least 1, not 0"),
         ({"num_envs": 1, "n_steps": 7}, r"num_envs \* n_steps must be at least 8, not 7: an update has 4 minibatches"),
         (
-            {"termination_penalty": 1.0},
-            "VizdoomFrames-v0 is not a dream, so it predicts no termination; leave --termination-penalty out",
+            {"expected_reward": True},
+            "VizdoomFrames-v0 is not a dream, so it predicts no reward; leave --expected-reward out",
         ),
+        ({"termination_penalty": 1.0}, "needs the probability of an end; give --expected-reward too"),
         ({"value_warmup_steps": -1}, "value_warmup_steps must be at least 0, not -1"),
     ):
         with pytest.raises(UserError, match=sentence):

@@ -239,5 +239,5 @@ def test_a_vqvae_begins_with_another_and_a_codebook_of_its_own(
     assert new.quantizer.initialized
     with pytest.raises(UserError, match="init_from"):  # going on without it would be another run
         vqvae.main(replace(args, init_from=None))
-    with pytest.raises(UserError, match="only n_codes, embedding_dim and n_codebooks"):
+    with pytest.raises(UserError, match="only n_codes may differ, and n_codebooks if"):
         vqvae.main(replace(args, model=replace(args.model, hidden_channels=32), restart=True))

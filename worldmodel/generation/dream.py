@@ -324,8 +324,9 @@ class Dream:
         terminated = (noise[:, n] < done_prob) & self.sample_done
         # the outcome model predicts two rewards, with and without termination: take the one that was sampled
         reward = out.reward[:, 0].gather(1, terminated.long()[:, None])[:, 0]
+        expected_reward = torch.lerp(out.reward[:, 0, 0], out.reward[:, 0, 1], done_prob)
         rest = (lanes.variables.clone(), expected, score.log_likelihood, score.entropy)
-        return DreamStep(frames, codes, reward, terminated, done_prob, *rest)
+        return DreamStep(frames, codes, reward, terminated, done_prob, expected_reward, *rest)
 
 
 def check_parts(vqvae: VQVAEConfig, prior: PriorConfig, outcome: OutcomeConfig, env_spec: EnvSpec) -> None:

@@ -81,6 +81,8 @@ class DreamStep:
     """(b,) bool, sampled from `done_prob`; always False if `Dream.sample_done` is off."""
     done_prob: Tensor
     """(b,) predicted probability of termination."""
+    expected_reward: Tensor
+    """(b,) mean of the reward over whether the episode terminates."""
     variables: Tensor
     """(b, v) sampled game variables."""
     expected_variables: Tensor

@@ -74,7 +74,8 @@ def init_model_from(folder: Path, model: AnyVQVAE) -> dict[str, str]:
         model.load_state_dict(other.state_dict())
     except RuntimeError:
         raise UserError(
-            f"{folder} is a VQ-VAE with other sizes; only n_codes, embedding_dim and n_codebooks may differ"
+            f"{folder} is a VQ-VAE with other sizes; only n_codes may differ, and n_codebooks if "
+            "n_codebooks * embedding_dim stays the same"
         ) from None
     return {"init_from": weights_digest(folder)}
 

@@ -65,6 +65,7 @@ def play(dream: Dream, lanes: DreamState, actions: np.ndarray) -> list[torch.Ten
         "terminated",
         "variables",
         "done_prob",
+        "expected_reward",
         "expected_variables",
         "log_likelihood",
         "entropy",
