@@ -33,7 +33,7 @@ from configs.written import Written
 from rollout.ablation_scores import Measurement, score_prior, score_vqvae
 from rollout.ablation_table import render
 from rollout.provenance import commit
-from worldmodel.data.store import Store
+from worldmodel.data.opening import open_store
 from worldmodel.metrics.features import Kind, load_features
 from worldmodel.metrics.protocol import PAPER
 from worldmodel.models.prior_config import PriorSettings
@@ -161,7 +161,7 @@ def train_stages(args: Args, work: Job) -> None:
 def settings(args: Args, work: Job) -> dict[str, Any]:
     """Everything that a row's results depend on, as plain JSON values."""
     first, second, third = stage_args(args, work)
-    values: dict[str, Any] = {"data": Store(args.data).n_rows, "tokens": {"every": second.clip_stride}}
+    values: dict[str, Any] = {"data": open_store(args.data).n_rows, "tokens": {"every": second.clip_stride}}
     values["vqvae"] = {"model": first.model, "trainer": first.trainer.settings()}
     if third is not None:
         values["prior"] = {"model": third.model, "trainer": third.trainer.settings()} | args.prior.conditions

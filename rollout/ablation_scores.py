@@ -30,8 +30,8 @@ from rollout.distances import distances
 from rollout.heldout import load_models, real_clips, sample_videos
 from rollout.provenance import model_digests
 from worldmodel.data.clips import Clips
+from worldmodel.data.opening import open_store
 from worldmodel.data.prior_dataset import bits_per_code
-from worldmodel.data.store import Store
 from worldmodel.metrics.features import Features
 from worldmodel.metrics.frames import nmse, psnr
 from worldmodel.metrics.interval import bootstrap
@@ -60,7 +60,7 @@ class Measurement:
 def score_vqvae(ruler: Measurement, run: Path) -> dict[str, Any]:
     """Metrics of a run's VQ-VAE alone."""
     vqvae, split = load_vqvae(run / "vqvae").to(ruler.device), ruler.protocol.split
-    source = Clips(Store(ruler.data), split, vqvae.config.n_frames, ["frames"], align=ruler.clip_stride)
+    source = Clips(open_store(ruler.data), split, vqvae.config.n_frames, ["frames"], align=ruler.clip_stride)
     clips = source.fixed_sample(ruler.protocol.n_clips)
     return _score_clips(ruler, run, vqvae, clips["frames"], clips["episode"])
 
@@ -97,7 +97,7 @@ def _score_clips(
     source = ClipSource(
         draw=lambda k: (samples and samples(k), real),
         reconstruct=lambda trial, clips: decoded,
-        data=Store(ruler.data).env_spec.name,
+        data=open_store(ruler.data).env_spec.name,
         digests=model_digests(run),
         seeds=list(range(ruler.protocol.n_trials)),
     )

@@ -18,7 +18,7 @@ import torch
 from rollout.heldout import make_sampler
 from rollout.provenance import model_digests
 from worldmodel.data.clips import Clips
-from worldmodel.data.store import Store
+from worldmodel.data.opening import open_store
 from worldmodel.metrics.protocol import Protocol
 from worldmodel.models.loading import load_vqvae
 from worldmodel.utils.errors import UserError
@@ -83,7 +83,7 @@ def source_from_files(
 
 def source_from_run(run: Path, protocol: Protocol, data: str, seed: int, device: str, batch_size: int) -> ClipSource:
     """A source of samples of a run's prior and the clips they continue; without a prior, clips alone."""
-    store = Store(run / "data.zarr")
+    store = open_store(run / "data.zarr")
     seeds = [seed + k for k in range(protocol.n_trials * protocol.samples_per_clip)]
 
     def real(seed: int) -> tuple[None, np.ndarray]:

@@ -34,7 +34,7 @@ from envs.vizdoom import make_engine
 from rollout.heldout import HeldOutArgs, HeldOutClips, dream_frames, load_heldout, reconstructions
 from rollout.inverse_dynamics import ActionClassifier, accuracy, accuracy_ratio, classify_actions, train_classifier
 from worldmodel.data.env_spec import EnvSpec, random_actions
-from worldmodel.data.store import Store
+from worldmodel.data.opening import open_store
 from worldmodel.generation.dream import Dream
 from worldmodel.metrics.frames import psnr
 from worldmodel.metrics.interval import bootstrap, means_to_json
@@ -125,7 +125,7 @@ def measure(
 
 def main(args: Args) -> Written:
     dream = Dream.load(args.run, args.sampling, precision=args.precision)
-    store, env_spec = Store(args.data or args.run / "data.zarr"), dream.env_spec
+    store, env_spec = open_store(args.data or args.run / "data.zarr"), dream.env_spec
     policy = args.policy or next(iter(shipped_policies(env_spec.name)), "random")
     player = load_player(policy, env_spec) if env_spec.env_id == "VizdoomFrames-v0" else None
     if dream.stride > 1:

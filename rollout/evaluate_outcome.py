@@ -37,7 +37,8 @@ from configs import command
 from configs.written import Written
 from rollout.heldout import SplitArgs
 from worldmodel.data.clips import RECONSTRUCTION
-from worldmodel.data.store import Store, open_tokens
+from worldmodel.data.opening import open_tokens
+from worldmodel.data.store import Store
 from worldmodel.generation.context import Context
 from worldmodel.generation.dream import Dream
 from worldmodel.generation.dream_state import DreamStep

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from worldmodel.data.clips import RECONSTRUCTION, Clips, read_state, read_windows, read_windows_clamped
+from worldmodel.data.opening import open_frame_store, open_tokens
 from worldmodel.data.prior_dataset import PriorBatch, PriorDataset
-from worldmodel.data.store import Store, open_frame_store, open_tokens
+from worldmodel.data.store import Store
 from worldmodel.generation.context import Context
 from worldmodel.generation.dream import Dream
 from worldmodel.generation.generate import generate_video

@@ -37,8 +37,8 @@ from configs import command
 from configs.written import Written
 from envs.policies import MAX_STACKED_FRAMES, load_player
 from rollout.heldout import SplitArgs, read_code_clips, reconstructions
+from worldmodel.data.opening import open_tokens
 from worldmodel.data.prior_dataset import bits_per_code
-from worldmodel.data.store import open_tokens
 from worldmodel.generation.context import Context
 from worldmodel.generation.dream import Dream
 from worldmodel.generation.sampling import SamplingConfig

@@ -31,8 +31,8 @@ from configs import command
 from configs.written import Written
 from rollout.heldout import HeldOutArgs, RealClips, encode_given, load_models, real_clips, sample_videos
 from rollout.provenance import provenance
+from worldmodel.data.opening import open_store
 from worldmodel.data.prior_dataset import PriorBatch
-from worldmodel.data.store import Store
 from worldmodel.metrics.frames import nmse, psnr
 from worldmodel.metrics.interval import MeanInterval, bootstrap
 from worldmodel.metrics.ssim import ssim
@@ -114,7 +114,7 @@ def save_pictures(folder: Path, truth: np.ndarray, samples: np.ndarray, fps: flo
 def main(args: Args) -> Written:
     vqvae, prior = load_models(args.run, args.prior, args.device)
     truth = real_clips(args.run, prior, vqvae.config.stride[0], args.n_clips, args.split, args.data)
-    store, batch = Store(args.data or args.run / "data.zarr"), encode_given(vqvae, truth, args.context_frames)
+    store, batch = open_store(args.data or args.run / "data.zarr"), encode_given(vqvae, truth, args.context_frames)
     if args.class_name:
         batch = replace(batch, condition=with_class(prior, batch, store.env_spec.classes, args.class_name))
     with Progress(total=args.samples_per_clip * args.n_clips, unit=" videos", desc="samples") as bar:

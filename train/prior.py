@@ -24,7 +24,7 @@ if not __package__:
 
 from configs import command
 from configs.written import Written
-from worldmodel.data.store import open_tokens
+from worldmodel.data.opening import open_tokens
 from worldmodel.training.outcome_stage import TARGETS
 from worldmodel.training.prior_stage import PriorStage, train_prior
 

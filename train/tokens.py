@@ -16,7 +16,7 @@ if not __package__:
 
 from configs import command
 from configs.written import Written
-from worldmodel.data.store import open_tokens
+from worldmodel.data.opening import open_tokens
 from worldmodel.training.tokens_stage import TokensStage, encode_tokens
 
 

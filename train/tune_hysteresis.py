@@ -31,7 +31,7 @@ from einops import rearrange, reduce
 
 from configs import command
 from configs.written import Written
-from worldmodel.data.store import Store
+from worldmodel.data.opening import open_store
 from worldmodel.metrics.frames import psnr
 from worldmodel.models.loading import AnyVQVAE, load_vqvae
 from worldmodel.models.recurrent_vqvae import RecurrentVQVAE
@@ -102,7 +102,7 @@ def stability(previous: np.ndarray, current: np.ndarray, psnr: np.ndarray, still
 
 
 def main(args: Args) -> Written:
-    store, model = Store(args.data or args.run / "data.zarr"), load_vqvae(args.run / "vqvae").to(args.device)
+    store, model = open_store(args.data or args.run / "data.zarr"), load_vqvae(args.run / "vqvae").to(args.device)
     if isinstance(model, RecurrentVQVAE):
         raise UserError(
             f"{args.run / 'vqvae'} is a recurrent VQ-VAE, which needs no hysteresis: its decoder keeps what does not "

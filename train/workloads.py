@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from worldmodel.data.clips import Clips
 from worldmodel.data.env_spec import EnvSpec
+from worldmodel.data.opening import open_store
 from worldmodel.data.shard_cache import ShardCache
-from worldmodel.data.store import Store
 from worldmodel.data.writer import StoreWriter
 from worldmodel.generation.generate import generate
 from worldmodel.models.loading import load_prior
@@ -164,7 +164,7 @@ def sampling_cost(task: Task, size: int) -> tuple[float, float]:
 
 def _store(task: Task) -> Workload:
     shards = ShardCache(task.shard_cache, CACHE_BYTES) if task.shard_cache else None
-    clips = Clips(Store(task.store, shards), "train", task.vqvae.n_frames, ["frames"])
+    clips = Clips(open_store(task.store, shards), "train", task.vqvae.n_frames, ["frames"])
     rng = np.random.default_rng(0)
     call = lambda: torch.from_numpy(clips.sample(rng, task.batch_size)["frames"])  # noqa: E731
     return Workload(call, task.batch_size, 0, 2 * call().nbytes)

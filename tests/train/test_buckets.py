@@ -12,7 +12,7 @@ import torch
 
 from tests.bucket import Requests
 from train import tokens, vqvae
-from worldmodel.data.store import open_tokens
+from worldmodel.data.opening import open_tokens
 from worldmodel.training.trainer import TrainerConfig
 from worldmodel.utils.checkpoint import weights_digest
 

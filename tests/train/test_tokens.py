@@ -152,15 +152,22 @@ def test_several_stores_are_encoded_one_after_the_other(
     toy_fill(tmp_path / "second", 6)  # more of the second
     tokens.main(args)
     codes = Store(tmp_path / "tokens.zarr")
-    assert len(codes.episode_ends) == 30 and "frame_row" not in codes.array_names
+    assert len(codes.episode_ends) == 30
+    for split in ("train", "valid", "test"):
+        parts = [Store(path).episode_indices(split) for path in stores]
+        assert np.array_equal(codes.episode_indices(split), np.concatenate([parts[0], parts[1] + 20])), split
     for i, (store, k) in {0: (0, 0), 19: (0, 19), 20: (1, 0), 29: (1, 9)}.items():
         column = Store(stores[store]).read_episode(k)["variables"]
         assert np.array_equal(codes.read_episode(i)["variables"], column)
+    assert codes.read_episode(20)["frame_row"][0] == Store(stores[0]).n_rows
     with StoreWriter(tmp_path / "other", replace(TOY, name="other"), {}) as writer:
         writer.append(toy_episode(np.random.default_rng(0)))
-    with pytest.raises(UserError, match=r"other was recorded from another environment than .*first"):
+    with pytest.raises(UserError, match=r"other does not have the environment of .*first, so they cannot be read as"):
         tokens.main(replace(args, data=(stores[0], tmp_path / "other"), restart=True))
     assert len(Store(tmp_path / "tokens.zarr").episode_ends) == 30
+    toy_fill(tmp_path / "first", 2)
+    with pytest.raises(UserError, match=r"recorded with settings.data.stores.* use --restart to"):
+        tokens.main(args)
 
 
 def test_codes_of_another_vqvae_are_not_mixed(

@@ -14,11 +14,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from worldmodel.data.array_cache import decode_array, memory_map
+from worldmodel.data.joined import JoinedRows, JoinedStore
 from worldmodel.data.store import Store
 from worldmodel.utils.errors import UserError
 
@@ -134,9 +135,18 @@ def read_windows(
     if cache == "off":
         with ThreadPoolExecutor(READERS) as pool:
             return np.stack(list(pool.map(lambda s: store.read(name, s, s + length), starts.tolist())))
+    array = decoded(store, name, cache)
+    return np.stack([array[s : s + length] for s in starts.tolist()])
+
+
+def decoded(store: Store, name: str, cache: CacheMode) -> Any:
+    """A decoded array, which is kept; of several stores each has its own cache."""
     if name not in store.decoded:
-        store.decoded[name] = (memory_map if cache == "disk" else decode_array)(store, name)
-    return np.stack([store.decoded[name][s : s + length] for s in starts.tolist()])
+        if isinstance(store, JoinedStore):
+            store.decoded[name] = JoinedRows([decoded(part, name, cache) for part in store.parts])
+        else:
+            store.decoded[name] = (memory_map if cache == "disk" else decode_array)(store, name)
+    return store.decoded[name]
 
 
 def read_state(store: Store, rows: np.ndarray, start: np.ndarray, past_frames: int) -> np.ndarray:

@@ -115,7 +115,10 @@ def open_storage(address: str, write: bool = False) -> Storage:
 
 def read_object(storage: Storage, name: str) -> bytes | None:
     """The content of an object; None if there is no such object."""
-    found = sync(StorePath(storage, name).get())
+    try:
+        found = sync(StorePath(storage, name).get())
+    except FileNotFoundError:  # of a folder that is not there
+        return None
     return None if found is None else found.to_bytes()
 
 

@@ -68,7 +68,7 @@ class Store:
         self.array_names = tuple(sorted(name.removeprefix("data/") for name in commit.arrays if name != EPISODE_ENDS))
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self._split: np.ndarray | None = None
-        self.decoded: dict[str, np.ndarray] = {}  # decoded arrays, shared by all `Clips` of this store
+        self.decoded: dict[str, Any] = {}  # decoded arrays, shared by all `Clips` of this store
         self.episode_ends = self._read(EPISODE_ENDS, 0, commit.episodes)
         if extend_crc32c(0, self.episode_ends) != commit.arrays[EPISODE_ENDS].crc32c:
             raise damaged_array(self.path, EPISODE_ENDS, OTHER_VALUES)
@@ -94,22 +94,21 @@ class Store:
             return np.arange(n)
         if split not in SPLITS:
             raise UserError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}, all")
-        if "split" in self.array_names:
-            return self._published_split(split)
-        (indices,) = np.nonzero(draw_splits(n, self.split_seed) == split)
+        (indices,) = np.nonzero(self.episode_splits() == split)
+        if not len(indices) and "split" in self.array_names:
+            raise UserError(f"{self.path} was recorded without a {split} split; record one, or use another split")
         if not len(indices):
             more = next(k for k in itertools.count(1) if split in draw_splits(n + k, self.split_seed))
             raise UserError(f"{self.path} has no episodes in split {split!r}; collect at least {more} more")
         return indices
 
-    def _published_split(self, split: str) -> np.ndarray:
-        """The episodes of a split that came with the data."""
+    def episode_splits(self) -> np.ndarray:
+        """The name of each episode's split: as it was published with the data, or drawn."""
+        if "split" not in self.array_names:
+            return draw_splits(len(self.episode_ends), self.split_seed)
         if self._split is None:
-            self._split = self.read("split", 0, self.n_rows)[self.episode_ends - 1]
-        (indices,) = np.nonzero(self._split == SPLITS.index(split))
-        if not len(indices):
-            raise UserError(f"{self.path} was recorded without a {split} split; record one, or use another split")
-        return indices
+            self._split = np.array(SPLITS)[self.read("split", 0, self.n_rows)[self.episode_ends - 1]]
+        return self._split
 
     def episode_bounds(self, i: int) -> tuple[int, int]:
         """The first row of episode i, and the row after its last; `UserError` if there is no such episode."""
@@ -181,35 +180,3 @@ class Store:
 
     def _read(self, name: str, start: int, stop: int) -> np.ndarray:
         return read_rows(self._open(name, stop), self.path, name, start, stop)
-
-
-def open_tokens(run: Path) -> Store:
-    """The codes of a run folder.
-
-    Raises:
-        UserError: If there are none yet.
-    """
-    path = run / "tokens.zarr"
-    if not path.exists():
-        raise UserError(f"{path} does not exist; run train/tokens.py --run {run} first")
-    return Store(path)
-
-
-def open_frame_store(tokens: Store, path: str | Path, shards: ShardCache | None = None) -> Store:
-    """Open the store of frames that a store of codes was encoded from.
-
-    Args:
-        tokens: Store of codes.
-        path: Store of frames.
-        shards: As in `Store`.
-
-    Raises:
-        UserError: If the codes were encoded from other frames.
-    """
-    store = Store(path, shards)
-    if tokens.settings["data"] != store.settings:
-        raise UserError(
-            f"{tokens.path} was encoded from other frames than those of {path}; give --data the store that it was "
-            "encoded from, or encode this one with train/tokens.py --restart"
-        )
-    return store

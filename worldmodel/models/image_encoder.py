@@ -9,6 +9,7 @@ Dimensions: b batch, t images, H W and c of an image, h w of the grid, d feature
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -21,7 +22,9 @@ class ImageEncoder(nn.Module):
     The first one takes patches of up to 4 x 4 pixels: on a CPU, a convolution of three channels is slow.
     """
 
-    def __init__(self, channels: int, size: tuple[int, int], grid: tuple[int, int], dim: int, base: int = 32) -> None:
+    def __init__(
+        self, channels: int, size: tuple[int, int], grid: tuple[int, int], dim: int, base: int = 32, noise: float = 0.0
+    ) -> None:
         """Build the encoder.
 
         Args:
@@ -30,8 +33,10 @@ class ImageEncoder(nn.Module):
             grid: Rows and columns of the features.
             dim: Channels of the features.
             base: Channels at half of the image's size.
+            noise: In training, each clip gets white noise whose standard deviation is uniform from 0 to this.
         """
         super().__init__()
+        self.noise = noise
         halvings = min(n // m for n, m in zip(size, grid, strict=True)).bit_length() - 1
         self.grid, self.patch = grid, 2 ** min(halvings, 2)
         width = base * self.patch // 2 or base
@@ -43,6 +48,10 @@ class ImageEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 (b, t, H, W, c) -> (b, t, h, w, d)."""
-        x = to_float(images.flatten(0, 1), next(self.parameters()).dtype).movedim(-1, 1)
+        floats = to_float(images, next(self.parameters()).dtype)
+        if self.training and self.noise:
+            std = self.noise * torch.rand(len(images), 1, 1, 1, 1, device=images.device)
+            floats = floats + std * torch.randn_like(floats)
+        x = floats.flatten(0, 1).movedim(-1, 1)
         x = F.adaptive_avg_pool2d(self.layers(F.pixel_unshuffle(x, self.patch)), self.grid)
         return x.movedim(1, -1).unflatten(0, images.shape[:2])

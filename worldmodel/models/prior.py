@@ -19,7 +19,8 @@ Three additions to the paper, for speed and for long dreams:
   learns to continue from its own errors. A little is enough: with up to a fifth of the codes random, a dream of Take
   Cover treated its fireballs as errors and removed them.
 * `image_input`: the codes of a recurrent VQ-VAE say what changes. What is there is in the last reconstruction, whose
-  features are added to the inputs of the positions that they belong to.
+  features are added to the inputs of the positions that they belong to. With `image_noise` the model learns to go on
+  from pictures that are not quite right, as those of a long dream are (GameNGen, Valevski et al. 2024).
 
 Dimensions: b batch, t latent frames, h w g rows, columns and codebooks, n positions of a frame with m codes each, k
 code values, c condition. Codes are (b, t, h, w, g), or (b, t, n, m) by position; positions count in raster order.
@@ -112,7 +113,9 @@ class Prior(nn.Module):
             )
         if config.image_input:
             *size, channels = config.cond_frame_shape
-            self.image_encoder = ImageEncoder(channels, (size[0], size[1]), config.grid[:2], config.d_model)
+            self.image_encoder = ImageEncoder(
+                channels, (size[0], size[1]), config.grid[:2], config.d_model, noise=config.image_noise
+            )
         self._masks: dict[tuple[int, torch.device], Mask] = {}
 
     def encode_cond_frames(self, frames: Tensor) -> Tensor:

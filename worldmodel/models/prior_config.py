@@ -73,11 +73,16 @@ class PriorSettings(Settings):
     faster at first: after a thousand steps it is about one bit per code better."""
     code_noise: Fraction = 0.0
     """Training only: up to this fraction of the input codes of a clip are replaced by random ones; 0 for none."""
+    image_noise: Fraction = 0.0
+    """Training only, with image_input: up to this standard deviation of noise is added to the images of a clip, whose
+    values are from -0.5 to 0.5; 0 for none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.image_input and self.mode == "paper":
             raise UserError("a paper-mode prior sees whole clips of codes; image_input needs mode = stream")
+        if self.image_noise and not self.image_input:
+            raise UserError("image_noise needs the images of image_input; set image_input, or image_noise to 0")
         if self.attention_dropout and self.local_window:
             raise UserError("sparse attention (local_window > 0) has no attention_dropout; set one of them to 0")
         if self.d_model % (2 * self.n_heads):

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from worldmodel.data.clips import ALL, RECONSTRUCTION, read_windows
+from worldmodel.data.opening import open_tokens
 from worldmodel.data.prior_dataset import condition_scale
-from worldmodel.data.store import Store, open_tokens
+from worldmodel.data.store import Store
 from worldmodel.models.loading import AnyVQVAE, load_vqvae
 from worldmodel.models.reward_done import OutcomeConfig, OutcomeModel
 from worldmodel.training.trainer import Batch, TrainerConfig, eval_mode, fit, rank_share

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from worldmodel.data.opening import open_frame_store, open_tokens
 from worldmodel.data.prior_dataset import (
     PriorBatch,
     PriorDataset,
@@ -23,7 +24,6 @@ from worldmodel.data.prior_dataset import (
     to_batch,
 )
 from worldmodel.data.shard_cache import CacheArgs
-from worldmodel.data.store import open_frame_store, open_tokens
 from worldmodel.generation.generate import decode_clips, generate_video
 from worldmodel.models.loading import AnyVQVAE, load_vqvae
 from worldmodel.models.prior import Prior

@@ -1,16 +1,16 @@
 """The second stage, run by train/tokens.py: frames are encoded once, into a store of codes (Figure 2).
 
-Episode i of the codes is episode i of the frames, so both have the same splits. The episodes of several stores follow
-one another. Row t describes latent frame t and what led into it:
+Episode i of the codes is episode i of the frames, and has its split. The episodes of several stores follow one another.
+Row t describes latent frame t and what led into it:
 
     codes         (h, w, g) uint16
     condition     (s * action_dim) float32: the s actions that led into its s frames; zeros at an episode's first frame
     reward        sum of the rewards of these s steps
     done          whether the episode terminated at its last frame
     variables     (v) float32, game variables at its last frame
-    label, split  class and split of the episode
-    frame_row     row of its first frame in the store of frames, where a prior finds its conditioning frames; left out
-                  if there are several stores
+    label         class of the episode
+    split         its split, if it was published with the data or there are several stores
+    frame_row     row of its first frame in the store of frames, where a prior finds its conditioning frames
     reconstruction
                   (H, W, channels) uint8, what the decoder of a recurrent VQ-VAE made of it; its first one of an episode
                   is the frame itself, which is given
@@ -32,13 +32,16 @@ import numpy as np
 import torch
 
 from worldmodel.data.clips import Clips, read_state, read_windows
+from worldmodel.data.joined import JoinedStore
+from worldmodel.data.opening import open_store
 from worldmodel.data.shard_cache import CacheArgs
 from worldmodel.data.store import Store
 from worldmodel.data.writer import StoreWriter
+from worldmodel.data.zarr_format import SPLITS
 from worldmodel.generation.context import CONTEXTS_FILE, Context
 from worldmodel.models.loading import AnyVQVAE, load_vqvae
 from worldmodel.models.vqvae import to_float
-from worldmodel.training.encoding import actions_into, encode_episodes
+from worldmodel.training.encoding import Rows, actions_into, encode_episodes
 from worldmodel.training.trainer import autocast
 from worldmodel.utils.checkpoint import codes_digest
 from worldmodel.utils.errors import UserError
@@ -138,67 +141,70 @@ def trial(model: AnyVQVAE, store: Store, precision: Precision) -> dict[str, torc
     return {"picture": to_float(seen)}
 
 
-def write(args: TokensStage, stores: list[Store], model: AnyVQVAE, weights: str) -> None:
+def write(args: TokensStage, store: Store, model: AnyVQVAE, weights: str) -> None:
     """Encode the episodes that the store of codes does not have yet.
 
     Args:
         args: Settings of the stage.
-        stores: Stores of frames.
+        store: Store of frames.
         model: The VQ-VAE.
         weights: Its `codes_digest`.
 
     Raises:
         UserError: If the store of codes has other settings or more episodes, or an episode is too short.
     """
-    store, several = stores[0], len(stores) > 1
     settings = {
         "vqvae": {"weights": weights, "model": asdict(model.config)},
         "every": 0 if model.config.causal else args.clip_stride,
-        "data": [s.settings for s in stores] if several else store.settings,
+        "data": store.settings,
     }
     cure = "use --restart to encode everything again"
     with StoreWriter(args.run / "tokens.zarr", store.env_spec, settings, store.split_seed, cure) as writer:
-        first, places = writer.n_episodes, [(s, i) for s in stores for i in range(len(s.episode_ends))]
-        if first > len(places):
-            named = " and ".join(s.path for s in stores)
-            raise UserError(f"{writer.path} has {first} episodes, but {named} only {len(places)}; {cure}")
-        total = sum(stop - start for start, stop in (s.episode_bounds(i) for s, i in places[first:]))
+        first, n = writer.n_episodes, len(store.episode_ends)
+        if first > n:
+            raise UserError(f"{writer.path} has {first} episodes, but {store.path} only {n}; {cure}")
+        total = store.n_rows - (store.episode_bounds(first)[0] if first < n else store.n_rows)
         with Progress(total=total, unit=" frames", desc="tokens", disable=total == 0) as bar:
-            for at in range(first, len(places), LANES):
-                group = places[at : at + LANES]
-                episodes = [source.read_episode(i) for source, i in group]
-                first_rows = [source.episode_bounds(i)[0] for source, i in group]
+            for at in range(first, n, LANES):
+                group = range(at, min(at + LANES, n))
+                episodes, first_rows = zip(
+                    *((store.read_episode(i), store.episode_bounds(i)[0]) for i in group), strict=True
+                )
                 encoded = encode_episodes(model, store.env_spec, episodes, first_rows, args.clip_stride)
-                for (source, i), episode, rows in zip(group, episodes, encoded, strict=True):
+                for i, episode, rows in zip(group, episodes, encoded, strict=True):
                     if not rows:
                         raise UserError(
-                            f"episode {i} of {source.path} has {len(episode['frames'])} frames, but a clip needs "
+                            f"episode {i} of {store.path} has {len(episode['frames'])} frames, but a clip needs "
                             f"{model.config.n_frames}; collect longer episodes or train the VQ-VAE with --model.mode "
                             "stream"
                         )
-                    writer.append({name: a for name, a in rows.items() if name != "frame_row" or not several})
+                    writer.append(rows | joined_split(store, i, len(rows["codes"])))
                     bar.update(len(episode["frames"]))
+
+
+def joined_split(store: Store, i: int, n: int) -> Rows:
+    """The split of episode i as an array of n rows. A joined store keeps it, because a draw by its number differs."""
+    if not isinstance(store, JoinedStore):
+        return {}
+    return {"split": np.full(n, SPLITS.index(store.episode_splits()[i]))}
 
 
 def encode_tokens(args: TokensStage) -> None:
     """Encode frames into <run>/tokens.zarr, and choose the contexts that dreams start from.
 
     Raises:
-        UserError: If the stores are of different environments, and as `write`.
+        UserError: If the stores cannot be joined, and as `write`.
     """
-    stores = [Store(path, args.shard_cache(path)) for path in args.data or (args.run / "data.zarr",)]
-    if other := next((s for s in stores if s.env_spec != stores[0].env_spec), None):
-        raise UserError(
-            f"{other.path} was recorded from another environment than {stores[0].path}; give stores of one environment"
-        )
+    stores = [open_store(path, args.shard_cache(path)) for path in args.data or (args.run / "data.zarr",)]
+    store = JoinedStore(" and ".join(s.path for s in stores), stores) if len(stores) > 1 else stores[0]
     model, weights = load_vqvae(args.run / "vqvae").to(args.device), codes_digest(args.run / "vqvae")
     with folder_lock(args.run, "tokens.lock", f"{CONTEXTS_FILE}.*.part"):
         if args.restart:
             shutil.rmtree(args.run / "tokens.zarr", ignore_errors=True)
         device = model.pre_vq_conv.weight.device
-        precision = verified_precision("tokens", device, args.precision, partial(trial, model, stores[0]))
+        precision = verified_precision("tokens", device, args.precision, partial(trial, model, store))
         with autocast(device, precision):
-            write(args, stores, model, weights)
+            write(args, store, model, weights)
         tokens = Store(args.run / "tokens.zarr")
         if missing := [name for name in ("condition", "variables") if name not in tokens.array_names]:
             print(f"no contexts for a dream to start from: {tokens.path} has no {missing[0]}")

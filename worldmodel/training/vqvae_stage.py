@@ -17,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from worldmodel.data.clips import Clips
 from worldmodel.data.env_spec import EnvSpec
+from worldmodel.data.opening import open_store
 from worldmodel.data.prior_dataset import condition_scale
 from worldmodel.data.shard_cache import CacheArgs
 from worldmodel.data.store import Store
@@ -135,7 +136,7 @@ def train_vqvae(args: VQVAEStage) -> None:
         UserError: If the store has other frames than the model, and as `fit`.
     """
     path = args.data or args.run / "data.zarr"
-    store = Store(path, args.shard_cache(path))
+    store = open_store(path, args.shard_cache(path))
     if store.env_spec.frame_shape != (*args.model.frame_size, args.model.channels):
         raise UserError(
             f"{store.path} has frames of {store.env_spec.frame_shape}, but the VQ-VAE is set to "

@@ -12,6 +12,7 @@ import torch
 from worldmodel.data.env_spec import ActionSpec, EnvSpec
 from worldmodel.data.prior_dataset import condition_scale
 from worldmodel.models.attention import KVCache
+from worldmodel.models.image_encoder import ImageEncoder
 from worldmodel.models.prior import Prior, PriorConfig
 from worldmodel.models.resnet import ResNet
 from worldmodel.utils.errors import UserError
@@ -346,6 +347,21 @@ def test_cached_logits_equal_full_ones_beside_images(kind: tuple[str, int, int])
         prior.encode_images(images[:, :, :, 1:])
     with pytest.raises(UserError, match="image_input needs mode = stream"):
         build("paper", "raster", 1, "clip", image_input=True)
+
+
+def test_images_get_noise_in_training_only() -> None:
+    """Up to a standard deviation that is drawn for each clip."""
+    encoder = ImageEncoder(3, (16, 16), (4, 4), 8, noise=0.2)
+    seen: list[torch.Tensor] = []
+    encoder.layers[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    images = torch.full((64, 5, 16, 16, 3), 128, dtype=torch.uint8)
+    encoder.eval()(images)
+    encoder.train()(images)
+    torch.testing.assert_close(seen[0], torch.full_like(seen[0], 128 / 255 - 0.5))
+    stds = seen[1].unflatten(0, (64, 5)).std((1, 2, 3, 4))
+    assert 0.0 <= stds.min() < 0.03 and 0.17 < stds.max() < 0.21
+    with pytest.raises(UserError, match="image_noise needs the images of image_input"):
+        build("stream", "raster", 1, "frame", image_noise=0.1)
 
 
 def test_the_resnet_strides_space_by_four_and_its_depth_is_its_name() -> None:
