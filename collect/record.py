@@ -3,6 +3,10 @@
 Episodes may be cut into segments. Each commit includes the index of the next episode and the number of its segments in
 the store. So the same command resumes after it was killed and ends with the same store, with any number of processes.
 
+Under torchrun each rank records groups of its own into a store of its own, and a manifest joins the stores (see
+`worldmodel.data.joined`). Whole episodes are the same with any number of ranks; they are only in another order. A rank
+commits every few seconds, and a rank that dies plays again what it had not committed.
+
 An episode with a NaN or infinite reward, action or variable (in float32, as stored) would break training. It is
 skipped, counted, and named in `<store>/skipped.txt`, like an unreadable file.
 """
@@ -13,6 +17,7 @@ import itertools
 import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +25,17 @@ from collect.episodes import Exploration, cut_episode
 from collect.files import SKIPPED_FILE, not_finite, store_size, write_skipped
 from collect.pool import WorkerContext, WorkerPool
 from worldmodel.data.env_spec import EnvSpec
+from worldmodel.data.opening import check_joinable, write_manifest
 from worldmodel.data.writer import StoreWriter
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.progress import Progress
+from worldmodel.utils.ranks import n_ranks, rank, wait_for_ranks
 from worldmodel.utils.settings import Seed, Workers
 
 MAX_SHORT_EPISODES = 100
 """Recording stops after this many unusable episodes in a row."""
+COMMIT_EVERY = 5.0
+"""Seconds after which recorded episodes are committed. A process that is killed plays at most these again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +43,7 @@ class RecordArgs(Exploration):
     """Settings of all recorders."""
 
     num_workers: Workers = min(os.cpu_count() or 1, 16)
-    """Number of processes that play."""
+    """Number of processes that play; under torchrun, on each rank."""
     seed: Seed = 0
     """Seed of the episodes, the actions and the split."""
 
@@ -52,6 +61,8 @@ def record_store(
 ) -> None:
     """Fill a store with `total` episodes or segments, or resume it, and print its size and the speed.
 
+    Under torchrun each rank fills its share, in <out>/<rank>.
+
     Args:
         out: Store to write.
         env_spec: Spec of the environment.
@@ -66,16 +77,54 @@ def record_store(
     Raises:
         UserError: The store has other settings, or too many episodes in a row are unusable.
     """
-    with StoreWriter(out, env_spec, settings, args.seed) as writer:
-        complete = writer.n_episodes >= total
-        if not complete:
-            with WorkerPool(worker, args.num_workers, Progress.write) as pool:
-                rate = record_episodes(pool, writer, group_size, total, length)
-                bare = sum(pool.run_everywhere(bare_rate)) if bare_rate else 0
-            share = f": {rate / bare:.0%} of the bare engine's {bare:,.0f} frames/s" if bare else ""
-            print(f"{rate:,.0f} frames/s by {args.num_workers} processes{share}")
-        state = "was complete already" if complete else "is complete"
-        print(f"data: {out} {state}: {store_size(writer)}, {writer.n_rows / writer.n_episodes:.1f} on average")
+    address, settings, share = rank_share(out, settings, group_size, total)
+    with StoreWriter(address, env_spec, settings, args.seed) if share else nullcontext() as writer:
+        join_ranks(out, group_size, total)
+        if writer:
+            fill(writer, args, worker, group_size, share, length, bare_rate)
+    wait_for_ranks()
+
+
+def shares(group_size: int, total: int) -> list[int]:
+    """How many of `total` episodes each rank records; groups go to the ranks in turn."""
+    return [sum(i // group_size % n_ranks() == r for i in range(total)) for r in range(n_ranks())]
+
+
+def rank_share(out: str, settings: dict[str, Any], group_size: int, total: int) -> tuple[str, dict[str, Any], int]:
+    """What this rank records: its store, the store's settings, and how many of `total` episodes; all of it if alone."""
+    if n_ranks() == 1:
+        return out, settings, total
+    check_joinable(out)
+    return f"{out}/{rank()}", settings | {"rank": [rank(), n_ranks()]}, shares(group_size, total)[rank()]
+
+
+def join_ranks(out: str, group_size: int, total: int) -> None:
+    """Write the manifest of the ranks' stores, once every rank has opened its own."""
+    wait_for_ranks()
+    if n_ranks() > 1 and rank() == 0:
+        write_manifest(out, [str(r) for r, share in enumerate(shares(group_size, total)) if share])
+        print(f"data: {out} joins the stores of {n_ranks()} ranks; what follows is about the first")
+
+
+def fill(
+    writer: StoreWriter,
+    args: RecordArgs,
+    worker: WorkerContext,
+    group_size: int,
+    total: int,
+    length: int,
+    bare_rate: Callable[[], float] | None,
+) -> None:
+    """Fill an open store, and print its size and the speed; the arguments are those of `record_store`."""
+    complete = writer.n_episodes >= total
+    if not complete:
+        with WorkerPool(worker, args.num_workers, Progress.write) as pool:
+            rate = record_episodes(pool, writer, group_size, total, length)
+            bare = sum(pool.run_everywhere(bare_rate)) if bare_rate else 0
+        share = f": {rate / bare:.0%} of the bare engine's {bare:,.0f} frames/s" if bare else ""
+        print(f"{rate:,.0f} frames/s by {args.num_workers} processes{share}")
+    state = "was complete already" if complete else "is complete"
+    print(f"data: {writer.path} {state}: {store_size(writer)}, {writer.n_rows / writer.n_episodes:.1f} on average")
 
 
 def record_episodes(pool: WorkerPool, writer: StoreWriter, group_size: int, total: int, length: int) -> float:
@@ -86,12 +135,14 @@ def record_episodes(pool: WorkerPool, writer: StoreWriter, group_size: int, tota
     bad: list[str]  # reasons of skipped episodes
     first, written, *bad = writer.progress or (0, 0)  # the next episode, and the number of its segments in the store
     before, start, rate, useless = writer.n_rows, time.perf_counter(), 0.0, 0
-    groups = pool.map(itertools.count(first // group_size))
+    commit_at = time.monotonic() + COMMIT_EVERY
+    groups = pool.map(g * n_ranks() + rank() for g in itertools.count(first // group_size))
     with Progress(total=total, initial=writer.n_episodes, unit=" episodes", desc=writer.env_spec.name) as bar:
         for i, episode in enumerate(itertools.chain.from_iterable(groups), first // group_size * group_size):
             why = not_finite(episode)
             if why and i >= first:
-                bad.append(f"episode {i}: {why}")
+                number = (i // group_size * n_ranks() + rank()) * group_size + i % group_size
+                bad.append(f"episode {number}: {why}")
                 Progress.write(f"skipped: {bad[-1]}")
                 write_skipped(writer.path, bad)
             parts = [] if why else cut_episode(episode, length)
@@ -103,6 +154,9 @@ def record_episodes(pool: WorkerPool, writer: StoreWriter, group_size: int, tota
                     place = [i, k] if k < len(parts) else [i + 1, 0]
                     writer.append(part, progress=[*place, *bad])
                     bar.update()
+                    if time.monotonic() > commit_at:
+                        writer.commit()
+                        commit_at = time.monotonic() + COMMIT_EVERY
             rate = (writer.n_rows - before) / (time.perf_counter() - start)
             bar.set_postfix_str(f"{rate:,.0f} frames/s")
             if writer.n_episodes == total:

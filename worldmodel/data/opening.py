@@ -41,10 +41,15 @@ def part_address(path: str, name: str) -> str:
     return name if is_url(name) or Path(name).is_absolute() else f"{path.rstrip('/')}/{name}"
 
 
-def write_manifest(path: str, names: Sequence[str]) -> None:
-    """Write the manifest of a folder of stores, or of a URL; `UserError` if it cannot be written."""
+def check_joinable(path: str) -> None:
+    """`UserError` if there is a store where a manifest and the stores that it names would go."""
     if read_object(open_storage(path), "zarr.json") is not None:
         raise UserError(f"{path} is a store itself, so others cannot be put into it; use another folder")
+
+
+def write_manifest(path: str, names: Sequence[str]) -> None:
+    """Write the manifest of a folder of stores, or of a URL; `UserError` if it cannot be written."""
+    check_joinable(path)
     write_beside(path, MANIFEST, json.dumps({"stores": list(names)}, indent=1).encode())
 
 

@@ -45,6 +45,12 @@ def n_ranks() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def wait_for_ranks() -> None:
+    """Wait until every rank is here."""
+    if n_ranks() > 1:
+        dist.barrier()
+
+
 @contextmanager
 def forward_pass(this: Pass) -> Iterator[None]:
     """Context of a forward pass of a training step, which all ranks run at once."""
