@@ -15,7 +15,7 @@ from worldmodel.data.prior_dataset import PriorBatch, PriorDataset
 from worldmodel.data.store import Store
 from worldmodel.generation.context import Context
 from worldmodel.generation.dream import Dream
-from worldmodel.generation.generate import generate_video
+from worldmodel.generation.generate import continue_clips
 from worldmodel.generation.sampling import SamplingConfig
 from worldmodel.models.layers import Memory
 from worldmodel.models.loading import AnyVQVAE, load_prior, load_vqvae
@@ -262,7 +262,7 @@ def sample_videos(
         one = given[part].to(device)
         generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, k]).generate_state(1)[0]))
         frames = prior.config.latent_shape[0]
-        video = generate_video(vqvae, prior, one, context_frames, frames, generator, sampling)
+        video = continue_clips(vqvae, prior, one, context_frames, frames, generator, sampling)[1]
         videos.append(video.cpu().numpy())
         if copy_cond_frames and one.cond_frames is not None:
             videos[-1][:, : one.cond_frames.shape[1]] = one.cond_frames.cpu().numpy()

@@ -117,7 +117,7 @@ def decode_clips(vqvae: AnyVQVAE, batch: PriorBatch, codes: Tensor | None = None
 
 
 @torch.no_grad()
-def generate_video(
+def continue_clips(
     vqvae: AnyVQVAE,
     prior: Prior,
     batch: PriorBatch,
@@ -125,17 +125,17 @@ def generate_video(
     n_frames: int,
     generator: torch.Generator,
     sampling: SamplingConfig | None = None,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Continue the first `n_given` latent frames of a batch up to `n_frames`; arguments as in `generate`.
 
     Returns:
-        Frames (b, t, H, W, channels) uint8, the given ones first.
+        Codes (b, n_frames, h, w, g) and frames (b, t, H, W, channels) uint8, the given ones first.
     """
     given, condition = batch.codes[:, :n_given], batch.condition
     if not prior.config.image_input:
-        features = batch_features(prior, batch)
-        return decode_clips(vqvae, batch, generate(prior, given, n_frames, generator, condition, features, sampling))
+        codes = generate(prior, given, n_frames, generator, condition, batch_features(prior, batch), sampling)
+        return codes, decode_clips(vqvae, batch, codes)
     assert batch.state is not None, "a prior that takes images reads codes of a recurrent VQ-VAE"
     decoder = Decoder(vqvae, batch.state)
-    generate(prior, given, n_frames, generator, condition, sampling=sampling, decoder=decoder)
-    return torch.cat(decoder.frames, dim=1)
+    codes = generate(prior, given, n_frames, generator, condition, sampling=sampling, decoder=decoder)
+    return codes, torch.cat(decoder.frames, dim=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +14,11 @@ from worldmodel.data.clips import ALL, RECONSTRUCTION, read_windows
 from worldmodel.data.opening import open_tokens
 from worldmodel.data.prior_dataset import condition_scale
 from worldmodel.data.store import Store
-from worldmodel.models.loading import AnyVQVAE, load_vqvae
+from worldmodel.generation.dreamed_windows import DreamedWindows, Rows
+from worldmodel.models.loading import AnyVQVAE, load_prior, load_vqvae
 from worldmodel.models.reward_done import OutcomeConfig, OutcomeModel
 from worldmodel.training.trainer import Batch, TrainerConfig, eval_mode, fit, rank_share
+from worldmodel.utils.checkpoint import checkpoints, read_header, weights_digest
 from worldmodel.utils.compatibility import check_vqvae
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.run_args import StageArgs
@@ -25,6 +28,10 @@ TARGETS = ("condition", "reward", "done", "variables")
 """Arrays that the model is trained on, in addition to codes."""
 IMAGE_CHANNELS = 32
 """Channels of the features of reconstructions, for the codes of a recurrent VQ-VAE."""
+
+
+CONTEXT = 8
+"""Latent frames that a dreamed sequence starts from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +47,11 @@ class OutcomeStage(StageArgs):
     as deaths in ViZDoom."""
     n_stacked_frames: Count = 0
     """Number of last latent frames that convolutions see, to detect motion; 0 for a linear layer over the newest."""
+    n_dreams: Count = 0
+    """Number of dreamed sequences, which make half of every batch; 0 trains on recordings alone. The prior of the run
+    continues recordings under the recorded actions, and the targets are what happened in the recording."""
+    dream_steps: Positive = 12
+    """Latent frames that a dreamed sequence goes on."""
     trainer: TrainerConfig = field(
         default_factory=lambda: TrainerConfig(steps=2000, lr_schedule="cosine", learning_rate=1e-3)
     )
@@ -82,7 +94,7 @@ class EpisodeWindows:
         longest = max(map(len, found), default=0)
         return tuple(tuple(np.pad(f, (0, longest - len(f)), "edge").tolist()) for f in found)
 
-    def sample(self, rng: np.random.Generator, n: int, share: slice = ALL) -> dict[str, np.ndarray]:
+    def sample(self, rng: np.random.Generator, n: int, share: slice = ALL) -> Rows:
         """Sample n sequences (n, length, ...), each starting at any row, and read a share of them."""
         start = rng.integers(len(self.episode_stop), size=(n, 1))[share]
         index = start + np.arange(self.length)
@@ -119,6 +131,28 @@ def configure(args: OutcomeStage, store: Store, vqvae: AnyVQVAE, train: EpisodeW
     )
 
 
+def dream_splits(args: OutcomeStage, vqvae: AnyVQVAE, store: Store) -> dict[str, DreamedWindows]:
+    """Dreamed sequences of the training and the validation split.
+
+    Raises:
+        UserError: If the run has no prior, or one of another VQ-VAE or kind.
+    """
+    folder = args.run / "prior"
+    if not checkpoints(folder):
+        raise UserError(f"{folder} has no prior to dream with; train it first, or leave --n-dreams out")
+    prior = load_prior(folder).to(args.device)
+    check_vqvae(str(folder), read_header(folder)[0].get("vqvae"), args.run / "vqvae")
+    if prior.config.conditioning != "frame":
+        raise UserError(f"{folder} is not conditioned frame by frame on actions; train it with --actions")
+    sizes = {"train": args.n_dreams, "valid": min(args.n_dreams, args.n_eval_clips)}
+    how: dict[str, Any] = {"seed": args.trainer.seed, "precision": args.trainer.precision}
+    vqvae = vqvae.to(args.device)
+    return {
+        split: DreamedWindows(vqvae, prior, store, split, n, CONTEXT, args.dream_steps, **how)
+        for split, n in sizes.items()
+    }
+
+
 def train_outcome(args: OutcomeStage) -> None:
     """Train an outcome model into <run>/outcome.
 
@@ -140,22 +174,38 @@ def train_outcome(args: OutcomeStage) -> None:
     torch.manual_seed(args.trainer.seed)
     model = OutcomeModel(configure(args, store, vqvae, train), vqvae.quantizer.embedding).to(args.device)
 
+    dreams = dream_splits(args, vqvae, store) if args.n_dreams else {}
+
+    def sample(rng: np.random.Generator, step: int) -> Rows:
+        if not dreams:
+            return train.sample(rng, args.trainer.batch_size, share)
+        n_dreamed = args.trainer.batch_size // 2
+        recorded = train.sample(rng, args.trainer.batch_size - n_dreamed)
+        dreamed = dreams["train"].sample(rng, n_dreamed, args.n_latent_frames)
+        return {name: np.concatenate([rows, dreamed[name]])[share] for name, rows in recorded.items()}
+
     def loss(batch: Batch) -> dict[str, Tensor]:
         codes, condition, reward, done, variables, mask = (batch[name] for name in ("codes", *TARGETS, "mask"))
         return model.loss(codes, condition, reward, done, variables, mask, batch.get("images"))
 
-    held = valid.sample(np.random.default_rng(0), args.n_eval_clips)
-    batch = {name: torch.from_numpy(array).to(args.device) for name, array in held.items()}
+    held = {"held_out": valid.sample(np.random.default_rng(0), args.n_eval_clips)}
+    if dreams:
+        held["held_out_dreams"] = dreams["valid"].rows
+    batches = {
+        name: {key: torch.from_numpy(array).to(args.device) for key, array in rows.items()}
+        for name, rows in held.items()
+    }
 
     def evaluate(writer: SummaryWriter, step: int) -> None:
         with eval_mode(model):
-            for name, value in loss(batch).items():
-                writer.add_scalar(f"held_out/{name}", value, step)
+            for where, batch in batches.items():
+                for name, value in loss(batch).items():
+                    writer.add_scalar(f"{where}/{name}", value, step)
 
     fit(
         model,
         loss=loss,
-        sample=lambda rng, step: train.sample(rng, args.trainer.batch_size, share),
+        sample=sample,
         config=args.trainer,
         out=args.run / "outcome",
         settings={
@@ -163,6 +213,7 @@ def train_outcome(args: OutcomeStage) -> None:
             "model": asdict(model.config),
             "n_latent_frames": args.n_latent_frames,
             "vqvae": store.settings["vqvae"]["weights"],
+            **({"dreams": [args.n_dreams, args.dream_steps, weights_digest(args.run / "prior")]} if dreams else {}),
         },
         evaluate=evaluate,
         restart=args.restart,

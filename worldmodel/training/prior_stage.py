@@ -24,7 +24,7 @@ from worldmodel.data.prior_dataset import (
     to_batch,
 )
 from worldmodel.data.shard_cache import CacheArgs
-from worldmodel.generation.generate import decode_clips, generate_video
+from worldmodel.generation.generate import continue_clips, decode_clips
 from worldmodel.models.loading import AnyVQVAE, load_vqvae
 from worldmodel.models.prior import Prior
 from worldmodel.models.prior_config import Conditioning, PriorConfig, PriorSettings
@@ -150,7 +150,7 @@ def evaluate(
         few, frames = heldout_batch[:4], heldout_batch.codes.shape[1]
         known = 0 if prior.config.mode == "paper" else frames // 4
         generator = torch.Generator().manual_seed(0)
-        sampled = generate_video(vqvae, prior, few, known, frames, generator)
+        sampled = continue_clips(vqvae, prior, few, known, frames, generator)[1]
         videos = [video.cpu().numpy() for video in (decode_clips(vqvae, few), sampled)]
         add_video(writer, "held_out/truth_and_sample", upscale(side_by_side(videos), 2), step, fps)
     return verdicts
