@@ -156,6 +156,24 @@ def evaluate(
     return verdicts
 
 
+def init_prior_from(folder: Path, prior: Prior, vqvae: Path) -> None:
+    """Initialize a prior from another one, of the same VQ-VAE or of the one that this VQ-VAE was started from.
+
+    Args:
+        folder: Folder of the other prior.
+        prior: Prior to initialize, in place. It keeps its own codebook, which the other one's weights soon get used to.
+        vqvae: Folder of its VQ-VAE.
+
+    Raises:
+        UserError: If the other prior is of another VQ-VAE, or has other sizes.
+    """
+    codebook, made_with = prior.codebook.clone(), str(read_header(folder)[0].get("vqvae"))
+    if made_with.partition("+")[0] != read_header(vqvae)[0].get("init_from"):
+        check_vqvae(str(folder), made_with, vqvae, codebook_only=True)
+    load_weights(folder, prior)
+    prior.codebook.copy_(codebook)
+
+
 def train_prior(args: PriorStage) -> None:
     """Train a prior into <run>/<out>.
 
@@ -175,10 +193,7 @@ def train_prior(args: PriorStage) -> None:
         config = replace(config, condition_scale=condition_scale(env_spec, some, config.n_classes))
     prior = Prior(config, vqvae.quantizer.embedding).to(args.device)
     if args.init_from is not None:
-        check_vqvae(
-            str(args.init_from), read_header(args.init_from)[0].get("vqvae"), args.run / "vqvae", codebook_only=True
-        )
-        load_weights(args.init_from, prior)
+        init_prior_from(args.init_from, prior, args.run / "vqvae")
 
     def loss(arrays: Batch) -> dict[str, Tensor]:
         given = to_batch(arrays)

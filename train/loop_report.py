@@ -1,0 +1,56 @@
+"""Scores of train/loop.py against what the engine has played: TensorBoard, a picture, JSON and a line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from torch.utils.tensorboard import SummaryWriter
+
+from worldmodel.utils.checkpoint import write_json
+
+Curves = dict[str, list[tuple[int, dict[str, Any]]]]
+"""For each label pairs of steps in the engine and a score."""
+
+
+def read_score(folder: Path) -> dict[str, Any]:
+    """The tics that the policy of a round, or of the engine, survives: "mean" and "interval95"; "random" beside it."""
+    scores = json.loads((folder / "scores.json").read_text())["scores"]
+    random = scores.pop("random")
+    (policy,) = scores.values()
+    return policy["tics"] | {"random": random["tics"]["mean"]}
+
+
+def draw(path: Path, curves: Curves) -> None:
+    """Draw scores against the frames that the engine has made; each curve has pairs of frames and a score."""
+    figure, axes = plt.subplots(figsize=(7, 4))
+    for label, points in curves.items():
+        frames, means = [n for n, _ in points], [score["mean"] for _, score in points]
+        bars = [[abs(score["interval95"][side] - score["mean"]) for _, score in points] for side in (0, 1)]
+        axes.errorbar(frames, means, yerr=bars, marker="o", capsize=3, label=label)
+    first = next(iter(curves.values()))[0][1]
+    axes.axhline(first["random"], color="gray", linestyle=":", label="random actions")
+    axes.set(xlabel="steps in the engine", ylabel="tics survived, with 95% intervals", ylim=0)
+    axes.legend()
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+    plt.close(figure)
+
+
+def report(run: Path, curves: Curves) -> None:
+    """Write score.json, score.png and the TensorBoard log anew from all scores so far, and print the last one."""
+    for old in (run / "log").glob("*/events.*"):
+        old.unlink()
+    for label, points in curves.items():
+        with SummaryWriter(str(run / "log" / label.replace(" ", "_"))) as writer:
+            for frames, score in points:
+                writer.add_scalar("score/tics", score["mean"], frames)
+    draw(run / "score.png", curves)
+    write_json(run / "score.json", {label: [{"steps": n} | s for n, s in points] for label, points in curves.items()})
+    label, (frames, score) = next((label, points[-1]) for label, points in reversed(curves.items()))
+    low, high = score["interval95"]
+    print(f"{label}, {frames:,} steps in the engine: {score['mean']:.0f} tics [{low:.0f}, {high:.0f}]", flush=True)

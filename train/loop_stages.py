@@ -1,0 +1,165 @@
+"""The commands of train/loop.py, and which of them are done."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from worldmodel.utils.checkpoint import write_json
+from worldmodel.utils.compatibility import config_difference
+from worldmodel.utils.errors import UserError
+from worldmodel.utils.settings import Count, NonEmpty, Positive, Range, Seed, Settings
+
+ROOT = Path(__file__).resolve().parents[1]
+STATE = "loop.json"
+Share = Annotated[float, Range(0, 1)]
+Flags = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(Settings):
+    """Record, dream and learn, round after round."""
+
+    run: Path = Path("runs/loop")
+    """Folder of all rounds."""
+    scenario: str = "health_gathering_supreme"
+    """ViZDoom scenario."""
+    rounds: Positive = 4
+    """Number of rounds. A larger number continues a loop that is complete."""
+    episodes: NonEmpty[Positive] = (100,)
+    """Episodes that each round records; here and below, the last value also holds for all later rounds."""
+    exploration: NonEmpty[Share] = (0.05, 0.3)
+    """Fractions of random actions of the policy that records; they take turns."""
+    vqvae_steps: NonEmpty[Positive] = (6000, 3000)
+    """Training steps of the VQ-VAE."""
+    prior_steps: NonEmpty[Positive] = (3000, 2000)
+    """Training steps of the prior."""
+    policy_steps: NonEmpty[Positive] = (200_000,)
+    """Steps of the policy in the dream."""
+    score_episodes: Positive = 100
+    """Episodes in the engine that a policy is scored on."""
+    score_seed: Seed = 10_000
+    """Seed of these episodes."""
+    engine_steps: Count = 0
+    """Steps of PPO in the engine alone, for comparison; 0 leaves it out."""
+    engine_scores: Positive = 5
+    """How often this PPO is scored on its way."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A command of the loop."""
+
+    name: str
+    """Its name in the state, such as round-0/prior."""
+    script: str
+    flags: Flags
+
+
+def of_round(values: tuple[Any, ...], k: int) -> Any:
+    """The value for round k."""
+    return values[min(k, len(values) - 1)]
+
+
+def round_stages(args: Args, k: int) -> list[Stage]:
+    """The commands of round k."""
+    here, before, data = (args.run / name for name in (f"round-{k}", f"round-{k - 1}", "data.zarr"))
+    players = [f"{before / 'policy'}@{share}" for share in args.exploration] if k else ["random"]
+
+    def after(part: str) -> Flags:
+        return {"init_from": before / part} if k else {}
+
+    recording = {"scenario": args.scenario, "episodes": of_round(args.episodes, k), "seed": k}
+    scoring = {"scenario": args.scenario, "episodes": args.score_episodes, "seed": args.score_seed}
+    stages: dict[str, tuple[str, Flags]] = {
+        "collect": ("collect/vizdoom.py", {"out": data / str(k), "policy": players} | recording),
+        "vqvae": (
+            "train/vqvae.py",
+            {"run": here, "data": data, "trainer.steps": of_round(args.vqvae_steps, k)} | after("vqvae"),
+        ),
+        "tokens": ("train/tokens.py", {"run": here, "data": data}),
+        "prior": (
+            "train/prior.py",
+            {"run": here, "actions": True, "trainer.steps": of_round(args.prior_steps, k)} | after("prior"),
+        ),
+        "outcome": ("train/outcome.py", {"run": here}),
+        "policy": (
+            "train/policy.py",
+            {"run": here, "out": here / "policy", "total_timesteps": of_round(args.policy_steps, k)} | after("policy"),
+        ),
+        "score": ("rollout/evaluate_policy.py", {"policy": here / "policy", "out": here} | scoring),
+    }
+    return [Stage(f"round-{k}/{name}", *stage) for name, stage in stages.items()]
+
+
+def engine_stages(args: Args) -> Iterator[tuple[int, list[Stage]]]:
+    """The commands that train PPO in the engine alone and score it, after each part of its steps."""
+    folder = args.run / "engine"
+    for i in range(1, args.engine_scores + 1):
+        steps = args.engine_steps * i // args.engine_scores
+        training = {"env_id": "VizdoomFrames-v0", "scenario": args.scenario, "out": folder / "policy"}
+        training |= {"total_timesteps": args.engine_steps, "stop_at_step": steps}
+        scoring = {"scenario": args.scenario, "episodes": args.score_episodes, "seed": args.score_seed}
+        scoring |= {"policy": folder / "policy", "out": folder / str(steps)}
+        yield (
+            steps,
+            [
+                Stage(f"engine/{steps}/policy", "train/policy.py", training),
+                Stage(f"engine/{steps}/score", "rollout/evaluate_policy.py", scoring),
+            ],
+        )
+
+
+def words(stage: Stage, presets: list[str]) -> list[str]:
+    """The command line of a stage, after `python`."""
+    line = [stage.script]
+    if not stage.name.startswith("engine/"):
+        line += [word for name in presets for word in ("--preset", name)]
+    for name, value in stage.flags.items():
+        values = value if isinstance(value, list) else [] if value is True else [value]
+        line += [f"--{name.replace('_', '-')}", *map(str, values)]
+    return line
+
+
+class State:
+    """Which commands of a loop are done, in <run>/loop.json."""
+
+    def __init__(self, args: Args) -> None:
+        """Read it; `UserError` if the loop was begun with other settings. More rounds are no other setting."""
+        self.path = args.run / STATE
+        settings = json.loads(json.dumps({k: v for k, v in asdict(args).items() if k not in ("run", "rounds")}))
+        try:
+            found = json.loads(self.path.read_text()) if self.path.exists() else {"settings": settings, "done": []}
+            self.done: list[str] = list(found["done"])
+            differs = config_difference(found["settings"], settings)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f"{self.path} is damaged; delete it, and the same command runs every stage again") from None
+        if differs:
+            raise UserError(f"{args.run} holds a loop with {differs}; use another --run, or the same settings")
+        self.settings = settings
+
+    def add(self, name: str) -> None:
+        """Note that a command is done."""
+        self.done.append(name)
+        write_json(self.path, {"settings": self.settings, "done": self.done})
+
+
+def run_stages(state: State, stages: list[Stage], presets: list[str]) -> None:
+    """Run the commands that are not done yet; `UserError` if one fails."""
+    for stage in stages:
+        if stage.name in state.done:
+            continue
+        line = words(stage, presets)
+        print(f"{stage.name}: python {shlex.join(line)}", flush=True)
+        status = subprocess.run([sys.executable, str(ROOT / line[0]), *line[1:]], check=False).returncode
+        if status == 130:
+            raise KeyboardInterrupt
+        if status:
+            raise UserError(f"{stage.name} has failed; its error is above. Fix that, and run the same command again")
+        state.add(stage.name)
