@@ -94,7 +94,7 @@ class Args(Settings):
     gamma: Fraction = 0.99
     """Discount factor."""
     expected_reward: bool = False
-    """Learn from the expected reward and game variables of a step instead of sampled ones. Only for dreams."""
+    """Learn from expected rewards and game variables instead of sampled ones. Only for dreams."""
     termination_penalty: NotNegative = 0.0
     """Extra cost of a termination; each step costs this value times its probability. Needs expected_reward."""
     reward_scale: float = 0.01

@@ -40,6 +40,7 @@ WORKS = {
     "train/benchmark.py": "--workloads masks --seconds 0.01 --rounds 1 --out out.json",
     "train/export.py": "--run run --out out --contexts 2",
     "train/imitate.py": "--scenario basic --n-rounds 1 --steps-per-round 16 --num-envs 1 --out out",
+    "train/loop.py": "--run out --rounds 1",
     "train/outcome.py": f"--run run --n-latent-frames 8 --hidden-dim 32 --restart {FIT}",
     "train/policy.py": "--env-id VideoGPTDream-v0 --total-timesteps 16 --num-envs 2 --n-steps 8 --n-epochs 1 --out out",
     "train/prior.py": f"--run run --actions --n-latent-frames 8 --out other {GPT} {FIT}",

@@ -269,6 +269,7 @@ def test_every_preset_fits_the_scripts(path: Path) -> None:
     import train.benchmark
     import train.export
     import train.imitate
+    import train.loop
     import train.pusher
     import train.tune_hysteresis
 
@@ -288,6 +289,7 @@ def test_every_preset_fits_the_scripts(path: Path) -> None:
         "tokens": tokens,
         "prior": prior,
         "outcome": outcome,
+        "loop": train.loop,
         "dream": rollout.dream,
         "evaluate": rollout.evaluate,
         "evaluate_policy": rollout.evaluate_policy,

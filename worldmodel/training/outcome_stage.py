@@ -14,9 +14,9 @@ from worldmodel.data.clips import ALL, RECONSTRUCTION, read_windows
 from worldmodel.data.opening import open_tokens
 from worldmodel.data.prior_dataset import condition_scale
 from worldmodel.data.store import Store
-from worldmodel.generation.dreamed_windows import DreamedWindows, Rows
 from worldmodel.models.loading import AnyVQVAE, load_prior, load_vqvae
 from worldmodel.models.reward_done import OutcomeConfig, OutcomeModel
+from worldmodel.training.dreamed_windows import DreamedWindows, Rows
 from worldmodel.training.trainer import Batch, TrainerConfig, eval_mode, fit, rank_share
 from worldmodel.utils.checkpoint import checkpoints, read_header, weights_digest
 from worldmodel.utils.compatibility import check_vqvae

@@ -13,8 +13,8 @@ from tests.conftest import stages
 from train import outcome
 from worldmodel.data.clips import RECONSTRUCTION
 from worldmodel.data.opening import open_tokens
-from worldmodel.generation.dreamed_windows import DreamedWindows, draw_windows
 from worldmodel.models.loading import load_prior, load_vqvae
+from worldmodel.training.dreamed_windows import DreamedWindows, draw_windows
 from worldmodel.utils.checkpoint import read_header
 from worldmodel.utils.errors import UserError
 
