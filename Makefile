@@ -6,13 +6,14 @@
 #             and tgif likewise. PRESET=video_small is for two cores, PRIOR=--classes for class-conditional models
 # make campaign
 #             tests damaged files, killed processes and hostile input for 20 minutes, and writes docs/campaign.md
+# make gpu    measures everything that needs a GPU, in at most 8 minutes; runs/gpu/table.md has the results
 # An interrupted command resumes when it is run again. PYTHON=python3.12 make ... uses another interpreter.
 
 PYTHON ?= python3.11
 BIN := .venv/bin
 SHELL := /bin/bash
 
-.PHONY: demo ucf101 ucf101_128 tgif test lint docs campaign clean
+.PHONY: demo ucf101 ucf101_128 tgif test lint docs campaign gpu clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -53,6 +54,9 @@ test: lint docs
 
 campaign: .venv/ready
 	$(BIN)/python -m tests.campaign --out docs/campaign.md
+
+gpu: .venv/ready
+	$(BIN)/python train/gpu.py
 
 clean:
 	rm -rf .venv runs site

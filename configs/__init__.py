@@ -40,6 +40,7 @@ SECTIONS = (
         "controllability",
         "rollout_benchmark",
         "train_benchmark",
+        "gpu",
         "rank",
         "plan",
         "play",

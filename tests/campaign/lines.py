@@ -39,6 +39,7 @@ WORKS = {
     "collect/vizdoom.py": "--scenario basic --policy random --episodes 1 --num-workers 1 --out out.zarr",
     "train/benchmark.py": "--workloads masks --seconds 0.01 --rounds 1 --out out.json",
     "train/export.py": "--run run --out out --contexts 2",
+    "train/gpu.py": "--out out --device cpu --small --minutes 0.0001",
     "train/imitate.py": "--scenario basic --n-rounds 1 --steps-per-round 16 --num-envs 1 --out out",
     "train/loop.py": "--run out --rounds 1",
     "train/outcome.py": f"--run run --n-latent-frames 8 --hidden-dim 32 --restart {FIT}",

@@ -268,6 +268,7 @@ def test_every_preset_fits_the_scripts(path: Path) -> None:
     import rollout.sample
     import train.benchmark
     import train.export
+    import train.gpu
     import train.imitate
     import train.loop
     import train.pusher
@@ -299,6 +300,7 @@ def test_every_preset_fits_the_scripts(path: Path) -> None:
         "controllability": rollout.controllability,
         "rollout_benchmark": rollout.benchmark,
         "train_benchmark": train.benchmark,
+        "gpu": train.gpu,
         "rank": rollout.rank,
         "plan": rollout.plan,
         "divergence": rollout.divergence,

@@ -1,0 +1,63 @@
+"""The parts of `make gpu` run with small models, resume, and stop when the time is over."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from train import gpu
+from worldmodel.utils.errors import UserError
+
+SMALL = gpu.Args(device="cpu", small=True, minutes=5)
+
+
+def quick(name: str, code: str) -> gpu.Part:
+    """A part that runs some Python, which writes its result to sys.argv[1]."""
+    return gpu.Part(name, f'-c "{code}" {{out}}', lambda path: [{"what": name, "result": path.read_text()}])
+
+
+COUNT = "import sys, pathlib; p = pathlib.Path(sys.argv[1]); p.write_text(p.read_text() + 'x' if p.exists() else 'x')"
+
+
+def test_parts_run_once_and_those_without_time_are_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = quick("slow", "import time; time.sleep(60)")
+    monkeypatch.setattr(gpu, "parts", lambda args: [quick("first", COUNT), slow, quick("last", COUNT)])
+    gpu.main(replace(SMALL, out=tmp_path, minutes=0.08))
+    assert "| first | x |" in (tmp_path / "table.md").read_text()
+    assert json.loads((tmp_path / "done.json").read_text()).keys() == {"first"}
+    assert "| slow | no time left |" in (tmp_path / "table.md").read_text()
+    monkeypatch.setattr(gpu, "parts", lambda args: [quick("first", COUNT), quick("slow", COUNT), quick("last", COUNT)])
+    gpu.main(replace(SMALL, out=tmp_path))
+    text = (tmp_path / "table.md").read_text()
+    assert all(f"| {name} | x |" in text for name in ("first", "slow", "last")), "the first one is not run again"
+    monkeypatch.setattr(gpu, "parts", lambda args: [quick("broken", "raise SystemExit(2)")])
+    with pytest.raises(UserError, match=r"broken has failed; its error is above\. Fix that"):
+        gpu.main(replace(SMALL, out=tmp_path))
+
+
+def test_every_part_runs_with_small_models_on_a_cpu(tmp_path: Path) -> None:
+    """But for the tests marked gpu, which are skipped here like everywhere without one."""
+    args = replace(SMALL, out=tmp_path)
+    for part in gpu.parts(args)[1:]:
+        assert gpu.run_part(args, part, 120), part
+        rows = part.rows(gpu.result_path(args, part))
+        assert rows and all(row.get("result") or row.get("memory") for row in rows), part
+    (tmp_path / "tests.txt").write_text("...\n==== 3 passed, 9 deselected in 2 s ====\n")
+    assert gpu.test_rows(tmp_path / "tests.txt")[0]["result"] == "3 passed, 9 deselected in 2 s"
+
+
+def test_the_full_parts_are_commands_that_their_scripts_take() -> None:
+    import importlib
+    import shlex
+    from typing import get_type_hints
+
+    from configs import parse
+
+    for part in gpu.parts(replace(SMALL, small=False)):
+        script, *flags = shlex.split(part.line.format(out="out"))
+        if script != "-m":
+            main = importlib.import_module(script.removesuffix(".py").replace("/", ".")).main
+            parse(get_type_hints(main)["args"], "", flags)

@@ -1,0 +1,200 @@
+"""Everything that a GPU has to tell, in a few minutes: `make gpu`, or `python train/gpu.py`.
+
+Each part is a command with a result file in <out>: the tests marked gpu, training steps of the paper's VQ-VAE and prior
+(clips/s, share of the peak rate, memory), dense and sparse attention over 8 x 32 x 32 codes, sampling, steps of a dream
+at up to 4,096 lanes, and PPO in it. Most important parts come first. A part that does not fit into `--minutes` any more
+is left for the next call of the same command; parts that have a result are not run again. The table of all results is
+printed and written to <out>/table.md.
+
+    python train/gpu.py                              # at most 8 minutes
+    python train/gpu.py --small --device cpu         # the same parts with small models, to try the command
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+if not __package__:  # run as a file: import from the project's root, not from this folder
+    sys.path[0] = str(ROOT)
+
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from configs import command
+from configs.written import Written
+from worldmodel.utils.checkpoint import write_atomic, write_json
+from worldmodel.utils.errors import UserError
+from worldmodel.utils.settings import AboveZero, Settings
+
+Row = dict[str, Any]
+LARGE = "--prior.latent-shape 8 32 32 --prior.d-model 512 --prior.n-layers 16 --prior.d-ff 2048"
+TINY = (
+    "--vqvae.n-frames 4 --vqvae.frame-size 16 16 --vqvae.stride 2 4 4 --vqvae.hidden-channels 16 "
+    "--vqvae.residual-channels 16 --vqvae.n-res-blocks 1 --vqvae.n-codes 16 --vqvae.embedding-dim 8 "
+    "--prior.latent-shape 2 4 4 --prior.n-codes 16 --prior.embedding-dim 8 --prior.d-model 32 --prior.n-layers 2 "
+    "--prior.d-ff 64"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(Settings):
+    """Measure everything that needs a GPU."""
+
+    out: Path = Path("runs/gpu")
+    """Folder for the results."""
+    minutes: AboveZero = 8.0
+    """Time for all parts of this call."""
+    device: str = "cuda"
+    """Device to measure on: cuda, or cpu to try the command."""
+    small: bool = False
+    """Take small models and few lanes."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A command and how its result becomes rows of the table."""
+
+    name: str
+    line: str
+    """What comes after `python`; {out} is its result file, or its folder."""
+    rows: Callable[[Path], list[Row]]
+
+
+def test_rows(path: Path) -> list[Row]:
+    """The last line of pytest."""
+    return [{"what": "tests marked gpu", "result": path.read_text().strip().splitlines()[-1].strip("= ")}]
+
+
+def training_rows(path: Path) -> list[Row]:
+    """Rows of train/benchmark.py."""
+    found = json.loads(path.read_text())
+    rows = [
+        {
+            "what": f"{path.stem}: {row['what']}, batch {row['batch']}, {row['precision']}",
+            "result": f"{row['rate']:,.2f} {'codes' if row['what'] == 'sample' else 'clips'}/s",
+            "share of peak": f"{row['matmul_share']:.0%}",
+            "memory": f"{row['peak_memory'] / 2**30:.1f} GiB" if "peak_memory" in row else "",
+        }
+        for row in found["rows"]
+    ]
+    sizes = {what: f"{size / 2**20:,.1f} MiB" for what, size in found["masks"].items()}
+    return rows + [{"what": what, "memory": size} for what, size in sizes.items()]
+
+
+def dream_rows(path: Path) -> list[Row]:
+    """Rows of rollout/benchmark.py."""
+    return [
+        {
+            "what": f"dream, {row['lanes']:,} lanes, {row['precision']}",
+            "result": f"{row['steps_per_second']:,.0f} steps/s",
+            "share of peak": f"{row['matmul_share']:.0%}",
+        }
+        for row in json.loads(path.read_text())["rows"]
+    ]
+
+
+def ppo_rows(path: Path) -> list[Row]:
+    """The speed that Stable-Baselines3 has logged last."""
+    events = EventAccumulator(str(path / "log_1"))
+    events.Reload()
+    return [{"what": "PPO in the dream", "result": f"{events.Scalars('time/fps')[-1].value:,.0f} steps/s"}]
+
+
+def parts(args: Args) -> list[Part]:
+    """All parts, the most important first."""
+    small, dev = args.small, f"--device {args.device}"
+    lanes = "1 2" if small else "1 64 1024 4096"
+    envs = "2 --n-steps 8 --total-timesteps 32" if small else "1024 --n-steps 16 --total-timesteps 65536"
+    models = {"tiny": TINY} if small else {name: f"--preset-models {name}" for name in ("bair", "ucf101")}
+    timing = f"train/benchmark.py {dev} --precision bfloat16 --rounds 1 --seconds {0.05 if small else 2} --out {{out}}"
+    prior = f"{timing} --workloads prior --attention-dropout 0 --prior-batch-size 1 {TINY if small else LARGE}"
+    dream = f"rollout/benchmark.py {dev} --precision bfloat16 --seconds {0.1 if small else 4} --out {{out}}"
+    ppo = f"train/policy.py {dev} --env-id VideoGPTDream-v0 --precision auto --out {{out}}"
+    sampling = f"{timing} --workloads sample masks --sample-batch-sizes {'1 2' if small else '1 64'}"
+    return [
+        Part("tests", "-m pytest -m gpu -p no:cacheprovider", test_rows),
+        Part("dream", f"{dream} --num-envs {lanes}", dream_rows),
+        Part("ppo", f"{ppo} --num-envs {envs}", ppo_rows),
+        *(
+            Part(name, f"{timing} --workloads vqvae prior --attention-dropout 0 {model}", training_rows)
+            for name, model in models.items()
+        ),
+        Part("attention_dense", prior, training_rows),
+        Part("attention_sparse", f"{prior} --prior.local-window 128", training_rows),
+        Part("sampling", f"{sampling} {TINY if small else ''}", training_rows),
+    ]
+
+
+def result_path(args: Args, part: Part) -> Path:
+    """Where a part's result is: a text of pytest, the folder of PPO, JSON else."""
+    return args.out / {"tests": "tests.txt", "ppo": "ppo"}.get(part.name, f"{part.name}.json")
+
+
+def run_part(args: Args, part: Part, seconds: float) -> bool:
+    """Run a part, at most this long; returns whether it has come to its end.
+
+    Raises:
+        UserError: If it has failed.
+    """
+    out = result_path(args, part)
+    line = shlex.split(part.line.format(out=out))
+    print(f"{part.name}: python {shlex.join(line)}", flush=True)
+    to = subprocess.PIPE if part.name == "tests" else None
+    try:
+        ended = subprocess.run([sys.executable, *line], cwd=ROOT, timeout=seconds, stdout=to, text=True, check=False)
+    except subprocess.TimeoutExpired:
+        print(f"{part.name}: stopped, because the time is over; run the same command again")
+        return False
+    if ended.returncode == 130:
+        raise KeyboardInterrupt
+    if ended.returncode and to is None:
+        raise UserError(f"{part.name} has failed; its error is above. Fix that, and run the same command again")
+    if to is not None:  # the table has its last line, also if a test has failed
+        write_atomic(out, ended.stdout.encode())
+    return True
+
+
+def table(rows: list[Row]) -> str:
+    """Rows as a table in Markdown."""
+    names = ("what", "result", "share of peak", "memory")
+    lines = [names, ["---"] * len(names), *([row.get(name, "") for name in names] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def main(args: Args) -> Written:
+    end, state = time.monotonic() + 60 * args.minutes, args.out / "done.json"
+    args = replace(args, out=args.out.absolute())  # the commands run in the project's root
+    done: dict[str, str] = json.loads(state.read_text()) if state.exists() else {}
+    rows: list[Row] = []
+    for part in parts(args):
+        left = end - time.monotonic()
+        if done.get(part.name) != part.line and left > 0 and run_part(args, part, left):
+            done[part.name] = part.line
+            write_json(state, done)
+        if done.get(part.name) == part.line:
+            rows += part.rows(result_path(args, part))
+        else:
+            rows.append({"what": part.name, "result": "no time left"})
+    text = f"{machine(args.device)}\n\n{table(rows)}"
+    print(text)
+    write_atomic(args.out / "table.md", text.encode())
+    return Written(args.out / "table.md")
+
+
+def machine(device: str) -> str:
+    """The device and the version of PyTorch."""
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else f"{torch.get_num_threads()} threads"
+    return f"{name}, PyTorch {torch.__version__}"
+
+
+if __name__ == "__main__":
+    command(main, "gpu")
