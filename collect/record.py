@@ -21,6 +21,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from collect.episodes import Exploration, cut_episode
 from collect.files import SKIPPED_FILE, not_finite, store_size, write_skipped
 from collect.pool import WorkerContext, WorkerPool
@@ -78,11 +80,15 @@ def record_store(
         UserError: The store has other settings, or too many episodes in a row are unusable.
     """
     address, settings, share = rank_share(out, settings, group_size, total)
-    with StoreWriter(address, env_spec, settings, args.seed) if share else nullcontext() as writer:
+    with StoreWriter(address, env_spec, settings, split_seed(args.seed)) if share else nullcontext() as writer:
         join_ranks(out, group_size, total)
         if writer:
             fill(writer, args, worker, group_size, share, length, bare_rate)
-    wait_for_ranks()
+
+
+def split_seed(seed: int) -> int:
+    """The seed of a rank's splits: with the same one, small stores would all lack the same split."""
+    return seed if n_ranks() == 1 else int(np.random.SeedSequence([seed, rank()]).generate_state(1)[0] >> 1)
 
 
 def shares(group_size: int, total: int) -> list[int]:

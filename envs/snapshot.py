@@ -37,7 +37,7 @@ def _state(moment: dict[str, Any], dream: Dream, n: int) -> bool:
     }
     rngs = moment["rngs"]
     arrays = all(isinstance(moment[k], np.ndarray) and _like(moment[k], array) for k, array in form.items())
-    return arrays and isinstance(rngs, list) and _each(rngs, np.random.Generator, n)
+    return arrays and (moment["elapsed"] >= 0).all() and isinstance(rngs, list) and _each(rngs, np.random.Generator, n)
 
 
 def _lanes(lanes: Any, dream: Dream, n: int) -> bool:

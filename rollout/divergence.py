@@ -68,6 +68,8 @@ class Args(HeldOutArgs):
         super().__post_init__()
         if max(self.steps_ahead) > self.steps:
             raise UserError(f"steps_ahead must be at most steps, {self.steps}, not {max(self.steps_ahead)}")
+        if self.n_shown > self.n_starts:
+            raise UserError(f"n_shown must be at most n_starts, {self.n_starts}, not {self.n_shown}")
 
 
 @dataclass(frozen=True)

@@ -14,23 +14,25 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
 if not __package__:  # run as a file: import from the project's root, not from this folder
-    sys.path[0] = str(ROOT)
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from configs import command
 from configs.written import Written
+from train.commands import ROOT, run_python
 from worldmodel.utils.checkpoint import write_atomic, write_json
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.settings import AboveZero, Settings
@@ -65,7 +67,7 @@ class Part:
 
     name: str
     line: str
-    """What comes after `python`; {out} is its result file, or its folder."""
+    """What comes after `python`; {out} is where its result goes, see `result_path`."""
     rows: Callable[[Path], list[Row]]
 
 
@@ -121,7 +123,6 @@ def parts(args: Args) -> list[Part]:
     ppo = f"train/policy.py {dev} --env-id VideoGPTDream-v0 --precision auto --out {{out}}"
     sampling = f"{timing} --workloads sample masks --sample-batch-sizes {'1 2' if small else '1 64'}"
     return [
-        Part("tests", "-m pytest -m gpu -p no:cacheprovider", test_rows),
         Part("dream", f"{dream} --num-envs {lanes}", dream_rows),
         Part("ppo", f"{ppo} --num-envs {envs}", ppo_rows),
         *(
@@ -131,6 +132,7 @@ def parts(args: Args) -> list[Part]:
         Part("attention_dense", prior, training_rows),
         Part("attention_sparse", f"{prior} --prior.local-window 128", training_rows),
         Part("sampling", f"{sampling} {TINY if small else ''}", training_rows),
+        Part("tests", "-m pytest -m gpu -p no:cacheprovider", test_rows),
     ]
 
 
@@ -146,20 +148,22 @@ def run_part(args: Args, part: Part, seconds: float) -> bool:
         UserError: If it has failed.
     """
     out = result_path(args, part)
-    line = shlex.split(part.line.format(out=out))
+    line = [word.format(out=out) for word in shlex.split(part.line)]
     print(f"{part.name}: python {shlex.join(line)}", flush=True)
-    to = subprocess.PIPE if part.name == "tests" else None
+    if out.is_dir():  # of another line, or without its end
+        shutil.rmtree(out)
+    out.unlink(missing_ok=True)
     try:
-        ended = subprocess.run([sys.executable, *line], cwd=ROOT, timeout=seconds, stdout=to, text=True, check=False)
+        with open(out, "w") if part.name == "tests" else nullcontext() as output:
+            status = run_python(line, seconds, output, ROOT)
     except subprocess.TimeoutExpired:
         print(f"{part.name}: stopped, because the time is over; run the same command again")
         return False
-    if ended.returncode == 130:
+    if status == 130:
         raise KeyboardInterrupt
-    if ended.returncode and to is None:
-        raise UserError(f"{part.name} has failed; its error is above. Fix that, and run the same command again")
-    if to is not None:  # the table has its last line, also if a test has failed
-        write_atomic(out, ended.stdout.encode())
+    if status:
+        where = f"in {out}" if part.name == "tests" else "above"
+        raise UserError(f"{part.name} has failed; its error is {where}. Fix that, and run the same command again")
     return True
 
 
@@ -176,11 +180,11 @@ def main(args: Args) -> Written:
     done: dict[str, str] = json.loads(state.read_text()) if state.exists() else {}
     rows: list[Row] = []
     for part in parts(args):
-        left = end - time.monotonic()
-        if done.get(part.name) != part.line and left > 0 and run_part(args, part, left):
-            done[part.name] = part.line
+        left, made = end - time.monotonic(), f"{args.device}: {part.line}"
+        if done.get(part.name) != made and left > 0 and run_part(args, part, left):
+            done[part.name] = made
             write_json(state, done)
-        if done.get(part.name) == part.line:
+        if done.get(part.name) == made:
             rows += part.rows(result_path(args, part))
         else:
             rows.append({"what": part.name, "result": "no time left"})

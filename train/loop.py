@@ -32,7 +32,8 @@ from configs import command, read_preset, split_presets
 from configs.written import Written
 from train.loop_report import Curves, read_score, report
 from train.loop_stages import Args, State, engine_stages, round_stages, run_stages
-from worldmodel.data.opening import open_store, write_manifest
+from worldmodel.data.opening import write_manifest
+from worldmodel.data.store import Store
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.lock import folder_lock
 
@@ -42,24 +43,26 @@ SCRIPTS = ("collect", "vqvae", "tokens", "prior", "outcome", "policy", "evaluate
 
 def loop(args: Args, presets: list[str]) -> Written:
     """Run the rounds, then PPO in the engine alone."""
-    missing = [name for name in SCRIPTS if not any(name in read_preset(preset) for preset in presets)]
-    if missing:
-        raise UserError(
-            f"the loop needs the settings of every stage, but no preset has a section {missing[0]}; give one that has, "
-            "such as --preset health_gathering_loop"
-        )
+    if not presets:
+        raise UserError("the loop needs the settings of every stage; give --preset health_gathering_loop, or your own")
+    for preset in presets:
+        if missing := [name for name in SCRIPTS if name not in read_preset(preset)]:
+            raise UserError(f"preset {preset!r} has no section {missing[0]}, which the loop needs; add it")
     curves: Curves = {}
     data = args.run / "data.zarr"
     with folder_lock(args.run, "loop.lock"):
         state = State(args)
-        for k in range(args.rounds):
+        before = state.scored
+        for k in range(max(args.rounds, before)):
             collect, *rest = round_stages(args, k)
             run_stages(state, [collect], presets)
-            write_manifest(str(data), [str(i) for i in range(k + 1)])
-            frames = open_store(data).n_rows
+            if k >= before:
+                write_manifest(str(data), [str(i) for i in range(state.recorded)])
             run_stages(state, rest, presets)
+            frames = sum(Store(data / str(i)).n_rows for i in range(k + 1))
             curves.setdefault("in the dream", []).append((frames, read_score(args.run / f"round-{k}")))
-            report(args.run, curves)
+            if k >= before - 1:
+                report(args.run, curves)
         for steps, stages in engine_stages(args) if args.engine_steps else ():
             run_stages(state, stages, presets)
             curves.setdefault("in the engine", []).append((steps, read_score(args.run / "engine" / str(steps))))

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from train.commands import ROOT, run_python
 from worldmodel.utils.checkpoint import write_json
 from worldmodel.utils.compatibility import config_difference
 from worldmodel.utils.errors import UserError
-from worldmodel.utils.settings import Count, NonEmpty, Positive, Range, Seed, Settings
+from worldmodel.utils.settings import AtLeast2, Count, NonEmpty, Positive, Range, Seed, Settings
 
-ROOT = Path(__file__).resolve().parents[1]
 STATE = "loop.json"
 Share = Annotated[float, Range(0, 1)]
 Flags = dict[str, Any]
@@ -42,7 +40,7 @@ class Args(Settings):
     """Training steps of the prior."""
     policy_steps: NonEmpty[Positive] = (200_000,)
     """Steps of the policy in the dream."""
-    score_episodes: Positive = 100
+    score_episodes: AtLeast2 = 100
     """Episodes in the engine that a policy is scored on."""
     score_seed: Seed = 10_000
     """Seed of these episodes."""
@@ -50,6 +48,11 @@ class Args(Settings):
     """Steps of PPO in the engine alone, for comparison; 0 leaves it out."""
     engine_scores: Positive = 5
     """How often this PPO is scored on its way."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if 0 < self.engine_steps < self.engine_scores:
+            raise UserError(f"engine_steps must be at least engine_scores, {self.engine_scores}, or 0")
 
 
 @dataclass(frozen=True)
@@ -131,22 +134,43 @@ class State:
     """Which commands of a loop are done, in <run>/loop.json."""
 
     def __init__(self, args: Args) -> None:
-        """Read it; `UserError` if the loop was begun with other settings. More rounds are no other setting."""
+        """Read it, or begin a loop. More rounds are no other setting.
+
+        Raises:
+            UserError: If the loop was begun with other settings, or its state is lost.
+        """
         self.path = args.run / STATE
-        settings = json.loads(json.dumps({k: v for k, v in asdict(args).items() if k not in ("run", "rounds")}))
+        self.settings = json.loads(json.dumps({k: v for k, v in asdict(args).items() if k not in ("run", "rounds")}))
+        self.done: list[str] = []
+        if not self.path.exists():
+            if any((args.run / name).exists() for name in ("data.zarr", "round-0", "engine")):
+                raise UserError(f"{args.run} has data or models, but no {STATE}; use another --run")
+            self._write()
         try:
-            found = json.loads(self.path.read_text()) if self.path.exists() else {"settings": settings, "done": []}
-            self.done: list[str] = list(found["done"])
-            differs = config_difference(found["settings"], settings)
+            found = json.loads(self.path.read_text())
+            self.done = list(found["done"])
+            differs = config_difference(found["settings"], self.settings)
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(f"{self.path} is damaged; delete it, and the same command runs every stage again") from None
+            raise UserError(f"{self.path} is damaged; restore it, or use another --run") from None
         if differs:
             raise UserError(f"{args.run} holds a loop with {differs}; use another --run, or the same settings")
-        self.settings = settings
+
+    @property
+    def recorded(self) -> int:
+        """The number of rounds that have recorded."""
+        return sum(name.endswith("/collect") for name in self.done)
+
+    @property
+    def scored(self) -> int:
+        """The number of rounds that are complete."""
+        return sum(name.startswith("round-") and name.endswith("/score") for name in self.done)
 
     def add(self, name: str) -> None:
         """Note that a command is done."""
         self.done.append(name)
+        self._write()
+
+    def _write(self) -> None:
         write_json(self.path, {"settings": self.settings, "done": self.done})
 
 
@@ -157,8 +181,8 @@ def run_stages(state: State, stages: list[Stage], presets: list[str]) -> None:
             continue
         line = words(stage, presets)
         print(f"{stage.name}: python {shlex.join(line)}", flush=True)
-        status = subprocess.run([sys.executable, str(ROOT / line[0]), *line[1:]], check=False).returncode
-        if status == 130:
+        status = run_python([str(ROOT / line[0]), *line[1:]])
+        if status == 130:  # it was interrupted by itself
             raise KeyboardInterrupt
         if status:
             raise UserError(f"{stage.name} has failed; its error is above. Fix that, and run the same command again")

@@ -177,6 +177,7 @@ def broken(moment: dict[str, Any]) -> list[Any]:
         *(moment | {name: None} for name in moment),
         *(moment | {name: moment[name].astype(np.float16)} for name in ("frames", "variables", "elapsed", "done")),
         *(moment | {name: moment[name][:1]} for name in ("frames", "variables", "elapsed", "done")),
+        moment | {"elapsed": moment["elapsed"] - 9},
         moment | {"rngs": [1, 2]},
         moment | {"model_digests": {"vqvae": np.zeros(3)}},
         moment | {"memory": {"nothing": torch.zeros(2)}},

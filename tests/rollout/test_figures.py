@@ -150,6 +150,8 @@ def test_futures_of_one_frame_diverge_under_different_actions_and_agree_under_th
     assert (run / "evaluation" / "divergence.png").stat().st_size > 500
     black, white = np.zeros((1, 2, 4, 4, 3), np.uint8), np.full((1, 2, 4, 4, 3), 255, np.uint8)
     assert diverge.distance(black, white).tolist() == [[1.0, 1.0]]
+    with pytest.raises(UserError, match="n_shown must be at most n_starts, 4, not 5"):
+        diverge.Args(n_starts=4, n_shown=5)
     with pytest.raises(UserError, match="steps_ahead must be at most steps, 4, not 15"):
         diverge.Args(steps=4)
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
-import subprocess
+import os
+import signal
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -15,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from configs import parse
 from tests.conftest import fill
-from train import loop, loop_stages
+from train import commands, loop, loop_stages
 from worldmodel.data.opening import open_store
 from worldmodel.utils.errors import UserError
 
@@ -24,20 +27,20 @@ NAMES = ["collect", "vqvae", "tokens", "prior", "outcome", "policy", "score"]
 
 
 class Runner:
-    """Takes the place of `subprocess.run`: parses the command as its script would, and writes what the loop reads."""
+    """Takes the place of `run_python`: parses the command as its script would, and writes what the loop reads."""
 
     def __init__(self, fails: str = "", status: int = 2) -> None:
         self.fails, self.status = fails, status
         self.called: list[tuple[str, Any]] = []
 
-    def __call__(self, line: list[str], check: bool) -> subprocess.CompletedProcess[str]:
-        script = Path(line[1]).relative_to(loop_stages.ROOT)
+    def __call__(self, line: list[str]) -> int:
+        script = Path(line[0]).relative_to(loop_stages.ROOT)
         module = importlib.import_module(".".join(script.with_suffix("").parts))
         kind = get_type_hints(module.main)["args"]
         section = "collect" if script.parts[0] == "collect" else script.stem
-        args = parse(kind, section, line[2:])
+        args = parse(kind, section, line[1:])
         if self.fails and self.fails in " ".join(line):
-            return subprocess.CompletedProcess(line, self.status)
+            return self.status
         self.called.append((script.stem, args))
         if section == "collect":
             fill(Path(args.out), 4 + len(self.called))
@@ -46,13 +49,13 @@ class Runner:
             tics = {"mean": 500.0 + len(self.called), "interval95": [450.0, 560.0]}
             scores = {"random": {"tics": tics | {"mean": 400.0}}, args.policy[0]: {"tics": tics}}
             (args.out / "scores.json").write_text(json.dumps({"scores": scores}))
-        return subprocess.CompletedProcess(line, 0)
+        return 0
 
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Runner:
     runner = Runner()
-    monkeypatch.setattr(subprocess, "run", runner)
+    monkeypatch.setattr(loop_stages, "run_python", runner)
     return runner
 
 
@@ -94,17 +97,19 @@ def test_an_interrupted_loop_goes_on_with_the_stage_it_was_in(
     stage = loop_stages.round_stages(args, 1)[NAMES.index(name)]
     fails = stage.script + " " + " ".join(map(str, ["--preset", *PRESET, "--" + next(iter(stage.flags))]))
     whole = Runner()
-    monkeypatch.setattr(subprocess, "run", whole)
+    monkeypatch.setattr(loop_stages, "run_python", whole)
     loop.loop(replace(args, run=tmp_path / "whole"), PRESET)
     for status, error in ((2, UserError), (130, KeyboardInterrupt)):
-        monkeypatch.setattr(subprocess, "run", broken := Runner(f"{fails} {next(iter(stage.flags.values()))}", status))
+        monkeypatch.setattr(
+            loop_stages, "run_python", broken := Runner(f"{fails} {next(iter(stage.flags.values()))}", status)
+        )
         with pytest.raises(error, match="round-1/" + name if status == 2 else None):
             loop.loop(args, PRESET)
         if status == 2:
             assert [script for script, _ in broken.called] == [s for s, _ in whole.called[: 7 + NAMES.index(name)]]
         else:
             assert not broken.called, "what is done is not run again"
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(loop_stages, "run_python", run)
     loop.loop(args, PRESET)
     assert [script for script, _ in run.called] == [s for s, _ in whole.called[7 + NAMES.index(name) :]]
     assert f"round-1/{name}: python " in capsys.readouterr().out
@@ -115,14 +120,51 @@ def test_an_interrupted_loop_goes_on_with_the_stage_it_was_in(
 
 def test_mistakes_are_told_in_a_sentence(tmp_path: Path, run: Runner) -> None:
     args = loop.Args(run=tmp_path, rounds=1)
-    for presets in ([], ["demo"]):
-        with pytest.raises(UserError, match="the loop needs the settings of every stage, but no preset has a section"):
-            loop.loop(args, presets)
+    with pytest.raises(UserError, match="the loop needs the settings of every stage; give --preset"):
+        loop.loop(args, [])
+    with pytest.raises(UserError, match="preset 'demo' has no section policy, which the loop needs; add it"):
+        loop.loop(args, [*PRESET, "demo"])
     assert not list(tmp_path.iterdir())
     loop.loop(args, PRESET)
     with pytest.raises(UserError, match=r"holds a loop with episodes = \[100\], but \[9\] was asked for; use another"):
         loop.loop(replace(args, episodes=(9,)), PRESET)
+    with pytest.raises(UserError, match="engine_steps must be at least engine_scores, 5, or 0"):
+        loop.Args(engine_steps=4)
     for text in ("{", "[]", '{"done": []}'):
         (tmp_path / "loop.json").write_text(text)
-        with pytest.raises(UserError, match=r"loop\.json is damaged; delete it"):
+        with pytest.raises(UserError, match=r"loop\.json is damaged; restore it, or use another --run"):
             loop.loop(args, PRESET)
+    (tmp_path / "loop.json").unlink()
+    with pytest.raises(UserError, match=r"has data or models, but no loop\.json; use another --run"):
+        loop.loop(args, PRESET)
+
+
+def test_fewer_rounds_lose_nothing(tmp_path: Path, run: Runner) -> None:
+    args = loop.Args(run=tmp_path, rounds=3)
+    loop.loop(args, PRESET)
+    kept = [(tmp_path / name).read_bytes() for name in ("score.json", "data.zarr/manifest.json")]
+    calls = len(run.called)
+    loop.loop(replace(args, rounds=1), PRESET)
+    assert [(tmp_path / name).read_bytes() for name in ("score.json", "data.zarr/manifest.json")] == kept
+    assert len(run.called) == calls
+
+
+def test_a_command_that_is_interrupted_has_the_time_it_needs(tmp_path: Path) -> None:
+    """Ctrl-C stops it once, and it saves what it has, even if that takes longer than a moment."""
+    code = (
+        "import pathlib, signal, sys, time\n"
+        "def save(*_):\n    time.sleep(1)\n    pathlib.Path(sys.argv[1], 'saved').touch()\n    sys.exit(130)\n"
+        "signal.signal(signal.SIGTERM, save)\n"
+        "pathlib.Path(sys.argv[1], 'ready').touch()\n"
+        "time.sleep(60)\n"
+    )
+
+    def interrupt() -> None:
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        commands.run_python(["-c", code, str(tmp_path)])
+    assert (tmp_path / "saved").exists()

@@ -59,10 +59,15 @@ class JoinedStore(Store):
         self.n_rows = int(self.first_rows[-1])
         ends = [part.episode_ends + row for part, row in zip(parts, self.first_rows[:-1], strict=True)]
         self.episode_ends = np.concatenate(ends)
-        self.decoded = {}
+        self.decoded, self._split = {}, None
 
     def episode_splits(self) -> np.ndarray:
-        return np.concatenate([part.episode_splits() for part in self.parts])
+        if self._split is None:
+            self._split = np.concatenate([part.episode_splits() for part in self.parts])
+        return self._split
+
+    def missing_split(self, split: str) -> UserError:
+        return UserError(f"no store of {self.path} has episodes in split {split!r}; collect more into one of them")
 
     def read(self, name: str, start: int, stop: int) -> np.ndarray:
         return read_across([PartRows(part, name) for part in self.parts], self.first_rows, start, stop)

@@ -95,19 +95,24 @@ class Store:
         if split not in SPLITS:
             raise UserError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}, all")
         (indices,) = np.nonzero(self.episode_splits() == split)
-        if not len(indices) and "split" in self.array_names:
-            raise UserError(f"{self.path} was recorded without a {split} split; record one, or use another split")
         if not len(indices):
-            more = next(k for k in itertools.count(1) if split in draw_splits(n + k, self.split_seed))
-            raise UserError(f"{self.path} has no episodes in split {split!r}; collect at least {more} more")
+            raise self.missing_split(split)
         return indices
+
+    def missing_split(self, split: str) -> UserError:
+        """The error that there are no episodes of a split."""
+        if "split" in self.array_names:
+            return UserError(f"{self.path} was recorded without a {split} split; record one, or use another split")
+        n = len(self.episode_ends)
+        more = next(k for k in itertools.count(1) if split in draw_splits(n + k, self.split_seed))
+        return UserError(f"{self.path} has no episodes in split {split!r}; collect at least {more} more")
 
     def episode_splits(self) -> np.ndarray:
         """The name of each episode's split: as it was published with the data, or drawn."""
-        if "split" not in self.array_names:
-            return draw_splits(len(self.episode_ends), self.split_seed)
-        if self._split is None:
+        if self._split is None and "split" in self.array_names:
             self._split = np.array(SPLITS)[self.read("split", 0, self.n_rows)[self.episode_ends - 1]]
+        elif self._split is None:
+            self._split = draw_splits(len(self.episode_ends), self.split_seed)
         return self._split
 
     def episode_bounds(self, i: int) -> tuple[int, int]:

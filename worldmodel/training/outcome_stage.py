@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from worldmodel.data.clips import ALL, RECONSTRUCTION, read_windows
 from worldmodel.data.opening import open_tokens
 from worldmodel.data.prior_dataset import condition_scale
 from worldmodel.data.store import Store
+from worldmodel.generation.bfloat16 import trial_outputs
 from worldmodel.models.loading import AnyVQVAE, load_prior, load_vqvae
 from worldmodel.models.reward_done import OutcomeConfig, OutcomeModel
 from worldmodel.training.dreamed_windows import DreamedWindows, Rows
@@ -21,6 +23,7 @@ from worldmodel.training.trainer import Batch, TrainerConfig, eval_mode, fit, ra
 from worldmodel.utils.checkpoint import checkpoints, read_header, weights_digest
 from worldmodel.utils.compatibility import check_vqvae
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.hardware import verified_precision
 from worldmodel.utils.run_args import StageArgs
 from worldmodel.utils.settings import Channels, Count, Positive
 
@@ -58,6 +61,13 @@ class OutcomeStage(StageArgs):
     """Optimization, logging and checkpoints."""
     n_eval_clips: Positive = 256
     """Number of sequences of the validation split to evaluate on."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.n_dreams and self.n_latent_frames < (least := CONTEXT + self.dream_steps):
+            raise UserError(f"dreamed sequences have {least} latent frames; n_latent_frames must be at least that")
+        if self.n_dreams and self.trainer.batch_size < 2:
+            raise UserError("dreams are half of every batch; trainer.batch_size must be at least 2")
 
 
 class EpisodeWindows:
@@ -142,11 +152,13 @@ def dream_splits(args: OutcomeStage, vqvae: AnyVQVAE, store: Store) -> dict[str,
         raise UserError(f"{folder} has no prior to dream with; train it first, or leave --n-dreams out")
     prior = load_prior(folder).to(args.device)
     check_vqvae(str(folder), read_header(folder)[0].get("vqvae"), args.run / "vqvae")
-    if prior.config.conditioning != "frame":
-        raise UserError(f"{folder} is not conditioned frame by frame on actions; train it with --actions")
+    if prior.config.conditioning != "frame" or prior.config.n_classes:
+        raise UserError(f"{folder} is not conditioned on actions alone, frame by frame; train it with --actions")
     sizes = {"train": args.n_dreams, "valid": min(args.n_dreams, args.n_eval_clips)}
-    how: dict[str, Any] = {"seed": args.trainer.seed, "precision": args.trainer.precision}
-    vqvae = vqvae.to(args.device)
+    vqvae, device = vqvae.to(args.device), prior.start_token.device
+    figures = partial(trial_outputs, vqvae, prior)
+    precision = verified_precision("dreams to train on", device, args.trainer.precision, figures)
+    how: dict[str, Any] = {"seed": args.trainer.seed, "precision": precision}
     return {
         split: DreamedWindows(vqvae, prior, store, split, n, CONTEXT, args.dream_steps, **how)
         for split, n in sizes.items()

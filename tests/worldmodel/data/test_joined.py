@@ -76,6 +76,15 @@ def test_an_episode_keeps_its_split_when_a_store_is_added(tmp_path: Path) -> Non
     np.testing.assert_array_equal(again.read("where", 0, 9), after.read("where", 0, 9))
 
 
+def test_a_split_without_episodes_is_told_of_all_stores(tmp_path: Path) -> None:
+    for i in range(2):
+        fill(tmp_path / str(i), [9] * 2)
+    write_manifest(str(tmp_path), ["0", "1"])
+    (missing,) = {"valid", "test"} - set(open_store(tmp_path).episode_splits()) - {"test"} or {"test"}
+    with pytest.raises(UserError, match=rf"no store of .* has episodes in split '{missing}'; collect more into one of"):
+        open_store(tmp_path).episode_indices(missing)
+
+
 def test_only_the_last_store_may_grow_without_being_another(tmp_path: Path) -> None:
     make(str(tmp_path))
     settings = open_store(tmp_path).settings

@@ -73,6 +73,12 @@ def test_an_outcome_model_learns_on_dreams_too(run: str, request: pytest.Fixture
     assert read_header(tmp_path / "outcome")[0]["dreams"][:2] == [20, 6]
     with pytest.raises(UserError, match="dreams"):
         outcome.main(replace(args, n_dreams=0))
+    with pytest.raises(
+        UserError, match="dreamed sequences have 17 latent frames; n_latent_frames must be at least that"
+    ):
+        replace(args, dream_steps=9)
+    with pytest.raises(UserError, match=r"dreams are half of every batch; trainer\.batch_size must be at least 2"):
+        replace(args, trainer=replace(args.trainer, batch_size=1))
     shutil.rmtree(tmp_path / "prior")
     with pytest.raises(UserError, match="has no prior to dream with; train it first, or leave --n-dreams out"):
         outcome.main(replace(args, restart=True))
