@@ -109,7 +109,7 @@ def join_ranks(out: str, group_size: int, total: int) -> None:
     wait_for_ranks()
     if n_ranks() > 1 and rank() == 0:
         write_manifest(out, [str(r) for r, share in enumerate(shares(group_size, total)) if share])
-        print(f"data: {out} joins the stores of {n_ranks()} ranks; what follows is about the first")
+        print(f"data: {out} joins the stores of {n_ranks()} ranks; the figures below are for rank 0")
 
 
 def fill(

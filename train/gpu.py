@@ -1,4 +1,4 @@
-"""Everything that a GPU has to tell, in a few minutes: `make gpu`, or `python train/gpu.py`.
+"""Run every measurement that needs a GPU, in a few minutes: `make gpu`, or `python train/gpu.py`.
 
 Each part is a command with a result file in <out>: the tests marked gpu, training steps of the paper's VQ-VAE and prior
 (clips/s, share of the peak rate, memory), dense and sparse attention over 8 x 32 x 32 codes, sampling, steps of a dream
@@ -49,7 +49,7 @@ TINY = (
 
 @dataclass(frozen=True, kw_only=True)
 class Args(Settings):
-    """Measure everything that needs a GPU."""
+    """Run every measurement that needs a GPU."""
 
     out: Path = Path("runs/gpu")
     """Folder for the results."""
@@ -137,12 +137,12 @@ def parts(args: Args) -> list[Part]:
 
 
 def result_path(args: Args, part: Part) -> Path:
-    """Where a part's result is: a text of pytest, the folder of PPO, JSON else."""
+    """Where a part's result is: pytest's output as text, the folder of the PPO run, or a JSON file."""
     return args.out / {"tests": "tests.txt", "ppo": "ppo"}.get(part.name, f"{part.name}.json")
 
 
 def run_part(args: Args, part: Part, seconds: float) -> bool:
-    """Run a part, at most this long; returns whether it has come to its end.
+    """Run a part, at most this long; returns whether it finished.
 
     Raises:
         UserError: If it has failed.
@@ -157,7 +157,7 @@ def run_part(args: Args, part: Part, seconds: float) -> bool:
         with open(out, "w") if part.name == "tests" else nullcontext() as output:
             status = run_python(line, seconds, output, ROOT)
     except subprocess.TimeoutExpired:
-        print(f"{part.name}: stopped, because the time is over; run the same command again")
+        print(f"{part.name}: stopped, out of time; run the same command again")
         return False
     if status == 130:
         raise KeyboardInterrupt
@@ -177,6 +177,7 @@ def table(rows: list[Row]) -> str:
 def main(args: Args) -> Written:
     end, state = time.monotonic() + 60 * args.minutes, args.out / "done.json"
     args = replace(args, out=args.out.absolute())  # the commands run in the project's root
+    args.out.mkdir(parents=True, exist_ok=True)
     done: dict[str, str] = json.loads(state.read_text()) if state.exists() else {}
     rows: list[Row] = []
     for part in parts(args):

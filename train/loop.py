@@ -13,8 +13,8 @@ random actions. A round:
     policy     train/policy.py               in the dream, from the round before
     score      rollout/evaluate_policy.py    in the engine, always on the same seeds
 
-The policy never learns in the engine. Its score against the number of recorded frames is in TensorBoard (<run>/log) and
-in <run>/score.png. With `--engine-steps`, PPO is also trained in the engine alone, and its scores are beside it.
+The policy never learns in the engine. Its score against the number of engine steps is in TensorBoard (<run>/log) and in
+<run>/score.png. With `--engine-steps`, PPO is also trained in the engine alone, and its scores are plotted too.
 
 The preset has a section for each of these scripts, with their settings, and one for the loop. Every stage is the script
 itself, as a command that is printed first. So an interrupted loop resumes within the stage it was in.

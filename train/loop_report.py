@@ -1,4 +1,4 @@
-"""Scores of train/loop.py against what the engine has played: TensorBoard, a picture, JSON and a line."""
+"""Scores of train/loop.py against engine steps: TensorBoard, a picture, JSON and a line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from worldmodel.utils.checkpoint import write_json
 
 Curves = dict[str, list[tuple[int, dict[str, Any]]]]
-"""For each label pairs of steps in the engine and a score."""
+"""For each label, its pairs of engine steps and score."""
 
 
 def read_score(folder: Path) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def read_score(folder: Path) -> dict[str, Any]:
 
 
 def draw(path: Path, curves: Curves) -> None:
-    """Draw scores against the frames that the engine has made; each curve has pairs of frames and a score."""
+    """Draw scores against engine steps."""
     figure, axes = plt.subplots(figsize=(7, 4))
     for label, points in curves.items():
         frames, means = [n for n, _ in points], [score["mean"] for _, score in points]
@@ -35,7 +35,7 @@ def draw(path: Path, curves: Curves) -> None:
         axes.errorbar(frames, means, yerr=bars, marker="o", capsize=3, label=label)
     first = next(iter(curves.values()))[0][1]
     axes.axhline(first["random"], color="gray", linestyle=":", label="random actions")
-    axes.set(xlabel="steps in the engine", ylabel="tics survived, with 95% intervals", ylim=0)
+    axes.set(xlabel="engine steps", ylabel="tics survived, with 95% intervals", ylim=0)
     axes.legend()
     figure.savefig(path, dpi=120, bbox_inches="tight")
     plt.close(figure)
@@ -53,4 +53,4 @@ def report(run: Path, curves: Curves) -> None:
     write_json(run / "score.json", {label: [{"steps": n} | s for n, s in points] for label, points in curves.items()})
     label, (frames, score) = next((label, points[-1]) for label, points in reversed(curves.items()))
     low, high = score["interval95"]
-    print(f"{label}, {frames:,} steps in the engine: {score['mean']:.0f} tics [{low:.0f}, {high:.0f}]", flush=True)
+    print(f"{label}, {frames:,} engine steps: {score['mean']:.0f} tics [{low:.0f}, {high:.0f}]", flush=True)

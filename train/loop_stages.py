@@ -33,7 +33,7 @@ class Args(Settings):
     episodes: NonEmpty[Positive] = (100,)
     """Episodes that each round records; here and below, the last value also holds for all later rounds."""
     exploration: NonEmpty[Share] = (0.05, 0.3)
-    """Fractions of random actions of the policy that records; they take turns."""
+    """Fractions of random actions while a policy records; groups of four episodes cycle through them."""
     vqvae_steps: NonEmpty[Positive] = (6000, 3000)
     """Training steps of the VQ-VAE."""
     prior_steps: NonEmpty[Positive] = (3000, 2000)
@@ -47,7 +47,7 @@ class Args(Settings):
     engine_steps: Count = 0
     """Steps of PPO in the engine alone, for comparison; 0 leaves it out."""
     engine_scores: Positive = 5
-    """How often this PPO is scored on its way."""
+    """Number of times that this PPO is scored during training."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -134,10 +134,10 @@ class State:
     """Which commands of a loop are done, in <run>/loop.json."""
 
     def __init__(self, args: Args) -> None:
-        """Read it, or begin a loop. More rounds are no other setting.
+        """Read it, or start a loop. The number of rounds may change.
 
         Raises:
-            UserError: If the loop was begun with other settings, or its state is lost.
+            UserError: If the loop was started with other settings, or its state is lost.
         """
         self.path = args.run / STATE
         self.settings = json.loads(json.dumps({k: v for k, v in asdict(args).items() if k not in ("run", "rounds")}))

@@ -12,8 +12,8 @@ potential, so a policy can farm it.
 
 In a dream the model predicts the probability of termination, the expected reward and the expected game variables at
 every step. Sampled terminations are rare, so they are a weak signal about a single step. With `--expected-reward` the
-policy learns from the expectations instead. Episodes still end where a termination is sampled, so what a policy is paid
-in an episode has the same mean as with samples, and less variance.
+policy learns from the expectations instead. Episodes still end where a termination is sampled, so the return of an
+episode has the same mean as with sampled rewards, and a lower variance.
 
 An interrupted run resumes with its weights, its optimizer and its learning rate schedule (train/ppo.py).
 """

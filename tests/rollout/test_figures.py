@@ -24,6 +24,7 @@ from envs.policies import load_policy, save_policy
 from rollout.planning.cem import CEMConfig, cross_entropy_method
 from rollout.planning.terminal_value import TerminalValue, survival_value
 from train import export
+from worldmodel.data.opening import open_store
 from worldmodel.generation.context import Context
 from worldmodel.generation.dream import Dream
 from worldmodel.utils.checkpoint import weights_digest, write_json
@@ -44,7 +45,7 @@ def each_run(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 def test_controllability_of_an_obedient_and_of_a_deaf_dream(run: Path) -> None:
     args = control.Args(run=run, n_clips=12, context_frames=4, steps=4, train_steps=60)
-    dream, store = Dream.load(run), control.Store(run / "data.zarr")
+    dream, store = Dream.load(run), open_store(run / "data.zarr")
     heldout_clips = control.load_heldout(dream, run, None, "test", 12, 8)
     reader = control.train_classifier(store, args.train_steps, args.seed)
     good = control.measure(args, dream, heldout_clips, reader)

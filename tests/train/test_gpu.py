@@ -23,9 +23,11 @@ COUNT = "import sys, pathlib; p = pathlib.Path(sys.argv[1]); p.write_text(p.read
 
 
 def test_parts_run_once_and_those_without_time_are_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow = quick("slow", "import time; time.sleep(60)")
-    monkeypatch.setattr(gpu, "parts", lambda args: [quick("first", COUNT), slow, quick("last", COUNT)])
-    gpu.main(replace(SMALL, out=tmp_path, minutes=0.08))
+    slow, run_part = quick("slow", "import time; time.sleep(60)"), gpu.run_part
+    assert not run_part(replace(SMALL, out=tmp_path), slow, 0.2)
+    monkeypatch.setattr(gpu, "parts", lambda args: [quick("first", COUNT), slow])
+    monkeypatch.setattr(gpu, "run_part", lambda args, part, left: part != slow and run_part(args, part, left))
+    gpu.main(replace(SMALL, out=tmp_path))
     assert "| first | x |" in (tmp_path / "table.md").read_text()
     assert json.loads((tmp_path / "done.json").read_text()).keys() == {"first"}
     assert "| slow | no time left |" in (tmp_path / "table.md").read_text()

@@ -4,7 +4,7 @@
     data.zarr/0                 a store, and data.zarr/1 another
 
 `open_store` opens either kind, so `data.zarr` may be one store or many. Recording with several processes of torchrun
-writes such a folder, and so does train/loop.py, one store for each round. Relative names are below the folder.
+writes such a folder, and so does train/loop.py, one store for each round. Relative names are relative to this folder.
 
 The episodes follow one another in the order of the manifest. An episode keeps the split that it has in its own store,
 so a store that is added at the end moves no episode into another split.
@@ -105,8 +105,8 @@ def read_across(arrays: Sequence[Any], first_rows: np.ndarray, start: int, stop:
     """Rows start .. stop of arrays that follow one another.
 
     Args:
-        arrays: What a slice of each gives its rows.
-        first_rows: The first row of each, and the number of all.
+        arrays: Objects that return rows when sliced.
+        first_rows: The first row of each array, and then the total number of rows.
         start: First row.
         stop: Row after the last, at most as many as there are.
     """

@@ -1,8 +1,9 @@
 """Dreamed sequences with recorded outcomes, to train an outcome model on pictures as it will meet them.
 
-A dream is not as sharp as a recording, and a policy finds what the outcome model takes for a medkit. So the prior
-continues real contexts under the recorded actions, and the model learns what really happened after them. A dream may
-go another way than the recording did, the more so the longer it is; `steps` should be few enough that it seldom does.
+Dreamed frames are less sharp than recorded ones, and a policy learns to exploit whatever the outcome model mistakes for
+a medkit. So the prior continues real contexts under the recorded actions, and the model learns what really happened
+after them. A dream may go another way than the recording did, the more so the longer it is; `steps` should be few
+enough that it seldom does.
 
 Dimensions: n sequences of context + steps latent frames.
 """

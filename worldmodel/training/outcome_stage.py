@@ -34,7 +34,7 @@ IMAGE_CHANNELS = 32
 
 
 CONTEXT = 8
-"""Latent frames that a dreamed sequence starts from."""
+"""Number of recorded latent frames that each dreamed sequence starts from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class OutcomeStage(StageArgs):
     """Number of dreamed sequences, which make half of every batch; 0 trains on recordings alone. The prior of the run
     continues recordings under the recorded actions, and the targets are what happened in the recording."""
     dream_steps: Positive = 12
-    """Latent frames that a dreamed sequence goes on."""
+    """Number of latent frames dreamed in each sequence."""
     trainer: TrainerConfig = field(
         default_factory=lambda: TrainerConfig(steps=2000, lr_schedule="cosine", learning_rate=1e-3)
     )

@@ -183,7 +183,7 @@ def write(args: TokensStage, store: Store, model: AnyVQVAE, weights: str) -> Non
 
 
 def joined_split(store: Store, i: int, n: int) -> Rows:
-    """The split of episode i as an array of n rows. A joined store keeps it, because a draw by its number differs."""
+    """The split of episode i as n rows, for a joined store; a draw by the episode's number there would differ."""
     if not isinstance(store, JoinedStore):
         return {}
     return {"split": np.full(n, SPLITS.index(store.episode_splits()[i]))}
