@@ -164,7 +164,11 @@ def test_a_command_that_is_interrupted_has_the_time_it_needs(tmp_path: Path) -> 
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGINT)
 
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     threading.Thread(target=interrupt).start()
-    with pytest.raises(KeyboardInterrupt):
-        commands.run_python(["-c", code, str(tmp_path)])
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            commands.run_python(["-c", code, str(tmp_path)])
+    finally:
+        signal.signal(signal.SIGINT, usual)
     assert (tmp_path / "saved").exists()
