@@ -37,6 +37,7 @@ from configs import command
 from configs.written import Written
 from envs.policies import MAX_STACKED_FRAMES, load_player
 from rollout.heldout import SplitArgs, read_code_clips, reconstructions
+from worldmodel.data.clips import n_given_rows
 from worldmodel.data.opening import open_tokens
 from worldmodel.data.prior_dataset import bits_per_code
 from worldmodel.generation.context import Context
@@ -130,7 +131,7 @@ def long_dream(args: Args, run: Path, temperature: float) -> tuple[Curves, np.nd
 def real_curves(args: Args) -> Curves:
     """The metrics of real windows, each with as many frames as a window of the dreams."""
     dream, tokens = Dream.load(args.run), open_tokens(args.run)
-    first = int(dream.vqvae.config.past_frames > 0)  # the first frame of an episode has nothing before it
+    first = n_given_rows(tokens)
     clips = [
         (tokens.episode_bounds(i)[0] + start, start, i)
         for i in tokens.episode_indices(args.split)

@@ -7,16 +7,15 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from train.commands import ROOT, run_python
 from worldmodel.utils.checkpoint import write_json
 from worldmodel.utils.compatibility import config_difference
 from worldmodel.utils.errors import UserError
-from worldmodel.utils.settings import AtLeast2, Count, NonEmpty, Positive, Range, Seed, Settings
+from worldmodel.utils.settings import AtLeast2, Count, Fraction, NonEmpty, Positive, Seed, Settings
 
 STATE = "loop.json"
-Share = Annotated[float, Range(0, 1)]
 Flags = dict[str, Any]
 
 
@@ -32,7 +31,7 @@ class Args(Settings):
     """Number of rounds. A larger number continues a loop that is complete."""
     episodes: NonEmpty[Positive] = (100,)
     """Episodes that each round records; here and below, the last value also holds for all later rounds."""
-    exploration: NonEmpty[Share] = (0.05, 0.3)
+    exploration: NonEmpty[Fraction] = (0.05, 0.3)
     """Fractions of random actions while a policy records; groups of four episodes cycle through them."""
     vqvae_steps: NonEmpty[Positive] = (6000, 3000)
     """Training steps of the VQ-VAE."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
+from configs import parse
 from train import gpu
 from worldmodel.utils.errors import UserError
 
@@ -53,12 +57,6 @@ def test_every_part_runs_with_small_models_on_a_cpu(tmp_path: Path) -> None:
 
 
 def test_the_full_parts_are_commands_that_their_scripts_take() -> None:
-    import importlib
-    import shlex
-    from typing import get_type_hints
-
-    from configs import parse
-
     for part in gpu.parts(replace(SMALL, small=False)):
         script, *flags = shlex.split(part.line.format(out="out"))
         if script != "-m":

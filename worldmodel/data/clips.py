@@ -68,7 +68,7 @@ class Clips:
         bounds = np.array([store.episode_bounds(i) for i in episodes])
         if not terminal_frames:
             bounds[:, 1] -= read_windows(store, "done", bounds[:, 1] - 1, 1, self.cache)[:, 0]
-        self._skipped = int(RECONSTRUCTION in store.array_names)
+        self._skipped = n_given_rows(store)
         first = bounds[:, 0] + self._skipped
         self._starts = (bounds[:, 1] - first - length) // align + 1  # number of starts in each episode
         if length < 1 or self._starts.max() < 1:
@@ -125,6 +125,11 @@ class Clips:
         rows = self._first[at] + start
         batch = {name: read_windows(self.store, name, rows, self.length, self.cache) for name in self.array_names}
         return batch | {"episode": self._episodes[at], "start": start + self._skipped, "row": rows}
+
+
+def n_given_rows(store: Store) -> int:
+    """Rows at the start of an episode that have nothing before them: the first one of a recurrent VQ-VAE's codes."""
+    return int(RECONSTRUCTION in store.array_names)
 
 
 def read_windows(

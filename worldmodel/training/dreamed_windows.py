@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from worldmodel.data.clips import RECONSTRUCTION, read_state, read_windows_clamped
+from worldmodel.data.clips import RECONSTRUCTION, n_given_rows, read_state, read_windows_clamped
 from worldmodel.data.prior_dataset import PriorBatch
 from worldmodel.data.store import Store
 from worldmodel.generation.generate import continue_clips
@@ -47,7 +47,7 @@ def draw_windows(store: Store, split: str, context: int, length: int, n: int, rn
     Raises:
         UserError: If no episode is long enough.
     """
-    first = int(RECONSTRUCTION in store.array_names)  # the row that has nothing before it
+    first = n_given_rows(store)
     bounds = np.array([store.episode_bounds(i) for i in store.episode_indices(split)])
     starts = np.maximum(bounds[:, 1] - bounds[:, 0] - first - context, 0)
     if not starts.any():

@@ -31,7 +31,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from worldmodel.data.clips import Clips, read_state, read_windows
+from worldmodel.data.clips import Clips, n_given_rows, read_state, read_windows
 from worldmodel.data.joined import JoinedStore
 from worldmodel.data.opening import open_store
 from worldmodel.data.shard_cache import CacheArgs
@@ -100,7 +100,7 @@ def make_contexts(tokens: Store, args: TokensStage, past_frames: int) -> Context
         UserError: If no episode of the split is long enough.
     """
     episodes, t, names = tokens.episode_indices(args.split), args.context_frames, ("codes", "condition", "variables")
-    first = int(past_frames > 0)  # the row that has nothing before it
+    first = n_given_rows(tokens)
     sizes = [b - a for a, b in (tokens.episode_bounds(i) for i in episodes)]
     if (longest := max(sizes) - first) < t:
         some = f"no {args.split} episode of {tokens.path}"
