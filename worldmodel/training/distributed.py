@@ -1,6 +1,7 @@
 """Training on several ranks, which torchrun starts: `torchrun --nproc-per-node 2 train/vqvae.py ...`.
 
-PyTorch does the work: DistributedDataParallel averages gradients, gloo or NCCL carries them. Decided here:
+PyTorch does the work: DistributedDataParallel averages gradients, or FSDP2 spreads the model (training/sharding.py),
+and gloo or NCCL carries them. Decided here:
 
 * The batch of a config is that of all ranks. Each trains on its share, and N ranks take the step that one would take.
   utils/ranks.py has what that needs of the models.
@@ -35,9 +36,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 import worldmodel
+from worldmodel.training.sharding import shard
 from worldmodel.utils.compatibility import flatten
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.ranks import n_ranks, rank
@@ -258,15 +261,26 @@ class StepLoss(nn.Module):
         return self.loss(batch)
 
 
-def wrap_loss(model: nn.Module, loss: Loss, compiled: bool) -> Loss:
-    """The loss, compiled if asked for, and on several ranks with averaged gradients."""
+def wrap_loss(model: nn.Module, loss: Loss, compiled: bool, sharded: bool) -> Loss:
+    """The loss, compiled if asked for, and on several ranks with averaged gradients; `sharded` spreads the model."""
     if compiled:
         loss = torch.compile(loss)
     if n_ranks() == 1:
         return loss
-    return DistributedDataParallel(StepLoss(model, loss), forward_sync_buffers=False)
+    step_loss = StepLoss(model, loss)
+    if sharded:
+        shard(step_loss)
+        return step_loss
+    return DistributedDataParallel(step_loss, forward_sync_buffers=False)
 
 
-def gradients_apart(loss: Loss) -> AbstractContextManager[Any]:
+@contextmanager
+def gradients_apart(loss: Loss) -> Iterator[None]:
     """Context of a part of a batch that is not the last: its gradient is added up, but not yet averaged over ranks."""
-    return loss.no_sync() if isinstance(loss, DistributedDataParallel) else nullcontext()
+    if isinstance(loss, FSDPModule):
+        loss.set_requires_gradient_sync(False)
+        yield
+        loss.set_requires_gradient_sync(True)
+    else:
+        with loss.no_sync() if isinstance(loss, DistributedDataParallel) else nullcontext():
+            yield

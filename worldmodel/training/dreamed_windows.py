@@ -24,8 +24,8 @@ from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import Precision
 from worldmodel.utils.progress import Progress
 
-LANES = 64
-"""Sequences that are dreamed at a time."""
+LANES = {"cpu": 64, "cuda": 512}
+"""Sequences that are dreamed at a time on a device."""
 Rows = dict[str, np.ndarray]
 
 
@@ -100,8 +100,9 @@ class DreamedWindows:
         if RECONSTRUCTION in store.array_names:
             state = read_state(store, drawn["row"], drawn["start"], vqvae.config.past_frames)
             self.rows["images"] = np.empty((n, length, *state.shape[2:]), np.uint8)
-        for at in Progress(range(0, n, LANES), desc=f"dreaming from {split}", unit="batch"):
-            part = slice(at, at + LANES)
+        lanes = LANES[device.type]
+        for at in Progress(range(0, n, lanes), desc=f"dreaming from {split}", unit="batch"):
+            part = slice(at, at + lanes)
             batch = PriorBatch(
                 torch.from_numpy(self.rows["codes"][part]).long().to(device),
                 torch.from_numpy(self.rows["condition"][part]).to(device),

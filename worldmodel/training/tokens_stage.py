@@ -51,8 +51,8 @@ from worldmodel.utils.progress import Progress
 from worldmodel.utils.run_args import StageArgs
 from worldmodel.utils.settings import Address, Fraction, Positive
 
-LANES = 16
-"""Episodes that are encoded side by side."""
+LANES = {"cpu": 16, "cuda": 256}
+"""Episodes that are encoded side by side on a device."""
 MAX_BEFORE_END = 14
 """Most latent frames between the end of a context and the end of its episode, for `before_end_fraction`."""
 
@@ -163,10 +163,11 @@ def write(args: TokensStage, store: Store, model: AnyVQVAE, weights: str) -> Non
         first, n = writer.n_episodes, len(store.episode_ends)
         if first > n:
             raise UserError(f"{writer.path} has {first} episodes, but {store.path} only {n}; {cure}")
+        lanes = LANES[model.pre_vq_conv.weight.device.type]
         total = store.n_rows - (store.episode_bounds(first)[0] if first < n else store.n_rows)
         with Progress(total=total, unit=" frames", desc="tokens", disable=total == 0) as bar:
-            for at in range(first, n, LANES):
-                group = range(at, min(at + LANES, n))
+            for at in range(first, n, lanes):
+                group = range(at, min(at + lanes, n))
                 episodes, first_rows = zip(
                     *((store.read_episode(i), store.episode_bounds(i)[0]) for i in group), strict=True
                 )

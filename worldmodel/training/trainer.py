@@ -45,8 +45,9 @@ from worldmodel.training.distributed import (
     wrap_loss,
 )
 from worldmodel.training.logging import Meter, StopSignal, log_on_disk, log_settings
+from worldmodel.training.sharding import shard_moments, whole, whole_tensors, whole_weights
 from worldmodel.training.verdicts import judge_loss
-from worldmodel.utils.checkpoint import checkpoints, restore_newest, save_checkpoint
+from worldmodel.utils.checkpoint import Checkpoint, checkpoints, commit, restore_newest, unique_tensors
 from worldmodel.utils.compatibility import check_same_config
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import Precision, peak_flops, resolve_precision, verified_precision
@@ -84,6 +85,9 @@ class TrainerConfig(Settings):
     precision: Precision = "auto"
     """Precision of autocast. auto takes bfloat16 where the hardware is fast at it, if loss and gradient agree with
     float32 on a trial step at the start of the run and whenever it resumes."""
+    shard: bool = False
+    """Spread weights, gradients and optimizer state over the ranks with FSDP2, for a model that is too large for one
+    GPU. Needs torchrun."""
     compile: bool = False
     """Compile the model with torch.compile, which takes minutes at the start and is faster afterwards on a GPU."""
     seed: Seed = 0
@@ -101,7 +105,16 @@ class TrainerConfig(Settings):
 
     def settings(self) -> dict[str, Any]:
         """The settings that identify a run: all but how it is computed, and how often it logs, evaluates and saves."""
-        looks = ("accumulate", "compile", "max_minutes", "log_every", "eval_every", "save_every", "keep_checkpoints")
+        looks = (
+            "accumulate",
+            "shard",
+            "compile",
+            "max_minutes",
+            "log_every",
+            "eval_every",
+            "save_every",
+            "keep_checkpoints",
+        )
         return {k: v for k, v in asdict(self).items() if k not in looks}
 
 
@@ -173,13 +186,19 @@ def fit(
         device = next(model.parameters()).device
         settings = settings | {"trainer": config.settings()}
         check_ranks(model, config, out, settings, data)
-        optimizer = torch.optim.Adam(model.parameters(), config.learning_rate)
         with first_rank_first():
-            step = 0 if restart else resume(model, optimizer, out, settings, state)
+            found = None if restart else resume(model, out, settings, state)
+        step = found.steps("step") if found else 0
         check_equal(step=step)
         if step >= config.steps:
             print(f"{out}: already trained for {step:,} steps")
             return
+        loss = wrap_loss(model, loss, config.compile, config.shard)
+        optimizer = torch.optim.Adam(model.parameters(), config.learning_rate)
+        if found:
+            found.fill_optimizer(optimizer)
+            shard_moments(optimizer)
+            del found
 
         if step == 0 and not rank():
             shutil.rmtree(out / "log", ignore_errors=True)  # the log of a run that is overwritten
@@ -188,13 +207,14 @@ def fit(
 
         def save() -> None:
             nonlocal keep
-            whole = {name: gather(tensor) for name, tensor in state.items()}
+            lanes = {name: gather(tensor) for name, tensor in state.items()}
+            weights, moments = whole_tensors(unique_tensors(model)), optimizer.state_dict()["state"]
+            moments = {i: whole_tensors(of) for i, of in moments.items()}
             if not rank():
-                save_checkpoint(out, model, settings, {"step": step}, optimizer, keep, whole)
+                commit(out, weights, moments, settings, {"step": step}, keep, lanes)
             keep = config.keep_checkpoints
 
         started = time.monotonic()
-        loss = wrap_loss(model, loss, config.compile)
         figures = partial(trial_step, model, loss, sample, config, step, state=state)
         config = replace(config, precision=verified_precision(str(out), device, config.precision, figures))
         verdicts, losses = list[str](), list[float]()
@@ -224,14 +244,11 @@ def fit(
                 if step % config.log_every == 0 or step == config.steps:
                     losses.append(meter.log(writer, step, learning_rate_at(config, step - 1)))
                     bar.set_postfix({"loss": f"{losses[-1]:.4f}"})
-                if (
-                    evaluate is not None
-                    and writer is not None
-                    and (step % config.eval_every == 0 or step == config.steps)
-                ):
-                    with meter.paused():
-                        model.eval()
-                        verdicts = list(evaluate(writer, step) or ())
+                if evaluate is not None and (step % config.eval_every == 0 or step == config.steps):
+                    with meter.paused(), whole_weights(loss):
+                        if writer is not None:
+                            model.eval()
+                            verdicts = list(evaluate(writer, step) or ())
                 late = config.max_minutes > 0 and time.monotonic() - started > 60 * config.max_minutes
                 stopping, out_of_time = any_rank(stop.requested, late)
                 if stopping or out_of_time or step % config.save_every == 0 or step == config.steps:
@@ -257,9 +274,12 @@ def check_split(model: nn.Module, config: TrainerConfig) -> None:
     """Check that a batch can be split as the config says and torchrun has it.
 
     Raises:
-        UserError: If it cannot be divided, or the model has batch norms, whose statistics would be those of a part.
+        UserError: If it cannot be divided, there is only one rank to shard over, or the model has batch norms, whose
+            statistics would be those of a part.
     """
     rank_share(config)
+    if config.shard and n_ranks() == 1:
+        raise UserError("trainer.shard spreads a model over ranks; start several with torchrun, or leave it out")
     is_split = n_ranks() * config.accumulate > 1
     if is_split and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
         raise UserError(
@@ -279,28 +299,25 @@ def check_ranks(
         check_equal(**settings | {"trainer": how, "out": str(out), "data": data, "code": code_digest()})
 
 
-def resume(
-    model: nn.Module, optimizer: torch.optim.Optimizer, out: Path, settings: dict[str, Any], state: dict[str, Tensor]
-) -> int:
-    """Load the newest checkpoint of the run in `out`, if there is one.
+def resume(model: nn.Module, out: Path, settings: dict[str, Any], state: dict[str, Tensor]) -> Checkpoint | None:
+    """Load the newest checkpoint of the run in `out`, if there is one, but for the optimizer's state.
 
     Returns:
-        The number of steps done.
+        The checkpoint.
 
     Raises:
         UserError: If it is a run with other settings, or all its checkpoints are damaged.
     """
     if not checkpoints(out):
-        return 0
+        return None
     found = restore_newest(out)
     check_same_config(out, settings)
     found.fill(model)
-    found.fill_optimizer(optimizer)
     for name, tensor in state.items():
         n = len(tensor)
         whole = found.tensor_of_run(name, tensor.new_empty(n * n_ranks(), *tensor.shape[1:]))
         tensor.copy_(whole[rank() * n : (rank() + 1) * n])
-    return found.steps("step")
+    return found
 
 
 def train_step(
@@ -322,7 +339,7 @@ def train_step(
     for group in optimizer.param_groups:
         group["lr"] = learning_rate_at(config, step)
     values = backward(model, loss, batch, config, step)
-    norm = nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+    norm = whole(nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm))
     if not (values["loss"] + norm).isfinite():
         raise UserError(
             f"the loss is {values['loss'].item()} and the norm of its gradient {norm.item()} at step {step}; run the "
@@ -389,7 +406,7 @@ def trial_step(
     before = [buffer.clone() for buffer in model.buffers()]
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         value = backward(model, loss, batch, replace(config, precision=precision, accumulate=1), step)["loss"]
-    gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    gradient = torch.cat([whole(p.grad).flatten() for p in model.parameters() if p.grad is not None])
     model.zero_grad()
     with torch.no_grad():
         for buffer, old in zip(model.buffers(), before, strict=True):

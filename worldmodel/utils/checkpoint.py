@@ -133,7 +133,7 @@ class Checkpoint:
         Raises:
             UserError: Naming the first tensor that differs in type or shape.
         """
-        expected = _unique_tensors(model)
+        expected = unique_tensors(model)
         for key in sorted(expected.keys() | self.weights.keys()):
             have, want = self.weights.get(key), expected.get(key)
             there, here = (_describe(have), _describe(want))
@@ -191,16 +191,16 @@ def save_checkpoint(
         UserError: If a tensor is not finite or the file cannot be written; the last checkpoint is then intact.
     """
     moments = {} if optimizer is None else optimizer.state_dict()["state"]
-    _commit(folder, _unique_tensors(model), moments, config, progress or {}, keep, state or {})
+    commit(folder, unique_tensors(model), moments, config, progress or {}, keep, state or {})
 
 
 def replace_config(folder: Path, config: dict[str, Any]) -> None:
     """Replace the config of a checkpoint; its tensors and its progress stay."""
     found = read_checkpoint(folder)
-    _commit(folder, found.weights, found.optimizer, config, found.progress, 1, found.state)
+    commit(folder, found.weights, found.optimizer, config, found.progress, 1, found.state)
 
 
-def _commit(
+def commit(
     folder: Path,
     weights: dict[str, Tensor],
     optimizer: dict[int, dict[str, Tensor]],
@@ -209,6 +209,7 @@ def _commit(
     keep: int,
     run_state: dict[str, Tensor],
 ) -> None:
+    """`save_checkpoint` for tensors by name: the model's, and the optimizer's by parameter index."""
     state = {STATE_PREFIX + name: tensor for name, tensor in run_state.items()}
     state |= {f"optimizer.{index}.{name}": value for index, of in optimizer.items() for name, value in of.items()}
     if name := tensor_file.first_not_finite(weights | state):
@@ -334,7 +335,7 @@ def _describe(tensor: Tensor | None) -> str:
     return f"{kind} {tuple(tensor.shape)}"
 
 
-def _unique_tensors(model: nn.Module) -> dict[str, Tensor]:
+def unique_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The state of a model with each shared tensor once, under its first name."""
     names: dict[int, str] = {}
     state = model.state_dict(keep_vars=True)

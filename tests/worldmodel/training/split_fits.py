@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
 
 from tests.tiny import tiny_prior, tiny_vqvae
 from worldmodel.models.prior import Prior
@@ -128,7 +129,7 @@ def train(kind: str, out: Path, fault: Fault | None = None, data: Any = None, **
     build, draw = KINDS[kind]
     model, loss = build()
     few: dict[str, Any] = {"steps": 20, "batch_size": CLIPS, "learning_rate": 1e-2, "max_grad_norm": 0.1}
-    often: dict[str, Any] = {"log_every": 1, "save_every": 10, "eval_every": 100, "precision": "float32"}
+    often: dict[str, Any] = {"log_every": 1, "save_every": 10, "eval_every": 7, "precision": "float32"}
     config = TrainerConfig(**few | often | settings)
     share = rank_share(config)
     state = {"lanes": torch.zeros(CLIPS, 3, 8, 8, 3, dtype=torch.uint8)[share]} if kind == "recurrent" else None
@@ -138,4 +139,11 @@ def train(kind: str, out: Path, fault: Fault | None = None, data: Any = None, **
             fault.happen(step)
         return {name: array[share] for name, array in draw(rng).items()}
 
-    fit(model, loss, sample, config, out, {"kind": kind}, state=state, data=data)
+    def evaluate(writer: SummaryWriter, step: int) -> list[str]:
+        held = {name: torch.from_numpy(array) for name, array in draw(np.random.default_rng(1)).items()}
+        lanes = {"lanes": torch.zeros(CLIPS, 3, 8, 8, 3, dtype=torch.uint8)} if kind == "recurrent" else {}
+        with torch.no_grad():
+            writer.add_scalar("held_out/loss", loss(held | lanes)["loss"], step)
+        return []
+
+    fit(model, loss, sample, config, out, {"kind": kind}, evaluate, state=state, data=data)

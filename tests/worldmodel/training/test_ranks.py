@@ -76,6 +76,23 @@ def test_ranks_and_parts_take_the_step_of_one(kind: str, ranks: int, parts: int,
     same(alone(kind), tmp_path / "run")
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sharded_model_takes_the_steps_of_a_whole_one(kind: str, parts: int, alone, tmp_path: Path) -> None:
+    """It stops on the way, and goes on on two ranks; its checkpoints are those of a whole one."""
+    fault = Fault(1, 9, signal.SIGTERM, tmp_path / "stopped")
+    work = partial(train, kind, tmp_path / "run", accumulate=parts, shard=True)
+    only_sentence(on_ranks(tmp_path, 2, work, fault), 130)
+    found = on_ranks(tmp_path / "on", 2, work, fault)
+    assert [status for status, _ in found] == [0, 0], found
+    same(alone(kind), tmp_path / "run")
+
+
+def test_one_rank_has_nothing_to_shard_over(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="shard spreads a model over ranks; start several with torchrun"):
+        train("prior", tmp_path / "run", shard=True)
+
+
 def only_sentence(found: list[tuple[int | None, str]], status: int = 2) -> str:
     """What ranks said that all ended with a status, one of them with a sentence."""
     assert [code for code, _ in found] == [status] * len(found), found

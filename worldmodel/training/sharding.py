@@ -1,0 +1,69 @@
+"""A model whose weights, gradients and optimizer state are spread over the ranks: FSDP2, `fully_shard` of PyTorch.
+
+Each rank keeps a part of every tensor. The weights of a block are gathered when it computes, and freed afterwards.
+Decided here:
+
+* The blocks of the prior's transformer are units of their own. Everything else is one unit, gathered for the step.
+* The model is built and loaded whole before it is spread, so weights must fit on one device; training them need not.
+* Checkpoints are those of one rank. A run may go on under another number of ranks, or without sharding.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from worldmodel.models.transformer import Block
+from worldmodel.utils.ranks import n_ranks
+
+
+def shard(step_loss: nn.Module) -> None:
+    """Spread a module over the ranks, in place; its parameters become `DTensor`."""
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # which nothing changes in place
+    mesh = init_device_mesh(next(step_loss.parameters()).device.type, (n_ranks(),))
+    for block in step_loss.modules():
+        if isinstance(block, Block):
+            fully_shard(block, mesh=mesh)
+            register_fsdp_forward_method(block, "context")
+    fully_shard(step_loss, mesh=mesh)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor with the parts of all ranks, which all have to call this; others are returned as they are."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`whole` of each tensor."""
+    return {name: whole(tensor) for name, tensor in tensors.items()}
+
+
+def shard_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Spread an optimizer's moments like their parameters, in place. Every rank has all of them."""
+    for parameter, moments in optimizer.state.items():
+        if isinstance(parameter, DTensor):
+            mesh, placements = parameter.device_mesh, parameter.placements
+            for name in ("exp_avg", "exp_avg_sq"):
+                moments[name] = distribute_tensor(moments[name], mesh, placements, src_data_rank=None)
+
+
+@contextmanager
+def whole_weights(step_loss: Any) -> Iterator[None]:
+    """Context in which every rank has all weights, so that one can compute by itself. All ranks have to enter it."""
+    modules = step_loss.modules() if isinstance(step_loss, FSDPModule) else []  # type: ignore[attr-defined]
+    units = [module for module in modules if isinstance(module, FSDPModule)]
+    for unit in units:
+        unit.unshard()
+        unit.set_reshard_after_forward(False, recurse=False)
+    yield
+    for unit in units:
+        unit.set_reshard_after_forward(unit is not step_loss, recurse=False)
+        unit.reshard()
