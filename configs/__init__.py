@@ -32,7 +32,7 @@ from worldmodel.utils.settings import Address, check_value, declared_types, shor
 
 FOLDER = Path(__file__).parent
 SECTIONS = (
-    *("loop", "policy", "evaluate_policy", "imitate", "pusher", "evaluate_pusher"),
+    *("loop", "world", "policy", "evaluate_policy", "imitate", "pusher", "evaluate_pusher"),
     *("collect", "vqvae", "tune_hysteresis", "tokens", "prior", "outcome", "export", "dream", "evaluate"),
     *(
         "evaluate_outcome",

@@ -46,6 +46,7 @@ from worldmodel.data.prior_dataset import bits_per_code
 from worldmodel.generation.dream import Dream
 from worldmodel.metrics.frames import nmse, psnr
 from worldmodel.metrics.interval import bootstrap, means_to_json
+from worldmodel.training.verdicts import judge_dream, judge_split
 from worldmodel.utils.checkpoint import read_header, write_atomic, write_json
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import Precision
@@ -90,7 +91,7 @@ def measure(args: Args, dream: Dream, heldout_clips: HeldOutClips) -> dict[str, 
                 for k in range(args.n_dreams)
             ]
     mean = lambda values: bootstrap(values, heldout_clips.episode)  # noqa: E731
-    result: dict[str, Any] = {"psnr": {}, "nmse": {}, "bits_per_dim": {}, "difference": {}}
+    result: dict[str, Any] = {"psnr": {}, "nmse": {}, "bits_per_dim": {}, "difference": {}, "over_copy": {}}
     scores = {
         figure: {
             name: np.mean([score(video[:, steps], truth[:, steps]) for video in group], axis=0)
@@ -101,7 +102,9 @@ def measure(args: Args, dream: Dream, heldout_clips: HeldOutClips) -> dict[str, 
     for figure, by_name in scores.items():
         result[figure] = {name: [mean(v[:, k]) for k in range(len(steps))] for name, v in by_name.items()}
         gain = by_name["true actions"] - by_name["shuffled actions"]
+        over_copy = by_name["true actions"] - by_name["copy last frame"]
         result["difference"][figure] = [mean(gain[:, k]) for k in range(len(steps))]
+        result["over_copy"][figure] = [mean(over_copy[:, k]) for k in range(len(steps))]
     true, false = (
         bits_per_code(dream.prior, heldout_clips.batch(condition), c)
         for condition in (heldout_clips.condition, shuffled)
@@ -146,7 +149,10 @@ def main(args: Args) -> Written:
     text = head + "\n" + table(result, args.steps_ahead)
     write_json(folder / "results.json", {"protocol": protocol} | provenance(args.run) | means_to_json(result))
     write_atomic(folder / "results.txt", (text + "\n").encode())
-    print(text)
+    print(text + "\n")
+    gains = result["over_copy"]["psnr"], result["difference"]["psnr"]
+    for verdict in judge_split(heldout_clips.episode) + judge_dream(*gains, args.steps_ahead):
+        print(f"{args.run}: {verdict}")
     print(
         f"\npictures:     {args.run}/dreams (rollout/dream.py writes them)"
         f"\npaper's FVD:  {paper} (needs a feature network)"

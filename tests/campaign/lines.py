@@ -49,6 +49,7 @@ WORKS = {
     "train/tune_hysteresis.py": "--run run --hysteresis 0 0.1 --episodes 2 --n-frames 8",
     "train/tokens.py": "--run run --n-contexts 4 --context-frames 4 --restart",
     "train/vqvae.py": f"--run run --restart {SMALL} {FIT}",
+    "train/world.py": "--env-id Missing-v0 --minutes 1 --run out",
     "rollout/ablate.py": "--data run/data.zarr --n-clips 2 --n-trials 1 --out out",
     "rollout/benchmark.py": "--run run --num-envs 1 --seconds 0.1 --precision float32 --out out.json",
     "rollout/controllability.py": (

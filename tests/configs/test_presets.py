@@ -273,6 +273,7 @@ def test_every_preset_fits_the_scripts(path: Path) -> None:
     import train.loop
     import train.pusher
     import train.tune_hysteresis
+    import train.world
 
     readers = {
         "bair": collect.bair, "robonet": collect.robonet, "tgif": collect.tgif, "ucf101": collect.ucf101,
@@ -291,6 +292,7 @@ def test_every_preset_fits_the_scripts(path: Path) -> None:
         "prior": prior,
         "outcome": outcome,
         "loop": train.loop,
+        "world": train.world,
         "dream": rollout.dream,
         "evaluate": rollout.evaluate,
         "evaluate_policy": rollout.evaluate_policy,

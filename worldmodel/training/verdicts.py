@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from worldmodel.metrics.interval import bootstrap
+from worldmodel.metrics.interval import MeanInterval, bootstrap
 
 FEW_EPISODES = 10
 """Below this many held-out episodes an interval says little."""
@@ -51,6 +51,43 @@ def judge_actions(bits: np.ndarray, shuffled: np.ndarray, episode: np.ndarray) -
         f"actions have no effect on the prediction ({figures} under those of other clips); train longer, and check "
         "that recorded actions change what is seen"
     )
+
+
+def judge_dream(
+    over_copy: Sequence[MeanInterval], over_shuffled: Sequence[MeanInterval], ahead: Sequence[int]
+) -> list[str]:
+    """Say how far ahead a dream is better than nothing, and how far it follows its actions.
+
+    Args:
+        over_copy: PSNR of the dream minus that of the last frame copied, for each number of steps ahead.
+        over_shuffled: PSNR of the dream minus that of a dream under the actions of another clip.
+        ahead: The numbers of steps.
+    """
+    far, close = _last_gain(over_copy, ahead), f"{over_copy[0]} dB at {ahead[0]} steps ahead"
+    if far:
+        verdicts = [f"the dream is closer to the truth than the last frame copied, up to {far} dB"]
+    else:
+        verdicts = [
+            f"the dream is no closer to the truth than the last frame copied ({close}); look at the reconstructions "
+            "first, then train the prior for longer or record more"
+        ]
+    far, close = _last_gain(over_shuffled, ahead), f"{over_shuffled[0]} dB at {ahead[0]} steps ahead"
+    if far:
+        return [
+            *verdicts,
+            f"the dream follows its actions: it is closer than under those of other clips, up to {far} dB",
+        ]
+    return [
+        *verdicts,
+        f"the dream does not follow its actions ({close}, against those of other clips); train the prior for longer, "
+        "and check that recorded actions change what is seen",
+    ]
+
+
+def _last_gain(gains: Sequence[MeanInterval], ahead: Sequence[int]) -> str:
+    """The largest number of steps ahead at which a gain is above zero, and the gain; "" if it is at none."""
+    good = [f"{n} steps ahead by {gain}" for n, gain in zip(ahead, gains, strict=True) if gain.low > 0]
+    return good[-1] if good else ""
 
 
 def judge_split(episode: np.ndarray) -> list[str]:

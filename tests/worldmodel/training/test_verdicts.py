@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from train import prior, tokens, vqvae
-from worldmodel.training.verdicts import judge_actions, judge_loss, judge_reconstructions, judge_split
+from worldmodel.metrics.interval import MeanInterval
+from worldmodel.training.verdicts import judge_actions, judge_dream, judge_loss, judge_reconstructions, judge_split
 
 EPISODE = np.arange(20).repeat(2)
 
@@ -32,6 +33,18 @@ def test_actions_matter_if_those_of_other_clips_cost_bits() -> None:
     noise = figures(0.0)
     assert judge_actions(bits, bits + noise - noise.mean(), EPISODE).startswith("actions have no effect")
     assert judge_actions(bits, bits, EPISODE).startswith("actions have no effect")
+
+
+def test_a_dream_is_judged_by_how_far_ahead_it_gains() -> None:
+    none, some = MeanInterval(0.1, -0.2, 0.4, 9), MeanInterval(2.5, 2.1, 2.9, 9)
+    assert judge_dream([some, some, none], [some, none, none], (1, 5, 10)) == [
+        "the dream is closer to the truth than the last frame copied, up to 5 steps ahead by 2.500 [2.100, 2.900] dB",
+        "the dream follows its actions: it is closer than under those of other clips, up to 1 steps ahead by 2.500 "
+        "[2.100, 2.900] dB",
+    ]
+    poor, apart = judge_dream([none], [none], (1,))
+    assert "no closer to the truth than the last frame copied (0.100 [-0.200, 0.400] dB at 1 steps ahead)" in poor
+    assert apart.startswith("the dream does not follow its actions (0.100 [-0.200, 0.400] dB at 1 steps ahead")
 
 
 def test_few_episodes_are_told() -> None:

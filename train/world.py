@@ -1,0 +1,187 @@
+"""Make a world model of any Gymnasium environment in a given time, and say how good it is.
+
+    python train/world.py --env-id ale_py:ALE/Breakout-v5 --minutes 30 --run runs/breakout
+
+    look        a few episodes, to see how fast it runs, how much moves, and how small that is
+    record      random play, or a policy's, into <run>/data.zarr
+    tokenizer   a recurrent VQ-VAE; its verdict and <run>/reconstruction.png come before the rest of the time is spent
+    prior       the model of the next frame
+    outcome     rewards, ends and variables
+    judge       dreams of held-out episodes beside the truth, with verdicts in words
+
+Each stage is the script that it is anywhere else, as a command that is printed first, with the preset `world`. What was
+chosen is in <run>/world.json: the frame size, the weight of what moves, and the steps that fit into the time. The same
+command resumes an interrupted run.
+
+Random play shows little of most games. Record a better policy with `--policy` when you have one.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as a file: import from the project's root, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from configs import command
+from configs.written import Written, make_dream
+from train.commands import ROOT, run_python
+from train.world_choices import (
+    choose_motion_weight,
+    choose_size,
+    draw_reconstructions,
+    episodes_for,
+    steps_for,
+    steps_per_second,
+)
+from worldmodel.data.motion import measure_motion
+from worldmodel.data.opening import open_store
+from worldmodel.utils.checkpoint import write_json
+from worldmodel.utils.errors import UserError
+from worldmodel.utils.lock import folder_lock
+from worldmodel.utils.settings import Count, Positive, Settings
+
+STATE = "world.json"
+SHARES = {"record": 0.08, "vqvae": 0.38, "tokens": 0.10, "prior": 0.32, "outcome": 0.06, "judge": 0.06}
+"""How the time is divided."""
+LOOK_EPISODES, LOOK_SIZE = 4, 128
+START = 6.0
+"""Seconds in which a recorder starts."""
+TRIAL_STEPS = 40
+"""Steps of a training that is started only to see how fast it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(Settings):
+    """Make a world model of any Gymnasium environment in a given time."""
+
+    env_id: str = "CartPole-v1"
+    """Gymnasium id of the environment; `module:id` imports the module first."""
+    env_kwargs: str = "{}"
+    """Keyword arguments of the environment, as JSON."""
+    policy: str = "random"
+    """Policy that plays: "random", the folder of a policy, or module:function."""
+    run: Path = Path("runs/world")
+    """Run folder."""
+    minutes: Positive = 30
+    """Time for everything. More time gives a better model, up to hours."""
+    size: Count = 0
+    """Height and width of a frame in pixels, 64 or 96; 0 chooses."""
+    max_episode_steps: Positive = 1000
+    """Time limit of an episode in steps, beside the environment's own."""
+
+
+class Choices:
+    """What was chosen, in <run>/world.json. A resumed run makes the same choices."""
+
+    def __init__(self, args: Args) -> None:
+        self.path = args.run / STATE
+        settings = json.loads(json.dumps({k: v for k, v in asdict(args).items() if k not in ("run", "minutes")}))
+        found = json.loads(self.path.read_text()) if self.path.exists() else {"settings": settings, "chosen": {}}
+        if found["settings"] != settings:
+            raise UserError(f"{args.run} holds a world with other settings; use another --run, or the same settings")
+        self.settings, self.chosen = settings, dict(found["chosen"])
+
+    def once(self, name: str, choose: Callable[[], Any]) -> Any:
+        """The value that was chosen before, or else one that is chosen now."""
+        if name not in self.chosen:
+            self.chosen[name] = choose()
+            write_json(self.path, {"settings": self.settings, "chosen": self.chosen})
+            print(f"chosen: {name.replace('_', ' ')} = {self.chosen[name]}", flush=True)
+        return self.chosen[name]
+
+
+def run_stage(script: str, **flags: Any) -> None:
+    """Run a script with flags; "__" in a name is a dot. `UserError` if it fails."""
+    line = [str(ROOT / script), *([] if script.startswith("collect/") else ["--preset", "world"])]
+    for name, value in flags.items():
+        values = value if isinstance(value, list | tuple) else [value]
+        line += [f"--{name.replace('__', '.').replace('_', '-')}", *map(str, values)]
+    print(f"\npython {shlex.join([script, *line[1:]])}", flush=True)
+    status = run_python(line)
+    if status == 130:
+        raise KeyboardInterrupt
+    if status:
+        raise UserError(f"{script} has failed; its error is above. Fix that, and run the same command again")
+
+
+class World:
+    """The stages, and the time that is left for them."""
+
+    def __init__(self, args: Args, choices: Choices) -> None:
+        self.args, self.choices, self.end = args, choices, time.monotonic() + 60 * args.minutes
+
+    def seconds(self, stage: str, now: str = "") -> float:
+        """A stage's share of the time that is left when `now` is about to start, by default the stage itself."""
+        to_come = list(SHARES)[list(SHARES).index(now or stage) :]
+        left = max(0.0, self.end - time.monotonic())
+        return left * SHARES[stage] / sum(SHARES[name] for name in to_come)
+
+    def record(self) -> None:
+        """Look at a few episodes, choose sizes, and record."""
+        args, chosen, once = self.args, self.choices.chosen, self.choices.once
+        how = {name: getattr(args, name) for name in ("env_id", "env_kwargs", "policy", "max_episode_steps")}
+        look, data = args.run / "look.zarr", args.run / "data.zarr"
+        if "episodes" not in chosen:
+            before = time.monotonic()
+            run_stage("collect/gym.py", **how, out=look, episodes=LOOK_EPISODES, size=LOOK_SIZE, num_workers=1)
+            store, took = open_store(str(look)), time.monotonic() - before
+            motion = measure_motion(store)
+            once("motion", lambda: {name: round(value, 4) for name, value in asdict(motion).items()})
+            if not motion.smallest:
+                raise UserError(f"nothing moves in {args.env_id} under this policy; give another --policy")
+            once("size", lambda: args.size or choose_size(motion, LOOK_SIZE))
+            once("motion_loss_weight", lambda: choose_motion_weight(motion))
+            pace = (store.n_rows / max(1.0, took - START), self.seconds("record"), self.seconds("tokens", "record"))
+            once("episodes", lambda: episodes_for(*pace, store.n_rows / LOOK_EPISODES))
+        run_stage("collect/gym.py", **how, out=data, episodes=chosen["episodes"], size=chosen["size"])
+        shutil.rmtree(look, ignore_errors=True)
+
+    def train(self, stage: str, **flags: Any) -> None:
+        """Train a stage for as many steps as fit into its time, by the speed of a trial."""
+        script, folder, key = f"train/{stage}.py", self.args.run / stage, f"{stage}_steps"
+        if key not in self.choices.chosen:
+            before, seconds = time.monotonic(), self.seconds(stage)
+            run_stage(script, run=self.args.run, **flags, trainer__steps=TRIAL_STEPS, n_eval_clips=2)
+            speed, left = steps_per_second(folder / "log"), seconds - (time.monotonic() - before)
+            shutil.rmtree(folder)
+            self.choices.once(key, lambda: steps_for(speed, left))
+        run_stage(script, run=self.args.run, **flags, trainer__steps=self.choices.chosen[key])
+
+    def all(self) -> None:
+        """Run all stages."""
+        run, chosen = self.args.run, self.choices.chosen
+        self.record()
+        size, weight = chosen["size"], chosen["motion_loss_weight"]
+        self.train("vqvae", model__frame_size=[size, size], model__motion_loss_weight=weight)
+        print(f"look: {draw_reconstructions(run)} has held-out frames above their reconstructions", flush=True)
+        run_stage("train/tokens.py", run=run)
+        self.train("prior")
+        self.train("outcome")
+        run_stage("rollout/dream.py", run=run)
+        run_stage("rollout/evaluate.py", run=run)
+
+
+def main(args: Args) -> Written:
+    args.run.mkdir(parents=True, exist_ok=True)
+    with folder_lock(args.run, "world.lock"):
+        World(args, Choices(args)).all()
+    print(
+        f"\nfilms:    {args.run}/dreams has the truth beside dreams of the same actions"
+        f"\nplay it:  python rollout/play.py --run {args.run}"
+        f"\npolicy:   python train/policy.py --env-id VideoGPTDream-v0 --run {args.run} --reward-shaping"
+        "\nbetter:   the same command with another --run and more --minutes, or with a --policy that plays well"
+    )
+    return Written(args.run, make_dream(args.run))
+
+
+if __name__ == "__main__":
+    command(main, "world")
