@@ -6,6 +6,8 @@
 #             and tgif likewise. PRESET=video_small is for two cores, PRIOR=--classes for class-conditional models
 # make campaign
 #             tests damaged files, killed processes and hostile input for 20 minutes, and writes docs/campaign.md
+# make dream ENV=id
+#             makes a world model of any Gymnasium environment in half an hour, or in MINUTES=n
 # make gpu    measures everything that needs a GPU, in at most 8 minutes; runs/gpu/table.md has the results
 # An interrupted command resumes when it is run again. PYTHON=python3.12 make ... uses another interpreter.
 
@@ -13,7 +15,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 SHELL := /bin/bash
 
-.PHONY: demo ucf101 ucf101_128 tgif test lint docs campaign gpu clean
+.PHONY: demo ucf101 ucf101_128 tgif test lint docs campaign dream gpu clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -54,6 +56,10 @@ test: lint docs
 
 campaign: .venv/ready
 	$(BIN)/python -m tests.campaign --out docs/campaign.md
+
+dream: .venv/ready
+	$(BIN)/python train/world.py --env-id $(or $(ENV),$(error give an environment: make dream ENV=CartPole-v1)) \
+	  --run runs/$(lastword $(subst :, ,$(notdir $(ENV)))) --minutes $(or $(MINUTES),30)
 
 gpu: .venv/ready
 	$(BIN)/python train/gpu.py
