@@ -21,7 +21,7 @@ MIN_AREA = 3.0
 MAX_FRAMES = 100_000
 TOKENS_PER_SECOND = 200
 """Frames that are encoded in a second, at least."""
-MIN_EPISODES, MIN_STEPS = 20, 50
+MIN_EPISODES, MIN_STEPS = 50, 50
 START_AND_END = 25.0
 """Seconds of a training in which no steps are done: imports, and the evaluation at the end."""
 

@@ -36,7 +36,7 @@ def test_what_seldom_moves_weighs_more(changed: float, weight: float) -> None:
 def test_times_become_numbers() -> None:
     assert episodes_for(speed=100.0, seconds=60.0, encoding=1000.0, length=50.0) == 120
     assert episodes_for(speed=100.0, seconds=60.0, encoding=20.0, length=50.0) == 80, "encoding takes longer"
-    assert episodes_for(speed=1.0, seconds=1.0, encoding=1.0, length=50.0) == 20
+    assert episodes_for(speed=1.0, seconds=1.0, encoding=1.0, length=50.0) == 50
     assert steps_for(speed=10.0, seconds=154.9) == 1200
     assert steps_for(speed=10.0, seconds=1.0) == 50
 
