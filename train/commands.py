@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-ROOT = Path(__file__).resolve().parents[1]
-
 
 def run_python(
     line: Sequence[str], seconds: float | None = None, output: IO[str] | None = None, cwd: Path | None = None

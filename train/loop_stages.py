@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from train.commands import ROOT, run_python
+from configs.scripts import command_words, python_arguments
+from train.commands import run_python
 from worldmodel.utils.checkpoint import write_json
 from worldmodel.utils.compatibility import config_difference
 from worldmodel.utils.errors import UserError
@@ -119,7 +120,7 @@ def engine_stages(args: Args) -> Iterator[tuple[int, list[Stage]]]:
 
 
 def words(stage: Stage, presets: list[str]) -> list[str]:
-    """The command line of a stage, after `python`."""
+    """The script of a stage and its flags."""
     line = [stage.script]
     if not stage.name.startswith("engine/"):
         line += [word for name in presets for word in ("--preset", name)]
@@ -179,8 +180,8 @@ def run_stages(state: State, stages: list[Stage], presets: list[str]) -> None:
         if stage.name in state.done:
             continue
         line = words(stage, presets)
-        print(f"{stage.name}: python {shlex.join(line)}", flush=True)
-        status = run_python([str(ROOT / line[0]), *line[1:]])
+        print(f"{stage.name}: {shlex.join([*command_words(line[0]), *line[1:]])}", flush=True)
+        status = run_python([*python_arguments(line[0]), *line[1:]])
         if status == 130:  # it was interrupted by itself
             raise KeyboardInterrupt
         if status:

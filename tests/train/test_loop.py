@@ -22,6 +22,7 @@ from train import commands, loop, loop_stages
 from worldmodel.data.opening import open_store
 from worldmodel.utils.errors import UserError
 
+ROOT = Path(__file__).parents[2]
 PRESET = ["health_gathering_loop"]
 NAMES = ["collect", "vqvae", "tokens", "prior", "outcome", "policy", "score"]
 
@@ -34,7 +35,7 @@ class Runner:
         self.called: list[tuple[str, Any]] = []
 
     def __call__(self, line: list[str]) -> int:
-        script = Path(line[0]).relative_to(loop_stages.ROOT)
+        script = Path(line[0]).relative_to(ROOT)
         module = importlib.import_module(".".join(script.with_suffix("").parts))
         kind = get_type_hints(module.main)["args"]
         section = "collect" if script.parts[0] == "collect" else script.stem
