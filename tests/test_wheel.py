@@ -188,6 +188,16 @@ def test_every_stage_runs_in_an_empty_folder(run: Run, site: Path, tmp_path: Pat
     assert not list((tmp_path / "home").rglob("*.py"))
 
 
+def test_a_robot_needs_no_vizdoom(run: Run) -> None:
+    """What plans for both engines imports the one that it is asked for."""
+    done = run(
+        "-c",
+        "import worldmodel.rollout.plan; from worldmodel.rollout.planning import visual_foresight",
+        hidden="vizdoom",
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_readme_starts_without_any_extra(run: Run) -> None:
     (code, *_) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
     assert "range(100)" in code
