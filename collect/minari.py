@@ -8,7 +8,7 @@ again is identical bit by bit. Frames are written raw, not as Minari's JPEGs. Ar
 (variables, labels, splits) are written as infos, and the environment spec as metadata.
 
 Other Minari data sets can be read if their observations are images, or dictionaries with one image (`--image`). Nothing
-is downloaded; use `minari download`. Minari is an optional dependency: `pip install "minari[hdf5]>=0.5.4"`.
+is downloaded; use `minari download`. Minari is an extra: `pip install 'worldmodel[minari]'`.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from worldmodel.data.env_spec import EnvSpec
 from worldmodel.data.store import Store
 from worldmodel.data.writer import Episode
 from worldmodel.utils.errors import UserError, one_line
+from worldmodel.utils.extras import extra
 from worldmodel.utils.progress import Progress
 from worldmodel.utils.settings import Address, PixelsOr0, Seed, Settings, Workers
 
@@ -70,13 +71,6 @@ class Args(Settings):
     """Number of processes that read."""
     seed: Seed = 0
     """Seed of the split, if the data set has none."""
-
-
-def require_minari() -> None:
-    try:
-        import minari  # noqa: F401
-    except ImportError as error:
-        raise UserError(f'Minari cannot be imported ({error}); pip install "minari[hdf5]>=0.5.4"') from None
 
 
 def dataset_folder(dataset: str) -> Path:
@@ -264,7 +258,8 @@ def episode_buffers(store: Store, infos: Sequence[str]) -> Iterator[Any]:
 
 
 def main(args: Args) -> Written:
-    require_minari()
+    with extra("minari"):
+        import minari  # noqa: F401
     if not args.dataset:
         raise UserError("no data set was given; name one, such as --dataset my/doom-v0")
     if args.export:

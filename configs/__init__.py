@@ -19,12 +19,14 @@ import sys
 from collections.abc import Callable, Hashable, Sequence
 from functools import reduce
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import tyro
 import yaml
 
 from configs.help import short_help
+from configs.scripts import ROOT, program
 from configs.written import Written, last_line
 from worldmodel.utils import memory
 from worldmodel.utils.errors import UserError, is_url
@@ -209,14 +211,14 @@ def from_flags(kind: type[T], default: T, flags: Sequence[str]) -> T:
     is reported like everywhere else.
     """
     if any(flag in ("-h", "--help") for flag in flags):
-        print(short_help(Path(sys.argv[0]).name, default))
+        print(short_help(program(), default))
         sys.exit()
     flags = ["--help" if flag == "--help-all" else flag for flag in flags]
     description = f"{kind.__doc__}\n\n--preset NAME takes the defaults from configs/NAME.yaml."
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
-            return tyro.cli(kind, default=default, args=flags, description=description)
+            return tyro.cli(kind, prog=program(), default=default, args=flags, description=description)
     except SystemExit as stop:
         error, where = stop.__context__, ""
         while error is not None and not isinstance(error, UserError):  # tyro's error around it has the place
@@ -254,6 +256,18 @@ def ranks() -> contextlib.AbstractContextManager[None]:
     from worldmodel.training.distributed import process_group  # imports torch, which not all scripts need
 
     return process_group()
+
+
+def report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print a `UserError` of a script's imports, such as a missing engine, as one line with exit status 2."""
+    if not isinstance(error, UserError):
+        return sys.__excepthook__(kind, error, trace)
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+if sys.argv[0].endswith(".py") and Path(sys.argv[0]).resolve().parents[1] == ROOT:  # a script is this process's program
+    sys.excepthook = report
 
 
 def command(main: Callable[[Any], Written | None], section: str) -> None:

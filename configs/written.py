@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from configs.scripts import PACKAGE, command_words
 from worldmodel.utils.errors import is_url, printable
 
 
@@ -38,7 +39,7 @@ def recorded(out: Path | str) -> Written:
 
 def make_dream(run: Path) -> str:
     """The line of Python that opens a run as an environment."""
-    return f'import envs; gymnasium.make("VideoGPTDream-v0", model="{run}")'
+    return f'import {PACKAGE}envs; gymnasium.make("VideoGPTDream-v0", model="{run}")'
 
 
 def last_line(written: Written, presets: dict[str, dict[str, Any]]) -> str:
@@ -52,7 +53,7 @@ def next_command(written: Written, presets: dict[str, dict[str, Any]]) -> str:
     fitting = {name: preset for name, preset in presets.items() if Path(written.next).stem in preset}
     runs = [Path(preset["run"]) for preset in fitting.values() if "run" in preset]
     flags = {name: value for name, value in written.flags.items() if name != "run" or [value] != runs[-1:]}
-    words = ["python", written.next, *(word for name in fitting for word in ("--preset", name))]
+    words = [*command_words(written.next), *(word for name in fitting for word in ("--preset", name))]
     for name, value in (flags if fitting else flags | written.without_preset).items():
         if value is not None and value is not False:
             words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]

@@ -16,8 +16,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import vizdoom as vzd
 from gymnasium import spaces
+
+from worldmodel.utils.extras import extra
+
+with extra("vizdoom"):
+    import vizdoom as vzd
 
 DEGREES = np.linspace(-10, 10, 11)
 OPPOSITE = {

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from worldmodel.utils.errors import UserError, one_line
+from worldmodel.utils.extras import extra
 
 BACKENDS = ("egl", "osmesa")
 CURE = "on Debian, apt-get install libegl1 or libosmesa6, and unset MUJOCO_GL or set it to an installed one"
@@ -24,8 +25,8 @@ try:
 except Exception as error:  # it loads the library that MUJOCO_GL names, which may raise anything
     requested = os.environ.pop("MUJOCO_GL", "")
     start_error = f"MuJoCo does not start with MUJOCO_GL={requested} ({one_line(error)}); {CURE}"
-    import mujoco  # physics works without rendering, so the error is kept for the first rendering
-
+    with extra("mujoco"):
+        import mujoco  # physics works without rendering, so the error is kept for the first rendering
     os.environ["MUJOCO_GL"] = requested
 
 

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.policies import ActorCriticCnnPolicy
 
 from worldmodel.data.env_spec import ActionSpec, EnvSpec, random_actions
 from worldmodel.models.loading import PRETRAINED, refuse_other_versions, resolve_folder
 from worldmodel.utils.checkpoint import read_checkpoint, save_checkpoint, weights_digest
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.extras import extra
 
 from .spaces import to_action_spec, to_gym_space
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.policies import ActorCriticCnnPolicy
 
 Player = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 """Picks actions (n, ...) from the last frames (t, n, h, w, 3) of n episodes and a generator.
@@ -78,8 +81,12 @@ def load_policy(folder: str | Path, env_spec: EnvSpec | None = None) -> ActorCri
         env_spec: Environment whose frame size and actions the policy must match; None skips the check.
 
     Raises:
-        UserError: The folder has no policy, or its frames or actions differ from those of `env_spec`.
+        UserError: The folder has no policy, its frames or actions differ from those of `env_spec`, or
+            Stable-Baselines3 is not installed.
     """
+    with extra("sb3"):
+        from stable_baselines3.common.policies import ActorCriticCnnPolicy
+
     folder = policy_folder(str(folder))
     found = read_checkpoint(folder)
     config = found.config

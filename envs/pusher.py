@@ -13,20 +13,23 @@ whether to lift the hand. The gripper stays open. Actions are scaled to -1..1.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.policies import ActorCriticPolicy
 
 from worldmodel.models.loading import refuse_other_versions
 from worldmodel.utils.checkpoint import read_checkpoint
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.extras import extra
 
 from .policies import policy_folder
 from .pushing_robot import MAX_SHIFT, Robot
 from .pushing_scene import HIGH, LOW
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.policies import ActorCriticPolicy
 
 MIN_GOAL_DISTANCE, GOAL_RADIUS = 0.25, 0.08
 """Smallest distance of a new goal from its object, and the distance at which a goal is reached, in meters."""
@@ -132,6 +135,9 @@ class PushTask(gym.Env[np.ndarray, np.ndarray]):
 
 def make_policy(width: int) -> ActorCriticPolicy:
     """The policy and value networks of Stable-Baselines3, each with two layers of the given width."""
+    with extra("sb3"):
+        from stable_baselines3.common.policies import ActorCriticPolicy
+
     env = PushTask()
     return ActorCriticPolicy(
         env.observation_space, env.action_space, lambda left: 0.0, [width, width], log_std_init=-0.5

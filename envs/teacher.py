@@ -11,12 +11,15 @@ from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
-import vizdoom as vzd
 
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.extras import extra
 
 from .buttons import DEGREES
 from .vizdoom import VizdoomFrames
+
+with extra("vizdoom"):
+    import vizdoom as vzd
 
 AHEAD, LEFT, RIGHT = (slice(40, 70), slice(65, 95)), (slice(40, 70), slice(20, 60)), (slice(40, 70), slice(100, 140))
 """Regions of the 120x160 screen."""

@@ -29,12 +29,12 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import vizdoom as vzd
 from gymnasium import spaces
 from PIL import Image
 
 from worldmodel.data.env_spec import EnvSpec
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.extras import extra
 from worldmodel.utils.settings import Count, Pixels, Positive, check_value
 
 from .buttons import Buttons
@@ -44,6 +44,9 @@ from .render import Viewer
 from .reset_arguments import check_options, check_render_mode, check_seed
 from .scenarios import Scenario, find_scenario
 from .spaces import to_action_spec
+
+with extra("vizdoom"):
+    import vizdoom as vzd
 
 
 def make_engine(env_spec: EnvSpec) -> VizdoomFrames:

@@ -29,6 +29,7 @@ if not __package__:
 
 
 from configs import command
+from configs.scripts import command_words
 from configs.written import Written
 from rollout.ablation_scores import Measurement, score_prior, score_vqvae
 from rollout.ablation_table import render
@@ -208,12 +209,18 @@ def evaluate(args: Args, work: Job) -> dict[str, Any]:
     return json.loads(work.result.read_text())
 
 
-def main(args: Args) -> Written:
+def check_store(args: Args) -> None:
+    """`UserError` if there is no store."""
     if not is_url(args.data) and not Path(args.data).exists():
+        recorder = " ".join(command_words("collect/vizdoom.py"))
         raise UserError(
-            f"there is no store at {args.data}; for --preset ablate make it with `python collect/vizdoom.py --preset "
-            "demo`, or give another one with --data"
+            f"there is no store at {args.data}; for --preset ablate make it with `{recorder} --preset demo`, or give "
+            "another one with --data"
         )
+
+
+def main(args: Args) -> Written:
+    check_store(args)
     made = table_rows(args.table, args.vqvae.model, args.prior.model)
     if args.table == 3:
         print("\n".join(f"{row.setting}: {count_parameters(row.vqvae):,} parameters" for row in made))

@@ -32,6 +32,7 @@ import numpy as np
 import torch
 
 from configs import command
+from configs.scripts import command_words
 from configs.written import Written, make_dream
 from rollout.heldout import (
     HeldOutArgs,
@@ -127,7 +128,7 @@ def table(result: dict[str, Any], ahead: tuple[int, ...]) -> str:
 
 
 def main(args: Args) -> Written:
-    paper = f"python rollout/fvd.py --run {args.run}"
+    paper = " ".join([*command_words("rollout/fvd.py"), "--run", str(args.run)])
     if read_header(args.run / "prior")[0]["model"].get("mode") == "paper":
         raise UserError(
             f"{args.run} is in paper mode, which only samples whole clips and cannot dream; for the paper's metrics "

@@ -27,9 +27,7 @@ from configs import command
 from configs.written import Written
 from envs.dream import DreamEnv
 from envs.policies import load_player, shipped_policies
-from envs.vizdoom import make_engine
 from rollout.episodes import play_episode
-from rollout.planning import visual_foresight
 from rollout.planning.cem import CEMConfig, check_action_spec
 from rollout.planning.planner import Planner
 from rollout.planning.terminal_value import TerminalValue, survival_value
@@ -85,16 +83,16 @@ def main(args: Args) -> Written:
     if dream.vector_env.dream.stride > 1:
         raise UserError("this dream has a time stride above 1 and cannot be planned in; use a run with a stride of 1")
     check_action_spec(dream.env_spec.action)
-    pushing, push_goal = (
-        dream.env_spec.env_id == "BAIRPushing-v0",
-        visual_foresight.PushGoal(object=args.object, goal=args.goal),
-    )
+    pushing = dream.env_spec.env_id == "BAIRPushing-v0"
     if pushing and args.value_policy:
         raise UserError("futures of pushing are scored by their frames, not by a policy; leave --value-policy out")
-    if not pushing and push_goal != visual_foresight.PushGoal():
+    if not pushing and (args.object, args.goal) != (None, None):
         raise UserError(f"{dream.env_spec.name} has nothing to push; use --object and --goal with --world pushing only")
     planner = partial(Planner, dream, replan_every=args.replan_every, context_frames=args.context_frames, cem=args.cem)
     if pushing:
+        from rollout.planning import visual_foresight  # imports MuJoCo, which other worlds do not need
+
+        push_goal = visual_foresight.PushGoal(object=args.object, goal=args.goal)
         text, scores = visual_foresight.score_planning(
             dream, planner, args.policy or "pushing", args.episodes, args.seed, push_goal
         )
@@ -113,6 +111,8 @@ def main(args: Args) -> Written:
 
 def plan_in_engine(args: Args, dream: DreamEnv, planner: Planner) -> tuple[str, dict[str, list]]:
     """A table and the scores: survival and return of a random policy, the compared policies, and planning."""
+    from envs.vizdoom import make_engine  # imports ViZDoom, which the robot does not need
+
     env_spec, scores = dream.env_spec, {}
     rivals = (args.policy,) if args.policy else shipped_policies(env_spec.name)
     with contextlib.closing(make_engine(env_spec)) as env:

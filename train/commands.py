@@ -1,14 +1,16 @@
-"""Running scripts as commands, one after the other, for train/loop.py and train/gpu.py."""
+"""Running scripts as commands, one after the other, for train/loop.py, train/world.py and train/gpu.py."""
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-ROOT = Path(__file__).resolve().parents[1]
+from configs.scripts import command_words, python_arguments
+from worldmodel.utils.errors import UserError
 
 
 def run_python(
@@ -40,3 +42,23 @@ def run_python(
         process.terminate()
         process.wait()
         raise
+
+
+def run_script(script: str, flags: Sequence[str], name: str = "") -> None:
+    """Print the command of a script, and run it.
+
+    Args:
+        script: The script, such as train/vqvae.py.
+        flags: Its flags.
+        name: What it is called in the caller's list; by default its own name.
+
+    Raises:
+        UserError: It has failed.
+        KeyboardInterrupt: It was interrupted by itself, or as `run_python`.
+    """
+    print(f"{name}{': ' * bool(name)}{shlex.join([*command_words(script), *flags])}", flush=True)
+    status = run_python([*python_arguments(script), *flags])
+    if status == 130:
+        raise KeyboardInterrupt
+    if status:
+        raise UserError(f"{name or script} has failed; its error is above. Fix that, and run the same command again")

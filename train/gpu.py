@@ -28,14 +28,18 @@ if not __package__:  # run as a file: import from the project's root, not from t
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from configs import command
+from configs.scripts import PACKAGE, ROOT, command_words, python_arguments
 from configs.written import Written
-from train.commands import ROOT, run_python
+from train.commands import run_python
 from worldmodel.utils.checkpoint import write_atomic, write_json
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.extras import extra
 from worldmodel.utils.settings import AboveZero, Settings
+
+with extra("tensorboard"):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 Row = dict[str, Any]
 LARGE = "--prior.latent-shape 8 32 32 --prior.d-model 512 --prior.n-layers 16 --prior.d-ff 2048"
@@ -67,7 +71,7 @@ class Part:
 
     name: str
     line: str
-    """What comes after `python`; {out} is where its result goes, see `result_path`."""
+    """A script and its flags, or arguments of `python`; {out} is where its result goes, see `result_path`."""
     rows: Callable[[Path], list[Row]]
 
 
@@ -132,7 +136,7 @@ def parts(args: Args) -> list[Part]:
         Part("attention_dense", prior, training_rows),
         Part("attention_sparse", f"{prior} --prior.local-window 128", training_rows),
         Part("sampling", f"{sampling} {TINY if small else ''}", training_rows),
-        Part("tests", "-m pytest -m gpu -p no:cacheprovider", test_rows),
+        *([] if PACKAGE else [Part("tests", "-m pytest -m gpu -p no:cacheprovider", test_rows)]),  # not in the wheel
     ]
 
 
@@ -149,13 +153,16 @@ def run_part(args: Args, part: Part, seconds: float) -> bool:
     """
     out = result_path(args, part)
     line = [word.format(out=out) for word in shlex.split(part.line)]
-    print(f"{part.name}: python {shlex.join(line)}", flush=True)
+    is_script = line[0].endswith(".py")
+    words = [*command_words(line[0]), *line[1:]] if is_script else ["python", *line]
+    print(f"{part.name}: {shlex.join(words)}", flush=True)
     if out.is_dir():  # of another line, or without its end
         shutil.rmtree(out)
     out.unlink(missing_ok=True)
     try:
         with open(out, "w") if part.name == "tests" else nullcontext() as output:
-            status = run_python(line, seconds, output, ROOT)
+            arguments = [*python_arguments(line[0]), *line[1:]] if is_script else line
+            status = run_python(arguments, seconds, output, ROOT if part.name == "tests" else None)
     except subprocess.TimeoutExpired:
         print(f"{part.name}: stopped, out of time; run the same command again")
         return False
@@ -176,7 +183,7 @@ def table(rows: list[Row]) -> str:
 
 def main(args: Args) -> Written:
     end, state = time.monotonic() + 60 * args.minutes, args.out / "done.json"
-    args = replace(args, out=args.out.absolute())  # the commands run in the project's root
+    args = replace(args, out=args.out.absolute())  # the tests run in the project's root
     args.out.mkdir(parents=True, exist_ok=True)
     done: dict[str, str] = json.loads(state.read_text()) if state.exists() else {}
     rows: list[Row] = []

@@ -25,7 +25,6 @@ if not __package__:  # run as a file: import from the project's root, not from t
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.policies import ActorCriticCnnPolicy
 
 from configs import command
 from configs.written import Written
@@ -33,9 +32,13 @@ from envs.policies import MAX_STACKED_FRAMES, sample_actions, save_policy, stack
 from envs.teacher import Teacher
 from envs.vizdoom import VizdoomFrames
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.extras import extra
 from worldmodel.utils.lock import folder_lock
 from worldmodel.utils.progress import Progress
 from worldmodel.utils.settings import Channels, NotNegative, Positive, Range, Seed, Settings
+
+with extra("sb3"):
+    from stable_baselines3.common.policies import ActorCriticCnnPolicy
 
 
 @dataclass(frozen=True, kw_only=True)

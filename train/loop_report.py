@@ -10,8 +10,8 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from torch.utils.tensorboard import SummaryWriter
 
+from worldmodel.training.logging import open_log
 from worldmodel.utils.checkpoint import write_json
 
 Curves = dict[str, list[tuple[int, dict[str, Any]]]]
@@ -46,7 +46,7 @@ def report(run: Path, curves: Curves) -> None:
     for old in (run / "log").glob("*/events.*"):
         old.unlink()
     for label, points in curves.items():
-        with SummaryWriter(str(run / "log" / label.replace(" ", "_"))) as writer:
+        with open_log(run / "log" / label.replace(" ", "_")) as writer:
             for frames, score in points:
                 writer.add_scalar("score/tics", score["mean"], frames)
     draw(run / "score.png", curves)

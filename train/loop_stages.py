@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from train.commands import ROOT, run_python
+from train.commands import run_script
 from worldmodel.utils.checkpoint import write_json
 from worldmodel.utils.compatibility import config_difference
 from worldmodel.utils.errors import UserError
@@ -119,7 +118,7 @@ def engine_stages(args: Args) -> Iterator[tuple[int, list[Stage]]]:
 
 
 def words(stage: Stage, presets: list[str]) -> list[str]:
-    """The command line of a stage, after `python`."""
+    """The script of a stage and its flags."""
     line = [stage.script]
     if not stage.name.startswith("engine/"):
         line += [word for name in presets for word in ("--preset", name)]
@@ -178,11 +177,6 @@ def run_stages(state: State, stages: list[Stage], presets: list[str]) -> None:
     for stage in stages:
         if stage.name in state.done:
             continue
-        line = words(stage, presets)
-        print(f"{stage.name}: python {shlex.join(line)}", flush=True)
-        status = run_python([str(ROOT / line[0]), *line[1:]])
-        if status == 130:  # it was interrupted by itself
-            raise KeyboardInterrupt
-        if status:
-            raise UserError(f"{stage.name} has failed; its error is above. Fix that, and run the same command again")
+        script, *flags = words(stage, presets)
+        run_script(script, flags, stage.name)
         state.add(stage.name)

@@ -31,9 +31,6 @@ if not __package__:  # run as a file: import from the project's root, not from t
 
 import gymnasium as gym
 import numpy as np
-from stable_baselines3 import PPO
-from stable_baselines3.common.logger import TensorBoardOutputFormat
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecFrameStack, VecMonitor
 
 from configs import command
 from configs.written import Written
@@ -45,10 +42,16 @@ from worldmodel.training.logging import log_settings
 from worldmodel.utils.checkpoint import checkpoints, load_weights, read_header, weights_digest
 from worldmodel.utils.compatibility import check_same_config
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.extras import extra
 from worldmodel.utils.hardware import Precision
 from worldmodel.utils.lock import folder_lock
 from worldmodel.utils.run_args import DEVICE
 from worldmodel.utils.settings import Channels, Count, Fraction, NotNegative, Positive, Range, Seed, Settings
+
+with extra("sb3"):
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.logger import TensorBoardOutputFormat
+    from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecFrameStack, VecMonitor
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,13 +14,17 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback
-
 from worldmodel.training.logging import log_on_disk
 from worldmodel.utils.checkpoint import restore_newest
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.extras import extra
 from worldmodel.utils.progress import Progress
+
+with extra("sb3"):
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.callbacks import BaseCallback
+with extra("tensorboard"):
+    import torch.utils.tensorboard  # noqa: F401 - Stable-Baselines3 writes its log with it
 
 
 def linear_schedule(rate: float, steps: int, last: int) -> Callable[[float], float]:

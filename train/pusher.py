@@ -18,8 +18,6 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
-from stable_baselines3 import PPO
-from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
 from configs import command
 from configs.written import Written
@@ -27,8 +25,13 @@ from envs.pusher import KIND, PushTask, make_policy
 from train.ppo import N_MINIBATCHES, CheckpointCallback, check_ppo_args, learn, linear_schedule, resume
 from worldmodel.utils.checkpoint import checkpoints, load_weights, save_checkpoint
 from worldmodel.utils.compatibility import check_same_config
+from worldmodel.utils.extras import extra
 from worldmodel.utils.lock import folder_lock
 from worldmodel.utils.settings import Channels, Count, Fraction, NotNegative, Positive, Seed, Settings
+
+with extra("sb3"):
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
 
 @dataclass(frozen=True, kw_only=True)

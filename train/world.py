@@ -19,7 +19,6 @@ Random play shows little of most games. Record a better policy with `--policy` w
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
 import sys
 import time
@@ -32,8 +31,9 @@ if not __package__:  # run as a file: import from the project's root, not from t
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from configs import command
+from configs.scripts import command_words
 from configs.written import Written, make_dream
-from train.commands import ROOT, run_python
+from train.commands import run_script
 from train.world_choices import (
     choose_motion_weight,
     choose_size,
@@ -101,16 +101,12 @@ class Choices:
 
 def run_stage(script: str, **flags: Any) -> None:
     """Run a script with flags; "__" in a name is a dot. `UserError` if it fails."""
-    line = [str(ROOT / script), *([] if script.startswith("collect/") else ["--preset", "world"])]
+    line = [] if script.startswith("collect/") else ["--preset", "world"]
     for name, value in flags.items():
-        values = value if isinstance(value, list | tuple) else [value]
+        values = value if isinstance(value, list) else [value]
         line += [f"--{name.replace('__', '.').replace('_', '-')}", *map(str, values)]
-    print(f"\npython {shlex.join([script, *line[1:]])}", flush=True)
-    status = run_python(line)
-    if status == 130:
-        raise KeyboardInterrupt
-    if status:
-        raise UserError(f"{script} has failed; its error is above. Fix that, and run the same command again")
+    print()
+    run_script(script, line)
 
 
 class World:
@@ -174,10 +170,11 @@ def main(args: Args) -> Written:
     args.run.mkdir(parents=True, exist_ok=True)
     with folder_lock(args.run, "world.lock"):
         World(args, Choices(args)).all()
+    play, policy = (" ".join(command_words(script)) for script in ("rollout/play.py", "train/policy.py"))
     print(
         f"\nfilms:    {args.run}/dreams has the truth beside dreams of the same actions"
-        f"\nplay it:  python rollout/play.py --run {args.run}"
-        f"\npolicy:   python train/policy.py --env-id VideoGPTDream-v0 --run {args.run} --reward-shaping"
+        f"\nplay it:  {play} --run {args.run}"
+        f"\npolicy:   {policy} --env-id VideoGPTDream-v0 --run {args.run} --reward-shaping"
         "\nbetter:   the same command with another --run and more --minutes, or with a --policy that plays well"
     )
     return Written(args.run, make_dream(args.run))

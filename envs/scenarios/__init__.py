@@ -16,9 +16,11 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import vizdoom as vzd
-
 from worldmodel.utils.errors import UserError, one_line
+from worldmodel.utils.extras import extra
+
+with extra("vizdoom"):
+    import vizdoom as vzd
 
 WHEEL, MEMBER = "sample-factory==2.1.1", "sf_examples/vizdoom/doom/scenarios/battle2.wad"
 SHA256 = "0851ae13490433b1e335d427dd391b3e0a6a33a97a16c0190579a2820935e522"

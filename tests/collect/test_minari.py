@@ -316,5 +316,5 @@ def test_names_that_are_none(tmp_path: Path) -> None:
 
 def test_without_minari_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "minari", None)
-    with pytest.raises(UserError, match=r'Minari cannot be imported .*; pip install "minari\[hdf5\]>=0.5.4"'):
+    with pytest.raises(UserError, match=r"^Minari is not installed; run pip install 'worldmodel\[minari\]'$"):
         bring_in(tmp_path)

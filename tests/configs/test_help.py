@@ -47,11 +47,17 @@ def test_it_shows_what_a_preset_gives(capsys: pytest.CaptureFixture[str], monkey
         parse(args, "prior", ["--preset", "demo", "--help"])
     assert not stop.value.code
     text = capsys.readouterr().out
+    assert text.startswith("usage: python ") and "prior.py [--preset NAME] [flags]" in text
     assert re.search(r"--run VALUE +Run folder.* \[runs/demo\]", text)
     assert "d-model=256" in text
     with pytest.raises(SystemExit):
         parse(args, "prior", ["--help-all"])
     assert "--model.d-model INT" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["worldmodel train prior"])
+    for flag in ("--help", "--help-all"):
+        with pytest.raises(SystemExit):
+            parse(args, "prior", [flag])
+        assert "usage: worldmodel train prior [" in capsys.readouterr().out
 
 
 def test_docstrings_are_those_below_the_fields() -> None:

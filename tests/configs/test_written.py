@@ -51,6 +51,17 @@ def test_the_line_has_what_was_given(written: Written, presets: dict, line: str)
     assert line in last_line(written, presets)
 
 
+def test_the_line_speaks_as_the_reader_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = recorded(Path("runs/demo/data.zarr"))
+    for program, line in (
+        ("worldmodel collect gym", "worldmodel train vqvae --preset demo"),
+        ("collect/gym.py", "python train/vqvae.py --preset demo"),
+        ("/usr/bin/worldmodel", "python train/vqvae.py --preset demo"),
+    ):
+        monkeypatch.setattr(sys, "argv", [program])
+        assert last_line(written, {"demo": DEMO}) == f"written: runs/demo/data.zarr (next: {line})"
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_script_says_what_it_wrote(script: str) -> None:
     """And what comes next is a script whose section of a preset has its name."""

@@ -14,7 +14,9 @@ from worldmodel.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-COMMAND = re.compile(r"python ((?:collect|train|rollout)/\w+\.py)((?:[^`\n\\]|\\\n)*)")
+COMMAND = re.compile(
+    r"(?:python (?=\w+/)|worldmodel )(collect|train|rollout)[/ ](\w+)(?:\.py)?((?:[^`\n\\]|\\\n)*)", re.ASCII
+)
 
 
 def commands(page: Path) -> list[tuple[str, list[str]]]:
@@ -23,7 +25,10 @@ def commands(page: Path) -> list[tuple[str, list[str]]]:
     for line, name, value in re.findall(r'^( *(\w+)="([^"]+)")$', text, re.MULTILINE):
         text = text.replace(line, "").replace(f"${name}", value)
     text = re.sub(r"`[^`\n]*\n[^`\n]*`", lambda code: code[0].replace("\n", " "), text)  # code that goes over a line
-    return [(script, shlex.split(flags.replace("\\\n", " "), comments=True)) for script, flags in COMMAND.findall(text)]
+    return [
+        (f"{folder}/{name}.py", shlex.split(flags.replace("\\\n", " "), comments=True))
+        for folder, name, flags in COMMAND.findall(text)
+    ]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

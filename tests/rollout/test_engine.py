@@ -79,7 +79,7 @@ def test_random_actions_begin_where_a_policy_led_to(monkeypatch: pytest.MonkeyPa
 def test_a_plan_is_played_beside_a_random_policy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who plans for action 2 takes it at every step; each episode is a new one to the planner."""
     engine, given = Counter(7), list[tuple[int, int, list]]()
-    monkeypatch.setattr(plan, "make_engine", lambda world: engine)
+    monkeypatch.setattr("envs.vizdoom.make_engine", lambda world: engine)
 
     class Dream:
         """Whatever is given to it."""

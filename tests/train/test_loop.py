@@ -22,6 +22,7 @@ from train import commands, loop, loop_stages
 from worldmodel.data.opening import open_store
 from worldmodel.utils.errors import UserError
 
+ROOT = Path(__file__).parents[2]
 PRESET = ["health_gathering_loop"]
 NAMES = ["collect", "vqvae", "tokens", "prior", "outcome", "policy", "score"]
 
@@ -34,7 +35,7 @@ class Runner:
         self.called: list[tuple[str, Any]] = []
 
     def __call__(self, line: list[str]) -> int:
-        script = Path(line[0]).relative_to(loop_stages.ROOT)
+        script = Path(line[0]).relative_to(ROOT)
         module = importlib.import_module(".".join(script.with_suffix("").parts))
         kind = get_type_hints(module.main)["args"]
         section = "collect" if script.parts[0] == "collect" else script.stem
@@ -55,7 +56,7 @@ class Runner:
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Runner:
     runner = Runner()
-    monkeypatch.setattr(loop_stages, "run_python", runner)
+    monkeypatch.setattr(commands, "run_python", runner)
     return runner
 
 
@@ -97,11 +98,11 @@ def test_an_interrupted_loop_goes_on_with_the_stage_it_was_in(
     stage = loop_stages.round_stages(args, 1)[NAMES.index(name)]
     fails = stage.script + " " + " ".join(map(str, ["--preset", *PRESET, "--" + next(iter(stage.flags))]))
     whole = Runner()
-    monkeypatch.setattr(loop_stages, "run_python", whole)
+    monkeypatch.setattr(commands, "run_python", whole)
     loop.loop(replace(args, run=tmp_path / "whole"), PRESET)
     for status, error in ((2, UserError), (130, KeyboardInterrupt)):
         monkeypatch.setattr(
-            loop_stages, "run_python", broken := Runner(f"{fails} {next(iter(stage.flags.values()))}", status)
+            commands, "run_python", broken := Runner(f"{fails} {next(iter(stage.flags.values()))}", status)
         )
         with pytest.raises(error, match="round-1/" + name if status == 2 else None):
             loop.loop(args, PRESET)
@@ -109,7 +110,7 @@ def test_an_interrupted_loop_goes_on_with_the_stage_it_was_in(
             assert [script for script, _ in broken.called] == [s for s, _ in whole.called[: 7 + NAMES.index(name)]]
         else:
             assert not broken.called, "what is done is not run again"
-    monkeypatch.setattr(loop_stages, "run_python", run)
+    monkeypatch.setattr(commands, "run_python", run)
     loop.loop(args, PRESET)
     assert [script for script, _ in run.called] == [s for s, _ in whole.called[7 + NAMES.index(name) :]]
     assert f"round-1/{name}: python " in capsys.readouterr().out

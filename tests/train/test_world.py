@@ -13,8 +13,9 @@ import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 from configs import parse
+from configs.scripts import ROOT
 from tests.conftest import fill
-from train import world
+from train import commands, world
 from train.world_choices import choose_motion_weight, choose_size, episodes_for, steps_for, steps_per_second
 from worldmodel.data.motion import Motion
 from worldmodel.utils.errors import UserError
@@ -56,7 +57,7 @@ class Runner:
         self.called: list[tuple[str, Any]] = []
 
     def __call__(self, line: list[str]) -> int:
-        script = Path(line[0]).relative_to(world.ROOT)
+        script = Path(line[0]).relative_to(ROOT)
         module = importlib.import_module(".".join(script.with_suffix("").parts))
         args = parse(
             get_type_hints(module.main)["args"], "collect" if script.parts[0] == "collect" else script.stem, line[1:]
@@ -76,7 +77,7 @@ class Runner:
 @pytest.fixture
 def runner(monkeypatch: pytest.MonkeyPatch) -> Runner:
     runner = Runner()
-    monkeypatch.setattr(world, "run_python", runner)
+    monkeypatch.setattr(commands, "run_python", runner)
     monkeypatch.setattr(world, "time", SimpleNamespace(monotonic=lambda: 0.0))  # every command takes no time
     monkeypatch.setattr(world, "draw_reconstructions", lambda run: run / "reconstruction.png")
     return runner

@@ -13,22 +13,37 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 
 from worldmodel.training.distributed import mean_over_ranks
 from worldmodel.utils.compatibility import flatten
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.extras import extra
 from worldmodel.utils.hardware import flop_counter
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+def open_log(folder: Path, purge_step: int | None = None) -> SummaryWriter:
+    """A writer of a TensorBoard log, without what an earlier run has written from step `purge_step` on.
+
+    Raises:
+        UserError: TensorBoard is not installed.
+    """
+    with extra("tensorboard"):
+        from torch.utils.tensorboard import SummaryWriter
+    return SummaryWriter(str(folder), purge_step=purge_step)
 
 
 def log_settings(writer: SummaryWriter, settings: dict[str, Any]) -> None:
     """Log settings as text and for the HPARAMS tab; the tab leaves out long ones, such as tables of statistics."""
     texts = {k: v if isinstance(v, int | float) else str(v) for k, v in flatten(settings).items()}
     writer.add_text("config", "```\n" + "\n".join(f"{k}: {v}" for k, v in texts.items()) + "\n```")
+    from torch.utils.tensorboard.summary import hparams
+
     _, start, _ = hparams({k: v for k, v in texts.items() if len(str(v)) <= 40}, {})
     writer._get_file_writer().add_summary(start, 0)
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from worldmodel.data.clips import ALL, RECONSTRUCTION, read_windows
 from worldmodel.data.opening import open_tokens
@@ -26,6 +25,9 @@ from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import verified_precision
 from worldmodel.utils.run_args import StageArgs
 from worldmodel.utils.settings import Channels, Count, Positive
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 TARGETS = ("condition", "reward", "done", "variables")
 """Arrays that the model is trained on, in addition to codes."""

@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from worldmodel.data.opening import open_frame_store, open_tokens
 from worldmodel.data.prior_dataset import (
@@ -36,6 +36,9 @@ from worldmodel.utils.errors import UserError
 from worldmodel.utils.run_args import StageArgs
 from worldmodel.utils.settings import Address, Positive
 from worldmodel.utils.video_io import add_video, side_by_side, upscale
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,13 +22,12 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakSet
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 
 from worldmodel.training.distributed import (
     Loss,
@@ -44,7 +43,7 @@ from worldmodel.training.distributed import (
     share_of_rank,
     wrap_loss,
 )
-from worldmodel.training.logging import Meter, StopSignal, log_on_disk, log_settings
+from worldmodel.training.logging import Meter, StopSignal, log_on_disk, log_settings, open_log
 from worldmodel.training.sharding import shard_moments, whole, whole_tensors, whole_weights
 from worldmodel.training.verdicts import judge_loss
 from worldmodel.utils.checkpoint import Checkpoint, checkpoints, commit, restore_newest, unique_tensors
@@ -55,6 +54,9 @@ from worldmodel.utils.lock import folder_lock
 from worldmodel.utils.progress import Progress
 from worldmodel.utils.ranks import Pass, forward_pass, n_ranks, rank
 from worldmodel.utils.settings import Count, NotNegative, Positive, Seed, Settings
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 Batch = dict[str, Tensor]
 Sample = Callable[[np.random.Generator, int], dict[str, np.ndarray]]
@@ -225,7 +227,7 @@ def fit(
         with (
             StopSignal() as stop,
             log_on_disk(out),
-            on_first_rank(lambda: SummaryWriter(str(out / "log"), purge_step=step + 1 if step else 0)) as writer,
+            on_first_rank(lambda: open_log(out / "log", step + 1 if step else 0)) as writer,
             Progress(
                 total=config.steps, initial=step, unit=" clips", unit_scale=config.batch_size, desc=out.name
             ) as bar,

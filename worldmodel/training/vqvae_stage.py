@@ -8,12 +8,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from worldmodel.data.clips import Clips
 from worldmodel.data.env_spec import EnvSpec
@@ -34,6 +33,9 @@ from worldmodel.utils.errors import UserError
 from worldmodel.utils.run_args import StageArgs
 from worldmodel.utils.settings import Address, AtLeast2, Positive
 from worldmodel.utils.video_io import add_video, side_by_side, upscale
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 @dataclass(frozen=True, kw_only=True)

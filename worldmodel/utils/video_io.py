@@ -8,13 +8,15 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw
-from tensorboard.compat.proto.summary_pb2 import Summary
-from torch.utils.tensorboard import SummaryWriter
 
 from worldmodel.utils.checkpoint import write_atomic
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 def video_grid(videos: np.ndarray) -> np.ndarray:
@@ -67,6 +69,8 @@ def save_png(path: Path, picture: np.ndarray) -> None:
 
 def add_video(writer: SummaryWriter, tag: str, video: np.ndarray, step: int, fps: float) -> None:
     """Log a video (t, h, w, 3) as an animated image; `SummaryWriter.add_video` would need moviepy."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
     height, width = video.shape[1:3]
     image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif_bytes(video, fps))
     writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)

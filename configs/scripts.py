@@ -1,0 +1,38 @@
+"""How a script is run and what it is called: a file of the clone, or a script of the command `worldmodel`.
+
+What a person reads fits what they have typed. `python train/tokens.py` speaks of `python train/prior.py`; `worldmodel
+train tokens`, and everything in the wheel, of `worldmodel train prior`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+COMMAND = "worldmodel"
+ROOT = Path(__file__).resolve().parents[1]
+"""The folder that has collect/, train/ and rollout/."""
+PACKAGE = __name__.removesuffix("configs.scripts")
+"""What stands before `train.tokens` in the name of a module: nothing in the clone, `worldmodel.` in the wheel."""
+
+
+def by_command() -> bool:
+    """Whether the command `worldmodel` runs this process. It puts its own name into `sys.argv[0]`."""
+    return bool(PACKAGE) or sys.argv[0].startswith(f"{COMMAND} ")
+
+
+def command_words(script: str) -> list[str]:
+    """The words with which a person runs a script such as train/tokens.py."""
+    return [COMMAND, *script.removesuffix(".py").split("/")] if by_command() else ["python", script]
+
+
+def python_arguments(script: str) -> list[str]:
+    """The arguments with which Python runs a script, from any folder."""
+    return ["-m", PACKAGE + script.removesuffix(".py").replace("/", ".")] if PACKAGE else [str(ROOT / script)]
+
+
+def program() -> str:
+    """The name of the script that runs, for its help."""
+    if sys.argv[0].startswith(f"{COMMAND} "):
+        return sys.argv[0]
+    return " ".join(command_words("/".join(Path(sys.argv[0]).absolute().parts[-2:])))

@@ -1,0 +1,34 @@
+"""Packages that only some work needs, such as engines. Each is an extra: `pip install 'worldmodel[vizdoom]'`.
+
+Where one is imported, `extra` turns its absence into a sentence that says how to install it. A module that is of no use
+without the package imports it at its top, so that the sentence comes before any work; others where they need it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from worldmodel.utils.errors import UserError, one_line
+
+EXTRAS = {
+    "vizdoom": "ViZDoom",
+    "mujoco": "MuJoCo",
+    "sb3": "Stable-Baselines3",
+    "tensorboard": "TensorBoard",
+    "minari": "Minari",
+}
+"""Extra -> the name of its package."""
+
+
+@contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Context in which the package of an extra is imported; `UserError` if it is missing or broken."""
+    try:
+        yield
+    except ModuleNotFoundError:
+        raise UserError(f"{EXTRAS[name]} is not installed; run pip install 'worldmodel[{name}]'") from None
+    except ImportError as error:
+        raise UserError(
+            f"{EXTRAS[name]} cannot be imported ({one_line(error)}); run pip install 'worldmodel[{name}]'"
+        ) from None
