@@ -207,7 +207,7 @@ def find_parts(args: Args) -> tuple[list[Part], ActionSpec]:
             parts.append(Part(path, why=f"{path}: {reason(error)}; fetch it again"))
     if wrong and not actions:
         raise wrong[0]
-    return parts, action_spec(actions, args) if actions else ActionSpec(kind="Box")
+    return parts, action_spec(actions, args.source, args.low, args.high) if actions else ActionSpec(kind="Box")
 
 
 def read_part(args: Args, spec: ActionSpec, part: Part) -> Sequence[Episode]:

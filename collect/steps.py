@@ -51,8 +51,17 @@ class StepArgs(ReaderArgs):
     """Upper bound of an action, likewise."""
 
 
-def action_spec(arrays: Iterable[np.ndarray], args: StepArgs) -> ActionSpec:
-    """The space of all actions (n,) or (n, k); arrays of another width than the first are left out."""
+def action_spec(
+    arrays: Iterable[np.ndarray], source: Path, low_bound: Sequence[float] = (), high_bound: Sequence[float] = ()
+) -> ActionSpec:
+    """The space of all actions (n,) or (n, k); arrays of another width than the first are left out.
+
+    Args:
+        arrays: The actions of each episode.
+        source: Where they come from, for messages.
+        low_bound: Lower bound of an action, one number or one for each dimension; by default the lowest of all.
+        high_bound: Upper bound, likewise.
+    """
     width, whole = 0, True
     low, high = np.zeros(0), np.zeros(0)
     for array in arrays:
@@ -67,14 +76,14 @@ def action_spec(arrays: Iterable[np.ndarray], args: StepArgs) -> ActionSpec:
         whole = whole and table.dtype.kind in "iub"
         low, high = np.minimum(low, table.min(0)), np.maximum(high, table.max(0))
     if not width:
-        raise UserError(f"{args.source} has no actions that are finite numbers; give data with actions")
-    if whole and not (args.low or args.high) and low.min() >= 0 and high.max() < MAX_CHOICES:
+        raise UserError(f"{source} has no actions that are finite numbers; give data with actions")
+    if whole and not (low_bound or high_bound) and low.min() >= 0 and high.max() < MAX_CHOICES:
         nvec = tuple(int(n) + 1 for n in high)
         return ActionSpec(kind="Discrete" if width == 1 else "MultiDiscrete", nvec=nvec)
-    return ActionSpec(kind="Box", low=bound("low", args.low, low), high=bound("high", args.high, high))
+    return ActionSpec(kind="Box", low=bound("low", low_bound, low), high=bound("high", high_bound, high))
 
 
-def bound(name: str, given: tuple[float, ...], found: np.ndarray) -> tuple[float, ...]:
+def bound(name: str, given: Sequence[float], found: np.ndarray) -> tuple[float, ...]:
     """A bound of each number of an action, in float32 as actions are stored."""
     if len(given) not in (0, 1, len(found)):
         raise UserError(f"{name} has {len(given)} numbers, but an action has {len(found)}; give one, or {len(found)}")

@@ -9,16 +9,11 @@ import numpy as np
 import pytest
 
 from collect.images import frames_of, is_picture
-from collect.steps import StepArgs, action_spec, cut_in_time, is_few, make_rows
+from collect.steps import action_spec, cut_in_time, is_few, make_rows
 from worldmodel.data.env_spec import ActionSpec
 from worldmodel.utils.errors import UserError
-from worldmodel.utils.settings import Address
 
 BOX = ActionSpec(kind="Box", low=(-1.0,), high=(1.0,))
-
-
-def settings(**changes: Any) -> StepArgs:
-    return StepArgs(source=Path("data"), out=Address("out.zarr"), **changes)
 
 
 def frames(n: int) -> np.ndarray:
@@ -60,7 +55,7 @@ def test_what_does_not_fit_is_said(parts: dict[str, np.ndarray], why: str) -> No
 
 def test_the_space_follows_from_the_actions() -> None:
     def spec(*arrays: np.ndarray, **bounds: Any) -> ActionSpec:
-        return action_spec(arrays, settings(**bounds))
+        return action_spec(arrays, Path("data"), **bounds)
 
     assert spec(np.array([0, 2]), np.array([[1]])) == ActionSpec(kind="Discrete", nvec=(3,))
     assert spec(np.array([[0, 2], [1, 0]])) == ActionSpec(kind="MultiDiscrete", nvec=(2, 3))
@@ -71,9 +66,9 @@ def test_the_space_follows_from_the_actions() -> None:
     assert spec(floats, np.zeros((0, 2)), np.zeros((3, 5)), np.array(["a"])) == ActionSpec(
         kind="Box", low=(0.5, -1), high=(1, 3)
     )
-    assert spec(floats, low=(-2,), high=(4, 5)) == ActionSpec(kind="Box", low=(-2, -2), high=(4, 5))
+    assert spec(floats, low_bound=(-2,), high_bound=(4, 5)) == ActionSpec(kind="Box", low=(-2, -2), high=(4, 5))
     with pytest.raises(UserError, match="low has 3 numbers, but an action has 2; give one, or 2"):
-        spec(floats, low=(1, 2, 3))
+        spec(floats, low_bound=(1, 2, 3))
     with pytest.raises(UserError, match="data has no actions that are finite numbers"):
         spec(np.full(3, np.nan))
 

@@ -82,6 +82,9 @@ def folder(tmp_path: Path) -> Path:
             for pixels in np.random.default_rng(i).integers(0, 256, (16, 64, 64, 3), dtype=np.uint8):
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))  # type: ignore[union-attr]
             container.mux(stream.encode())  # type: ignore[union-attr]
+    shutil.copytree(tmp_path / "my_videos", tmp_path / "my_drives")
+    for i in range(20):
+        (tmp_path / "my_drives" / f"{i}.csv").write_text("steer,gas\n" + "0.5,1.0\n" * 16)
     with h5py.File(tmp_path / "demos.hdf5", "w") as file:
         for i in range(3):
             file[f"data/demo_{i}/obs/agentview_image"] = np.full((60, 84, 84, 3), i, np.uint8)
@@ -145,7 +148,8 @@ def test_every_block_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
         assert run_page(page, monkeypatch) >= 2, page
     for name in (
         "try/dreams", "catch/prior", "catch/dreams", "catch/evaluation", "catch2/vqvae", "videos/samples",
-        "from_minari/data.zarr", "arm/data.zarr", "dreamed", "dreamed_warm", "plan.json", "rank.json",
+        "from_minari/data.zarr", "arm/data.zarr", "drives/data.zarr",
+        "dreamed", "dreamed_warm", "plan.json", "rank.json",
     ):  # fmt: skip
         assert (folder / "runs" / name).exists(), name
 
