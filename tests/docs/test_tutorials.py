@@ -38,6 +38,7 @@ SMALL = {
     "collect/gym.py": "--episodes 20 --num-workers 1",
     "collect/video.py": "--num-workers 1",
     "collect/hdf5.py": "--num-workers 1",
+    "collect/lerobot.py": "--num-workers 1",
     "collect/minari.py": "--num-workers 1",
     "train/vqvae.py": FIT,
     "train/tokens.py": "--n-contexts 4",
@@ -148,7 +149,7 @@ def test_every_block_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
         assert run_page(page, monkeypatch) >= 2, page
     for name in (
         "try/dreams", "catch/prior", "catch/dreams", "catch/evaluation", "catch2/vqvae", "videos/samples",
-        "from_minari/data.zarr", "arm/data.zarr", "drives/data.zarr",
+        "from_minari/data.zarr", "arm/data.zarr", "drives/data.zarr", "from_lerobot/data.zarr",
         "dreamed", "dreamed_warm", "plan.json", "rank.json",
     ):  # fmt: skip
         assert (folder / "runs" / name).exists(), name
