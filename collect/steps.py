@@ -185,8 +185,8 @@ def fill_with_steps(
     in_time = n_episodes > 0 and is_few(n_episodes, args.seed)
     if in_time:
         print(
-            f"{n_episodes} episodes are too few to split, so each is cut by time: "
-            "its sixth tenth is for validation, its last tenth for testing"
+            f"{n_episodes} episodes are too few to split, so each of {len(SPLITS) * MIN_BLOCK} frames or more is cut "
+            "by time: its sixth tenth is for validation, its last tenth for testing"
         )
     fill_store(args, env_spec, items, partial(checked, read, env_spec, in_time), cut_in_time=in_time, **how)
     return recorded(args.out)

@@ -84,7 +84,7 @@ def test_d4rl_is_cut_at_its_flags(tmp_path: Path, capsys: pytest.CaptureFixture[
         "timeouts": np.arange(12) == 8,
     }
     store = read(tmp_path, write(tmp_path / "d4rl.hdf5", flat), layout="d4rl")
-    assert "3 episodes are too few to split, so each is cut by time" in capsys.readouterr().out
+    assert "3 episodes are too few to split, so each of 48 frames or more is cut by time" in capsys.readouterr().out
     one, two, three = (store.read_episode(i) for i in range(3))
     assert [e["frames"][:, 0, 0, 0].tolist() for e in (one, two, three)] == [[0, 1, 2, 3], [4, 5, 6, 7, 8], [9, 10, 11]]
     assert [bool(e["terminated"][-2]) for e in (one, two, three)] == [True, False, False]
