@@ -34,6 +34,7 @@ WORKS = {
     "collect/minari.py": "--dataset toy/toy-v0 --num-workers 1 --out out.zarr",
     "collect/moving_mnist.py": "--episodes 2 --length 4 --num-workers 1 --out out.zarr",
     "collect/pushing.py": "--episodes 1 --policy random --num-workers 1 --out out.zarr",
+    "collect/rlds.py": "--source empty --num-workers 1 --out out.zarr",
     "collect/robonet.py": "--source empty --num-workers 1 --out out.zarr",
     "collect/tgif.py": "--source tgif --gifs gifs --min-frames 2 --size 8 --num-workers 1 --out out.zarr",
     "collect/ucf101.py": "--source empty --num-workers 1 --out out.zarr",

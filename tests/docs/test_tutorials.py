@@ -61,6 +61,8 @@ SHORT = {
     "range(100)": "range(3)",
 }
 ELSEWHERE = {
+    "python collect/rlds.py --source bridge/1.0.0 --image image_0 --state steps/observation/state "
+    "--out runs/bridge/data.zarr": "tests/collect/test_rlds.py",
     "make demo": "nine minutes",
     "make test": "this is it",
     ".venv/bin/tensorboard --logdir runs": "a server; tests/train/test_tensorboard.py reads the logs",
