@@ -151,7 +151,7 @@ def test_every_block_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
         assert run_page(page, monkeypatch) >= 2, page
     for name in (
         "try/dreams", "catch/prior", "catch/dreams", "catch/evaluation", "catch2/vqvae", "videos/samples",
-        "from_minari/data.zarr", "arm/data.zarr", "drives/data.zarr", "from_lerobot/data.zarr",
+        "from_minari/data.zarr", "arm/data.zarr", "drives/data.zarr", "anything/data.zarr", "from_lerobot/data.zarr",
         "dreamed", "dreamed_warm", "plan.json", "rank.json",
     ):  # fmt: skip
         assert (folder / "runs" / name).exists(), name
