@@ -6,6 +6,7 @@ The first line of a CSV file has the names of the columns. If all of it are numb
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,14 +29,17 @@ def import_parquet() -> Any:
 
 
 def choose_columns(tables: Sequence[Path], actions: Sequence[str], rewards: str) -> tuple[str, ...]:
-    """The columns of the actions: those asked for, or all with numbers but the rewards; `UserError` without a table."""
+    """The columns of the actions: those asked for, or those of numbers in most tables; `UserError` without a table."""
+    found: Counter[tuple[str, ...]] = Counter()
     wrong: list[UserError] = []
     for path in tables:
         try:
-            return columns_of(path, actions, rewards)
+            found[columns_of(path, actions, rewards)] += 1
         except UserError as error:
             wrong.append(error)
-    raise wrong[0]
+    if not found:
+        raise wrong[0]
+    return found.most_common(1)[0][0]
 
 
 def columns_of(path: Path, actions: Sequence[str], rewards: str) -> tuple[str, ...]:
@@ -92,6 +96,8 @@ def read_csv(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path} is empty; give a row for each frame")
     header = any(as_numbers([word]).dtype == object for word in lines[0])
     names = [word.strip() for word in lines.pop(0)] if header else [str(i) for i in range(len(lines[0]))]
+    if not lines:
+        raise UserError(f"{path} has no rows; give a row for each frame")
     odd = next((i for i, line in enumerate(lines, 1 + header) if len(line) != len(names)), None)
     if odd:
         raise UserError(f"line {odd} of {path} has another number of columns than the first; mend it")

@@ -33,7 +33,7 @@ from PIL import Image
 from collect.files import BrokenFile, names_digest, reason, with_labels
 from collect.images import frames_of, resize_image
 from collect.steps import StepArgs, action_spec, fill_with_steps, make_rows
-from collect.tfrecord import Feature, Place, example, places, record_at, table
+from collect.tfrecord import Feature, Place, broken, example, places, record_at, table
 from configs import command
 from configs.written import Written
 from worldmodel.data.env_spec import ActionSpec, EnvSpec
@@ -90,6 +90,8 @@ def list_records(args: Args) -> list[Record]:
         try:
             for place in places(path):
                 found.append(Record(path, place, split))
+            if not path.stat().st_size:
+                raise broken(path, "it is empty")
         except BrokenFile as error:
             found.append(Record(path, Place(0, 0, 0), split, str(error)))
         except OSError as error:

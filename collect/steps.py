@@ -54,7 +54,7 @@ class StepArgs(ReaderArgs):
 def action_spec(
     arrays: Iterable[np.ndarray], source: Path, low_bound: Sequence[float] = (), high_bound: Sequence[float] = ()
 ) -> ActionSpec:
-    """The space of all actions (n,) or (n, k); arrays of another width than the first are left out.
+    """The space of all actions (n,) or (n, k); the width of most episodes counts.
 
     Args:
         arrays: The actions of each episode.
@@ -62,25 +62,39 @@ def action_spec(
         low_bound: Lower bound of an action, one number or one for each dimension; by default the lowest of all.
         high_bound: Upper bound, likewise.
     """
-    width, whole = 0, True
-    low, high = np.zeros(0), np.zeros(0)
+    ranges: dict[int, ActionRange] = {}
+    unusable = False
     for array in arrays:
-        if not array.size or array.dtype.kind not in "iubf":
-            continue
-        table = array.reshape(len(array), -1)
-        table = table[np.isfinite(table).all(axis=1)]
-        if not len(table) or table.shape[1] != (width or table.shape[1]):
-            continue
-        if not width:
-            width, low, high = table.shape[1], table.min(0), table.max(0)
-        whole = whole and table.dtype.kind in "iub"
-        low, high = np.minimum(low, table.min(0)), np.maximum(high, table.max(0))
-    if not width:
+        table = array.reshape(len(array), -1) if array.size and array.dtype.kind in "iubf" else np.zeros((0, 1))
+        finite = table[np.isfinite(table).all(axis=1)]
+        unusable = unusable or not len(finite)
+        if len(finite):
+            ranges.setdefault(finite.shape[1], ActionRange()).add(finite)
+    if not ranges and unusable:
         raise UserError(f"{source} has no actions that are finite numbers; give data with actions")
-    if whole and not (low_bound or high_bound) and low.min() >= 0 and high.max() < MAX_CHOICES:
-        nvec = tuple(int(n) + 1 for n in high)
-        return ActionSpec(kind="Discrete" if width == 1 else "MultiDiscrete", nvec=nvec)
-    return ActionSpec(kind="Box", low=bound("low", low_bound, low), high=bound("high", high_bound, high))
+    if not ranges:  # no episode can be read, and that is said later
+        return ActionSpec(kind="Box")
+    found = max(ranges.values(), key=lambda found: found.n)
+    if found.whole and not (low_bound or high_bound) and found.low.min() >= 0 and found.high.max() < MAX_CHOICES:
+        nvec = tuple(int(n) + 1 for n in found.high)
+        return ActionSpec(kind="Discrete" if len(nvec) == 1 else "MultiDiscrete", nvec=nvec)
+    low, high = bound("low", low_bound, found.low), bound("high", high_bound, found.high)
+    return ActionSpec(kind="Box", low=low, high=high)
+
+
+class ActionRange:
+    """The range of all actions of one width."""
+
+    def __init__(self) -> None:
+        self.n, self.whole = 0, True
+        self.low, self.high = np.zeros(0), np.zeros(0)
+
+    def add(self, table: np.ndarray) -> None:
+        """Add the actions (n, k) of an episode."""
+        low, high = table.min(0), table.max(0)
+        self.low, self.high = (np.minimum(self.low, low), np.maximum(self.high, high)) if self.n else (low, high)
+        self.whole = self.whole and table.dtype.kind in "iub"
+        self.n += 1
 
 
 def bound(name: str, given: Sequence[float], found: np.ndarray) -> tuple[float, ...]:

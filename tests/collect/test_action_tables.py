@@ -126,11 +126,20 @@ def test_damaged_or_empty_tables(tmp_path: Path) -> None:
     for name, data, why in (
         ("a.parquet", b"PAR1", "cannot be read"),
         ("a.csv", b"", "is empty; give a row for each frame"),
+        ("c.csv", b"<html>404 Not Found</html>\n", "has no rows; give a row for each frame"),
         ("b.csv", b"name\nx\n", "has no column of numbers, only name"),
     ):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(UserError, match=f"{name} {why}"):
             action_tables.choose_columns([tmp_path / name], (), "")
+
+
+def test_the_columns_are_those_of_most_tables(tmp_path: Path) -> None:
+    """One damaged number in the first table leaves out no column of the others."""
+    folder = films(tmp_path / "films", 3)
+    (folder / "00.csv").write_text("steer,gear,name,score\n" + "1,\0,x,3\n" * 6)
+    tables = sorted(folder.glob("*.csv"))
+    assert action_tables.choose_columns(tables, (), "score") == ("steer", "gear")
 
 
 def test_without_pyarrow_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,6 +143,7 @@ def test_damaged_records_are_skipped_alone(tmp_path: Path) -> None:
     (source / "a.tfrecord").write_bytes(bytes(data))
     torn = record(serialized(episode(8)))
     (source / "b.tfrecord").write_bytes(torn + torn[:50])
+    (source / "c.tfrecord").write_bytes(b"")
     assert len(read(tmp_path, source, image=("image", "wrist")).episode_ends) == 3
     why = (tmp_path / "out.zarr/skipped.txt").read_text().splitlines()
     for line, text in zip(
@@ -155,6 +156,7 @@ def test_damaged_records_are_skipped_alone(tmp_path: Path) -> None:
             "record 5: its cameras have 5, 3 pictures",
             "a.tfrecord: record 7 does not match its checksum",
             "b.tfrecord: record 1 is cut short",
+            "c.tfrecord: it is empty",
         ),
         strict=True,
     ):

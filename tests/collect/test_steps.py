@@ -10,7 +10,7 @@ import pytest
 
 from collect.images import frames_of, is_picture
 from collect.steps import action_spec, cut_in_time, is_few, make_rows
-from worldmodel.data.env_spec import ActionSpec
+from worldmodel.data.env_spec import NO_ACTION, ActionSpec
 from worldmodel.utils.errors import UserError
 
 BOX = ActionSpec(kind="Box", low=(-1.0,), high=(1.0,))
@@ -67,6 +67,9 @@ def test_the_space_follows_from_the_actions() -> None:
         kind="Box", low=(0.5, -1), high=(1, 3)
     )
     assert spec(floats, low_bound=(-2,), high_bound=(4, 5)) == ActionSpec(kind="Box", low=(-2, -2), high=(4, 5))
+    odd = np.zeros((9, 1))
+    assert spec(odd, floats, floats) == spec(floats), "the width of most episodes"
+    assert spec() == NO_ACTION, "what cannot be read is named later"
     with pytest.raises(UserError, match="low has 3 numbers, but an action has 2; give one, or 2"):
         spec(floats, low_bound=(1, 2, 3))
     with pytest.raises(UserError, match="data has no actions that are finite numbers"):
