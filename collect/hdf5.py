@@ -14,10 +14,11 @@ of the last step is then the last frame of the episode. `collect/steps.py` docum
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -172,42 +173,48 @@ def groups(file: h5py.File, pattern: str) -> list[h5py.Group]:
     return found
 
 
-def parts_of(args: Args, file: h5py.File, path: Path) -> Iterator[tuple[Part, np.ndarray]]:
-    """The episodes of a file, with their actions."""
-    pattern = args.episodes or LAYOUTS[args.layout].get("episodes", "")
-    for group in groups(file, pattern):
-        key = key_of(args, group, "actions")
-        actions = np.asarray(group[key])
-        if not actions.ndim or actions.dtype.kind not in "iubf":
-            raise UserError(f"{key} is {actions.dtype} {actions.shape}, not numbers; set --actions")
-        check_keys(args, group)
-        keys = [key for name in ("terminals", "timeouts") if (key := key_of(args, group, name))]
-        ends = [] if pattern else sorted({int(i) + 1 for key in keys for i in np.flatnonzero(group[key][()])})
-        for start, stop in zip([0, *ends], [*ends, len(actions)], strict=True):
-            if start < stop:
-                yield Part(path, str(group.name), start, stop), actions[start:stop]
+def parts_of(args: Args, group: h5py.Group, path: Path, whole: bool) -> Iterator[tuple[Part, np.ndarray]]:
+    """The episodes of a group, with their actions; one if it is a whole episode."""
+    key = key_of(args, group, "actions")
+    actions = np.asarray(group[key])
+    if not actions.size or actions.dtype.kind not in "iubf":
+        raise UserError(f"{key} is {actions.dtype} {actions.shape}, not numbers; set --actions")
+    check_keys(args, group)
+    keys = [key for name in ("terminals", "timeouts") if (key := key_of(args, group, name))]
+    ends = [] if whole else sorted({int(i) + 1 for key in keys for i in np.flatnonzero(group[key][()])})
+    for start, stop in zip([0, *ends], [*ends, len(actions)], strict=True):
+        if start < stop:
+            yield Part(path, str(group.name), start, stop), actions[start:stop]
 
 
 def find_parts(args: Args) -> tuple[list[Part], ActionSpec]:
-    """All episodes, and the space of their actions; `UserError` for a wrong key if it is wrong in all files."""
+    """All episodes, and the space of their actions; `UserError` for a wrong key if it is wrong everywhere."""
     parts: list[Part] = []
     actions: list[np.ndarray] = []
     wrong: list[UserError] = []
-    files = list_files(args)
-    for path in files:
+
+    @contextlib.contextmanager
+    def noting(part: Part) -> Iterator[None]:
+        """Note why a file or a group cannot be read, and go on with the next."""
         try:
-            with h5py.File(path) as file:
-                for part, taken in parts_of(args, file, path):
-                    parts.append(part)
-                    actions.append(taken)
+            yield
         except UserError as error:
-            wrong.append(UserError(f"{path}: {error}"))
-            parts.append(Part(path, why=str(wrong[-1])))
+            wrong.append(UserError(f"{part}: {error}"))
+            parts.append(replace(part, why=str(wrong[-1])))
         except Exception as error:  # h5py raises errors of many types
-            parts.append(Part(path, why=f"{path}: {reason(error)}; fetch it again"))
+            parts.append(replace(part, why=f"{part}: {reason(error)}; fetch it again"))
+
+    pattern = args.episodes or LAYOUTS[args.layout].get("episodes", "")
+    for path in list_files(args):
+        with noting(Part(path)), h5py.File(path) as file:
+            for group in groups(file, pattern):
+                with noting(Part(path, str(group.name))):
+                    found = list(parts_of(args, group, path, bool(pattern)))
+                    parts += [part for part, _ in found]
+                    actions += [taken for _, taken in found]
     if wrong and not actions:
         raise wrong[0]
-    return parts, action_spec(actions, args.source, args.low, args.high) if actions else ActionSpec(kind="Box")
+    return parts, action_spec(actions, args.source, args.low, args.high)
 
 
 def read_part(args: Args, spec: ActionSpec, part: Part) -> Sequence[Episode]:

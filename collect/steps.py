@@ -66,6 +66,8 @@ def action_spec(
     unusable = False
     for array in arrays:
         table = array.reshape(len(array), -1) if array.size and array.dtype.kind in "iubf" else np.zeros((0, 1))
+        with np.errstate(over="ignore"):  # as actions are stored
+            table = table.astype(np.float32) if table.dtype.kind == "f" else table
         finite = table[np.isfinite(table).all(axis=1)]
         unusable = unusable or not len(finite)
         if len(finite):
@@ -138,7 +140,8 @@ def make_rows(
     if spec.kind == "Discrete" and taken.shape[1] == 1:
         taken = taken[:, 0]
     action, reward = np.zeros((n, *spec.shape), spec.dtype), np.zeros(n, np.float64)
-    action[:-1] = spec.check(taken.astype(np.float32) if spec.kind == "Box" else taken)
+    with np.errstate(over="ignore"):  # values that overflow float32 are outside of the space
+        action[:-1] = spec.check(taken.astype(np.float32) if spec.kind == "Box" else taken)
     ended, truncated = np.zeros(n, bool), np.zeros(n, bool)
     if rewards is not None:
         reward[:steps] = rewards[:steps]

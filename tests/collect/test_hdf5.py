@@ -149,6 +149,22 @@ def test_several_pictures_have_to_be_chosen_from(tmp_path: Path) -> None:
         read(tmp_path, none)
 
 
+def test_a_broken_group_is_named_and_the_others_kept(tmp_path: Path) -> None:
+    path = robomimic(tmp_path / "demos.hdf5")
+    with h5py.File(path, "a") as file:
+        del file["data/demo_1/actions"], file["data/demo_2/actions"], file["data/demo_3/obs/agentview_image"]
+        file["data/demo_2/actions"] = np.zeros((0, 2))
+    store = read(tmp_path, path, layout="robomimic")
+    assert store.read("frames", 0, store.n_rows)[store.episode_ends - 1, 0, 0, 0].tolist() == [
+        *(3, 11, 13, 15, 17, 19, 21, 23, 25)
+    ]
+    why = (tmp_path / "out.zarr/skipped.txt").read_text().splitlines()
+    for line, text in zip(
+        why, ("1: there is no array actions", "2: actions is float64 (0, 2)", "3: it has no array"), strict=True
+    ):
+        assert f"demos.hdf5: /data/demo_{text}" in line
+
+
 def test_broken_files_are_named_and_the_others_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for i in range(11):
         write(tmp_path / "runs" / f"{i}.h5", {"a": pictures(4), "actions": np.zeros(4)})

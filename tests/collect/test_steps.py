@@ -46,6 +46,7 @@ def test_with_one_more_frame_than_actions_every_step_is_kept() -> None:
         ({"rewards": np.full(4, 1e39)}, "reward is not finite in row 0"),
         ({"actions": np.full((4, 1), 2.0)}, "action 2.0 is outside Box"),
         ({"actions": np.zeros((4, 2))}, "has shape"),
+        ({"actions": np.full((4, 1), 1e39)}, "action inf is outside Box"),
     ],
 )
 def test_what_does_not_fit_is_said(parts: dict[str, np.ndarray], why: str) -> None:
@@ -67,6 +68,7 @@ def test_the_space_follows_from_the_actions() -> None:
         kind="Box", low=(0.5, -1), high=(1, 3)
     )
     assert spec(floats, low_bound=(-2,), high_bound=(4, 5)) == ActionSpec(kind="Box", low=(-2, -2), high=(4, 5))
+    assert spec(floats, np.array([[1e39, 0]])) == spec(floats), "what float32 does not hold is refused later"
     odd = np.zeros((9, 1))
     assert spec(odd, floats, floats) == spec(floats), "the width of most episodes"
     assert spec() == NO_ACTION, "what cannot be read is named later"
