@@ -145,17 +145,20 @@ def play_group(
 
 
 def cut_episode(episode: Episode, length: int) -> list[Episode]:
-    """Cut an episode into segments of exactly `length` rows and drop the rest; length 0 keeps it whole.
+    """Cut an episode into segments of exactly `length` rows and drop the rest; length 0 keeps it whole."""
+    if not length:
+        return [episode]
+    starts = range(0, len(episode["frames"]) - length + 1, length)
+    return [segment(episode, start, start + length) for start in starts]
+
+
+def segment(episode: Episode, start: int, stop: int) -> Episode:
+    """Rows start .. stop of an episode.
 
     A segment ends like an episode: its last row has no step, and its last step is `truncated` if the episode continued.
     """
-    if not length:
-        return [episode]
-    cut = []
-    for start in range(0, len(episode["frames"]) - length + 1, length):
-        piece = {name: array[start : start + length].copy() for name, array in episode.items()}
-        for name in ("action", "reward", "terminated", "truncated"):
-            piece[name][-1] = 0
-        piece["truncated"][-2] = not piece["terminated"][-2]
-        cut.append(piece)
-    return cut
+    piece = {name: array[start:stop].copy() for name, array in episode.items()}
+    for name in ("action", "reward", "terminated", "truncated"):
+        piece[name][-1] = 0
+    piece["truncated"][-2] = not piece["terminated"][-2]
+    return piece

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 from PIL import Image
+
+from worldmodel.utils.errors import UserError
 
 
 def is_image(space: spaces.Space[Any]) -> bool:
@@ -22,6 +25,30 @@ def resize_image(picture: np.ndarray, size: int) -> np.ndarray:
     smaller = size <= min(image.size)
     to = (size, size) if size else image.size
     return np.array(image.resize(to, Image.Resampling.BOX if smaller else Image.Resampling.BILINEAR))
+
+
+def is_picture(shape: tuple[int, ...], dtype: np.dtype[Any] | None) -> bool:
+    """Whether an array is a picture of bytes: (h, w), (h, w, c) or (c, h, w), of 1 or 3 channels."""
+    return dtype == np.uint8 and min(shape, default=0) > 0 and (len(shape) == 2 or bool(channel_axes(shape)))
+
+
+def channel_axes(shape: tuple[int, ...]) -> list[int]:
+    """Which axes of a picture's three can be that of its 1 or 3 channels; the last one is the usual one."""
+    return [axis for axis in (2, 0) if len(shape) == 3 and shape[axis] in (1, 3)]
+
+
+def frames_of(cameras: Sequence[np.ndarray], size: int) -> np.ndarray:
+    """The frames (t, h, w, 3) of the pictures (t, ...) of each camera, scaled as a whole and put side by side."""
+    views = []
+    for pictures in cameras:
+        if channel_axes(pictures.shape[1:])[:1] == [0]:
+            pictures = np.moveaxis(pictures, 1, 3)
+        if size or pictures.shape[3:] != (3,):
+            pictures = np.stack([resize_image(picture, size) for picture in pictures])
+        views.append(pictures)
+    if len(heights := {view.shape[1] for view in views}) > 1:
+        raise UserError(f"the pictures have heights {sorted(heights)}; give a --size to put them side by side")
+    return np.concatenate(views, axis=2)
 
 
 def center_square(image: Image.Image, size: int, aspect: float = 1.0) -> np.ndarray:

@@ -7,14 +7,18 @@ Both formats have n actions for n + 1 frames; a store pads the actions by one ro
 again is identical bit by bit. Frames are written raw, not as Minari's JPEGs. Arrays that Minari does not have
 (variables, labels, splits) are written as infos, and the environment spec as metadata.
 
-Other Minari data sets can be read if their observations are images, or dictionaries with one image (`--image`). Nothing
-is downloaded; use `minari download`. Minari is an extra: `pip install 'worldmodel[minari]'`.
+Other Minari data sets can be read if their observations are images, or dictionaries with images at any depth (`--image
+robot/camera`). Channels may come first or last. Several images are put side by side. The other numbers and vectors of
+the observation become variables. Fewer than ten episodes are cut by time, see `collect/steps.py`.
+
+Nothing is downloaded; use `minari download`. Minari is an extra: `pip install 'worldmodel[minari]'`.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import shutil
 import sys
@@ -32,7 +36,8 @@ import numpy as np
 from gymnasium import spaces
 
 from collect.files import BrokenFile, ReaderArgs, fill_store, not_finite
-from collect.images import is_image, resize_image
+from collect.images import frames_of, is_picture
+from collect.steps import fill_with_steps
 from configs import command
 from configs.written import Written, recorded
 from envs.spaces import to_action_spec, to_gym_space
@@ -63,8 +68,8 @@ class Args(Settings):
     """The store to write; one that is not complete goes on."""
     export: Address = Address("")
     """Store to export to Minari; by default the data set is read instead."""
-    image: str = ""
-    """Key of the image in dictionary observations, by default the only image."""
+    image: tuple[str, ...] = ()
+    """Paths of images in dictionary observations, such as robot/camera; by default the only image."""
     size: PixelsOr0 = 0
     """Height and width to scale images to; 0 keeps their size."""
     num_workers: Workers = min(os.cpu_count() or 1, 16)
@@ -110,51 +115,66 @@ def stored_metadata(dataset: MinariDataset) -> tuple[EnvSpec, list[str]] | None:
         ) from None
 
 
-def image_key(dataset: MinariDataset, image: str) -> str:
-    """The key of the image in dictionary observations; "" if the observation is the image."""
-    space = dataset.observation_space
-    if is_image(space) and not image:
-        return ""
-    inside = dict(space.spaces) if isinstance(space, spaces.Dict) else {}
-    pictures = [key for key, value in inside.items() if is_image(value)]
-    if image in pictures or (not image and len(pictures) == 1):
-        return image or pictures[0]
+def parts_of(value: Any, path: str = "") -> dict[str, Any]:
+    """The parts of an observation, or of its space, by path; "" if it has none."""
+    inside = value.spaces if isinstance(value, spaces.Dict | spaces.Tuple) else value
+    if not isinstance(inside, dict | tuple):
+        return {path: value}
+    named = inside.items() if isinstance(inside, dict) else enumerate(inside)
+    return {k: v for key, part in named for k, v in parts_of(part, f"{path}/{key}".lstrip("/")).items()}
+
+
+def image_paths(dataset: MinariDataset, image: Sequence[str]) -> tuple[str, ...]:
+    """The paths of the images in the observations; ("",) if the observation is the image."""
+    parts = parts_of(dataset.observation_space).items()
+    pictures = [path for path, space in parts if isinstance(space, spaces.Box) and is_picture(space.shape, space.dtype)]
+    if set(image) <= set(pictures) and (image or len(pictures) == 1):
+        return tuple(image or pictures)
     known = f"choose one by --image: {', '.join(pictures)}" if pictures else "record the environment by collect/gym.py"
     raise UserError(f"{dataset.id} has no {'such' if image else 'single'} uint8 image in its observations; {known}")
 
 
-def make_env_spec(dataset: MinariDataset, key: str, size: int) -> EnvSpec:
+def vectors(dataset: MinariDataset) -> dict[str, int]:
+    """The paths of numbers and vectors in the observations, and how many numbers they have."""
+    plain = (spaces.Box, spaces.Discrete, spaces.MultiBinary, spaces.MultiDiscrete)
+    parts = parts_of(dataset.observation_space).items()
+    shapes = {path: space.shape or () for path, space in parts if isinstance(space, plain)}
+    return {path: math.prod(shape) for path, shape in shapes.items() if len(shape) < 2}
+
+
+def make_env_spec(dataset: MinariDataset, paths: Sequence[str], size: int) -> EnvSpec:
     """The spec of the exported store, or one derived from another data set."""
-    space = dataset.observation_space[key] if key else dataset.observation_space
-    shape = (size or space.shape[0], size or space.shape[1], 3)
+    parts = parts_of(dataset.observation_space)
+    shape = frames_of([np.zeros((1, *parts[path].shape), np.uint8) for path in paths], size).shape[1:]
     if mine := stored_metadata(dataset):
         known, _ = mine
         return known if known.frame_shape == shape else replace(known, frame_shape=shape, env_id="", env_kwargs={})
-    spec = dataset.env_spec if shape == space.shape else None
+    whole = shape == dataset.observation_space.shape
+    spec = dataset.env_spec if whole else None
     return EnvSpec(
         name=dataset.id.replace("/", "-"),
-        env_id=spec.id if spec and not key else "",
-        env_kwargs=dict(spec.kwargs) if spec and not key else {},
+        env_id=spec.id if spec else "",
+        env_kwargs=dict(spec.kwargs) if spec else {},
         frame_shape=shape,
         action=to_action_spec(dataset.action_space),
+        variables=tuple(f"{path}_{i}" if n > 1 else path for path, n in vectors(dataset).items() for i in range(n)),
         max_episode_steps=(dataset.env_spec.max_episode_steps or 0) if dataset.env_spec else 0,
     )
 
 
-def read_file(folder: Path, key: str, size: int, i: int) -> Sequence[Episode]:
+def read_file(folder: Path, paths: Sequence[str], size: int, i: int) -> Sequence[Episode]:
     """An episode of a data set; `BrokenFile` if it cannot be read."""
     try:
-        return (make_episode(open_dataset(folder), key, size, i),)
+        return (make_episode(open_dataset(folder), paths, size, i),)
     except Exception as error:  # storages raise errors of many types
         raise BrokenFile(f"{folder}: episode {i}: {one_line(error)}; fetch it again") from None
 
 
-def make_episode(dataset: MinariDataset, key: str, size: int, i: int) -> Episode:
+def make_episode(dataset: MinariDataset, paths: Sequence[str], size: int, i: int) -> Episode:
     """The rows of an episode."""
     data = dataset[i]
-    frames = np.asarray(data.observations[key] if key else data.observations)
-    if size or frames.shape[3:] != (3,):
-        frames = np.stack([resize_image(frame, size) for frame in frames])
+    parts = parts_of(data.observations)
+    frames = frames_of([np.asarray(parts[path]) for path in paths], size)
     rows = {"frames": frames}
     for ours, theirs in STEP_ARRAYS.items():
         array = np.asarray(getattr(data, theirs))
@@ -168,8 +188,11 @@ def make_episode(dataset: MinariDataset, key: str, size: int, i: int) -> Episode
     if mine := stored_metadata(dataset):
         rows |= {name: np.asarray(data.infos[name]) for name in mine[1]}
     else:
-        rows["variables"] = np.zeros((len(frames), 0), np.float32)  # no variables; a dream can start from this
-    check(rows, make_env_spec(dataset, key, size))
+        numbers = [np.asarray(parts[path]).reshape(len(frames), n) for path, n in vectors(dataset).items()]
+        none = np.zeros((len(frames), 0))  # a dream can start from this
+        with np.errstate(over="ignore"):
+            rows["variables"] = np.concatenate([none, *numbers], axis=1).astype(np.float32)
+    check(rows, make_env_spec(dataset, paths, size))
     return rows
 
 
@@ -197,16 +220,16 @@ def import_dataset(args: Args) -> None:
     if not folder.exists():
         raise UserError(f"there is no data set {args.dataset} in {folder.parent}; get it with `minari download`")
     dataset = open_dataset(folder)
-    key = image_key(dataset, args.image)
+    paths = image_paths(dataset, args.image)
     files = ReaderArgs(source=folder, out=args.out, num_workers=args.num_workers, seed=args.seed)
-    made = {"dataset": dataset.id, "image": key} | ({"size": args.size} if args.size else {})
-    fill_store(
-        files,
-        make_env_spec(dataset, key, args.size),
-        range(len(dataset)),
-        partial(read_file, folder, key, args.size),
-        **made,
+    made: dict[str, Any] = {"dataset": dataset.id, "image": " ".join(paths)} | (
+        {"size": args.size} if args.size else {}
     )
+    env_spec, read = make_env_spec(dataset, paths, args.size), partial(read_file, folder, paths, args.size)
+    if stored_metadata(dataset):  # it comes back as it was
+        fill_store(files, env_spec, range(len(dataset)), read, **made)
+    else:
+        fill_with_steps(files, env_spec, range(len(dataset)), read, len(dataset), **made)
 
 
 def export_store(args: Args) -> Path:

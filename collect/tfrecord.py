@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import google_crc32c
@@ -31,26 +32,47 @@ def masked_crc(data: bytes) -> int:
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def records(path: Path) -> Iterator[bytes]:
-    """The records of a file; `BrokenFile` at the first that is damaged."""
+@dataclass(frozen=True)
+class Place:
+    """Where the data of a record is in its file."""
+
+    number: int
+    start: int
+    length: int
+
+
+def places(path: Path) -> Iterator[Place]:
+    """The records of a file, by their lengths alone; `BrokenFile` at the first whose length is damaged."""
     with path.open("rb") as file:
-        left = path.stat().st_size
-        for i in range(left):
+        size, at = path.stat().st_size, 0
+        for i in range(size):
+            file.seek(at)
             if not (head := file.read(12)):
                 return
-            left -= len(head)
             if len(head) < 12:
                 raise broken(path, f"record {i} is cut short")
             length, crc = struct.unpack("<QI", head)
             if masked_crc(head[:8]) != crc:
                 raise broken(path, f"the length of record {i} does not match its checksum")
-            if length + 4 > left:
+            if at + 12 + length + 4 > size:
                 raise broken(path, f"record {i} is cut short")
-            data, (crc,) = file.read(length), struct.unpack("<I", file.read(4))
-            left -= length + 4
-            if masked_crc(data) != crc:
-                raise broken(path, f"record {i} does not match its checksum")
-            yield data
+            yield Place(i, at + 12, length)
+            at += 12 + length + 4
+
+
+def record_at(path: Path, place: Place) -> bytes:
+    """The data of a record; `BrokenFile` if it is damaged."""
+    with path.open("rb") as file:
+        file.seek(place.start)
+        data, (crc,) = file.read(place.length), struct.unpack("<I", file.read(4))
+    if masked_crc(data) != crc:
+        raise broken(path, f"record {place.number} does not match its checksum")
+    return data
+
+
+def records(path: Path) -> Iterator[bytes]:
+    """The records of a file; `BrokenFile` at the first that is damaged."""
+    return (record_at(path, place) for place in places(path))
 
 
 def examples(path: Path) -> Iterator[dict[str, Feature]]:
@@ -80,6 +102,15 @@ def example(record: bytes) -> dict[str, Feature]:
             name = b"".join(list(messages(entry, 1))[-1:]).decode()
             found[name] = feature(b"".join(list(messages(entry, 2))[-1:]))
     return found
+
+
+def table(features: dict[str, Feature], name: str, rows: int) -> np.ndarray:
+    """A feature that has equally many numbers for each row, as (rows, n); `ValueError` if it has not."""
+    values = features[name]
+    if isinstance(values, list) or not rows or len(values) % rows:
+        what = "texts" if isinstance(values, list) else "numbers"
+        raise ValueError(f"{name} has {len(values)} {what}, which do not fit {rows} steps")
+    return values.reshape(rows, -1)
 
 
 def feature(data: bytes) -> Feature:

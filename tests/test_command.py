@@ -25,8 +25,8 @@ ROOT = Path(__file__).parents[1]
 def test_the_environment_comes_right_after_dream(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[list[str]] = []
     monkeypatch.setattr(command_line.Script, "run", lambda script, flags: ran.append([script.path.name, *flags]))
-    command_line.run("dream CartPole-v1 --minutes 5".split())
-    command_line.run("dream --env-id CartPole-v1".split())
+    command_line.run(["dream", "CartPole-v1", "--minutes", "5"])
+    command_line.run(["dream", "--env-id", "CartPole-v1"])
     assert ran == [["world.py", "--env-id", "CartPole-v1", "--minutes", "5"], ["world.py", "--env-id", "CartPole-v1"]]
 
 

@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 from PIL import Image
 
-from collect import bair, minari, moving_mnist, robonet, tgif, ucf101, video
+from collect import bair, hdf5, lerobot, minari, moving_mnist, rlds, robonet, tgif, ucf101, video
 from collect.files import ReaderArgs, with_labels
 from collect.tfrecord import masked_crc
 from tests.collect.films import block, gif, grey, write
@@ -121,6 +121,11 @@ def record(rng: np.random.Generator) -> bytes:
         features[f"{t}/image_aux1/encoded"] = message(1, message(1, rng.bytes(64 * 64 * 3)))
         for name, n in (("action", 4), ("endeffector_pos", 3)):
             features[f"{t}/{name}"] = message(2, message(1, rng.uniform(-1, 1, n).astype("<f4").tobytes()))
+    return framed(features)
+
+
+def framed(features: dict[str, bytes]) -> bytes:
+    """A record of an Example."""
     entries = b"".join(message(1, message(1, name.encode()) + message(2, f)) for name, f in features.items())
     data = message(1, entries)
     length = struct.pack("<Q", len(data))
@@ -231,6 +236,60 @@ def collect_minari(folder: Path, out: Path) -> None:
     minari.main(minari.Args(dataset=str(folder / "toys/sets-v0"), out=out, num_workers=1))
 
 
+def make_hdf5(folder: Path) -> None:
+    for i, name in enumerate("abc"):
+        with h5py.File(folder / f"{name}.hdf5", "w") as file:
+            file["camera"] = np.full((STEPS, SIZE, SIZE, 3), 40 * i, np.uint8)
+            file["actions"] = np.random.default_rng(i).uniform(-1, 1, (STEPS, 2)).astype(np.float32)
+
+
+def collect_hdf5(folder: Path, out: Path) -> None:
+    hdf5.main(given(hdf5.Args, folder, out, size=SIZE, frames=("camera",)))
+
+
+def make_tables(folder: Path) -> None:
+    for i, name in enumerate("abc"):
+        write(folder / f"{name}.avi", greys(STEPS, i))
+        numbers = np.random.default_rng(i).uniform(-1, 1, (STEPS, 2))
+        (folder / f"{name}.csv").write_text("steer,gas\n" + "".join(f"{a},{b}\n" for a, b in numbers))
+
+
+def collect_tables(folder: Path, out: Path) -> None:
+    video.main(given(video.Args, folder, out, size=SIZE, min_frames=2, actions_table="csv"))
+
+
+def make_lerobot(folder: Path) -> None:
+    """What a store of our own becomes, with a state and without our own file."""
+    action = ActionSpec(kind="Box", low=(-1.0,) * 4, high=(1.0,) * 4)
+    env_spec = EnvSpec(name="toy", frame_shape=(SIZE, SIZE, 3), action=action, variables=("x", "y"))
+    with StoreWriter(folder / "data.zarr", env_spec, {}) as writer:
+        for i in range(3):
+            writer.append(toy_episode(i))
+    lerobot.main(lerobot.Args(export=str(folder / "data.zarr"), dataset=folder / "toy"))
+    (folder / "toy/meta/worldmodel.json").unlink()
+    shutil.rmtree(folder / "data.zarr")
+
+
+def collect_lerobot(folder: Path, out: Path) -> None:
+    lerobot.main(given(lerobot.Args, folder / "toy", out, size=SIZE))
+
+
+def make_rlds(folder: Path) -> None:
+    for i, name in enumerate("abc"):
+        pictures = b"".join(message(1, jpg(pixels).tobytes()) for pixels in greys(STEPS, i))
+        actions = np.random.default_rng(i).uniform(-1, 1, 2 * STEPS).astype("<f4").tobytes()
+        values = {"steps/observation/image": message(1, pictures), "steps/action": message(2, message(1, actions))}
+        (folder / f"{name}.tfrecord").write_bytes(framed(values))
+
+
+def collect_rlds(folder: Path, out: Path) -> None:
+    rlds.main(given(rlds.Args, folder, out, size=SIZE))
+
+
+LEROBOT = (
+    *("toy/data/chunk-000/file-000.parquet", "toy/videos/observation.images.camera/chunk-000/file-000.mp4"),
+    *("toy/meta/info.json", "toy/meta/episodes/chunk-000/file-000.parquet"),
+)
 MINARI = ("toys/sets-v0/data/main_data.hdf5", "toys/sets-v0/data/metadata.json")
 VIDEOS = ("a.avi", "b.mp4", "c.mkv", "d.webm")
 KINDS = {
@@ -256,6 +315,10 @@ KINDS = {
     "npy, videos first": moving(np.save, "a.npy", (0, 1), counted=True),
     "npz": moving(np.savez_compressed, "a.npz", checked=True, counted=True),
     "npz of frames": moving(save_frames, "a.npz", checked=True, counted=True),
+    "hdf5": Kind(make_hdf5, collect_hdf5, ("a.hdf5", "b.hdf5", "c.hdf5")),
+    "tables": Kind(make_tables, collect_tables, (), ("a.csv", "b.csv", "c.csv"), ("a.csv", "b.csv", "c.csv")),
+    "lerobot": Kind(make_lerobot, collect_lerobot, (), LEROBOT, LEROBOT[:2]),
+    "rlds": Kind(make_rlds, collect_rlds, ("a.tfrecord", "b.tfrecord", "c.tfrecord"), checked=True),
     "minari": Kind(make_minari, collect_minari, (), MINARI, MINARI[:1]),
     "minari, exported": Kind(make_exported, collect_minari, (), MINARI, MINARI[:1]),
 }

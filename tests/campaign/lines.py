@@ -29,9 +29,12 @@ GPT = "--model.window 4 --model.d-model 32 --model.n-heads 2 --model.n-layers 2 
 WORKS = {
     "collect/bair.py": "--source empty --num-workers 1 --out out.zarr",
     "collect/gym.py": "--env-id CartPole-v1 --episodes 2 --max-episode-steps 3 --size 8 --num-workers 1 --out out.zarr",
+    "collect/hdf5.py": "--source empty --num-workers 1 --out out.zarr",
+    "collect/lerobot.py": "--source empty --num-workers 1 --out out.zarr",
     "collect/minari.py": "--dataset toy/toy-v0 --num-workers 1 --out out.zarr",
     "collect/moving_mnist.py": "--episodes 2 --length 4 --num-workers 1 --out out.zarr",
     "collect/pushing.py": "--episodes 1 --policy random --num-workers 1 --out out.zarr",
+    "collect/rlds.py": "--source empty --num-workers 1 --out out.zarr",
     "collect/robonet.py": "--source empty --num-workers 1 --out out.zarr",
     "collect/tgif.py": "--source tgif --gifs gifs --min-frames 2 --size 8 --num-workers 1 --out out.zarr",
     "collect/ucf101.py": "--source empty --num-workers 1 --out out.zarr",

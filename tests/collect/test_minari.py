@@ -118,12 +118,12 @@ def test_what_goes_out_is_what_minari_reads(tmp_path: Path, kind: str, variables
         assert theirs.truncations.tolist() == ours["truncated"][:-1].tolist()
         assert all(dataset.action_space.contains(a) for a in theirs.actions)
     folder = script.dataset_folder("toys/noise-v0")
-    back = [script.read_file(folder, "", 0, i)[0] for i in range(3)]
+    back = [script.read_file(folder, ("",), 0, i)[0] for i in range(3)]
     for i, episode in enumerate(back):
         assert episode.keys() == set(store.array_names)
         for name, array in episode.items():
             np.testing.assert_array_equal(array, store.read(name, *store.episode_bounds(i)), strict=True)
-    assert script.make_env_spec(script.open_dataset(folder), "", 0) == store.env_spec
+    assert script.make_env_spec(script.open_dataset(folder), ("",), 0) == store.env_spec
 
 
 @pytest.mark.parametrize("damaged", ["text", "{}", "[1]", '{"world": {"nam": "toy"}, "infos": []}', 7, None])
@@ -200,7 +200,55 @@ def test_a_picture_in_a_dictionary(tmp_path: Path) -> None:
     made_elsewhere({"eye": FLAT, "other": 255 - FLAT, "pose": np.zeros((6, 2), np.float32)}, space)
     with pytest.raises(UserError, match=r"has no single uint8 image .*choose one by --image: eye, other"):
         bring_in(tmp_path, "other/toy-v3")
-    assert bring_in(tmp_path, "other/toy-v3", image="other").read("frames", 1, 2)[0, 0, 0].tolist() == [215] * 3
+    assert bring_in(tmp_path, "other/toy-v3", image=("other",)).read("frames", 1, 2)[0, 0, 0].tolist() == [215] * 3
+
+
+def test_nested_dictionaries_with_channels_first_and_a_state(tmp_path: Path) -> None:
+    """Two pictures side by side; what else there is of numbers is kept."""
+    first = gym.spaces.Box(0, 255, (3, 16, 16), np.uint8)
+    vector, map_ = gym.spaces.Box(-1, 1, (2,)), gym.spaces.Box(0, 1, (4, 4))
+    eyes = gym.spaces.Dict({"left": first, "right": PICTURE})
+    gear = gym.spaces.Discrete(9)
+    space = gym.spaces.Dict({"eyes": eyes, "body": gym.spaces.Dict({"pose": vector, "gear": gear}), "map": map_})
+    pose = np.arange(12, dtype=np.float32).reshape(6, 2) / 12
+    seen = {
+        "eyes": {"left": np.moveaxis(FLAT, 3, 1), "right": 255 - FLAT},
+        "body": {"pose": pose, "gear": np.arange(6)},
+        "map": np.zeros((6, 4, 4), np.float32),
+    }
+    made_elsewhere(seen, space)
+    with pytest.raises(UserError, match=r"choose one by --image: eyes/left, eyes/right"):
+        bring_in(tmp_path, "other/toy-v3")
+    with pytest.raises(UserError, match=r"has no such uint8 image .*eyes/left, eyes/right"):
+        bring_in(tmp_path, "other/toy-v3", image=("eyes/left", "eyes/up"))
+    store = bring_in(tmp_path, "other/toy-v3", image=("eyes/left", "eyes/right"))
+    assert store.env_spec.frame_shape == (16, 32, 3)
+    assert store.read("frames", 1, 2)[0, 0, [0, 16]].tolist() == [[40] * 3, [215] * 3]
+    assert store.env_spec.variables == ("body/gear", "body/pose_0", "body/pose_1")
+    np.testing.assert_array_equal(store.read("variables", 0, 6), np.column_stack([np.arange(6), pose]))
+
+
+def test_an_observation_with_its_channels_first(tmp_path: Path) -> None:
+    made_elsewhere(np.moveaxis(FLAT, 3, 1), gym.spaces.Box(0, 255, (3, 16, 16), np.uint8))
+    assert bring_in(tmp_path, "other/toy-v3").read("frames", 1, 2)[0, 8, 8].tolist() == [40] * 3
+
+
+def test_few_long_episodes_are_cut_by_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    n = 200
+    buffer = EpisodeBuffer(
+        observations=np.zeros((n + 1, 16, 16, 3), np.uint8),
+        actions=np.zeros(n, np.int64),
+        rewards=np.zeros(n),
+        terminations=np.arange(n) == n - 1,
+        truncations=np.zeros(n, bool),
+    )
+    with pytest.warns(UserWarning):
+        minari.create_dataset_from_buffers(
+            "other/long-v0", [buffer], observation_space=PICTURE, action_space=gym.spaces.Discrete(3)
+        )
+    store = bring_in(tmp_path, "other/long-v0")
+    assert "1 episodes are too few to split" in capsys.readouterr().out
+    assert store.episode_splits().tolist() == ["train", "valid", "train", "test"]
 
 
 def test_observations_without_a_picture(tmp_path: Path) -> None:

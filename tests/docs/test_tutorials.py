@@ -17,6 +17,7 @@ import urllib.request
 from pathlib import Path
 
 import av
+import h5py
 import numpy as np
 import pytest
 
@@ -36,6 +37,8 @@ FIT = "--trainer.steps 2 --trainer.batch-size 2 --n-eval-clips 2"
 SMALL = {
     "collect/gym.py": "--episodes 20 --num-workers 1",
     "collect/video.py": "--num-workers 1",
+    "collect/hdf5.py": "--num-workers 1",
+    "collect/lerobot.py": "--num-workers 1",
     "collect/minari.py": "--num-workers 1",
     "train/vqvae.py": FIT,
     "train/tokens.py": "--n-contexts 4",
@@ -58,6 +61,8 @@ SHORT = {
     "range(100)": "range(3)",
 }
 ELSEWHERE = {
+    "python collect/rlds.py --source bridge/1.0.0 --image image_0 --state steps/observation/state "
+    "--out runs/bridge/data.zarr": "tests/collect/test_rlds.py",
     "make demo": "nine minutes",
     "make test": "this is it",
     ".venv/bin/tensorboard --logdir runs": "a server; tests/train/test_tensorboard.py reads the logs",
@@ -70,7 +75,7 @@ ELSEWHERE = {
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Where the reader works: videos of one's own, and nothing else."""
+    """Where the reader works: videos and recordings of one's own, and nothing else."""
     for i in range(20):
         path = tmp_path / "my_videos" / f"{i}.mp4"
         path.parent.mkdir(exist_ok=True)
@@ -80,6 +85,14 @@ def folder(tmp_path: Path) -> Path:
             for pixels in np.random.default_rng(i).integers(0, 256, (16, 64, 64, 3), dtype=np.uint8):
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))  # type: ignore[union-attr]
             container.mux(stream.encode())  # type: ignore[union-attr]
+    shutil.copytree(tmp_path / "my_videos", tmp_path / "my_drives")
+    for i in range(20):
+        (tmp_path / "my_drives" / f"{i}.csv").write_text("steer,gas\n" + "0.5,1.0\n" * 16)
+    with h5py.File(tmp_path / "demos.hdf5", "w") as file:
+        for i in range(3):
+            file[f"data/demo_{i}/obs/agentview_image"] = np.full((60, 84, 84, 3), i, np.uint8)
+            for name, shape in {"actions": (60, 7), "rewards": (60,), "dones": (60,)}.items():
+                file[f"data/demo_{i}/{name}"] = np.zeros(shape)
     return tmp_path
 
 
@@ -138,7 +151,8 @@ def test_every_block_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
         assert run_page(page, monkeypatch) >= 2, page
     for name in (
         "try/dreams", "catch/prior", "catch/dreams", "catch/evaluation", "catch2/vqvae", "videos/samples",
-        "from_minari/data.zarr", "dreamed", "dreamed_warm", "plan.json", "rank.json",
+        "from_minari/data.zarr", "arm/data.zarr", "drives/data.zarr", "anything/data.zarr", "from_lerobot/data.zarr",
+        "dreamed", "dreamed_warm", "plan.json", "rank.json",
     ):  # fmt: skip
         assert (folder / "runs" / name).exists(), name
 

@@ -17,6 +17,7 @@ EXTRAS = {
     "sb3": "Stable-Baselines3",
     "tensorboard": "TensorBoard",
     "minari": "Minari",
+    "parquet": "pyarrow",
 }
 """Extra -> the name of its package."""
 
