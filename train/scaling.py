@@ -2,8 +2,9 @@
 
     python train/scaling.py
 
-1. Steps of a small VQ-VAE and a small prior are timed on one rank at `batch_sizes`, and all-reduces of gloo on two
-   ranks at many sizes. Two lines are fitted: time against clips, and time against bytes.
+1. Steps of a small VQ-VAE and a small prior are timed at `batch_sizes`, in one process, and in two that train at the
+   same time without knowing of each other: processes share caches, memory and power. All-reduces of gloo are timed on
+   two ranks at many sizes. Lines are fitted: time against clips, and time against bytes.
 2. With them, train/step_cost.py predicts a step at `batch_size` clips on one rank, on two ranks that share them (strong
    scaling), and on two ranks with as many each (weak scaling). All are then measured. The bytes that a step sends are
    counted too. Ranks are started as torchrun starts them, and have `threads` threads each.
@@ -40,6 +41,8 @@ from worldmodel.utils.progress import Progress
 from worldmodel.utils.settings import AboveZero, AtLeast2, Fraction, NonEmpty, Positive, Settings
 
 Row = dict[str, Any]
+Ranks = tuple[int, bool]
+"""A number of processes, and whether they are connected."""
 MODELS = ("vqvae", "prior")
 REDUCED = tuple(4**k for k in range(5, 14))
 """Bytes of the reductions that are timed: a kilobyte to 67 megabytes."""
@@ -98,7 +101,7 @@ class Args(Settings):
     )
     """Sizes of the prior that is measured."""
     batch_sizes: NonEmpty[Positive] = (2, 4, 16)
-    """Clips of the steps that the line of one rank is fitted to."""
+    """Clips of the steps that lines are fitted to."""
     batch_size: AtLeast2 = 8
     """Clips of the steps that are predicted, an even number."""
     shard: bool = False
@@ -147,53 +150,52 @@ def build_model(name: str, vqvae: VQVAEConfig, prior: PriorConfig) -> tuple[nn.M
         return Prior(prior, codebook), torch.zeros(1, *prior.latent_shape, prior.n_codebooks, dtype=torch.int64)
 
 
-def list_tasks(args: Args, n: int) -> list[Task]:
-    """The steps that are timed on one rank, or on two."""
-    device = torch.device("cpu")
+def list_tasks(args: Args, n: int, connected: bool) -> list[Task]:
+    """The steps that are timed on n ranks, or on n processes that are not connected."""
     base = Task(
-        workload="", precision=resolve_precision(device, args.precision), batch_size=1, vqvae=args.vqvae,
+        workload="", precision=resolve_precision(torch.device("cpu"), args.precision), batch_size=1, vqvae=args.vqvae,
         prior=args.prior,
     )  # fmt: skip
-    sizes = (*args.batch_sizes, args.batch_size) if n == 1 else (args.batch_size // 2, args.batch_size)
-    spread = (False, True) if n > 1 and args.shard else (False,)
+    sizes = sorted({args.batch_size // n, args.batch_size}) if connected else args.batch_sizes
+    spread = (False, True) if n > 1 and connected and args.shard else (False,)
     return [
         replace(base, workload=name, batch_size=size, shard=shard)
         for name in MODELS for shard in spread for size in sizes
     ]  # fmt: skip
 
 
-def measure(args: Args) -> dict[int, Times]:
-    """The fastest times on one rank and on two."""
-    found: dict[int, list[Times]] = {1: [], 2: []}
+def measure(args: Args) -> dict[Ranks, Times]:
+    """The fastest times on one rank and on two, connected or not."""
+    found: dict[Ranks, list[Times]] = {(n, connected): [] for n in (1, 2) for connected in (False, True)}
     for _ in Progress(range(args.rounds), desc="measuring", unit="round"):
-        for n, times in found.items():
-            times.append(on_ranks(n, Timing(tuple(list_tasks(args, n)), REDUCED, args.steps, args.threads)))
-    return {n: best(times) for n, times in found.items()}
+        for (n, connected), times in found.items():
+            tasks = tuple(list_tasks(args, n, connected))
+            times.append(on_ranks(n, Timing(tasks, REDUCED, args.steps, args.threads, connected)))
+    return {which: best(times) for which, times in found.items()}
 
 
-def compare(args: Args, times: dict[int, Times]) -> tuple[dict[str, Any], list[Row]]:
+def compare(args: Args, times: dict[Ranks, Times]) -> tuple[dict[str, Any], list[Row]]:
     """The fitted lines, and a row for each step: predicted and measured, in seconds and in bytes that a rank sends."""
-    tasks, rows = {n: list_tasks(args, n) for n in times}, []
-    latency, per_byte = fit_line(REDUCED, times[2].reduced)  # of two ranks: each sends as many bytes as there are
-    links = Links(bandwidth=1 / per_byte, latency=latency)
-    fitted: dict[str, Any] = {"latency": latency, "bandwidth": 1 / per_byte}
+    latency, per_byte = fit_line(REDUCED, times[2, True].reduced)  # of two ranks: each sends as many bytes as there are
+    links, rows = Links(bandwidth=1 / per_byte, latency=latency), list[Row]()
+    fitted: dict[str, Any] = {"latency": latency, "bandwidth": 1 / per_byte, "lines": []}
     for name in MODELS:
-        alone = [(t.batch_size, s) for t, s in zip(tasks[1], times[1].steps, strict=True) if t.workload == name]
-        compute = Compute(*fit_line(*zip(*[each for each in alone if each[0] in args.batch_sizes], strict=True)))
-        fitted[name] = {"per_step": compute.per_step, "per_clip": compute.per_clip}
         model, _ = build_model(name, args.vqvae, args.prior)
-        for n in times:
-            for i, task in enumerate(tasks[n]):
-                if task.workload != name or (n == 1 and task.batch_size != args.batch_size):
-                    continue
-                traffic = step_traffic(model, args.vqvae if name == "vqvae" else None, task.shard)
-                predicted = step_seconds(compute, traffic, links, n, task.batch_size, 0)
-                rows.append({
-                    "model": name, "ranks": n, "shard": task.shard, "batch": n * task.batch_size,
-                    "predicted": predicted, "measured": times[n].steps[i],
-                    "sent": traffic.sent(n),
-                    "predicted_bytes": traffic.by_kind() if n > 1 else {}, "counted_bytes": times[n].collectives[i],
-                })  # fmt: skip
+        for n in (1, 2):
+            alone = zip(list_tasks(args, n, False), times[n, False].steps, strict=True)
+            seconds = [time for task, time in alone if task.workload == name]
+            compute = Compute(*fit_line(args.batch_sizes, seconds))
+            line = {"per_step": compute.per_step, "per_clip": compute.per_clip}
+            fitted["lines"].append({"model": name, "processes": n} | line)
+            for i, task in enumerate(list_tasks(args, n, True)):
+                if task.workload == name:
+                    traffic = step_traffic(model, args.vqvae if name == "vqvae" else None, task.shard)
+                    rows.append({
+                        "model": name, "ranks": n, "shard": task.shard, "batch": n * task.batch_size,
+                        "predicted": step_seconds(compute, traffic, links, n, task.batch_size, overlap=0),
+                        "measured": times[n, True].steps[i], "sent": traffic.sent(n),
+                        "counted_bytes": times[n, True].collectives[i],
+                    })  # fmt: skip
     return fitted, rows
 
 
@@ -223,8 +225,9 @@ def predict_gpus(args: Args) -> tuple[dict[str, Any], list[Row]]:
 def print_here(fitted: dict[str, Any], rows: list[Row]) -> None:
     """Print what was measured beside its prediction."""
     print(f"all-reduce on two ranks: {1e6 * fitted['latency']:.0f} us + bytes / {fitted['bandwidth'] / 1e9:.2f} GB/s")
-    for name in MODELS:
-        print(f"{name}: {1e3 * fitted[name]['per_step']:.1f} ms + {1e3 * fitted[name]['per_clip']:.1f} ms a clip")
+    for line in fitted["lines"]:
+        step, clip = 1e3 * line["per_step"], 1e3 * line["per_clip"]
+        print(f"{line['model']}, {line['processes']} at once: {step:.1f} ms + {clip:.1f} ms a clip")
     print("| model | ranks | clips | predicted, ms | measured, ms | measured / predicted | MB sent by a rank |")
     print("|---|---|---|---|---|---|---|")
     for row in rows:
@@ -267,7 +270,7 @@ def main(args: Args) -> Written:
     print_here(fitted, here)
     sizes, gpus = predict_gpus(args)
     print_gpus(args.gpu, sizes, gpus)
-    reduced = dict(zip(map(str, REDUCED), times[2].reduced, strict=True))
+    reduced = dict(zip(map(str, REDUCED), times[2, True].reduced, strict=True))
     write_json(args.out, {"fitted": fitted, "reduced": reduced, "here": here, "sizes": sizes, "gpus": gpus})
     return Written(args.out)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,6 +36,8 @@ class Timing:
     """Bytes of the all-reduces."""
     steps: int
     threads: int
+    connected: bool = True
+    """Whether the processes are ranks of one training, or train alone at the same time."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ def measure(timing: Timing) -> Times:
     """Time everything on this rank, at the same time as on the others."""
     torch.set_num_threads(timing.threads)
     keep_freed_memory()
-    with process_group():
+    with process_group() if timing.connected else nullcontext():
         found = [measure_step(task, timing.steps) for task in timing.tasks]
         seconds, operations, collectives = (list(column) for column in zip(*found, strict=True))
         sizes = timing.reduced if n_ranks() > 1 else ()

@@ -80,7 +80,7 @@ def count(path: Path, timing: Timing) -> None:
 
 def test_two_ranks_send_what_the_model_says(tmp_path: Path) -> None:
     args = scaling.Args(shard=True, **SMALL)
-    tasks = [task for task in scaling.list_tasks(args, 2) if task.batch_size == 1]
+    tasks = [task for task in scaling.list_tasks(args, 2, True) if task.batch_size == 1]
     assert [(task.workload, task.shard) for task in tasks] == [
         ("vqvae", False), ("vqvae", True), ("prior", False), ("prior", True),
     ]  # fmt: skip
@@ -104,26 +104,26 @@ def predict(task: Task) -> Traffic:
 
 
 def test_the_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    """Of a machine that the model describes: 10 ms and 2 ms a clip, and reductions of a second per 10^9 bytes."""
+    """Of a machine that the model describes: 10 ms and 2 or 4 ms a clip, and reductions of 10^9 bytes a second."""
     started = []
 
     def pretend(n: int, timing: Timing) -> Times:
         started.append(n)
-        links = Links(bandwidth=1e9, latency=0.001)
-        steps = [
-            step_seconds(Compute(0.01, 0.002), predict(task), links, n, task.batch_size, 0) for task in timing.tasks
-        ]
-        late = [(1 + 0.1 * (len(started) < 3)) * seconds for seconds in steps]  # the first round is slower
-        reduced = [links.seconds(Collective("all_reduce", size), 2) for size in timing.reduced] if n == 2 else []
+        links, ranks = Links(bandwidth=1e9, latency=0.001), n if timing.connected else 1
+        compute = Compute(0.01, 0.002 * n)  # two processes are in each other's way
+        steps = [step_seconds(compute, predict(task), links, ranks, task.batch_size, 0) for task in timing.tasks]
+        late = [(1 + 0.1 * (len(started) < 5)) * seconds for seconds in steps]  # the first round is slower
+        reduced = [links.seconds(Collective("all_reduce", size), 2) for size in timing.reduced] if ranks == 2 else []
         return Times(late, reduced, [1] * len(steps), [{}] * len(steps))
 
     monkeypatch.setattr(scaling, "on_ranks", pretend)
     args = scaling.Args(rounds=2, out=tmp_path / "scaling.json", **SMALL)
     scaling.main(args)
-    assert started == [1, 2, 1, 2]
+    assert started == [1, 1, 2, 2] * 2
     found = json.loads(args.out.read_text())
     assert found["fitted"]["bandwidth"] == pytest.approx(1e9)
-    assert found["fitted"]["prior"] == pytest.approx({"per_step": 0.01, "per_clip": 0.002})
+    lines = [(line["processes"], line["per_step"], line["per_clip"]) for line in found["fitted"]["lines"]]
+    assert lines == [(n, pytest.approx(0.01), pytest.approx(0.002 * n)) for n in (1, 2, 1, 2)]
     rows = [(row["model"], row["ranks"], row["batch"]) for row in found["here"]]
     assert rows == [(name, n, b) for name in ("vqvae", "prior") for n, b in ((1, 2), (2, 2), (2, 4))]
     assert all(row["measured"] == pytest.approx(row["predicted"]) for row in found["here"])
