@@ -30,6 +30,7 @@ from worldmodel.generation.generate import generate
 from worldmodel.models.loading import load_prior
 from worldmodel.models.prior import Prior, PriorConfig
 from worldmodel.models.vqvae import VQVAE, VQVAEConfig
+from worldmodel.training.distributed import wrap_loss
 from worldmodel.training.trainer import TrainerConfig, train_step
 from worldmodel.utils.hardware import flop_counter
 
@@ -59,6 +60,8 @@ class Task:
     vqvae: VQVAEConfig
     prior: PriorConfig
     device: str = "cpu"
+    shard: bool = False
+    """Whether training spreads the model over the ranks of torchrun."""
     store: str | Path = ""
     shard_cache: Path | None = None
     """Folder in which shards of a store in a bucket are kept; None reads every clip from the bucket."""
@@ -99,16 +102,31 @@ def bytes_moved(model: nn.Module) -> float:
 
 
 def _vqvae(task: Task) -> Workload:
+    model, call = _vqvae_step(task)
+    return Workload(call, task.batch_size, count_flops(call), bytes_moved(model))
+
+
+def _prior(task: Task) -> Workload:
+    model, call = _prior_step(task)
+    return Workload(call, task.batch_size * task.codes_per_clip, count_flops(call), bytes_moved(model))
+
+
+def training_step(task: Task) -> Callable[[], object]:
+    """A training step of the workload vqvae or prior, on this rank's clips."""
+    torch.manual_seed(0)
+    return {"vqvae": _vqvae_step, "prior": _prior_step}[task.workload](task)[1]
+
+
+def _vqvae_step(task: Task) -> tuple[nn.Module, Callable[[], object]]:
     c = task.vqvae
     model = VQVAE(c).to(task.device)
     frames = torch.randint(
         0, 256, (task.batch_size, c.n_frames, *c.frame_size, c.channels), dtype=torch.uint8, device=task.device
     )
-    call = _training(model, lambda batch: model(batch["x"]), frames, task)
-    return Workload(call, task.batch_size, count_flops(call), bytes_moved(model))
+    return model, _training(model, lambda batch: model(batch["x"]), frames, task)
 
 
-def _prior(task: Task) -> Workload:
+def _prior_step(task: Task) -> tuple[nn.Module, Callable[[], object]]:
     model = Prior(task.prior, _codebook(task)).to(task.device)
     codes, frames = _codes(task, task.batch_size), None
     if task.prior.n_cond_frames:
@@ -124,15 +142,15 @@ def _prior(task: Task) -> Workload:
         features = None if frames is None else model.encode_cond_frames(frames)
         return {"loss": model.loss(batch["x"], features=features).mean()}
 
-    call = _training(model, loss, codes, task)
-    return Workload(call, task.batch_size * task.codes_per_clip, count_flops(call), bytes_moved(model))
+    return model, _training(model, loss, codes, task)
 
 
 def _training(
     model: nn.Module, loss: Callable[[dict[str, Tensor]], dict[str, Tensor]], x: Tensor, task: Task
 ) -> Callable[[], object]:
-    optimizer = torch.optim.Adam(model.parameters(), 1e-4)
     config = TrainerConfig(precision=task.precision)  # type: ignore[arg-type]
+    loss = wrap_loss(model, loss, config.compile, task.shard)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-4)
     return lambda: train_step(model, loss, {"x": x}, optimizer, config, 0)
 
 

@@ -28,6 +28,9 @@ SMALL = (
 GPT = "--model.window 4 --model.d-model 32 --model.n-heads 2 --model.n-layers 2 --model.d-ff 64"
 WORKS = {
     "collect/bair.py": "--source empty --num-workers 1 --out out.zarr",
+    "collect/benchmark.py": (
+        "--rows 600 --n-stores 2 --frame-size 4 --rounds 1 --seconds 0.01 --folder frames --results out.json"
+    ),
     "collect/gym.py": "--env-id CartPole-v1 --episodes 2 --max-episode-steps 3 --size 8 --num-workers 1 --out out.zarr",
     "collect/hdf5.py": "--source empty --num-workers 1 --out out.zarr",
     "collect/lerobot.py": "--source empty --num-workers 1 --out out.zarr",
@@ -49,6 +52,7 @@ WORKS = {
     "train/policy.py": "--env-id VideoGPTDream-v0 --total-timesteps 16 --num-envs 2 --n-steps 8 --n-epochs 1 --out out",
     "train/prior.py": f"--run run --actions --n-latent-frames 8 --out other {GPT} {FIT}",
     "train/pusher.py": "--total-timesteps 64 --num-envs 2 --n-steps 16 --n-epochs 1 --out out",
+    "train/scaling.py": "--batch-sizes 1 3 --batch-size 2 --steps 1 --rounds 1 --large-prior.n-layers 1 --out out.json",
     "train/tune_hysteresis.py": "--run run --hysteresis 0 0.1 --episodes 2 --n-frames 8",
     "train/tokens.py": "--run run --n-contexts 4 --context-frames 4 --restart",
     "train/vqvae.py": f"--run run --restart {SMALL} {FIT}",

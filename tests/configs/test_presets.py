@@ -246,6 +246,7 @@ def test_what_is_no_flag_is_told_by_the_parser(capsys: pytest.CaptureFixture) ->
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_preset_fits_the_scripts(path: Path) -> None:
     import collect.bair
+    import collect.benchmark
     import collect.moving_mnist
     import collect.robonet
     import collect.tgif
@@ -272,6 +273,7 @@ def test_every_preset_fits_the_scripts(path: Path) -> None:
     import train.imitate
     import train.loop
     import train.pusher
+    import train.scaling
     import train.tune_hysteresis
     import train.world
 
@@ -301,7 +303,9 @@ def test_every_preset_fits_the_scripts(path: Path) -> None:
         "long_horizon": rollout.long_horizon,
         "controllability": rollout.controllability,
         "rollout_benchmark": rollout.benchmark,
+        "collect_benchmark": collect.benchmark,
         "train_benchmark": train.benchmark,
+        "scaling": train.scaling,
         "gpu": train.gpu,
         "rank": rollout.rank,
         "plan": rollout.plan,

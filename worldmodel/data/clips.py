@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -113,10 +113,14 @@ class Clips:
             )
         rng, spacing = np.random.default_rng(seed), -(-self.length // self.align)
         slack = rng.integers((self._starts - 1) % spacing + 1)  # random offset within the rows that are left over
-        start = np.arange(len(self)) - np.repeat(self._ends - self._starts + slack, self._starts)
-        apart = (start >= 0) & (start % spacing == 0)
-        chosen = _evenly_spaced(np.flatnonzero(apart), n, rng)
-        chosen = np.concatenate([chosen, _evenly_spaced(np.flatnonzero(~apart), n - len(chosen), rng)])
+        counts = (self._starts - 1 - slack) // spacing + 1  # clips of each episode that do not overlap
+        ends = counts.cumsum()
+        chosen = _evenly_spaced(int(ends[-1]), n, rng)
+        of = np.searchsorted(ends, chosen, side="right")
+        chosen = (self._ends - self._starts + slack)[of] + (chosen - (ends - counts)[of]) * spacing
+        if len(chosen) < n:
+            others = np.setdiff1d(np.arange(len(self)), chosen)
+            chosen = np.concatenate([chosen, others[_evenly_spaced(len(others), n - len(chosen), rng)]])
         return self._read(np.sort(chosen))
 
     def _read(self, clips: np.ndarray) -> dict[str, np.ndarray]:
@@ -140,17 +144,15 @@ def read_windows(
     if cache == "off":
         with ThreadPoolExecutor(READERS) as pool:
             return np.stack(list(pool.map(lambda s: store.read(name, s, s + length), starts.tolist())))
-    array = decoded(store, name, cache)
-    return np.stack([array[s : s + length] for s in starts.tolist()])
+    return decoded(store, name, cache).windows(starts, length)
 
 
-def decoded(store: Store, name: str, cache: CacheMode) -> Any:
+def decoded(store: Store, name: str, cache: CacheMode) -> JoinedRows:
     """A decoded array, which is kept; of several stores each has its own cache."""
     if name not in store.decoded:
-        if isinstance(store, JoinedStore):
-            store.decoded[name] = JoinedRows([decoded(part, name, cache) for part in store.parts])
-        else:
-            store.decoded[name] = (memory_map if cache == "disk" else decode_array)(store, name)
+        decode = memory_map if cache == "disk" else decode_array
+        parts = store.parts if isinstance(store, JoinedStore) else (store,)
+        store.decoded[name] = JoinedRows([decode(part, name) for part in parts])
     return store.decoded[name]
 
 
@@ -187,7 +189,7 @@ def _default_cache(store: Store) -> CacheMode:
     return "disk" if os.access(store.folder, os.W_OK) else "memory"
 
 
-def _evenly_spaced(candidates: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    """At most n of the candidates, evenly spaced with a random offset."""
-    n = min(n, len(candidates))
-    return candidates[((np.arange(n) + rng.random()) * len(candidates) / max(n, 1)).astype(int)]
+def _evenly_spaced(size: int, n: int, rng: np.random.Generator) -> np.ndarray:
+    """At most n of the numbers below `size`, evenly spaced with a random offset."""
+    n = min(n, size)
+    return ((np.arange(n) + rng.random()) * size / max(n, 1)).astype(int)

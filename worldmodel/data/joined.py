@@ -12,7 +12,7 @@ so a store that is added at the end moves no episode into another split.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ class JoinedStore(Store):
         return UserError(f"no store of {self.path} has episodes in split {split!r}; collect more into one of them")
 
     def read(self, name: str, start: int, stop: int) -> np.ndarray:
-        return read_across([PartRows(part, name) for part in self.parts], self.first_rows, start, stop)
+        return read_across(lambda i, first, last: self.parts[i].read(name, first, last), self.first_rows, start, stop)
 
     def array_layout(self, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
         (_, *shape), dtype = self.parts[0].array_layout(name)
@@ -81,31 +81,33 @@ class JoinedStore(Store):
         return extend_crc32c(0, np.array([part.crc32c(name) for part in self.parts], np.uint32))
 
 
-class PartRows:
-    """Rows of an array of a store, read when they are asked for."""
-
-    def __init__(self, store: Store, name: str) -> None:
-        self.store, self.name = store, name
-
-    def __getitem__(self, rows: slice) -> np.ndarray:
-        return self.store.read(self.name, rows.start, rows.stop)
-
-
 class JoinedRows:
-    """Decoded arrays that follow one another, indexed by a slice as if they were one."""
+    """Decoded arrays that follow one another, read as if they were one; a store that is read alone has one array."""
 
     def __init__(self, arrays: Sequence[np.ndarray]) -> None:
         self.arrays, self.first_rows = arrays, np.cumsum([0, *map(len, arrays)])
 
-    def __getitem__(self, rows: slice) -> np.ndarray:
-        return read_across(self.arrays, self.first_rows, rows.start, rows.stop)
+    def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """Read `length` rows from each start on: (len(starts), length, ...).
+
+        Clips are short and many, so the arrays are found for all of them at once.
+        """
+        within = self.first_rows[1:-1].searchsorted(starts, "right")
+        places = zip(within.tolist(), (starts - self.first_rows[within]).tolist(), strict=True)
+        rows = np.concatenate([self.arrays[i][first : first + length] for i, first in places])
+        if len(rows) == len(starts) * length:
+            return rows.reshape(len(starts), length, *rows.shape[1:])
+        read = lambda i, start, stop: self.arrays[i][start:stop]  # noqa: E731 - some windows go over an array's end
+        return np.stack([read_across(read, self.first_rows, start, start + length) for start in starts.tolist()])
 
 
-def read_across(arrays: Sequence[Any], first_rows: np.ndarray, start: int, stop: int) -> np.ndarray:
+def read_across(
+    read: Callable[[int, int, int], np.ndarray], first_rows: np.ndarray, start: int, stop: int
+) -> np.ndarray:
     """Rows start .. stop of arrays that follow one another.
 
     Args:
-        arrays: Objects that return rows when sliced.
+        read: Reads rows of an array: its number, the first row, and the row after the last.
         first_rows: The first row of each array, and then the total number of rows.
         start: First row.
         stop: Row after the last, at most as many as there are.
@@ -114,7 +116,7 @@ def read_across(arrays: Sequence[Any], first_rows: np.ndarray, start: int, stop:
     first = int(np.searchsorted(first_rows[1:-1], start, side="right"))
     last = max(first, int(np.searchsorted(first_rows[1:-1], stop, side="left")))
     parts = [
-        arrays[i][max(start - first_rows[i], 0) : min(stop, first_rows[i + 1]) - first_rows[i]]
+        read(i, max(start - int(first_rows[i]), 0), min(stop, int(first_rows[i + 1])) - int(first_rows[i]))
         for i in range(first, last + 1)
     ]
     return parts[0] if len(parts) == 1 else np.concatenate(parts)

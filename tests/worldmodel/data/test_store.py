@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import fsspec
@@ -269,6 +270,33 @@ def test_fixed_clips_are_the_same_every_time_and_overlap_only_when_they_must(tmp
     assert len(np.unique(everything["where"][:, 0])) == len(clips)
     with pytest.raises(UserError, match=f"{len(clips)} clips"):
         clips.fixed_sample(len(clips) + 1)
+
+
+class LongStore:
+    """The bounds of ten million rows, and no arrays."""
+
+    path, array_names, episode_ends = "long", (), np.arange(250, 10_000_001, 250)
+
+    def episode_indices(self, split: str) -> np.ndarray:
+        return np.arange(len(self.episode_ends))
+
+    def episode_bounds(self, i: int) -> tuple[int, int]:
+        return 250 * i, 250 * (i + 1)
+
+
+def test_fixed_clips_of_a_long_store_take_little_memory() -> None:
+    """They are those of a list of all clips, which would take a hundred megabytes."""
+    tracemalloc.start()
+    clips = Clips(LongStore(), "all", 16, cache="off")  # type: ignore[arg-type]
+    batch = clips.fixed_sample(1000, seed=3)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20e6
+    rng = np.random.default_rng(3)
+    slack = rng.integers(np.full(40_000, 235 - 1) % 16 + 1)
+    apart = np.concatenate([np.arange(o, 235, 16) + 250 * i for i, o in enumerate(slack.tolist())])
+    listed = apart[((np.arange(1000) + rng.random()) * len(apart) / 1000).astype(int)]
+    np.testing.assert_array_equal(batch["row"], listed)
 
 
 def test_caches_agree_and_follow_the_store(tmp_path: Path) -> None:
