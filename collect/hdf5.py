@@ -64,7 +64,7 @@ class Args(StepArgs):
     episodes: str = ""
     """Pattern of groups that are an episode each; by default a file is one, or is cut at its flags."""
     frames: tuple[str, ...] = ()
-    """Keys of the pictures, put side by side; by default the only ones."""
+    """Keys of the pictures, put side by side; by default the only array of pictures."""
     actions: str = ""
     """Key of the actions, by default `actions`."""
     rewards: str = ""

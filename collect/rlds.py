@@ -8,7 +8,8 @@ step has follows from the number of pictures, so `features.json` is not needed. 
 features that are there. An action in several features is put together by `--action A B C`.
 
 Split. Names of files such as `bridge-train.tfrecord-00000-of-01024` tell a published split. If all are of one split,
-the store draws its own. A damaged record is skipped alone. `collect/steps.py` documents what else is decided.
+the store draws its own. A damaged record is skipped; if its length is damaged, so is the rest of its file.
+`collect/steps.py` documents what else is decided.
 
 Bounds of actions need a first pass over the data, unless `--low` and `--high` are given.
 """

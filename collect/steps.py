@@ -7,8 +7,9 @@ and a success at its very end is not lost.
 Actions. Whole numbers are a Discrete or MultiDiscrete space, all others a Box. Its bounds are the range of all actions
 in the data, unless they are given.
 
-Split. With fewer than ten episodes a split of whole episodes would lack validation or test. Then each episode is cut by
-time: of ten blocks the sixth is for validation, the last one for testing, and the others stay together for training.
+Split. With fewer than ten episodes a split of whole episodes may lack validation or test. If it does, each episode is
+cut by time: of ten blocks the sixth is for validation, the last one for testing, and the others stay together for
+training.
 """
 
 from __future__ import annotations
@@ -134,7 +135,8 @@ def make_rows(
             raise UserError(f"it has {len(actions)} actions, but {len(array)} {name}")
     if steps < 1 or len(actions) not in (n, steps):
         raise UserError(
-            f"it has {n} frames and {len(actions)} actions; it needs at least 2 frames, and as many actions"
+            f"it has {n} frames and {len(actions)} actions; give at least 2 frames, and as many actions as frames or "
+            "one fewer"
         )
     taken = actions[:steps].reshape(steps, -1)
     if spec.kind == "Discrete" and taken.shape[1] == 1:
@@ -203,7 +205,7 @@ def fill_with_steps(
     if in_time:
         print(
             f"{n_episodes} episodes are too few to split, so each of {len(SPLITS) * MIN_BLOCK} frames or more is cut "
-            "by time: its sixth tenth is for validation, its last tenth for testing"
+            "by time: a block in its middle is for validation, its last block for testing"
         )
     fill_store(args, env_spec, items, partial(checked, read, env_spec, in_time), cut_in_time=in_time, **how)
     return recorded(args.out)

@@ -131,9 +131,11 @@ class World:
             run_stage("collect/gym.py", **how, out=look, episodes=LOOK_EPISODES, size=LOOK_SIZE, num_workers=1)
             store, took = open_store(str(look)), time.monotonic() - before
             motion = measure_motion(store)
-            once("motion", lambda: {name: round(value, 4) for name, value in asdict(motion).items()})
             if not motion.smallest:
-                raise UserError(f"nothing moves in {args.env_id} under this policy; give another --policy")
+                raise UserError(
+                    f"nothing moves in {args.env_id} under this policy; give another --policy, and another --run"
+                )
+            once("motion", lambda: {name: round(value, 4) for name, value in asdict(motion).items()})
             once("size", lambda: args.size or choose_size(motion, LOOK_SIZE))
             once("motion_loss_weight", lambda: choose_motion_weight(motion))
             pace = (store.n_rows / max(1.0, took - START), self.seconds("record"), self.seconds("tokens", "record"))

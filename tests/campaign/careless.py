@@ -29,11 +29,11 @@ def forgets_its_lanes(kind: str, out: Path, *args: Any, **settings: Any) -> None
     """Goes on with other lanes than those that its checkpoint has."""
     usual = trainer.resume
 
-    def resume(model: Any, optimizer: Any, folder: Path, config: Any, state: dict[str, Tensor]) -> int:
-        step = usual(model, optimizer, folder, config, state)
+    def resume(model: Any, folder: Path, config: Any, state: dict[str, Tensor]) -> Any:
+        found = usual(model, folder, config, state)
         for tensor in state.values():
             tensor.zero_()
-        return step
+        return found
 
     trainer.resume = resume
     train(kind, out, *args, steps=12, save_every=3, **settings)

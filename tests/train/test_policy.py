@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -177,11 +178,17 @@ def test_the_policy_that_ships_survives_more_than_twice_as_long_as_a_random_one(
     assert policy_folder("health_gathering_supreme").is_dir()
 
 
+def run_help(script: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, cwd=folder)
+
+
 def test_scripts_run_as_files_from_anywhere(tmp_path: Path) -> None:
     """`collect/vizdoom.py` and its like must not be found in place of the libraries they are named after."""
-    for script in sorted(p for room in ("collect", "train", "rollout") for p in (ROOT / room).glob("*.py")):
-        if "__main__" in script.read_text():
-            done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, cwd=tmp_path)
+    files = [path for room in ("collect", "train", "rollout") for path in (ROOT / room).glob("*.py")]
+    scripts = [path for path in files if "__main__" in path.read_text()]
+    assert len(scripts) > 40
+    with ThreadPoolExecutor(2) as two_at_a_time:
+        for done in two_at_a_time.map(lambda script: run_help(script, tmp_path), scripts):
             assert done.returncode == 0, done.stderr
             assert "--preset" in done.stdout
     assert list(tmp_path.iterdir()) == []

@@ -118,5 +118,7 @@ def test_an_environment_in_which_nothing_moves_is_told(
     tmp_path: Path, runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(world, "measure_motion", lambda store: Motion(0.0, 1.0, 0.0))
-    with pytest.raises(UserError, match="nothing moves in Toy-v0 under this policy; give another --policy"):
+    with pytest.raises(
+        UserError, match="nothing moves in Toy-v0 under this policy; give another --policy, and another --run"
+    ):
         world.main(world.Args(env_id="Toy-v0", run=tmp_path / "run"))

@@ -4,7 +4,8 @@ Each rank keeps a part of every tensor. The weights of a block are gathered when
 Decided here:
 
 * The blocks of the prior's transformer are units of their own. Everything else is one unit, gathered for the step.
-* The model is built and loaded whole before it is spread, so weights must fit on one device; training them need not.
+* The model is built and loaded whole before it is spread, and so is the optimizer of a run that resumes. To evaluate,
+  every rank gathers the weights. So these must fit on one device; their gradients and activations need not.
 * Checkpoints are those of one rank. A run may go on under another number of ranks, or without sharding.
 """
 
@@ -22,7 +23,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from worldmodel.models.transformer import Block
-from worldmodel.utils.ranks import n_ranks
+from worldmodel.utils.ranks import n_ranks, rank
 
 
 def shard(step_loss: nn.Module) -> None:
@@ -42,8 +43,13 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def whole_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`whole` of each tensor."""
-    return {name: whole(tensor) for name, tensor in tensors.items()}
+    """`whole` of each tensor, on the first rank; the others take part and keep nothing."""
+    found = {}
+    for name, tensor in tensors.items():
+        full = whole(tensor)
+        if not rank():
+            found[name] = full.cpu() if full is not tensor else full
+    return found
 
 
 def shard_moments(optimizer: torch.optim.Optimizer) -> None:

@@ -63,19 +63,19 @@ def judge_dream(
         over_shuffled: PSNR of the dream minus that of a dream under the actions of another clip.
         ahead: The numbers of steps.
     """
-    far, close = _last_gain(over_copy, ahead), f"{over_copy[0]} dB at {ahead[0]} steps ahead"
+    far, close = _gains(over_copy, ahead), f"{over_copy[0]} dB, {ahead[0]} ahead"
     if far:
-        verdicts = [f"the dream is closer to the truth than the last frame copied, up to {far} dB"]
+        verdicts = [f"the dream is closer to the truth than the last frame copied {far} dB"]
     else:
         verdicts = [
             f"the dream is no closer to the truth than the last frame copied ({close}); look at the reconstructions "
             "first, then train the prior for longer or record more"
         ]
-    far, close = _last_gain(over_shuffled, ahead), f"{over_shuffled[0]} dB at {ahead[0]} steps ahead"
+    far, close = _gains(over_shuffled, ahead), f"{over_shuffled[0]} dB, {ahead[0]} ahead"
     if far:
         return [
             *verdicts,
-            f"the dream follows its actions: it is closer than under those of other clips, up to {far} dB",
+            f"the dream follows its actions: it is closer than under those of other clips {far} dB",
         ]
     return [
         *verdicts,
@@ -84,10 +84,10 @@ def judge_dream(
     ]
 
 
-def _last_gain(gains: Sequence[MeanInterval], ahead: Sequence[int]) -> str:
-    """The largest number of steps ahead at which a gain is above zero, and the gain; "" if it is at none."""
-    good = [f"{n} steps ahead by {gain}" for n, gain in zip(ahead, gains, strict=True) if gain.low > 0]
-    return good[-1] if good else ""
+def _gains(gains: Sequence[MeanInterval], ahead: Sequence[int]) -> str:
+    """The numbers of steps ahead at which a gain is above zero, and the last gain; "" if it is at none."""
+    good = [(n, gain) for n, gain in zip(ahead, gains, strict=True) if gain.low > 0]
+    return f"{', '.join(str(n) for n, _ in good)} steps ahead, at last by {good[-1][1]}" if good else ""
 
 
 def judge_split(episode: np.ndarray) -> list[str]:

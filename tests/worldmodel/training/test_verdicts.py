@@ -37,14 +37,15 @@ def test_actions_matter_if_those_of_other_clips_cost_bits() -> None:
 
 def test_a_dream_is_judged_by_how_far_ahead_it_gains() -> None:
     none, some = MeanInterval(0.1, -0.2, 0.4, 9), MeanInterval(2.5, 2.1, 2.9, 9)
-    assert judge_dream([some, some, none], [some, none, none], (1, 5, 10)) == [
-        "the dream is closer to the truth than the last frame copied, up to 5 steps ahead by 2.500 [2.100, 2.900] dB",
-        "the dream follows its actions: it is closer than under those of other clips, up to 1 steps ahead by 2.500 "
+    assert judge_dream([none, some, some], [some, none, none], (1, 5, 10)) == [
+        "the dream is closer to the truth than the last frame copied 5, 10 steps ahead, at last by 2.500 "
+        "[2.100, 2.900] dB",
+        "the dream follows its actions: it is closer than under those of other clips 1 steps ahead, at last by 2.500 "
         "[2.100, 2.900] dB",
     ]
     poor, apart = judge_dream([none], [none], (1,))
-    assert "no closer to the truth than the last frame copied (0.100 [-0.200, 0.400] dB at 1 steps ahead)" in poor
-    assert apart.startswith("the dream does not follow its actions (0.100 [-0.200, 0.400] dB at 1 steps ahead")
+    assert "no closer to the truth than the last frame copied (0.100 [-0.200, 0.400] dB, 1 ahead)" in poor
+    assert apart.startswith("the dream does not follow its actions (0.100 [-0.200, 0.400] dB, 1 ahead")
 
 
 def test_few_episodes_are_told() -> None:
