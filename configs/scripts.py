@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 COMMAND = "worldmodel"
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,6 +25,16 @@ def by_command() -> bool:
 def command_words(script: str) -> list[str]:
     """The words with which a person runs a script such as train/tokens.py."""
     return [COMMAND, *script.removesuffix(".py").split("/")] if by_command() else ["python", script]
+
+
+def flag_words(flags: dict[str, Any]) -> list[str]:
+    """Settings as flags. None and False are left out, True is a flag without a value, a list has several values."""
+    words: list[str] = []
+    for name, value in flags.items():
+        if value is not None and value is not False:
+            values = [] if value is True else value if isinstance(value, list) else [value]
+            words += [f"--{name.replace('_', '-')}", *map(str, values)]
+    return words
 
 
 def python_arguments(script: str) -> list[str]:

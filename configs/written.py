@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from configs.scripts import PACKAGE, command_words
+from configs.scripts import PACKAGE, command_words, flag_words
 from worldmodel.utils.errors import is_url, printable
 
 
@@ -54,7 +54,4 @@ def next_command(written: Written, presets: dict[str, dict[str, Any]]) -> str:
     runs = [Path(preset["run"]) for preset in fitting.values() if "run" in preset]
     flags = {name: value for name, value in written.flags.items() if name != "run" or [value] != runs[-1:]}
     words = [*command_words(written.next), *(word for name in fitting for word in ("--preset", name))]
-    for name, value in (flags if fitting else flags | written.without_preset).items():
-        if value is not None and value is not False:
-            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
-    return shlex.join(words)
+    return shlex.join(words + flag_words(flags if fitting else flags | written.without_preset))

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from configs.scripts import flag_words
 from train.commands import run_script
 from worldmodel.utils.checkpoint import write_json
 from worldmodel.utils.compatibility import config_difference
@@ -122,10 +123,7 @@ def words(stage: Stage, presets: list[str]) -> list[str]:
     line = [stage.script]
     if not stage.name.startswith("engine/"):
         line += [word for name in presets for word in ("--preset", name)]
-    for name, value in stage.flags.items():
-        values = value if isinstance(value, list) else [] if value is True else [value]
-        line += [f"--{name.replace('_', '-')}", *map(str, values)]
-    return line
+    return line + flag_words(stage.flags)
 
 
 class State:

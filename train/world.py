@@ -31,7 +31,7 @@ if not __package__:  # run as a file: import from the project's root, not from t
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from configs import command
-from configs.scripts import command_words
+from configs.scripts import command_words, flag_words
 from configs.written import Written, make_dream
 from train.commands import run_script
 from train.world_choices import (
@@ -99,14 +99,11 @@ class Choices:
         return self.chosen[name]
 
 
-def run_stage(script: str, **flags: Any) -> None:
-    """Run a script with flags; "__" in a name is a dot. `UserError` if it fails."""
-    line = [] if script.startswith("collect/") else ["--preset", "world"]
-    for name, value in flags.items():
-        values = value if isinstance(value, list) else [value]
-        line += [f"--{name.replace('__', '.').replace('_', '-')}", *map(str, values)]
+def run_stage(script: str, flags: dict[str, Any]) -> None:
+    """Run a script with the preset `world` and flags; `UserError` if it fails."""
+    preset = [] if script.startswith("collect/") else ["--preset", "world"]
     print()
-    run_script(script, line)
+    run_script(script, preset + flag_words(flags))
 
 
 class World:
@@ -128,7 +125,8 @@ class World:
         look, data = args.run / "look.zarr", args.run / "data.zarr"
         if "episodes" not in chosen:
             before = time.monotonic()
-            run_stage("collect/gym.py", **how, out=look, episodes=LOOK_EPISODES, size=LOOK_SIZE, num_workers=1)
+            few = {"out": look, "episodes": LOOK_EPISODES, "size": LOOK_SIZE, "num_workers": 1}
+            run_stage("collect/gym.py", how | few)
             store, took = open_store(str(look)), time.monotonic() - before
             motion = measure_motion(store)
             if not motion.smallest:
@@ -140,32 +138,33 @@ class World:
             once("motion_loss_weight", lambda: choose_motion_weight(motion))
             pace = (store.n_rows / max(1.0, took - START), self.seconds("record"), self.seconds("tokens", "record"))
             once("episodes", lambda: episodes_for(*pace, store.n_rows / LOOK_EPISODES))
-        run_stage("collect/gym.py", **how, out=data, episodes=chosen["episodes"], size=chosen["size"])
+        run_stage("collect/gym.py", how | {"out": data, "episodes": chosen["episodes"], "size": chosen["size"]})
         shutil.rmtree(look, ignore_errors=True)
 
-    def train(self, stage: str, **flags: Any) -> None:
+    def train(self, stage: str, sizes: dict[str, Any] | None = None) -> None:
         """Train a stage for as many steps as fit into its time, by the speed of a trial."""
         script, folder, key = f"train/{stage}.py", self.args.run / stage, f"{stage}_steps"
+        flags = {"run": self.args.run} | (sizes or {})
         if key not in self.choices.chosen:
             before, seconds = time.monotonic(), self.seconds(stage)
-            run_stage(script, run=self.args.run, **flags, trainer__steps=TRIAL_STEPS, n_eval_clips=2)
+            run_stage(script, flags | {"trainer.steps": TRIAL_STEPS, "n_eval_clips": 2})
             speed, left = steps_per_second(folder / "log"), seconds - (time.monotonic() - before)
             shutil.rmtree(folder)
             self.choices.once(key, lambda: steps_for(speed, left))
-        run_stage(script, run=self.args.run, **flags, trainer__steps=self.choices.chosen[key])
+        run_stage(script, flags | {"trainer.steps": self.choices.chosen[key]})
 
     def all(self) -> None:
         """Run all stages."""
         run, chosen = self.args.run, self.choices.chosen
         self.record()
         size, weight = chosen["size"], chosen["motion_loss_weight"]
-        self.train("vqvae", model__frame_size=[size, size], model__motion_loss_weight=weight)
+        self.train("vqvae", {"model.frame_size": [size, size], "model.motion_loss_weight": weight})
         print(f"look: {draw_reconstructions(run)} has held-out frames above their reconstructions", flush=True)
-        run_stage("train/tokens.py", run=run)
+        run_stage("train/tokens.py", {"run": run})
         self.train("prior")
         self.train("outcome")
-        run_stage("rollout/dream.py", run=run)
-        run_stage("rollout/evaluate.py", run=run)
+        run_stage("rollout/dream.py", {"run": run})
+        run_stage("rollout/evaluate.py", {"run": run})
 
 
 def main(args: Args) -> Written:

@@ -305,7 +305,7 @@ def resume(model: nn.Module, out: Path, settings: dict[str, Any], state: dict[st
     """Load the newest checkpoint of the run in `out`, if there is one, but for the optimizer's state.
 
     Returns:
-        The checkpoint.
+        The checkpoint; None if there is none.
 
     Raises:
         UserError: If it is a run with other settings, or all its checkpoints are damaged.

@@ -173,7 +173,6 @@ def save_checkpoint(
     progress: dict[str, Any] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     keep: int = 1,
-    state: dict[str, Tensor] | None = None,
 ) -> None:
     """Write a checkpoint, and a config.json next to it.
 
@@ -183,7 +182,6 @@ def save_checkpoint(
         config: Config to store.
         progress: How far the run is.
         optimizer: Optimizer to save, which a run needs to resume.
-        state: Other tensors that a run needs to resume.
         keep: Number of checkpoints to keep, this one included. With more than 1, those in the folder must be of the
             same run.
 
@@ -191,7 +189,7 @@ def save_checkpoint(
         UserError: If a tensor is not finite or the file cannot be written; the last checkpoint is then intact.
     """
     moments = {} if optimizer is None else optimizer.state_dict()["state"]
-    commit(folder, unique_tensors(model), moments, config, progress or {}, keep, state or {})
+    commit(folder, unique_tensors(model), moments, config, progress or {}, keep, {})
 
 
 def replace_config(folder: Path, config: dict[str, Any]) -> None:
