@@ -30,11 +30,16 @@ if TYPE_CHECKING:
 def open_log(folder: Path, purge_step: int | None = None) -> SummaryWriter:
     """A writer of a TensorBoard log, without what an earlier run has written from step `purge_step` on.
 
+    TensorBoard reads the files of a log in the order of their names. A name has the whole second in which its file was
+    made, then the number of the process. So this waits, at most a second, until no older file is of the same second.
+
     Raises:
         UserError: TensorBoard is not installed.
     """
     with extra("tensorboard"):
         from torch.utils.tensorboard import SummaryWriter
+    seconds = [int(path.name.split(".")[3]) for path in folder.glob("events.out.tfevents.*")]
+    time.sleep(min(max(0, max(seconds, default=0) + 1 - time.time()), 1))
     return SummaryWriter(str(folder), purge_step=purge_step)
 
 

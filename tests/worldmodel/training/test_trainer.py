@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tests.tiny import tiny_prior, tiny_vqvae
 from worldmodel.models.prior import Prior
 from worldmodel.models.vqvae import VQVAE
-from worldmodel.training.logging import Meter, log_on_disk, log_settings
+from worldmodel.training.logging import Meter, log_on_disk, log_settings, open_log
 from worldmodel.training.trainer import TrainerConfig, fit, learning_rate_at
 from worldmodel.utils import tensor_file
 from worldmodel.utils.checkpoint import CHECKPOINT_FILE, checkpoints, read_header, read_tensors
@@ -302,6 +303,16 @@ def test_tensorboard_has_what_a_person_looks_for(tmp_path: Path) -> None:
     assert last["learning_rate"].value == pytest.approx(learning_rate_at(config, 3))
     assert last["share_of_peak"].value < 1
     assert [e.step for e in events.Scalars("train/loss")] == [2, 4]
+
+
+def test_a_run_that_resumes_within_a_second_keeps_its_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when the process that resumes it has a number that sorts before that of the process that began."""
+    monkeypatch.setattr(os, "getpid", count(500, -1).__next__)
+    for first, last in ((0, 2), (2, 5), (5, 7)):
+        with open_log(tmp_path / "log", first) as writer:
+            for step in range(first, last):
+                writer.add_scalar("train/loss", 10 * step, step)
+    assert [event.value for event in log(tmp_path).Scalars("train/loss")] == [0, 10, 20, 30, 40, 50, 60]
 
 
 def test_throughput_and_share_of_peak_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
