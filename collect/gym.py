@@ -3,9 +3,8 @@
     python collect/gym.py --env-id CartPole-v1 --episodes 100
     python collect/gym.py --env-id ale_py:ALE/Pong-v5 --policy my_agent:act --max-episode-steps 2000
 
-Frames are the observations if these are images, otherwise renderings with `render_mode="rgb_array"`. They are scaled
-to `--size` without cropping, so that the model receives everything a player can see. A flat observation that is not an
-image is recorded too, as the variables obs_0, obs_1, ...
+What is recorded as a frame, `envs/gym_frames.py` describes. A flat observation that is not an image is recorded too, as
+the variables obs_0, obs_1, ...
 
 A policy is "random", a folder written by train/policy.py, or `module:function`. Such a function takes an observation of
 the environment and a `numpy.random.Generator`, and returns an action. Its module may be in the current folder.
@@ -30,18 +29,15 @@ from typing import Any
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium import spaces
 
 from collect.episodes import play_group
-from collect.images import is_image, resize_image
 from collect.record import RecordArgs, record_store
 from configs import command
 from configs.written import Written, recorded
+from envs.gym_frames import GymFrames, add_cwd_to_path
 from envs.policies import Player, load_player, policy_digest
-from envs.spaces import to_action_spec
 from worldmodel.data.env_spec import EnvSpec
 from worldmodel.data.writer import Episode
 from worldmodel.utils.errors import UserError, one_line
@@ -79,66 +75,12 @@ class Args(RecordArgs):
             raise UserError("length must be 0 or at least 2, not 1, because a step has two frames")
 
 
-class FrameEnv(gym.Wrapper[np.ndarray, Any, Any, Any]):
-    """An environment as frames (size, size, 3), with its flat observation in `info`; `env_spec` says what it is."""
-
-    def __init__(self, args: Args) -> None:
-        env = make_env(args)
-        self.is_image = is_image(env.observation_space)
-        if not self.is_image:
-            env.close()
-            env = make_env(args, render_mode="rgb_array")
-        super().__init__(env)
-        self.size, self.name = args.size, args.env_id
-        shape = (args.size, args.size, 3)
-        same = self.is_image and env.observation_space.shape == shape  # then `gym.make` makes the recorded environment
-        seen = env.observation_space
-        n = seen.shape[0] if isinstance(seen, spaces.Box) and len(seen.shape) == 1 else 0
-        self.variables = tuple(f"obs_{i}" for i in range(n))
-        self.env_spec = EnvSpec(
-            name=args.env_id.rpartition(":")[2].replace("/", "-"),
-            env_id=args.env_id if same else "",
-            env_kwargs=parse_env_kwargs(args) if same else {},
-            frame_shape=shape,
-            action=to_action_spec(env.action_space),
-            variables=self.variables,
-            fps=float(env.metadata.get("render_fps") or 10),
-            max_episode_steps=time_limit(args, env),
-        )
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
-        self.observation, _ = self.env.reset(seed=seed, options=options)
-        return self.render_frame(), self.variable_values()
-
-    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
-        self.observation, reward, terminated, truncated, _ = self.env.step(action)
-        return self.render_frame(), float(reward), bool(terminated), bool(truncated), self.variable_values()
-
-    def variable_values(self) -> dict[str, float]:
-        return dict(zip(self.variables, self.observation.tolist(), strict=True)) if self.variables else {}
-
-    def render_frame(self) -> np.ndarray:
-        picture = self.observation if self.is_image else self.env.render()
-        if not isinstance(picture, np.ndarray) or picture.ndim not in (2, 3) or picture.dtype != np.uint8:
-            raise UserError(
-                f"{self.name} renders no image as rgb_array; wrap the environment to have images as observations"
-            )
-        return resize_image(picture, self.size)
-
-
-def make_env(args: Args, **more: Any) -> gym.Env[Any, Any]:
-    """Make the environment; `UserError` if it cannot be made."""
-    made = parse_env_kwargs(args)
-    add_cwd_to_path()
-    try:
-        return gym.make(args.env_id, disable_env_checker=True, **made, **more)
-    except Exception as error:  # environments raise errors of any type
-        why = one_line(error).rstrip(".")
-        raise UserError(f"{args.env_id} cannot be made: {why}; fix or install it, or give another id") from None
+def make_frames(args: Args) -> GymFrames:
+    """The environment as frames; `UserError` if it cannot be made."""
+    return GymFrames(args.env_id, parse_env_kwargs(args), args.size, args.max_episode_steps)
 
 
 def parse_env_kwargs(args: Args) -> dict[str, Any]:
-    limit = {"max_episode_steps": args.max_episode_steps} if args.max_episode_steps else {}
     example = """give something like '{"level": 1}'"""
     try:
         made = load_json(args.env_kwargs)
@@ -147,21 +89,7 @@ def parse_env_kwargs(args: Args) -> dict[str, Any]:
     if not isinstance(made, dict) or "render_mode" in made:
         what = f"env_kwargs {args.env_kwargs!r}"
         raise UserError(f"{what} must be a dictionary, and render_mode is chosen here; {example}")
-    return made | limit
-
-
-def add_cwd_to_path() -> None:
-    """Make modules in the current folder importable."""
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
-
-
-def time_limit(args: Args, env: gym.Env[Any, Any]) -> int:
-    """The time limit in steps; `UserError` without one, because an episode might never end."""
-    steps = args.max_episode_steps or (env.spec.max_episode_steps if env.spec else None)
-    if not steps:
-        raise UserError(f"{args.env_id} has no time limit, so an episode might never end; give --max-episode-steps")
-    return int(steps)
+    return made
 
 
 Function = Callable[[Any, np.random.Generator], Any]
@@ -180,7 +108,7 @@ def load_function(name: str) -> Function:
     return named
 
 
-def make_player(args: Args, env: FrameEnv) -> Player:
+def make_player(args: Args, env: GymFrames) -> Player:
     """The player; a function gets the last observation of `env`, a policy gets the frames."""
     if ":" not in args.policy:
         return load_player(args.policy, env.env_spec)
@@ -210,7 +138,7 @@ def playing(args: Args) -> Iterator[Callable[[int], list[Episode]]]:
     """Open the environments of a process; yields the function that plays a group of episodes by its index."""
     torch.set_num_threads(1)
     with contextlib.ExitStack() as stack:
-        envs = [stack.enter_context(contextlib.closing(FrameEnv(args))) for _ in range(group_size(args))]
+        envs = [stack.enter_context(contextlib.closing(make_frames(args))) for _ in range(group_size(args))]
         player = make_player(args, envs[0])
         yield lambda group: play_group(envs, envs[0].env_spec, player, args, args.seed, group)
 
@@ -228,11 +156,12 @@ def settings(args: Args, env_spec: EnvSpec) -> dict[str, Any]:
     else:
         policy = policy_digest(policy, env_spec)
     exploration = {"epsilon": args.epsilon, "hold": args.hold, "random_share": args.random_share}
-    made = {"env": args.env_id, "kwargs": parse_env_kwargs(args)}
+    limit = {"max_episode_steps": args.max_episode_steps} if args.max_episode_steps else {}
+    made = {"env": args.env_id, "kwargs": parse_env_kwargs(args) | limit}
     return made | {"policy": policy, "length": args.length, "seed": args.seed, **exploration}
 
 
-def check_reset(args: Args, env: FrameEnv) -> None:
+def check_reset(args: Args, env: GymFrames) -> None:
     """Reset the environment once; `UserError` if it cannot be reset or rendered."""
     try:
         env.reset(seed=args.seed)
@@ -244,7 +173,7 @@ def check_reset(args: Args, env: FrameEnv) -> None:
 
 
 def main(args: Args) -> Written:
-    with contextlib.closing(FrameEnv(args)) as env:
+    with contextlib.closing(make_frames(args)) as env:
         env_spec = env.env_spec
         if args.length > env_spec.max_episode_steps + 1:
             raise UserError(f"an episode has at most {env_spec.max_episode_steps + 1} frames; set a shorter --length")

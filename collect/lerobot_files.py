@@ -20,8 +20,8 @@ from PIL import Image
 
 from collect.action_tables import import_parquet
 from collect.files import reason
-from collect.images import resize_image
 from collect.video_decoding import decode_frames, to_rgb, video_stream
+from envs.images import resize_image
 from worldmodel.utils.errors import UserError
 
 PICTURES = ("video", "image")

@@ -32,11 +32,12 @@ import numpy as np
 from PIL import Image
 
 from collect.files import BrokenFile, names_digest, reason, with_labels
-from collect.images import frames_of, resize_image
+from collect.images import frames_of
 from collect.steps import StepArgs, action_spec, fill_with_steps, make_rows
 from collect.tfrecord import Feature, Place, broken, example, places, record_at, table
 from configs import command
 from configs.written import Written
+from envs.images import resize_image
 from worldmodel.data.env_spec import ActionSpec, EnvSpec
 from worldmodel.data.writer import Episode
 from worldmodel.utils.errors import UserError

@@ -1,7 +1,7 @@
 """Makes the environment that a store was recorded from.
 
 A run folder may come from anyone, and making an environment id runs code: Gymnasium imports the module before a colon.
-So by default only ids of this package are made. Others need an explicit `trusted`.
+So by default only ids of this package are made. Others need an explicit `trusted`, also inside GymFrames-v0.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ def make_recorded_env(env_spec: EnvSpec, trusted: bool = False) -> gym.Env[Any, 
             f"{env_spec.name} was not recorded from a Gymnasium environment, so there is no engine to run; use a run "
             "that was recorded from one"
         )
-    if not trusted and env_spec.env_id not in tuple(ENVIRONMENTS):
+    env_id = env_spec.env_kwargs.get("env_id") if env_spec.env_id == "GymFrames-v0" else env_spec.env_id
+    if not trusted and env_id not in tuple(ENVIRONMENTS):
         raise UserError(
-            f"{env_spec.name} was recorded from {env_spec.env_id!r}, which is not part of this project and may run "
+            f"{env_spec.name} was recorded from {env_id!r}, which is not part of this project and may run "
             "any code; give --trust-env if you trust the author of this run"
         )
     try:

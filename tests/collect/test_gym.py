@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -17,6 +18,8 @@ import pytest
 from collect import gym as script
 from collect.episodes import cut_episode
 from collect.record import record_episodes
+from envs.recorded_env import make_recorded_env
+from worldmodel.data.env_spec import EnvSpec
 from worldmodel.data.store import Store
 from worldmodel.data.writer import StoreWriter
 from worldmodel.utils.errors import UserError
@@ -121,7 +124,7 @@ def group(**changes: Any) -> list[dict[str, np.ndarray]]:
 
 
 def world(**changes: Any) -> Any:
-    return script.FrameEnv(script.Args(size=8, **changes)).env_spec
+    return script.make_frames(script.Args(size=8, **changes)).env_spec
 
 
 @pytest.mark.parametrize("kind", ["Discrete", "MultiDiscrete", "Box"])
@@ -153,11 +156,19 @@ def test_a_time_limit_truncates() -> None:
     assert (one.max_episode_steps, one.fps, one.name) == (3, 7.0, "ClockForever-v0")
 
 
-def test_an_environment_is_named_only_if_it_gives_the_same_frames_again() -> None:
-    gym.register("ClockSame-v0", entry_point="envs.vizdoom:VizdoomFrames", kwargs={"size": 8}, max_episode_steps=9)
-    same = world(env_id="ClockSame-v0", env_kwargs='{"frame_skip": 2}')
-    assert (same.env_id, same.env_kwargs) == ("ClockSame-v0", {"frame_skip": 2})
-    assert world(env_id="ClockDiscrete-v0").env_id == ""
+def test_the_environment_can_be_made_again_from_what_the_store_keeps() -> None:
+    """With its frames, in its size, and its own arguments; but it may run any code, so only for who trusts it."""
+    spec = world(env_id="ClockVector-v0", env_kwargs='{"shows": true}', max_episode_steps=3)
+    with pytest.raises(UserError, match="ClockVector-v0 was recorded from 'ClockVector-v0', which is not part of this"):
+        make_recorded_env(spec)
+    with contextlib.closing(make_recorded_env(EnvSpec.from_json(spec.to_json(), "store"), trusted=True)) as env:
+        frames = [env.reset(seed=1)[0]]
+        for _ in range(3):
+            *_, truncated, variables = step = env.step(0)
+            frames.append(step[0])
+    recorded = group(env_id="ClockVector-v0", max_episode_steps=3, policy="random")[0]["frames"]
+    assert np.array_equal(frames, recorded) and truncated
+    assert variables == {"obs_0": 3.0, "obs_1": -3.0}
 
 
 POLICY = """
@@ -356,7 +367,7 @@ def test_an_environment_of_the_current_folder_is_found(tmp_path: Path, monkeypat
 def test_a_policy_may_play_at_random_in_part() -> None:
     gym.register("ClockDoom-v0", entry_point="envs.vizdoom:VizdoomFrames", max_episode_steps=4)
     args = script.Args(env_id="ClockDoom-v0", policy="health_gathering_supreme@0.2")
-    assert script.settings(args, script.FrameEnv(args).env_spec)["policy"].endswith("@0.2")
+    assert script.settings(args, script.make_frames(args).env_spec)["policy"].endswith("@0.2")
 
 
 def test_the_policy_that_ships_plays_where_its_frames_fit() -> None:

@@ -20,7 +20,7 @@ from worldmodel.data.env_spec import EnvSpec
 from worldmodel.utils.errors import UserError
 
 
-def world(env_id: Any, **env_kwargs: Any) -> EnvSpec:
+def world(env_id: Any, /, **env_kwargs: Any) -> EnvSpec:
     return replace(TOY, env_id=env_id, env_kwargs=env_kwargs)
 
 
@@ -45,6 +45,9 @@ def test_a_module_that_a_run_names_is_imported_only_for_who_trusts_it(
     with pytest.raises(UserError, match=r"toy was recorded from 'foreign_module:Foreign-v0'.*give --trust-env"):
         make_recorded_env(world("foreign_module:Foreign-v0"))
     assert not module.exists()
+    with pytest.raises(UserError, match=r"toy was recorded from 'foreign_module:Foreign-v0'.*give --trust-env"):
+        make_recorded_env(world("GymFrames-v0", env_id="foreign_module:Foreign-v0"))
+    assert not module.exists()
     made = make_recorded_env(world("foreign_module:Foreign-v0", size=8), trusted=True)
     assert module.exists()
     assert isinstance(made.unwrapped, Pushing)
@@ -64,7 +67,7 @@ def test_a_world_holds_what_it_declares(wrong: Any) -> None:
 
 
 def test_ids_of_this_project_are_made() -> None:
-    assert {"VizdoomFrames-v0", "BAIRPushing-v0", "VideoGPTDream-v0"} == set(ENVIRONMENTS)
+    assert {"VizdoomFrames-v0", "BAIRPushing-v0", "GymFrames-v0", "VideoGPTDream-v0"} == set(ENVIRONMENTS)
     robot = robot_of(world("BAIRPushing-v0", size=16, horizon=3))
     assert (robot.size, robot.env_spec.max_episode_steps) == (16, 3)
     engine = make_engine(world("VizdoomFrames-v0", scenario="basic", frame_skip=2))

@@ -1,0 +1,117 @@
+"""Any Gymnasium environment as an environment of small frames, the way it is recorded and played beside its dream.
+
+    gymnasium.make("GymFrames-v0", env_id="ale_py:ALE/Pong-v5", size=96)
+
+These arguments are the recipe that a store of such an environment keeps, so the environment can be made again.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from worldmodel.data.env_spec import EnvSpec
+from worldmodel.utils.errors import UserError, one_line
+from worldmodel.utils.settings import Count, Pixels, check_value
+
+from .images import is_image, resize_image
+from .spaces import to_action_spec
+
+
+class GymFrames(gym.Env[np.ndarray, Any]):
+    """An environment whose observations are frames.
+
+    Observation: `Box(0, 255, (size, size, 3), uint8)`: the environment's own observation if it is an image, otherwise
+    its rendering with `render_mode="rgb_array"`. Both are scaled without cropping, so that a model receives everything
+    a player can see.
+    Action: the environment's.
+    `info`: the numbers of a flat observation that is not an image, as obs_0, obs_1, ...
+
+    Args:
+        env_id: Gymnasium id; `module:id` imports the module first, which may be in the current folder.
+        env_kwargs: Keyword arguments of the environment.
+        size: Height and width of a frame in pixels.
+        horizon: Time limit in steps; 0 uses that of the environment.
+
+    Raises:
+        UserError: The environment cannot be made, has no time limit, or its actions cannot be recorded.
+    """
+
+    def __init__(self, env_id: str, env_kwargs: dict[str, Any] | None = None, size: int = 64, horizon: int = 0) -> None:
+        env_id, size = check_value(str, env_id, "env_id"), check_value(Pixels, size, "size")
+        horizon = check_value(Count, horizon, "horizon")
+        kwargs = check_value(dict, env_kwargs or {}, "env_kwargs")
+        self.name, self.size = env_id, size
+        self.env = make_env(env_id, kwargs, horizon)
+        self.is_image = is_image(self.env.observation_space)
+        if not self.is_image:
+            self.env.close()
+            self.env = make_env(env_id, kwargs, horizon, render_mode="rgb_array")
+        seen = self.env.observation_space
+        n = seen.shape[0] if isinstance(seen, spaces.Box) and len(seen.shape) == 1 else 0
+        self.variables = tuple(f"obs_{i}" for i in range(n))
+        self.observation_space = spaces.Box(0, 255, (size, size, 3), np.uint8)
+        self.action_space = self.env.action_space
+        recipe = {"env_id": env_id, "env_kwargs": kwargs, "size": size, "horizon": horizon}
+        self.env_spec = EnvSpec(
+            name=env_id.rpartition(":")[2].replace("/", "-"),
+            env_id="GymFrames-v0",
+            env_kwargs=recipe,
+            frame_shape=(size, size, 3),
+            action=to_action_spec(self.action_space),
+            variables=self.variables,
+            fps=float(self.env.metadata.get("render_fps") or 10),
+            max_episode_steps=horizon or self._own_limit(),
+        )
+        self.metadata = {"render_modes": [], "render_fps": self.env_spec.fps}
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        self.observation, _ = self.env.reset(seed=seed, options=options)
+        return self._frame(), self._variable_values()
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.observation, reward, terminated, truncated, _ = self.env.step(action)
+        return self._frame(), float(reward), bool(terminated), bool(truncated), self._variable_values()
+
+    def close(self) -> None:
+        self.env.close()
+
+    def _own_limit(self) -> int:
+        """The environment's time limit in steps; `UserError` without one, because an episode might never end."""
+        steps = self.env.spec.max_episode_steps if self.env.spec else None
+        if not steps:
+            raise UserError(f"{self.name} has no time limit, so an episode might never end; give --max-episode-steps")
+        return int(steps)
+
+    def _variable_values(self) -> dict[str, float]:
+        return dict(zip(self.variables, self.observation.tolist(), strict=True)) if self.variables else {}
+
+    def _frame(self) -> np.ndarray:
+        picture = self.observation if self.is_image else self.env.render()
+        if not isinstance(picture, np.ndarray) or picture.ndim not in (2, 3) or picture.dtype != np.uint8:
+            raise UserError(
+                f"{self.name} renders no image as rgb_array; wrap the environment to have images as observations"
+            )
+        return resize_image(picture, self.size)
+
+
+def make_env(env_id: str, env_kwargs: dict[str, Any], horizon: int, **more: Any) -> gym.Env[Any, Any]:
+    """Make an environment with a time limit in steps, or its own if that is 0; `UserError` if it cannot be made."""
+    add_cwd_to_path()
+    limit = {"max_episode_steps": horizon} if horizon else {}
+    try:
+        return gym.make(env_id, disable_env_checker=True, **env_kwargs, **limit, **more)
+    except Exception as error:  # environments raise errors of any type
+        why = one_line(error).rstrip(".")
+        raise UserError(f"{env_id} cannot be made: {why}; fix or install it, or give another id") from None
+
+
+def add_cwd_to_path() -> None:
+    """Make modules in the current folder importable."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
