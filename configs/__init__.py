@@ -48,6 +48,7 @@ SECTIONS = (
         "rank",
         "plan",
         "play",
+        "show",
         "sample",
         "fvd",
         "ablate",

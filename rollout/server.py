@@ -13,18 +13,25 @@ of these limits, but not on the total time of a request, and none of the checks 
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
 
 from worldmodel.utils.errors import UserError, one_line
+from worldmodel.utils.json_schema import load_json
 
 MAX_CONNECTIONS = 32
 """Largest number of open connections."""
@@ -40,7 +47,7 @@ TIMEOUT_SECONDS = 10.0
 LINGER_SECONDS = 1.0
 """Time for a client to close first. If it is still sending, closing the connection would discard the response."""
 Answer = Callable[..., dict[str, Any]]
-"""Called with a command and its integer arguments by name; returns the response."""
+"""Called with a command and its arguments by name, integers or lists of numbers; returns the response."""
 
 
 class Refused(Exception):
@@ -57,7 +64,7 @@ class PageServer(ThreadingHTTPServer):
     Args:
         port: Port on this machine; 0 uses a free one.
         page: The HTML page.
-        takes: Command -> names of its integer arguments.
+        takes: Command -> its arguments by name, each with its type, int or int | list.
         answer: Handles a command.
         close: Called when the server closes.
         seconds: Time limit of a request.
@@ -69,7 +76,7 @@ class PageServer(ThreadingHTTPServer):
         self,
         port: int,
         page: bytes,
-        takes: Mapping[str, Collection[str]],
+        takes: Mapping[str, Mapping[str, Any]],
         answer: Answer,
         close: Callable[[], None] = lambda: None,
         seconds: float = TIMEOUT_SECONDS,
@@ -84,6 +91,14 @@ class PageServer(ThreadingHTTPServer):
     def server_close(self) -> None:
         super().server_close()
         self.close()
+
+    def run(self, verb: str) -> None:
+        """Print the address, such as "play at http://...", and serve until Ctrl-C or SIGTERM."""
+        try:
+            print(f"{verb} at http://127.0.0.1:{self.server_port} (Ctrl-C to stop)", flush=True)
+            self.serve_forever()
+        except KeyboardInterrupt:
+            print()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Handle a connection in a new thread, if the limit allows it."""
@@ -111,6 +126,24 @@ class PageServer(ThreadingHTTPServer):
         """Ignore errors of clients that disconnected."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
+
+
+class Session(Protocol):
+    """What is behind a page."""
+
+    def answer(self, command: str, **told: Any) -> dict[str, Any]:
+        """Handle a command."""
+
+    def close(self) -> None:
+        """Close what is open."""
+
+
+def open_page(port: int, page: Path, takes: Mapping[str, Mapping[str, Any]], session: Session) -> PageServer:
+    """Serve a page and its commands, which a session handles; `UserError` if the port cannot be used."""
+    try:
+        return PageServer(port, page.read_bytes(), takes, session.answer, session.close)
+    except (OSError, OverflowError) as error:
+        raise UserError(f"port {port} cannot be used ({error}); choose another one with --port") from None
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -181,6 +214,9 @@ class Handler(BaseHTTPRequestHandler):
         info, wanted = parsed(self.body()), self.server.takes[name]
         if set(info) != set(wanted):
             raise UserError(f"{name} takes {' and '.join(wanted) or 'nothing'}, but was given {sorted(info) or 'none'}")
+        for argument, kind in wanted.items():
+            if not isinstance(info[argument], kind):
+                raise UserError(f"{argument} must be a whole number, not {info[argument]}")
         return "application/json", json.dumps(self.server.answer(name, **info)).encode()
 
     def body(self) -> bytes:
@@ -224,12 +260,24 @@ class Handler(BaseHTTPRequestHandler):
         """Log nothing, since every frame is a request."""
 
 
-def parsed(body: bytes) -> dict[str, int]:
-    """Parse a JSON object of integers; an empty body is an empty object."""
+def png(frame: np.ndarray) -> str:
+    """A frame (h, w, 3) uint8 as the URL of an image, for a page."""
+    data = BytesIO()
+    Image.fromarray(frame).save(data, "png")
+    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+
+
+def parsed(body: bytes) -> dict[str, int | list[float]]:
+    """Parse a JSON object of integers and lists of numbers; an empty body is an empty object."""
     try:
-        told = json.loads(body or b"{}")
+        told = load_json(body.decode() or "{}")
     except (ValueError, RecursionError):
         raise UserError("the body is not JSON that can be read") from None
-    if not isinstance(told, dict) or any(type(value) is not int for value in told.values()):
-        raise UserError('the body is not an object of whole numbers, such as {"action": 2}')
+    if not isinstance(told, dict) or not all(is_argument(value) for value in told.values()):
+        raise UserError('the body is not an object of whole numbers and lists of numbers, such as {"action": 2}')
     return told
+
+
+def is_argument(value: Any) -> bool:
+    """Whether a value is an integer or a list of numbers."""
+    return type(value) is int or (isinstance(value, list) and all(type(one) in (int, float) for one in value))

@@ -36,7 +36,7 @@ def test_it_lists_every_script(capsys: pytest.CaptureFixture[str]) -> None:
     lines = [line.split(maxsplit=3) for line in text.splitlines() if line.startswith("  worldmodel ")]
     assert sorted(f"{verb}.{name}" for _, verb, name, _ in lines if verb in ("collect", "train", "rollout")) == SCRIPTS
     assert "  worldmodel train export              Export a finished run at a sixth of its size" in text
-    assert "  worldmodel play                      Play a dream with the keyboard" in text
+    assert "  worldmodel play                      Play a dream, next to its engine if there is one" in text
     command_line.run(["--help"])
     assert capsys.readouterr().out == text
     command_line.run(["train"])

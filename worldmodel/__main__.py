@@ -23,10 +23,12 @@ VERBS = {
     "train": "train",
     "rollout": "rollout",
     "play": "rollout/play.py",
+    "show": "rollout/show.py",
     "dream": "train/world.py",
 }
-"""The word after `worldmodel` -> a folder, whose scripts are the next word, or a script. `worldmodel dream ID` is short
-for `worldmodel dream --env-id ID`."""
+"""The word after `worldmodel` -> a folder, whose scripts are the next word, or a script."""
+FIRST = {"dream": "--env-id", "show": "--path"}
+"""Flags that may be left out: `worldmodel dream ID` is short for `worldmodel dream --env-id ID`."""
 HERE = Path(__file__).resolve().parent
 IN_WHEEL = (HERE / "configs").is_dir()
 ROOT, PACKAGE = (HERE, "worldmodel.") if IN_WHEEL else (HERE.parent, "")
@@ -82,8 +84,8 @@ def run(words: list[str]) -> None:
     elif verb not in VERBS:
         raise UserError(f"there is no command worldmodel {verb}; {suggestion(verb, list(VERBS))}")
     elif "" in (found := scripts(verb)):
-        if verb == "dream" and flags and not flags[0].startswith("-"):
-            flags = ["--env-id", *flags]
+        if verb in FIRST and flags and not flags[0].startswith("-"):
+            flags = [FIRST[verb], *flags]
         found[""].run(flags)
     elif not flags or flags[0] in ("-h", "--help"):
         print(listing([verb]))

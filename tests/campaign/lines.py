@@ -75,6 +75,7 @@ WORKS = {
     ),
     "rollout/plan.py": "--run run --episodes 2 --out out.json",
     "rollout/play.py": "--run run --port 0",
+    "rollout/show.py": "--path run --port 0",
     "rollout/evaluate_policy.py": "--policy random --scenario basic --episodes 1 --out out",
     "rollout/evaluate_pusher.py": "--policy pushing --episodes 2 --out out",
     "rollout/rank.py": "--run run --policy random cycle:0x1 cycle:1x1 --episodes 2 --out out.json",

@@ -26,7 +26,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from rollout.play import FORKS, Args, serve
+from rollout.play import Args, serve
+from rollout.play_session import FORKS
 from rollout.server import MAX_CONNECTIONS
 from tests.campaign.harness import ROOT, Tally, Verdict, attempts, judge_message
 from tests.campaign.requests import ATTACKS, CLOSED, Attack, Rng, half, pick, post, slow, strange_host

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rollout.play import FORKS
+from rollout.play_session import FORKS
 from rollout.server import MAX_BODY_BYTES
 
 CLOSED = 0

@@ -267,6 +267,7 @@ def test_every_preset_fits_the_scripts(path: Path) -> None:
     import rollout.play
     import rollout.rank
     import rollout.sample
+    import rollout.show
     import train.benchmark
     import train.export
     import train.gpu
@@ -311,6 +312,7 @@ def test_every_preset_fits_the_scripts(path: Path) -> None:
         "plan": rollout.plan,
         "divergence": rollout.divergence,
         "play": rollout.play,
+        "show": rollout.show,
         "sample": rollout.sample,
         "fvd": rollout.fvd,
         "ablate": rollout.ablate,

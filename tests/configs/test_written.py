@@ -65,7 +65,7 @@ def test_the_line_speaks_as_the_reader_does(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_script_says_what_it_wrote(script: str) -> None:
     """And what comes next is a script whose section of a preset has its name."""
-    if script == "rollout.play":  # it writes nothing
+    if script in ("rollout.play", "rollout.show"):  # they write nothing
         return
     assert get_type_hints(importlib.import_module(script).main)["return"] is Written
     source = (ROOT / script.replace(".", "/")).with_suffix(".py").read_text()

@@ -159,12 +159,12 @@ def test_every_block_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_the_page_to_play_answers() -> None:
     """The command of the page about playing, on a free port."""
-    ((_, _, text), *_) = blocks("docs/tutorials/play_a_dream.md")
-    assert text == "python rollout/play.py\n"
+    ((_, _, text), *_, (_, _, shown)) = blocks("docs/tutorials/play_a_dream.md")
+    assert (text, shown) == ("python rollout/play.py\n", "python rollout/show.py --path runs/demo\n")
     server = play.serve(parse(play.Args, "play", ["--port", "0"]))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     state = f"http://127.0.0.1:{server.server_port}/state"
     with urllib.request.urlopen(urllib.request.Request(state, b"{}", {"Content-Type": "application/json"})) as answer:
-        assert json.loads(answer.read())["keys"]["w"] == 1
+        assert json.loads(answer.read())["controls"]["keys"]["w"] == [0, 1]
     server.shutdown()
     server.server_close()

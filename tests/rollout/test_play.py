@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -26,9 +28,13 @@ from PIL import Image
 
 import envs  # noqa: F401 - registers
 from envs.engine_cleanup import engines
-from rollout.play import FORKS, PAGE, Args, serve
+from rollout.play import PAGE, Args, make_session, serve
+from rollout.play_session import FORKS, Session
+from tests.campaign.runs import make_run
+from tests.conftest import TOY
 from tests.rollout.browser import CHROMIUM, Browser
 from tests.rollout.toy_engine import ToyEngine
+from worldmodel.data.env_spec import ActionSpec
 from worldmodel.models.loading import load_prior
 from worldmodel.utils.checkpoint import read_header, save_checkpoint
 from worldmodel.utils.errors import UserError
@@ -94,7 +100,7 @@ def test_rewind_fork_and_reset(ask: Ask) -> None:
     assert (again["dream"], again["forks"]) == (begin["dream"], [])
 
 
-def test_mistakes_are_answered_not_fatal(ask: Ask, run: Path, toy_run: Path) -> None:
+def test_mistakes_are_answered_not_fatal(ask: Ask, run: Path) -> None:
     for path, info, sentence in (
         ("goto", {"fork": 3}, "there is no fork 3, only 0 forks"),
         ("step", {"action": 9}, "action 9 is outside"),
@@ -108,8 +114,6 @@ def test_mistakes_are_answered_not_fatal(ask: Ask, run: Path, toy_run: Path) -> 
         assert page.read() == PAGE.read_bytes()
     with pytest.raises(UserError, match="cannot be used"):
         serve(Args(run=str(run), port=ask.port, trust_env=True))  # type: ignore[attr-defined]
-    with pytest.raises(UserError, match="there is no engine"):
-        serve(Args(run=str(toy_run), port=0))
 
 
 def test_what_a_request_may_not_ask_for_changes_nothing(ask: Ask) -> None:
@@ -117,8 +121,12 @@ def test_what_a_request_may_not_ask_for_changes_nothing(ask: Ask) -> None:
     for path, info, sentence in (
         ("reset", {"seed": -1}, "seed must be from 0 to 2147483647, not -1"),
         ("reset", {"seed": 2**31}, "seed must be from 0"),
-        ("step", {"action": 10**30}, "numbers of at most 64 bits"),
+        ("step", {"action": 10**30}, "Discrete(3) consists of numbers of at most 64 bits, not 1000"),
         ("step", {"action": -1}, "action -1 is outside"),
+        ("step", {"action": [1, 2]}, "an action of Discrete(3) has shape (), not (2,)"),
+        ("step", {"action": [[1]]}, "lists of numbers"),
+        ("step", {"action": ["1"]}, "lists of numbers"),
+        ("reset", {"seed": [1]}, "seed must be a whole number, not [1]"),
         ("rewind", {"steps": -3}, "steps to take back must be at least 0, not -3"),
         ("goto", {"fork": -1}, "there is no fork -1, only 0 forks"),
     ):
@@ -182,9 +190,22 @@ def test_the_engine_is_closed_with_the_page_and_where_there_is_none(run: Path, m
     assert len(closed) == 2
 
 
-def test_an_engine_of_somebody_elses_is_made_for_who_trusts_it(run: Path) -> None:
-    with pytest.raises(UserError, match="toy was recorded from 'ToyEngine-v0', which is not part of this project"):
-        serve(Args(run=str(run), port=0))
+def test_without_its_engine_the_dream_is_played_alone(
+    run: Path, toy_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where there is none, where nobody trusts it, and where it is not wanted; the first two are told."""
+    monkeypatch.setattr(ToyEngine, "__init__", lambda self: pytest.fail("nobody asked for the engine"))
+    for args, told in (
+        (Args(run=str(toy_run)), "the dream is played alone: toy was not recorded from a Gymnasium environment"),
+        (Args(run=str(run)), "the dream is played alone: toy was recorded from 'ToyEngine-v0', which is not part of"),
+        (Args(run=str(run), no_engine=True, trust_env=True), ""),
+    ):
+        with contextlib.closing(make_session(args)) as session:
+            state = session.answer("step", action=2)
+            assert (state["engine"], state["over"], state["figures"]["step"]) == ("", [], 1)
+            assert "column in the engine" not in state["figures"]
+            assert len({session.answer("reset", seed=seed)["dream"] for seed in range(9)}) > 1, "its own contexts"
+        assert capsys.readouterr().out.startswith(told)
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
@@ -240,11 +261,70 @@ def test_the_page_in_a_browser(ask: Ask, tmp_path: Path) -> None:
         page.click("#reset")
         page.wait("document.querySelectorAll('#forks img').length == 0")
         assert page.value("document.querySelector('#over').innerText") == ""
-        state = {"keys": {}, "fps": 5, "world": "x", "dream": "", "engine": "", "over": [], "forks": []}
+        state = {"controls": {}, "fps": 5, "world": "x", "dream": "", "engine": "", "over": [], "forks": []}
         page.value(f"show({json.dumps(state | {'figures': {'<b id=hostile>': 1}})})")
         assert page.value("document.querySelector('#figures').innerText").split() == ["<b", "id=hostile>", "1"]
         assert page.value("document.querySelectorAll('#hostile').length") == 0, "a name is text"
     assert ask("state")["figures"]["step"] == 0
+
+
+KINDS = {
+    "MultiDiscrete": ActionSpec(kind="MultiDiscrete", nvec=(3, 2)),
+    "Box": ActionSpec(kind="Box", low=(-1.0, 0.0), high=(1.0, 4.0)),
+}
+
+
+@pytest.fixture(params=KINDS)
+def page_of_kind(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, int, Session]]:
+    """The kind of actions of a dream, and the port of its page and its session."""
+    make_run(tmp_path / "run", 0, replace(TOY, action=KINDS[request.param]))
+    server = serve(Args(run=str(tmp_path / "run"), port=0))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield request.param, server.server_port, server.answer.__self__  # type: ignore[attr-defined]
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium here to open the page in; the actions it sends are not tested")
+def test_actions_of_several_numbers_in_a_browser(
+    page_of_kind: tuple[str, int, Session], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By sliders, several keys at once, the mouse and a gamepad."""
+    kind, port, session = page_of_kind
+    played: list[list[float]] = []
+    step = session.dream.step
+    monkeypatch.setattr(session.dream, "step", lambda action: played.append(action.tolist()) or step(action))
+
+    def plays(page: Browser, action: list[float]) -> None:
+        page.wait("!busy")
+        page.value("ask('/step', {action: action()}).then(() => done = true); done = false")
+        page.wait("done")
+        assert played[-1] == pytest.approx(action, abs=0.01)
+
+    with Browser(f"http://127.0.0.1:{port}/", tmp_path / "profile") as page:
+        page.wait("sliders.length == 2")
+        assert page.value("document.querySelector('#beside').hidden")
+        plays(page, [0, 0])
+        page.value("sliders[1].value = 1")
+        plays(page, [0, 1])
+        page.value("sliders[1].ondblclick()")
+        keys, action = (("2", "q"), [2, 1]) if kind == "MultiDiscrete" else (("a", "w"), [-1, 4])
+        for key in keys:
+            page.key(key, down=True)
+        plays(page, action)
+        for key in keys:
+            page.key(key, down=False)
+        plays(page, [0, 0])
+        if kind == "Box":
+            page.value("navigator.getGamepads = () => [null, {axes: [0.05, -0.5, 1]}]")
+            plays(page, [0, 3])
+            page.value(
+                "{ const b = $('dream').getBoundingClientRect(); const at = {buttons: 1, clientX: b.left + b.width / 4,"
+                "clientY: b.bottom}; $('dream').dispatchEvent(new PointerEvent('pointermove', at)) }"
+            )
+            plays(page, [-0.5, 0])
+            page.value("dispatchEvent(new PointerEvent('pointerup'))")
+            plays(page, [0, 3])
 
 
 def test_gymnasiums_player_takes_the_dream_and_its_keys(toy_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ def answer(command: str, **told: int) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def serving(seconds: float) -> Iterator[PageServer]:
-    takes = {"step": ("action",), "fork": (), "state": ()}
+    takes: dict = {"step": {"action": int}, "fork": {}, "state": {}}
     server = PageServer(0, b"<p>the page", takes, answer, seconds=seconds)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield server

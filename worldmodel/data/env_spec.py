@@ -74,7 +74,7 @@ class ActionSpec(Settings):
         """
         array = as_array(actions)
         if array.dtype == object:
-            raise UserError(f"an action of {self} consists of numbers, not {short_repr(actions)}")
+            raise UserError(f"an action of {self} consists of numbers of at most 64 bits, not {short_repr(actions)}")
         if array.shape[array.ndim - len(self.shape) :] != self.shape:
             raise UserError(f"an action of {self} has shape {self.shape}, but these have shape {array.shape}")
         if self.kind == "Box":
