@@ -7,8 +7,8 @@ Frames are the observations if these are images, otherwise renderings with `rend
 to `--size` without cropping, so that the model receives everything a player can see. A flat observation that is not an
 image is recorded too, as the variables obs_0, obs_1, ...
 
-A policy is "random", a folder written by train/policy.py, or `module:function`. Such a function takes an observation of
-the environment and a `numpy.random.Generator`, and returns an action. Its module may be in the current folder.
+A policy is "random", a folder written by train/policy.py, or one of your own (`collect/agents.py`): a zip that
+Stable-Baselines3 has saved, `module:function` or `module:Class`. A module may be in the current folder.
 Exploration is added to any policy (`collect/episodes.py`); `--epsilon 0 --random-share 0` turns it off. If it is
 killed, the same command resumes and ends with the same store, provided that the environment is deterministic for a
 seed.
@@ -17,9 +17,6 @@ seed.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import importlib
-import inspect
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -35,12 +32,13 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
+from collect.agents import add_cwd_to_path, agent_digest, agent_player, is_agent, is_zip, load_agent
 from collect.episodes import play_group
 from collect.images import is_image, resize_image
 from collect.record import RecordArgs, record_store
 from configs import command
 from configs.written import Written, recorded
-from envs.policies import Player, load_player, policy_digest
+from envs.policies import Player, is_blind, load_player, policy_digest
 from envs.spaces import to_action_spec
 from worldmodel.data.env_spec import EnvSpec
 from worldmodel.data.writer import Episode
@@ -63,7 +61,11 @@ class Args(RecordArgs):
     out: Address = Address("runs/gym/data.zarr")
     """Store to write; an unfinished one resumes."""
     policy: str = "random"
-    """Policy that plays: "random", the folder of a policy, or module:function."""
+    """Policy that plays: "random", a folder, a zip of Stable-Baselines3, module:function or module:Class."""
+    deterministic: bool = False
+    """The policy of a folder or zip takes the most likely action instead of sampling."""
+    trust_policy: bool = False
+    """Unpickle the zip, which can run any code: only for files whose author you trust."""
     episodes: Positive = 100
     """Number of episodes to record, or of segments if length is set."""
     length: Count = 0
@@ -77,6 +79,8 @@ class Args(RecordArgs):
         super().__post_init__()
         if self.length == 1:
             raise UserError("length must be 0 or at least 2, not 1, because a step has two frames")
+        if self.deterministic and not is_zip(self.policy) and (is_agent(self.policy) or is_blind(self.policy)):
+            raise UserError(f"{self.policy} itself decides how it acts; leave --deterministic out")
 
 
 class FrameEnv(gym.Wrapper[np.ndarray, Any, Any, Any]):
@@ -150,12 +154,6 @@ def parse_env_kwargs(args: Args) -> dict[str, Any]:
     return made | limit
 
 
-def add_cwd_to_path() -> None:
-    """Make modules in the current folder importable."""
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
-
-
 def time_limit(args: Args, env: gym.Env[Any, Any]) -> int:
     """The time limit in steps; `UserError` without one, because an episode might never end."""
     steps = args.max_episode_steps or (env.spec.max_episode_steps if env.spec else None)
@@ -164,45 +162,16 @@ def time_limit(args: Args, env: gym.Env[Any, Any]) -> int:
     return int(steps)
 
 
-Function = Callable[[Any, np.random.Generator], Any]
-
-
-def load_function(name: str) -> Function:
-    """Import the function of `module:function`; `UserError` if it cannot be imported or called."""
-    module, _, attribute = name.partition(":")
-    add_cwd_to_path()
-    try:
-        named = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # a module may fail in any way
-        raise UserError(f"there is no policy {name} ({one_line(error)}); give module:function") from None
-    if not callable(named):
-        raise UserError(f"{name} is {named!r}, which cannot be called; give module:function")
-    return named
-
-
 def make_player(args: Args, env: FrameEnv) -> Player:
-    """The player; a function gets the last observation of `env`, a policy gets the frames."""
-    if ":" not in args.policy:
-        return load_player(args.policy, env.env_spec)
-    ask, spec = load_function(args.policy), env.env_spec.action
-
-    def one(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        try:
-            action = np.asarray(ask(env.observation, rng))
-        except Exception as error:
-            raise UserError(f"{args.policy} raised {type(error).__name__}: {one_line(error)}; fix it") from error
-        try:
-            if action.shape != spec.shape:
-                raise UserError(f"the action has shape {action.shape}, not {spec.shape}")
-            return spec.check(action)[None]
-        except UserError as error:
-            raise UserError(f"{args.policy}: {error}; return an action of {env.name}") from None
-
-    return one
+    """The player; an agent gets the last observation of `env`, a policy gets the frames."""
+    if not is_agent(args.policy):
+        return load_player(args.policy, env.env_spec, args.deterministic)
+    spaces = env.observation_space, env.action_space
+    return agent_player(args.policy, load_agent(args.policy, *spaces, args.deterministic, args.trust_policy), env)
 
 
 def group_size(args: Args) -> int:
-    return 1 if ":" in args.policy else LANES
+    return 1 if is_agent(args.policy) else LANES
 
 
 @contextlib.contextmanager
@@ -212,21 +181,13 @@ def playing(args: Args) -> Iterator[Callable[[int], list[Episode]]]:
     with contextlib.ExitStack() as stack:
         envs = [stack.enter_context(contextlib.closing(FrameEnv(args))) for _ in range(group_size(args))]
         player = make_player(args, envs[0])
-        yield lambda group: play_group(envs, envs[0].env_spec, player, args, args.seed, group)
+        yield partial(play_group, envs, envs[0].env_spec, player, args, args.seed, always_ask=is_agent(args.policy))
 
 
 def settings(args: Args, env_spec: EnvSpec) -> dict[str, Any]:
     """The settings that must be equal to resume a recording."""
-    policy = args.policy
-    if ":" in policy:
-        named = inspect.unwrap(load_function(policy))
-        try:
-            source = inspect.getsourcefile(named)
-        except TypeError:  # a callable object, which has no source
-            source = getattr(sys.modules[policy.partition(":")[0]], "__file__", None)
-        policy += f" {hashlib.sha256(Path(source).read_bytes()).hexdigest()}" if source else ""
-    else:
-        policy = policy_digest(policy, env_spec)
+    policy = agent_digest(args.policy) if is_agent(args.policy) else policy_digest(args.policy, env_spec)
+    policy += " deterministic" * args.deterministic
     exploration = {"epsilon": args.epsilon, "hold": args.hold, "random_share": args.random_share}
     made = {"env": args.env_id, "kwargs": parse_env_kwargs(args)}
     return made | {"policy": policy, "length": args.length, "seed": args.seed, **exploration}
@@ -248,7 +209,8 @@ def main(args: Args) -> Written:
         env_spec = env.env_spec
         if args.length > env_spec.max_episode_steps + 1:
             raise UserError(f"an episode has at most {env_spec.max_episode_steps + 1} frames; set a shorter --length")
-        check_reset(args, env)  # this and `settings` report errors before any process starts
+        check_reset(args, env)
+        make_player(args, env)  # these and `settings` report errors before any process starts
     how = settings(args, env_spec)
     record_store(args.out, env_spec, how, args, partial(playing, args), group_size(args), args.episodes, args.length)
     return recorded(args.out)
