@@ -61,11 +61,11 @@ class Args(RecordArgs):
     out: Address = Address("runs/gym/data.zarr")
     """Store to write; an unfinished one resumes."""
     policy: str = "random"
-    """Policy that plays: "random", a folder, a zip of Stable-Baselines3, module:function or module:Class."""
+    """Player: "random", a folder, a zip of Stable-Baselines3, or module:name. The name is of a function or a class."""
     deterministic: bool = False
-    """The policy of a folder or zip takes the most likely action instead of sampling."""
+    """Take the most likely actions of a folder or zip."""
     trust_policy: bool = False
-    """Unpickle the zip, which can run any code: only for files whose author you trust."""
+    """Unpickle the zip, which can run any code. Only for files whose author you trust."""
     episodes: Positive = 100
     """Number of episodes to record, or of segments if length is set."""
     length: Count = 0

@@ -70,9 +70,9 @@ class Args(Settings):
     env_kwargs: str = "{}"
     """Keyword arguments of the environment, as JSON."""
     policy: str = "random"
-    """Policy that plays, as for collect/gym.py: "random", a folder, a zip, module:function or module:Class."""
+    """Player: "random", a folder, a zip of Stable-Baselines3, or module:name. The name is of a function or a class."""
     trust_policy: bool = False
-    """Unpickle a zip, which can run any code: only for files whose author you trust."""
+    """Unpickle the zip, which can run any code. Only for files whose author you trust."""
     run: Path = Path("runs/world")
     """Run folder."""
     minutes: Positive = 30
