@@ -121,9 +121,8 @@ def policy_space(text: dict[str, Any], space: spaces.Space) -> tuple[spaces.Spac
         stack = StackedObservations(1, n, space) if not rest and 1 < n <= MAX_STACK else None
     seen = channels_first(stack.stacked_observation_space if stack else space)
     if kind != type(space).__name__ or (isinstance(space, spaces.Box) and seen.shape != shape):
-        raise UserError(
-            f"it was trained on observations {kind}{shape or ''}, not {space}; wrap the environment as in training"
-        )
+        trained = brief(f"{kind}{shape or ''}")
+        raise UserError(f"it was trained on observations {trained}, not {space}; wrap the environment as in training")
     return seen, stack
 
 

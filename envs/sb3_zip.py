@@ -112,10 +112,12 @@ def rebuildable_policy(data: dict[str, Any], weights: dict[str, Tensor]) -> tupl
 
 def policy_class(text: dict[str, Any]) -> type[BasePolicy]:
     """The policy class whose module and constructor the text names."""
-    module, found = text.get("__module__"), re.match(r"<function (\w+)\.__init__ at ", str(text.get("__init__")))
+    module, constructor = str(text.get("__module__")), str(text.get("__init__"))
+    found = re.match(r"<function (\w+)\.__init__ at ", constructor)
     if module not in POLICY_MODULES or not found:
-        where = f"the module {brief(module)}"
-        raise UserError(f"its policy is a class of {where}, which is not rebuilt without unpickling; {CURE}")
+        raise UserError(
+            f"its policy is a class of the module {brief(module)}, which is not rebuilt without unpickling; {CURE}"
+        )
     with extra(POLICY_MODULES[module]):
         return library_class(module, found[1], BasePolicy)
 
@@ -140,11 +142,13 @@ def library_class(module: str, name: str, kind: type) -> Any:
 
 def numbers(value: Any) -> Iterator[float]:
     """All numbers in a value of JSON; true and false are none."""
-    if isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from numbers(item)
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        yield value
+    left = [value]  # no recursion, however deep it is
+    while left:
+        item = left.pop()
+        if isinstance(item, dict | list):
+            left += item.values() if isinstance(item, dict) else item
+        elif isinstance(item, int | float) and not isinstance(item, bool):
+            yield item
 
 
 def unpickle_policy(path: Path, data: dict[str, Any]) -> tuple[type[BasePolicy], dict[str, Any]]:

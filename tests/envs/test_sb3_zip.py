@@ -166,11 +166,19 @@ def arguments(**values: Any) -> dict[str, Any]:
     return {"policy_kwargs": values}
 
 
+def nested(depth: int) -> list[Any]:
+    return [nested(depth - 1)] if depth else []
+
+
 ACTIVATION, LAYERS = "torch.nn.modules.activation", "stable_baselines3.common.torch_layers"
 NOT_REBUILT = {
     "another module": (function("system", "os"), "its policy is a class of the module os, which is not rebuilt"),
     "no policy": (function("partial"), "it needs stable_baselines3.common.policies.partial, which the installed"),
     "no class": ({"policy_class": 3}, "its policy is a class of the module None, which is not rebuilt"),
+    "a list of modules": (
+        {"policy_class": {"__module__": ["os"]}},
+        "its policy is a class of the module .'os'., w",
+    ),
     "an abstract class": (function("BasePolicy"), "it cannot be rebuilt as BasePolicy .*abstract.*; give module:Class"),
     "another policy": (function("ActorCriticCnnPolicy"), "it cannot be rebuilt as ActorCriticCnnPolicy .*image"),
     "another module's class": (arguments(activation_fn="<class 'os.system'>"), "its activation_fn is <class 'os.sys"),
@@ -188,6 +196,7 @@ NOT_REBUILT = {
     ),
     "large": (arguments(net_arch=[10**6, 10**6]), "the sizes in its policy_kwargs are not those of its weights; save"),
     "deep": (arguments(net_arch=[64] * 10**5), "the sizes in its policy_kwargs are not those of its weights; save it"),
+    "nested": (arguments(net_arch=nested(900)), "it cannot be rebuilt as ActorCriticPolicy"),
     "endless": (arguments(net_arch=[float("inf")]), "the sizes in its policy_kwargs are not those of its weights"),
     "no observations": ({"observation_space": None}, "it was trained on observations without a class, not Box"),
     "endless stacks": (
