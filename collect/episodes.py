@@ -115,6 +115,7 @@ def play_group(
     seed: int,
     group: int,
     sample_action: SampleAction = random_actions,
+    always_ask: bool = False,
 ) -> list[Episode]:
     """Play the episodes of a group in parallel, one in each environment.
 
@@ -126,21 +127,18 @@ def play_group(
         seed: Seed of the recording.
         group: Index of the group; with `seed` it fixes all randomness.
         sample_action: Distribution of random actions.
+        always_ask: Ask the player also where a random action replaces its own, so that it sees all of an episode.
     """
     seeds = np.random.SeedSequence([seed, group]).generate_state(len(envs) + 1).tolist()
     rng = np.random.default_rng(seeds.pop())
     lanes = [Lane(env, env_spec, exploration, s, rng, sample_action) for env, s in zip(envs, seeds, strict=True)]
     while playing := [lane for lane in lanes if not lane.done]:
-        asking: list[Lane] = []
+        actions = {lane: lane.held_action for lane in playing if lane.is_exploring()}
+        if asking := [lane for lane in playing if always_ask or lane not in actions]:
+            chosen = player(np.stack([list(lane.policy_frames) for lane in asking], axis=1), rng)
+            actions = dict(zip(asking, chosen, strict=True)) | actions
         for lane in playing:
-            if lane.is_exploring():
-                lane.step(lane.held_action)
-            else:
-                asking.append(lane)
-        if asking:
-            actions = player(np.stack([list(lane.policy_frames) for lane in asking], axis=1), rng)
-            for lane, action in zip(asking, actions, strict=True):
-                lane.step(action)
+            lane.step(actions[lane])
     return [lane.episode() for lane in lanes]
 
 

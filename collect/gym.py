@@ -6,8 +6,8 @@
 What is recorded as a frame, `envs/gym_frames.py` describes. A flat observation that is not an image is recorded too, as
 the variables obs_0, obs_1, ...
 
-A policy is "random", a folder written by train/policy.py, or `module:function`. Such a function takes an observation of
-the environment and a `numpy.random.Generator`, and returns an action. Its module may be in the current folder.
+A policy is "random", a folder written by train/policy.py, or one of your own (`collect/agents.py`): a zip that
+Stable-Baselines3 has saved, `module:function` or `module:Class`. A module may be in the current folder.
 Exploration is added to any policy (`collect/episodes.py`); `--epsilon 0 --random-share 0` turns it off. If it is
 killed, the same command resumes and ends with the same store, provided that the environment is deterministic for a
 seed.
@@ -16,9 +16,6 @@ seed.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import importlib
-import inspect
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,15 +26,15 @@ from typing import Any
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import numpy as np
 import torch
 
+from collect.agents import agent_digest, agent_player, is_agent, is_zip, load_agent
 from collect.episodes import play_group
 from collect.record import RecordArgs, record_store
 from configs import command
 from configs.written import Written, recorded
-from envs.gym_frames import GymFrames, add_cwd_to_path
-from envs.policies import Player, load_player, policy_digest
+from envs.gym_frames import GymFrames
+from envs.policies import Player, is_blind, load_player, policy_digest
 from worldmodel.data.env_spec import EnvSpec
 from worldmodel.data.writer import Episode
 from worldmodel.utils.errors import UserError, one_line
@@ -59,7 +56,11 @@ class Args(RecordArgs):
     out: Address = Address("runs/gym/data.zarr")
     """Store to write; an unfinished one resumes."""
     policy: str = "random"
-    """Policy that plays: "random", the folder of a policy, or module:function."""
+    """Player: "random", a folder, a zip of Stable-Baselines3, or module:name. The name is of a function or a class."""
+    deterministic: bool = False
+    """Take the most likely actions of a folder or zip."""
+    trust_policy: bool = False
+    """Unpickle the zip, which can run any code. Only for files whose author you trust."""
     episodes: Positive = 100
     """Number of episodes to record, or of segments if length is set."""
     length: Count = 0
@@ -73,6 +74,8 @@ class Args(RecordArgs):
         super().__post_init__()
         if self.length == 1:
             raise UserError("length must be 0 or at least 2, not 1, because a step has two frames")
+        if self.deterministic and not is_zip(self.policy) and (is_agent(self.policy) or is_blind(self.policy)):
+            raise UserError(f"{self.policy} itself decides how it acts; leave --deterministic out")
 
 
 def make_frames(args: Args) -> GymFrames:
@@ -92,45 +95,16 @@ def parse_env_kwargs(args: Args) -> dict[str, Any]:
     return made
 
 
-Function = Callable[[Any, np.random.Generator], Any]
-
-
-def load_function(name: str) -> Function:
-    """Import the function of `module:function`; `UserError` if it cannot be imported or called."""
-    module, _, attribute = name.partition(":")
-    add_cwd_to_path()
-    try:
-        named = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # a module may fail in any way
-        raise UserError(f"there is no policy {name} ({one_line(error)}); give module:function") from None
-    if not callable(named):
-        raise UserError(f"{name} is {named!r}, which cannot be called; give module:function")
-    return named
-
-
 def make_player(args: Args, env: GymFrames) -> Player:
-    """The player; a function gets the last observation of `env`, a policy gets the frames."""
-    if ":" not in args.policy:
-        return load_player(args.policy, env.env_spec)
-    ask, spec = load_function(args.policy), env.env_spec.action
-
-    def one(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        try:
-            action = np.asarray(ask(env.observation, rng))
-        except Exception as error:
-            raise UserError(f"{args.policy} raised {type(error).__name__}: {one_line(error)}; fix it") from error
-        try:
-            if action.shape != spec.shape:
-                raise UserError(f"the action has shape {action.shape}, not {spec.shape}")
-            return spec.check(action)[None]
-        except UserError as error:
-            raise UserError(f"{args.policy}: {error}; return an action of {env.name}") from None
-
-    return one
+    """The player; an agent gets the last observation of the environment itself, a policy gets the frames."""
+    if not is_agent(args.policy):
+        return load_player(args.policy, env.env_spec, args.deterministic)
+    spaces = env.env.observation_space, env.action_space
+    return agent_player(args.policy, load_agent(args.policy, *spaces, args.deterministic, args.trust_policy), env)
 
 
 def group_size(args: Args) -> int:
-    return 1 if ":" in args.policy else LANES
+    return 1 if is_agent(args.policy) else LANES
 
 
 @contextlib.contextmanager
@@ -140,21 +114,13 @@ def playing(args: Args) -> Iterator[Callable[[int], list[Episode]]]:
     with contextlib.ExitStack() as stack:
         envs = [stack.enter_context(contextlib.closing(make_frames(args))) for _ in range(group_size(args))]
         player = make_player(args, envs[0])
-        yield lambda group: play_group(envs, envs[0].env_spec, player, args, args.seed, group)
+        yield partial(play_group, envs, envs[0].env_spec, player, args, args.seed, always_ask=is_agent(args.policy))
 
 
 def settings(args: Args, env_spec: EnvSpec) -> dict[str, Any]:
     """The settings that must be equal to resume a recording."""
-    policy = args.policy
-    if ":" in policy:
-        named = inspect.unwrap(load_function(policy))
-        try:
-            source = inspect.getsourcefile(named)
-        except TypeError:  # a callable object, which has no source
-            source = getattr(sys.modules[policy.partition(":")[0]], "__file__", None)
-        policy += f" {hashlib.sha256(Path(source).read_bytes()).hexdigest()}" if source else ""
-    else:
-        policy = policy_digest(policy, env_spec)
+    policy = agent_digest(args.policy) if is_agent(args.policy) else policy_digest(args.policy, env_spec)
+    policy += " deterministic" * args.deterministic
     exploration = {"epsilon": args.epsilon, "hold": args.hold, "random_share": args.random_share}
     limit = {"max_episode_steps": args.max_episode_steps} if args.max_episode_steps else {}
     made = {"env": args.env_id, "kwargs": parse_env_kwargs(args) | limit}
@@ -177,7 +143,8 @@ def main(args: Args) -> Written:
         env_spec = env.env_spec
         if args.length > env_spec.max_episode_steps + 1:
             raise UserError(f"an episode has at most {env_spec.max_episode_steps + 1} frames; set a shorter --length")
-        check_reset(args, env)  # this and `settings` report errors before any process starts
+        check_reset(args, env)
+        make_player(args, env)  # these and `settings` report errors before any process starts
     how = settings(args, env_spec)
     record_store(args.out, env_spec, how, args, partial(playing, args), group_size(args), args.episodes, args.length)
     return recorded(args.out)

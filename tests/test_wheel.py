@@ -21,7 +21,7 @@ from worldmodel import __version__
 from worldmodel.utils.extras import EXTRAS
 
 ROOT = Path(__file__).parents[1]
-ENGINES = "vizdoom,mujoco,stable_baselines3,tensorboard,minari,moviepy,s3fs"
+ENGINES = "vizdoom,mujoco,stable_baselines3,sb3_contrib,tensorboard,minari,moviepy,s3fs"
 """Packages of all extras."""
 SITE = """
 import os, sys

@@ -52,6 +52,8 @@ from worldmodel.utils.settings import Count, Positive, Settings
 STATE = "world.json"
 SHARES = {"record": 0.08, "vqvae": 0.38, "tokens": 0.10, "prior": 0.32, "outcome": 0.06, "judge": 0.06}
 """How the time is divided."""
+FREE = ("run", "minutes", "trust_policy")
+"""Settings that a resumed run may change."""
 LOOK_EPISODES, LOOK_SIZE = 4, 128
 START = 6.0
 """Seconds in which a recorder starts."""
@@ -68,7 +70,9 @@ class Args(Settings):
     env_kwargs: str = "{}"
     """Keyword arguments of the environment, as JSON."""
     policy: str = "random"
-    """Policy that plays: "random", the folder of a policy, or module:function."""
+    """Player: "random", a folder, a zip of Stable-Baselines3, or module:name. The name is of a function or a class."""
+    trust_policy: bool = False
+    """Unpickle the zip, which can run any code. Only for files whose author you trust."""
     run: Path = Path("runs/world")
     """Run folder."""
     minutes: Positive = 30
@@ -84,7 +88,7 @@ class Choices:
 
     def __init__(self, args: Args) -> None:
         self.path = args.run / STATE
-        settings = json.loads(json.dumps({k: v for k, v in asdict(args).items() if k not in ("run", "minutes")}))
+        settings = json.loads(json.dumps({k: v for k, v in asdict(args).items() if k not in FREE}))
         found = json.loads(self.path.read_text()) if self.path.exists() else {"settings": settings, "chosen": {}}
         if found["settings"] != settings:
             raise UserError(f"{args.run} holds a world with other settings; use another --run, or the same settings")
@@ -121,7 +125,8 @@ class World:
     def record(self) -> None:
         """Look at a few episodes, choose sizes, and record."""
         args, chosen, once = self.args, self.choices.chosen, self.choices.once
-        how = {name: getattr(args, name) for name in ("env_id", "env_kwargs", "policy", "max_episode_steps")}
+        names = ("env_id", "env_kwargs", "policy", "trust_policy", "max_episode_steps")
+        how = {name: getattr(args, name) for name in names}
         look, data = args.run / "look.zarr", args.run / "data.zarr"
         if "episodes" not in chosen:
             before = time.monotonic()

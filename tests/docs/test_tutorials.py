@@ -29,6 +29,7 @@ PAGES = (
     "README.md",
     "docs/quickstart.md",
     "docs/tutorials/own_environment.md",
+    "docs/tutorials/own_policy.md",
     "docs/tutorials/own_videos.md",
     "docs/tutorials/train_in_a_dream.md",
     "docs/tutorials/plan_in_a_dream.md",
@@ -56,6 +57,7 @@ SMALL = {
 SHORT = {
     "num_envs=64": "num_envs=2",
     "n_steps=32": "n_steps=4",
+    "n_steps=128": "n_steps=4",
     "batch_size=512": "batch_size=8",
     "learn(100_000)": "learn(8)",
     "range(100)": "range(3)",
@@ -151,6 +153,7 @@ def test_every_block_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
         assert run_page(page, monkeypatch) >= 2, page
     for name in (
         "try/dreams", "catch/prior", "catch/dreams", "catch/evaluation", "catch2/vqvae", "videos/samples",
+        "catch_wander/data.zarr", "catch_follow/data.zarr", "catch_ppo/data.zarr",
         "from_minari/data.zarr", "arm/data.zarr", "drives/data.zarr", "anything/data.zarr", "from_lerobot/data.zarr",
         "dreamed", "dreamed_warm", "plan.json", "rank.json",
     ):  # fmt: skip

@@ -122,3 +122,11 @@ def test_an_environment_in_which_nothing_moves_is_told(
         UserError, match="nothing moves in Toy-v0 under this policy; give another --policy, and another --run"
     ):
         world.main(world.Args(env_id="Toy-v0", run=tmp_path / "run"))
+
+
+def test_a_policy_of_ones_own_is_recorded_with_trust_if_that_is_given(tmp_path: Path, runner: Runner) -> None:
+    args = world.Args(env_id="Toy-v0", run=tmp_path / "run", policy="agent.zip")
+    world.main(args)
+    world.main(replace(args, trust_policy=True))
+    played = [args for name, args in runner.called if name == "gym"]
+    assert [(args.policy, args.trust_policy) for args in played] == [("agent.zip", False)] * 2 + [("agent.zip", True)]

@@ -15,6 +15,7 @@ EXTRAS = {
     "vizdoom": "ViZDoom",
     "mujoco": "MuJoCo",
     "sb3": "Stable-Baselines3",
+    "sb3-contrib": "SB3 Contrib",
     "tensorboard": "TensorBoard",
     "minari": "Minari",
     "parquet": "pyarrow",
