@@ -18,6 +18,7 @@ EXTRAS = {
     "tensorboard": "TensorBoard",
     "minari": "Minari",
     "parquet": "pyarrow",
+    "hub": "huggingface_hub",
 }
 """Extra -> the name of its package."""
 
