@@ -21,6 +21,7 @@ from train import push
 
 ROOT = Path(__file__).parents[2]
 NEEDS = {
+    "Notebooks": "PIL",
     "sb3-contrib": "sb3_contrib",
     "CleanRL": "gymnasium",
     "TorchRL": "torchrl",
@@ -74,8 +75,13 @@ def test_every_section_has_a_test() -> None:
     assert used == list(SMALL)
 
 
+def test_a_picture_in_a_notebook(tmp_path: Path) -> None:
+    end = "picture = Image.fromarray(env.render()); print(picture.size, picture._repr_png_()[1:4])"
+    assert run_block("Notebooks", tmp_path, end) == "(256, 256) b'PNG'\n"
+
+
 def test_sb3_contrib(tmp_path: Path) -> None:
-    assert run_block("sb3-contrib", tmp_path, "print(len(env.envs) if hasattr(env, 'envs') else env.num_envs)") == "2\n"
+    assert run_block("sb3-contrib", tmp_path, "print(env.num_envs, len(env.get_attr('max_steps')))") == "2 2\n"
 
 
 def test_cleanrl(tmp_path: Path) -> None:
