@@ -35,7 +35,7 @@ from worldmodel.utils.settings import Address, check_value, declared_types, shor
 FOLDER = Path(__file__).parent
 SECTIONS = (
     *("loop", "world", "policy", "evaluate_policy", "imitate", "pusher", "evaluate_pusher"),
-    *("collect", "vqvae", "tune_hysteresis", "tokens", "prior", "outcome", "export", "dream", "evaluate"),
+    *("collect", "vqvae", "tune_hysteresis", "tokens", "prior", "outcome", "export", "push", "dream", "evaluate"),
     *(
         "evaluate_outcome",
         "long_horizon",
@@ -234,7 +234,10 @@ def from_flags(kind: type[T], default: T, flags: Sequence[str]) -> T:
 
 
 def check_places(settings: Any) -> None:
-    """`UserError` for a device that is not available, or a URL where a local path is needed."""
+    """`UserError` for a device that is not available, or a URL where a local path is needed.
+
+    A setting that is a `Path` is one. Text may also be a run on the hub: `hf://owner/name`.
+    """
     types = get_type_hints(type(settings))
     for field in dataclasses.fields(settings):
         value, kind = getattr(settings, field.name), types[field.name]
@@ -242,7 +245,8 @@ def check_places(settings: Any) -> None:
         if (value == Path() or (store and value == "")) and field.default != value:
             raise UserError(f"{field.name} is empty; give a path, or leave it out")
         if not store:
-            for path in filter(is_url, value if isinstance(value, tuple) else (value,)):
+            given = value if isinstance(value, tuple) else (value,)
+            for path in (p for p in given if is_url(p) and not (isinstance(p, str) and p.startswith("hf://"))):
                 raise UserError(f"{field.name} must be a local path, but {path} is a URL; give a path on this machine")
         if dataclasses.is_dataclass(value):
             check_places(value)

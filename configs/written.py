@@ -37,7 +37,7 @@ def recorded(out: Path | str) -> Written:
     return Written(out, "train/vqvae.py", {"run": Path(out).parent} if in_run else {"data": out})
 
 
-def make_dream(run: Path) -> str:
+def make_dream(run: Path | str) -> str:
     """The line of Python that opens a run as an environment."""
     return f'import {PACKAGE}envs; gymnasium.make("VideoGPTDream-v0", model="{run}")'
 

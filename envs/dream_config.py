@@ -16,7 +16,7 @@ class DreamConfig(SamplingConfig):
     """Which model a dream uses, and how it is sampled."""
 
     model: str = ""
-    """Run folder; by default the model that ships for `world`."""
+    """Run folder, or `hf://owner/name`; by default the model that ships for `world`."""
     world: str = "health_gathering_supreme"
     """Name of the model that ships; used if `model` is empty."""
     horizon: Count | None = None

@@ -44,7 +44,7 @@ class Args(Settings):
     """Benchmark the speed of dreams."""
 
     run: NonEmpty[str] = ("",)
-    """Run folders of dreams, by default the model that ships for `world`."""
+    """Run folders of dreams, or hf://owner/name; by default the model that ships for `world`."""
     world: str = "health_gathering_supreme"
     """Name of the model that ships; used without a run folder."""
     precision: NonEmpty[Precision] = ("float32", "bfloat16")

@@ -45,7 +45,7 @@ class Args(Settings):
     """Plan in a dream and act in its engine."""
 
     run: str = ""
-    """Run folder of the dream; by default the model that ships for `world`, or else runs/<world>."""
+    """Run folder of the dream, or hf://owner/name; by default the model that ships for `world`, or runs/<world>."""
     world: str = "health_gathering_supreme"
     """Name of the environment to plan in."""
     policy: str = ""

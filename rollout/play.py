@@ -59,7 +59,7 @@ class Args(Settings):
     """Serve a local web page to play a dream."""
 
     run: str = ""
-    """Run folder of the dream, by default the model that ships for `world`."""
+    """Run folder of the dream, or hf://owner/name; by default the model that ships for `world`."""
     world: str = "health_gathering_supreme"
     """Name of the model that ships; used without a run folder."""
     context_frames: Positive = 8

@@ -48,7 +48,7 @@ class Args(Settings):
     """Policies to rank, at least 3: folders, names, "random", or cycles of actions. Names are those of policies that
     ship; a folder or a name may end in @0.3 for 30% random actions."""
     run: str = ""
-    """Run folder of the dream, by default the model that ships for `world`."""
+    """Run folder of the dream, or hf://owner/name; by default the model that ships for `world`."""
     world: str = "health_gathering_supreme"
     """Name of the model that ships; used without a run folder."""
     episodes: Positive = 64

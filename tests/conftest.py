@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.hub import TOKEN, Hub, hub_server
 from tests.tiny import VQVAE_SETTINGS
 from train import outcome, prior, tokens, vqvae
 from worldmodel.data.env_spec import ActionSpec, EnvSpec
@@ -87,9 +89,9 @@ def stages(
 
 
 @pytest.fixture(autouse=True, scope="module")
-def two_threads() -> None:
+def one_thread() -> None:
     """The number of threads decides how sums are rounded; some scripts change it for the whole process."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture
@@ -152,3 +154,19 @@ def bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
     name = f"bucket-{uuid.uuid4().hex}"
     fsspec.filesystem("s3").mkdir(name)
     return f"s3://{name}"
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    """A hub of models that this process and its children use as somebody who may write, with an empty cache."""
+    from huggingface_hub import constants
+
+    with pytest.MonkeyPatch.context() as patch, hub_server() as server:
+        patch.setenv("HF_ENDPOINT", server.url)
+        patch.setenv("HF_HOME", str(tmp_path / "hf_home"))
+        patch.setenv("HF_TOKEN", TOKEN)
+        patch.setenv("HF_HUB_DISABLE_XET", "1")
+        patch.setenv("NO_PROXY", "127.0.0.1")
+        importlib.reload(constants)  # it reads the environment
+        yield server
+    importlib.reload(constants)

@@ -30,6 +30,19 @@ def test_the_environment_comes_right_after_dream(monkeypatch: pytest.MonkeyPatch
     assert ran == [["world.py", "--env-id", "CartPole-v1", "--minutes", "5"], ["world.py", "--env-id", "CartPole-v1"]]
 
 
+@pytest.mark.parametrize(
+    ("words", "flags"),
+    [
+        ("runs/exported me/toy --private", "--run runs/exported --repo me/toy --private"),
+        ("runs/exported --repo me/toy", "--run runs/exported --repo me/toy"),
+        ("--repo me/toy", "--repo me/toy"),
+        ("a b c", "--run a --repo b c"),
+    ],
+)
+def test_the_run_and_the_repository_come_right_after_push(words: str, flags: str) -> None:
+    assert command_line.with_first_flags("push", words.split()) == flags.split()
+
+
 def test_it_lists_every_script(capsys: pytest.CaptureFixture[str]) -> None:
     command_line.run([])
     text = capsys.readouterr().out

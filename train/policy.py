@@ -70,7 +70,7 @@ class Args(Settings):
     scenario: str = "health_gathering_supreme"
     """ViZDoom scenario, or the name of the dream that ships."""
     run: str = ""
-    """Run folder of your own world model; by default the dream that ships for `scenario`."""
+    """Run folder of your own world model, or hf://owner/name; by default the dream that ships for `scenario`."""
     temperature: NotNegative = 1.0
     """Sampling temperature of the dream. Above 1 it is more random and harder to exploit (Ha and Schmidhuber, 2018)."""
     horizon: Count | None = None

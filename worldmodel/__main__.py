@@ -12,6 +12,7 @@ import re
 import sys
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import takewhile
 from pathlib import Path
 
 from worldmodel import __version__
@@ -25,9 +26,10 @@ VERBS = {
     "play": "rollout/play.py",
     "show": "rollout/show.py",
     "dream": "train/world.py",
+    "push": "train/push.py",
 }
 """The word after `worldmodel` -> a folder, whose scripts are the next word, or a script."""
-FIRST = {"dream": "--env-id", "show": "--path"}
+FIRST = {"dream": ("--env-id",), "show": ("--path",), "push": ("--run", "--repo")}
 """Flags that may be left out: `worldmodel dream ID` is short for `worldmodel dream --env-id ID`."""
 HERE = Path(__file__).resolve().parent
 IN_WHEEL = (HERE / "configs").is_dir()
@@ -74,6 +76,13 @@ def listing(verbs: list[str]) -> str:
     return "\n\n".join(["usage: worldmodel COMMAND [flags]", *groups, end])
 
 
+def with_first_flags(verb: str, words: list[str]) -> list[str]:
+    """The words after a verb, with the flags of `FIRST` before those that have none."""
+    given = list(takewhile(lambda word: not word.startswith("-"), words))[: len(FIRST.get(verb, ()))]
+    pairs = zip(FIRST.get(verb, ()), given, strict=False)
+    return [part for pair in pairs for part in pair] + words[len(given) :]
+
+
 def run(words: list[str]) -> None:
     """Run the script that the words name, or list scripts; `UserError` if there is none of that name."""
     verb, *flags = words or ["--help"]
@@ -84,9 +93,7 @@ def run(words: list[str]) -> None:
     elif verb not in VERBS:
         raise UserError(f"there is no command worldmodel {verb}; {suggestion(verb, list(VERBS))}")
     elif "" in (found := scripts(verb)):
-        if verb in FIRST and flags and not flags[0].startswith("-"):
-            flags = [FIRST[verb], *flags]
-        found[""].run(flags)
+        found[""].run(with_first_flags(verb, flags))
     elif not flags or flags[0] in ("-h", "--help"):
         print(listing([verb]))
     elif flags[0] not in found:

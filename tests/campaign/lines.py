@@ -51,6 +51,7 @@ WORKS = {
     "train/outcome.py": f"--run run --n-latent-frames 8 --hidden-dim 32 --restart {FIT}",
     "train/policy.py": "--env-id VideoGPTDream-v0 --total-timesteps 16 --num-envs 2 --n-steps 8 --n-epochs 1 --out out",
     "train/prior.py": f"--run run --actions --n-latent-frames 8 --out other {GPT} {FIT}",
+    "train/push.py": "--run run --repo someone/toy",
     "train/pusher.py": "--total-timesteps 64 --num-envs 2 --n-steps 16 --n-epochs 1 --out out",
     "train/scaling.py": "--batch-sizes 1 3 --batch-size 2 --steps 1 --rounds 1 --large-prior.n-layers 1 --out out.json",
     "train/tune_hysteresis.py": "--run run --hysteresis 0 0.1 --episodes 2 --n-frames 8",

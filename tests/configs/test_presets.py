@@ -273,6 +273,7 @@ def test_every_preset_fits_the_scripts(path: Path) -> None:
     import train.gpu
     import train.imitate
     import train.loop
+    import train.push
     import train.pusher
     import train.scaling
     import train.tune_hysteresis
@@ -300,6 +301,7 @@ def test_every_preset_fits_the_scripts(path: Path) -> None:
         "evaluate": rollout.evaluate,
         "evaluate_policy": rollout.evaluate_policy,
         "export": train.export,
+        "push": train.push,
         "evaluate_outcome": rollout.evaluate_outcome,
         "long_horizon": rollout.long_horizon,
         "controllability": rollout.controllability,

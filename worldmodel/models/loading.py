@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from worldmodel.models.hub import download, is_hub_name
 from worldmodel.models.prior import Prior, PriorConfig
 from worldmodel.models.recurrent_vqvae import RecurrentVQVAE
 from worldmodel.models.reward_done import OutcomeConfig, OutcomeModel
@@ -40,15 +41,17 @@ def pretrained_run(world: str) -> Path:
 
 
 def resolve_folder(name: str, kind: str = "") -> Path:
-    """The folder of a name, which is a path or the name of a pretrained model.
+    """The folder of a name: a path, the name of a pretrained model, or `hf://owner/name` (models/hub.py).
 
     Args:
-        name: A path, or a name without slashes.
+        name: A path, a name without slashes, or a run on the hub.
         kind: "" for world models, "_policy" for policies.
 
     Raises:
-        UserError: If the name is a URL, or neither a folder nor a pretrained model.
+        UserError: If the name is another URL, or nothing has it.
     """
+    if is_hub_name(name):
+        return download(name)
     if is_url(name):
         raise UserError(f"{name} is a URL, but models are read from local folders; copy it here and give its folder")
     ships, bare = PRETRAINED / f"{name}{kind}", name and Path(name).name == name

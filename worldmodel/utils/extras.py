@@ -19,6 +19,7 @@ EXTRAS = {
     "tensorboard": "TensorBoard",
     "minari": "Minari",
     "parquet": "pyarrow",
+    "hub": "huggingface_hub",
 }
 """Extra -> the name of its package."""
 
