@@ -151,8 +151,10 @@ def _receive(connection: Connection) -> tuple[bool, Any]:
 def _kill(process: BaseProcess) -> None:
     """Kill a process and the processes it started."""
     assert process.pid is not None
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    if hasattr(os, "killpg"):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
     process.join()
 
 
@@ -161,11 +163,14 @@ def _follow() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
-    os.killpg(0, signal.SIGKILL)
+    if hasattr(os, "killpg"):
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
 
 
 def _worker_main(connection: Connection, make: WorkerContext) -> None:
-    os.setpgid(0, 0)
+    if hasattr(os, "setpgid"):  # not on Windows, where what a process has started may outlive it
+        os.setpgid(0, 0)
     threading.Thread(target=_follow, daemon=True).start()
     os.set_inheritable(connection.fileno(), False)  # an engine that outlived us would keep the pipe open
     try:

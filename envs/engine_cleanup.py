@@ -10,14 +10,14 @@ A folder is a leftover if it has a lock file that is not locked, because a lock 
 also has the names in shared memory. Folders without a lock file are not ours and are not touched.
 
 The watcher runs this file by its path, so it only imports the standard library. Engines and shared memory are found
-through Linux's /proc and /dev/shm; on other systems only folders are removed.
+through Linux's /proc and /dev/shm; on other systems only folders are removed. Windows has no such locks: there an
+engine that is killed leaves its folder.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import fcntl
 import functools
 import os
 import re
@@ -30,6 +30,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 PREFIX, MARK = "vizdoom-", "worldmodel.lock"
 SHARED = ("ViZDoomSM", "ViZDoomMQCtr", "ViZDoomMQDoom")
 """Prefixes of names in shared memory; each engine appends its id."""
@@ -40,13 +45,15 @@ class EngineFolder:
 
     def __init__(self) -> None:
         root = Path(tempfile.gettempdir())
-        remove_leftovers(root)
-        start_watcher(root)
+        if fcntl:
+            remove_leftovers(root)
+            start_watcher(root)
         self.path = Path(tempfile.mkdtemp(prefix=PREFIX))
         part = self.path / "part"
         self._lock = open(part, "a")  # noqa: SIM115 - held until close
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
-        part.rename(self.path / MARK)  # locked before it becomes visible
+        if fcntl:
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            part.rename(self.path / MARK)  # locked before it becomes visible
 
     def record_shared_memory(self) -> None:
         """Write the shared memory names of this process's engines into the lock file, for the watcher."""
@@ -55,8 +62,8 @@ class EngineFolder:
             (self.path / MARK).write_text("\n".join(names))
 
     def close(self) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
         self._lock.close()
+        shutil.rmtree(self.path, ignore_errors=True)
 
 
 @functools.cache

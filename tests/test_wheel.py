@@ -105,7 +105,13 @@ for line in {commands!r}:
 def test_it_claims_only_its_own_name(site: Path) -> None:
     tops = {path.name for path in site.iterdir()} - {"bin", "sitecustomize.py", "__pycache__"}
     assert tops == {"worldmodel", f"worldmodel-{__version__}.dist-info"}
-    for name in ("envs/dream.py", "envs/scenarios/battle2.cfg", "rollout/play.html", "configs/demo.yaml"):
+    for name in (
+        "envs/dream.py",
+        "envs/scenarios/battle2.cfg",
+        "rollout/play.html",
+        "rollout/show.html",
+        "configs/demo.yaml",
+    ):
         assert (site / "worldmodel" / name).is_file()
     assert not (site / "worldmodel" / "envs.py").exists()
     assert list((site / "worldmodel" / "pretrained").rglob("*.safetensors"))
@@ -186,6 +192,20 @@ def test_every_stage_runs_in_an_empty_folder(run: Run, site: Path, tmp_path: Pat
     assert "status" not in done.stderr
     assert list((tmp_path / "here" / "runs" / "mine" / "dreams").glob("*.gif"))
     assert not list((tmp_path / "home").rglob("*.py"))
+    code = """
+import json, threading, urllib.request
+from worldmodel.rollout import play, show
+for made in (play.serve(play.Args(run="runs/mine", port=0)), show.serve(show.Args(path="runs/mine", port=0))):
+    threading.Thread(target=made.serve_forever, daemon=True).start()
+    with made, urllib.request.urlopen(f"http://127.0.0.1:{made.server_port}/") as page:
+        print("<title>" in page.read().decode())
+        made.shutdown()
+"""
+    done = run("-c", code)
+    alone = (
+        "the dream is played alone: Blink-v0 was recorded from 'envs.blink:Blink-v0', which is not part of this project"
+    )
+    assert done.stdout.startswith(alone) and done.stdout.endswith("\nTrue\nTrue\n"), done
 
 
 def test_a_robot_needs_no_vizdoom(run: Run) -> None:

@@ -134,10 +134,10 @@ def write_beside(address: str, name: str, data: bytes) -> None:
 
 
 def sync_folders(storage: Storage, names: Iterable[str]) -> None:
-    """Wait until the names of the files in some folders are on the disk; a bucket has no folders."""
-    if isinstance(storage, DurableStore):
+    """Wait until the names of the files in some folders are on the disk; a bucket and Windows cannot."""
+    if isinstance(storage, DurableStore) and hasattr(os, "O_DIRECTORY"):
         for name in names:
-            handle = os.open(storage.root / name, os.O_RDONLY)
+            handle = os.open(storage.root / name, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 os.fsync(handle)
             finally:

@@ -70,7 +70,7 @@ class TrainerConfig(Settings):
     """How a model is trained, by Adam with betas 0.9 and 0.999."""
 
     steps: Positive = 100_000
-    """Number of training steps in all."""
+    """Number of training steps in all. A larger number makes a complete run go on."""
     batch_size: Positive = 32
     """Number of clips of a step, of all ranks together."""
     accumulate: Positive = 1
@@ -161,6 +161,9 @@ def fit(
 ) -> None:
     """Train a model to the last step, resuming the run in `out` if there is one.
 
+    A run that is complete goes on if `config` has more steps. The learning rate is then that of a run of so many steps
+    from the beginning, so a cosine schedule begins higher than it ended.
+
     Args:
         model: The model, on its device; trained in place.
         loss: Turns a batch into scalars, one of them named "loss". The others are logged.
@@ -195,6 +198,9 @@ def fit(
         if step >= config.steps:
             print(f"{out}: already trained for {step:,} steps")
             return
+        if found and not rank() and found.config["trainer"]["steps"] < config.steps:
+            rate = learning_rate_at(config, step)
+            print(f"{out}: goes on from step {step:,} to {config.steps:,}, with a learning rate of {rate:.2g} at first")
         loss = wrap_loss(model, loss, config.compile, config.shard)
         optimizer = torch.optim.Adam(model.parameters(), config.learning_rate)
         if found:
@@ -313,13 +319,20 @@ def resume(model: nn.Module, out: Path, settings: dict[str, Any], state: dict[st
     if not checkpoints(out):
         return None
     found = restore_newest(out)
-    check_same_config(out, settings)
+    check_same_config(out, settings | {"trainer": settings["trainer"] | more_steps(found, settings)})
     found.fill(model)
     for name, tensor in state.items():
         n = len(tensor)
         whole = found.tensor_of_run(name, tensor.new_empty(n * n_ranks(), *tensor.shape[1:]))
         tensor.copy_(whole[rank() * n : (rank() + 1) * n])
     return found
+
+
+def more_steps(found: Checkpoint, settings: dict[str, Any]) -> dict[str, int]:
+    """The number of steps of a complete run that is to go on for more; otherwise empty."""
+    done = found.steps("step")
+    complete = done == found.config.get("trainer", {}).get("steps")
+    return {"steps": done} if complete and settings["trainer"]["steps"] > done else {}
 
 
 def train_step(

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -237,6 +238,37 @@ def test_finished_runs_stay_as_they_are_and_other_settings_are_refused(tmp_path:
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
     run("prior", tmp_path, TrainerConfig(steps=2, batch_size=4, learning_rate=0.1, **QUIET), restart=True)
     assert read_header(tmp_path)[0]["trainer"]["learning_rate"] == 0.1
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_a_complete_run_goes_on_for_more_steps(
+    schedule: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a constant rate it ends as a run that had them from the beginning."""
+
+    def trained(folder: Path, steps: int, **changes: Any) -> bytes:
+        config = TrainerConfig(steps=steps, batch_size=4, learning_rate=1e-2, lr_schedule=schedule, **QUIET, **changes)
+        run("prior", folder, config)
+        return (folder / CHECKPOINT_FILE).read_bytes()
+
+    short = trained(tmp_path / "a", 4)
+    with pytest.raises(UserError, match=r"trainer\.steps = 4, but 3 was asked for"):
+        trained(tmp_path / "a", 3)
+    with pytest.raises(UserError, match=r"trainer\.batch_size = 4, but 5 was asked for"):
+        run("prior", tmp_path / "a", TrainerConfig(steps=8, batch_size=5, learning_rate=1e-2, **QUIET))
+    assert (tmp_path / "a" / CHECKPOINT_FILE).read_bytes() == short
+    capsys.readouterr()
+    long, whole = trained(tmp_path / "a", 8), trained(tmp_path / "b", 8)
+    rate = {"constant": "0.01", "cosine": "0.005"}[schedule]
+    assert f"goes on from step 4 to 8, with a learning rate of {rate} at first" in capsys.readouterr().out
+    assert (long == whole) == (schedule == "constant")
+    config, progress = read_header(tmp_path / "a")
+    assert (config["trainer"]["steps"], progress["step"]) == (8, 8)
+    assert [e.step for e in log(tmp_path / "a").Scalars("train/loss")] == [2, 4, 6, 8]
+    with pytest.raises(UserError, match="time is up after step 9 of 16"):
+        trained(tmp_path / "a", 16, max_minutes=1e-9)
+    with pytest.raises(UserError, match=r"trainer\.steps = 16, but 20 was asked for"):
+        trained(tmp_path / "a", 20)
 
 
 def test_nonsense_is_refused() -> None:
