@@ -168,14 +168,20 @@ def test_who_may_not_write_is_told_to_log_in(hub: Hub, exported: Path, monkeypat
     assert not hub.repos
 
 
-def test_an_engine_that_a_download_names_needs_trust(hub: Hub, exported: Path, tmp_path: Path) -> None:
+def test_an_engine_that_a_download_names_needs_trust(
+    hub: Hub, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = Path(shutil.copytree(exported, tmp_path / "run"))
     config, progress = read_header(run / "prior")
     config["env_spec"] |= {"env_id": "foreign_module:Foreign-v0", "env_kwargs": {}}
     save_checkpoint(run / "prior", load_prior(run / "prior"), config, progress)
     push.main(push.Args(run=run, repo="somebody/toy"))
-    with pytest.raises(UserError, match="which is not part of this project and may run any code; give --trust-env"):
-        play.serve(play.Args(run="hf://somebody/toy", port=0))
+    play.serve(play.Args(run="hf://somebody/toy", port=0)).server_close()
+    why = "which is not part of this project and may run any code; give --trust-env"
+    assert (
+        f"the dream is played alone: toy was recorded from 'foreign_module:Foreign-v0', {why}"
+        in capsys.readouterr().out
+    )
 
 
 def test_the_command_pushes(hub: Hub, exported: Path) -> None:
