@@ -44,8 +44,8 @@ def controls(env_spec: EnvSpec) -> dict[str, Any]:
     if env_spec.name == "battle2":
         rest[4] = 5  # no turn
     keys = BATTLE2 if env_spec.name == "battle2" else _bindings(env_spec)
-    keys |= {arrow: keys[key] for arrow, key in ARROWS.items() if key in keys}
-    return {"kind": spec.kind, "low": low, "high": high, "rest": rest, "keys": keys}
+    arrows = {arrow: keys[key] for arrow, key in ARROWS.items() if key in keys}
+    return {"kind": spec.kind, "low": low, "high": high, "rest": rest, "keys": keys | arrows}
 
 
 def _bindings(env_spec: EnvSpec) -> dict[str, Binding]:

@@ -15,6 +15,15 @@ from worldmodel.utils.errors import UserError, one_line
 
 from . import ENVIRONMENTS
 
+FRAMES = "GymFrames-v0"
+TRUSTED = tuple(name for name in ENVIRONMENTS if name != FRAMES)
+"""Ids that run no code but this project's."""
+
+
+def recorded_id(env_spec: EnvSpec) -> Any:
+    """The id of the environment itself, also if GymFrames-v0 made its frames; from a run that may be anyone's."""
+    return env_spec.env_kwargs.get("env_id") if env_spec.env_id == FRAMES else env_spec.env_id
+
 
 def make_recorded_env(env_spec: EnvSpec, trusted: bool = False) -> gym.Env[Any, Any]:
     """Make the recorded environment.
@@ -31,8 +40,8 @@ def make_recorded_env(env_spec: EnvSpec, trusted: bool = False) -> gym.Env[Any, 
             f"{env_spec.name} was not recorded from a Gymnasium environment, so there is no engine to run; use a run "
             "that was recorded from one"
         )
-    env_id = env_spec.env_kwargs.get("env_id") if env_spec.env_id == "GymFrames-v0" else env_spec.env_id
-    if not trusted and env_id not in tuple(ENVIRONMENTS):
+    env_id = recorded_id(env_spec)
+    if not trusted and env_id not in TRUSTED:
         raise UserError(
             f"{env_spec.name} was recorded from {env_id!r}, which is not part of this project and may run "
             "any code; give --trust-env if you trust the author of this run"

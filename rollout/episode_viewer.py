@@ -14,6 +14,7 @@ from worldmodel.data.store import Store
 from worldmodel.metrics.frames import psnr
 from worldmodel.models.layers import Memory
 from worldmodel.models.loading import AnyVQVAE
+from worldmodel.training.encoding import actions_into
 from worldmodel.utils.errors import UserError
 
 FRAMES = 32
@@ -34,7 +35,7 @@ class EpisodeViewer:
     """
 
     def __init__(self, store: Store, vqvae: AnyVQVAE | None = None) -> None:
-        self.store, self.vqvae, self.lock = store, vqvae, threading.Lock()
+        self.store, self.lock = store, threading.Lock()
         self.rebuilt = Rebuilt(store, vqvae) if vqvae else None
 
     def answer(self, command: str, **told: Any) -> dict[str, Any]:
@@ -115,6 +116,7 @@ class Rebuilt:
         self.store, self.vqvae, self.episode, self.memory = store, vqvae.eval(), -1, Memory()
         self.pictures: list[np.ndarray] = []
         self.codes: list[np.ndarray] = []
+        self.led: torch.Tensor | None = None
         self.at_once = vqvae.config.n_frames if not vqvae.config.causal else FRAMES - FRAMES % vqvae.config.stride[0]
         """Frames that are encoded at once: a clip, or some of a stream."""
 
@@ -124,6 +126,7 @@ class Rebuilt:
             self.episode, self.memory = episode, Memory()
             self.pictures.clear()
             self.codes.clear()
+            self.led = self._actions()
         while len(self.pictures) < last and self._extend():
             pass
         return np.array(self.pictures[first:last]), np.array(self.codes[first:last])
@@ -139,19 +142,18 @@ class Rebuilt:
             return False
         frames = torch.from_numpy(self.store.read("frames", start + done, start + done + n))[None]
         memory = self.memory if self.vqvae.config.causal else None
-        codes, pictures = self.vqvae.reconstruct(frames, memory, self._actions(start, done, n))
+        led = None if self.led is None else self.led[None, done : done + n]
+        codes, pictures = self.vqvae.reconstruct(frames, memory, led)
         self.pictures += list(pictures[0].numpy())
         self.codes += list(codes[0].repeat_interleave(stride, 0).numpy())
         return True
 
-    def _actions(self, start: int, done: int, n: int) -> torch.Tensor | None:
-        """The encoded actions that led into the next n frames (1, n, a); None if the store has none."""
+    def _actions(self) -> torch.Tensor | None:
+        """The encoded actions that led into the frames of the episode (rows, a); None if the store has none."""
         if "action" not in self.store.array_names:
             return None
-        before = min(done, 1)
-        actions = self.store.read("action", start + done - before, start + done + n - 1)
-        led = self.store.env_spec.action.encode_led(actions)[before:]
-        return torch.from_numpy(led)[None]
+        actions = self.store.read("action", *self.store.episode_bounds(self.episode))
+        return torch.from_numpy(actions_into(self.store.env_spec, actions))
 
 
 def code_picture(codes: np.ndarray) -> np.ndarray:

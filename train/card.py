@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from envs.recorded_env import recorded_id
 from worldmodel.data.env_spec import EnvSpec
 from worldmodel.utils.checkpoint import Checkpoint
 
@@ -49,7 +50,7 @@ def model_card(repo: str, env: EnvSpec, n_contexts: int, parts: dict[str, Checkp
         repo=repo,
         title=repo.partition("/")[2],
         env=env,
-        engine=env.env_id or "recordings, without an engine",
+        engine=recorded_id(env) or "recordings, without an engine",
         frames="x".join(map(str, env.frame_shape)),
         variables=", ".join(env.variables) or "none",
         n_contexts=n_contexts,
