@@ -52,7 +52,7 @@ docs: .venv/ready
 	@echo "the site: site/index.html"
 
 test: lint docs
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest
 
 campaign: .venv/ready
 	$(BIN)/python -m tests.campaign --out docs/campaign.md

@@ -44,7 +44,8 @@ from worldmodel.training.prior_stage import PriorStage, train_prior
 from worldmodel.training.tokens_stage import TokensStage, encode_tokens
 from worldmodel.training.trainer import TrainerConfig
 from worldmodel.training.vqvae_stage import VQVAEStage, train_vqvae
-from worldmodel.utils.checkpoint import checkpoints, weights_digest, write_json
+from worldmodel.utils.checkpoint import checkpoints, read_header, weights_digest, write_json
+from worldmodel.utils.compatibility import check_same_config
 from worldmodel.utils.errors import UserError, is_url
 from worldmodel.utils.run_args import DEVICE
 from worldmodel.utils.settings import Address, AtLeast2, Positive, Settings
@@ -151,12 +152,20 @@ def stage_args(args: Args, work: Job) -> tuple[VQVAEStage, TokensStage, PriorSta
 
 
 def train_stages(args: Args, work: Job) -> None:
-    """Run all stages; each resumes where it stopped."""
+    """Run all stages; each resumes where it stopped. A model that is complete is not trained for more steps."""
     first, second, third = stage_args(args, work)
+    check_same_trainer(work.run / "vqvae", first.trainer)
     train_vqvae(first)
     if third is not None:
         encode_tokens(second)
+        check_same_trainer(work.run / work.prior, third.trainer)
         train_prior(third)
+
+
+def check_same_trainer(folder: Path, trainer: TrainerConfig) -> None:
+    """`UserError` if a folder has a model that was trained in another way, because a table compares equal trainings."""
+    if checkpoints(folder):
+        check_same_config(folder, read_header(folder)[0] | {"trainer": trainer.settings()})
 
 
 def settings(args: Args, work: Job) -> dict[str, Any]:

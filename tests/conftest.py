@@ -89,9 +89,9 @@ def stages(
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_thread() -> None:
+def two_threads() -> None:
     """The number of threads decides how sums are rounded; some scripts change it for the whole process."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(2)
 
 
 @pytest.fixture

@@ -194,8 +194,10 @@ def test_the_command_pushes(hub: Hub, exported: Path) -> None:
     )
     assert done.stdout.splitlines()[-1] == said
     assert hub.private == {"somebody/toy": True}
-    done = subprocess.run(
-        [sys.executable, "rollout/play.py", "--run", "hf://somebody/toy", "--port", "0"],
-        cwd=root, env=os.environ.copy(), capture_output=True, text=True,
-    )  # fmt: skip
-    assert "toy was not recorded from a Gymnasium environment" in done.stderr
+    serving = [sys.executable, "rollout/play.py", "--run", "hf://somebody/toy", "--port", "0"]
+    with subprocess.Popen(serving, cwd=root, env=os.environ.copy(), stdout=subprocess.PIPE, text=True) as page:
+        assert page.stdout is not None
+        alone, address = page.stdout.readline(), page.stdout.readline()
+        page.terminate()
+    assert "toy was not recorded from a Gymnasium environment" in alone
+    assert address.startswith("play at http://127.0.0.1:")
