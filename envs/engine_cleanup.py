@@ -70,7 +70,7 @@ class EngineFolder:
 def start_watcher(root: Path) -> None:
     """Start the watcher of this process, once."""
     watcher = subprocess.Popen(
-        [sys.executable, "-I", "-S", __file__, str(root), str(os.getpid())],
+        [sys.executable, "-I", "-S", __file__, str(root)],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -111,13 +111,16 @@ def engines(folder: Path) -> Iterator[tuple[int, str]]:
                 yield int(command.parent.name), found[1].decode()
 
 
-def main(root: Path, parent: int) -> None:
-    """Wait for a process to end, and remove its leftovers if it was killed."""
+def main(root: Path) -> None:
+    """Wait for the process that started this one, and remove its leftovers if it was killed.
+
+    The pipe closes before the locks are released, and a large process takes a while. So this looks more than once.
+    """
     if not sys.stdin.read():
-        while os.getppid() == parent:  # its pipes close before its locks are released
-            time.sleep(0.01)
-        remove_leftovers(root)
+        for pause in (0, 0.1, 1, 10):
+            time.sleep(pause)
+            remove_leftovers(root)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]))

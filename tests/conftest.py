@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,9 @@ from worldmodel.data.writer import StoreWriter
 from worldmodel.models.prior_config import PriorSettings
 from worldmodel.models.vqvae import VQVAESettings
 from worldmodel.training.trainer import TrainerConfig
+
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 TOY = EnvSpec(
     name="toy",
@@ -89,9 +93,9 @@ def stages(
 
 
 @pytest.fixture(autouse=True, scope="module")
-def two_threads() -> None:
-    """The number of threads decides how sums are rounded; some scripts change it for the whole process."""
-    torch.set_num_threads(2)
+def one_thread() -> None:
+    """A thread for each test that runs, and for each process it starts: threads that wait for each other are slow."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture
@@ -103,7 +107,6 @@ def toy_store(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder with everything trained on the toy world; do not write into it."""
-    torch.set_num_threads(2)  # it is made before what a module begins with
     run = tmp_path_factory.mktemp("toy_run")
     fill(run / "data.zarr", 60)
     for stage, args in zip((vqvae, tokens, prior, outcome), stages(run), strict=True):
@@ -114,7 +117,6 @@ def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def recurrent_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As `toy_run`, with a recurrent VQ-VAE and models that take its reconstructions; do not write into it."""
-    torch.set_num_threads(2)
     run = tmp_path_factory.mktemp("recurrent_run")
     fill(run / "data.zarr", 60)
     for stage, args in zip((vqvae, tokens, prior, outcome), stages(run, recurrent=True), strict=True):

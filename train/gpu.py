@@ -118,12 +118,13 @@ def ppo_rows(path: Path) -> list[Row]:
 def parts(args: Args) -> list[Part]:
     """All parts, the most important first."""
     small, dev = args.small, f"--device {args.device}"
+    dev_precision = f"{dev} --precision {'float32' if small else 'bfloat16'}"  # many CPUs are slow in bfloat16
     lanes = "1 2" if small else "1 64 1024 4096"
     envs = "2 --n-steps 8 --total-timesteps 32" if small else "1024 --n-steps 16 --total-timesteps 65536"
     models = {"tiny": TINY} if small else {name: f"--preset-models {name}" for name in ("bair", "ucf101")}
-    timing = f"train/benchmark.py {dev} --precision bfloat16 --rounds 1 --seconds {0.05 if small else 2} --out {{out}}"
+    timing = f"train/benchmark.py {dev_precision} --rounds 1 --seconds {0.05 if small else 2} --out {{out}}"
     prior = f"{timing} --workloads prior --attention-dropout 0 --prior-batch-size 1 {TINY if small else LARGE}"
-    dream = f"rollout/benchmark.py {dev} --precision bfloat16 --seconds {0.1 if small else 4} --out {{out}}"
+    dream = f"rollout/benchmark.py {dev_precision} --seconds {0.1 if small else 4} --out {{out}}"
     ppo = f"train/policy.py {dev} --env-id VideoGPTDream-v0 --precision auto --out {{out}}"
     sampling = f"{timing} --workloads sample masks --sample-batch-sizes {'1 2' if small else '1 64'}"
     return [

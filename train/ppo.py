@@ -70,8 +70,15 @@ class CheckpointCallback(BaseCallback):
         """Steps included in the last update, and in the last checkpoint."""
 
     def _remember(self) -> None:
-        """Copy weights and optimizer state after a complete update."""
-        policy, self.learned_steps = self.model.policy, self.model.num_timesteps
+        """Copy weights and optimizer state after a complete update.
+
+        Raises:
+            FloatingPointError: The update made a weight infinite or NaN.
+        """
+        policy = self.model.policy
+        if not all(weight.isfinite().all() for weight in policy.parameters()):
+            raise FloatingPointError
+        self.learned_steps = self.model.num_timesteps
         self.last_update = deepcopy((policy.state_dict(), policy.optimizer.state_dict()))
 
     def _on_rollout_start(self) -> None:
@@ -120,8 +127,8 @@ def learn(ppo: PPO, saver: CheckpointCallback, last: int) -> None:
             with log_on_disk(folder), Progress(total=last, initial=done, unit=" steps", desc=folder.name) as bar:
                 both = [saver, ProgressCallback(bar)]
                 ppo.learn(last - done, both, reset_num_timesteps=done == 0, tb_log_name="log")
-    except ValueError as error:  # torch's distributions refuse NaN logits
-        if "to satisfy the constraint" not in str(error):
+    except (FloatingPointError, ValueError) as error:  # torch's distributions refuse NaN logits
+        if isinstance(error, ValueError) and "to satisfy the constraint" not in str(error):
             raise
         saver.learned_steps = saver.saved_steps  # do not save diverged weights
         steps = ppo.num_timesteps

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from envs import engine_cleanup
 from envs.engine_cleanup import MARK, SHARED, engines, remove_leftovers
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +60,21 @@ def test_nothing_outlives_its_process(end: str, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     assert re.fullmatch(r"\w{10}", shared)
     assert not [kind for kind in SHARED if Path("/dev/shm", kind + shared).exists()]
+
+
+def test_a_lock_may_outlive_the_pipe(tmp_path: Path) -> None:
+    """A process with many threads that is killed closes its files in any order."""
+    folder = tmp_path / "vizdoom-ours"
+    folder.mkdir()
+    watcher = subprocess.Popen([sys.executable, engine_cleanup.__file__, str(tmp_path)], stdin=subprocess.PIPE)
+    with open(folder / MARK, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        watcher.stdin.close()  # type: ignore[union-attr]
+        time.sleep(0.5)
+        assert folder.exists() and watcher.poll() is None
+    wait_for(folder)
+    watcher.kill()
+    watcher.wait()
 
 
 def test_closing_one_engine_leaves_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

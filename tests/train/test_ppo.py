@@ -13,6 +13,7 @@ from stable_baselines3 import PPO
 from train import policy, pusher
 from train.ppo import CheckpointCallback, linear_schedule
 from worldmodel.utils.checkpoint import CHECKPOINT_FILE, read_header, read_tensors
+from worldmodel.utils.errors import UserError
 
 SMALL: dict[str, Any] = {"total_timesteps": 170, "num_envs": 2, "n_steps": 20}
 """Five rollouts of 40 steps, of which the last passes the end."""
@@ -106,6 +107,21 @@ def test_an_interrupted_run_keeps_whole_updates(
     assert list(trail) == [40]
     assert read_header(tmp_path)[1] == {"steps": 40}
     assert holds(tmp_path, *trail[40][1:])
+
+
+def test_an_update_that_makes_a_weight_infinite_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weight is one that actions do not depend on, so nothing else would notice."""
+    train = PPO.train
+
+    def diverging(ppo: PPO) -> None:
+        train(ppo)
+        if ppo.num_timesteps == 80:
+            ppo.policy.value_net.bias.data.fill_(torch.inf)
+
+    monkeypatch.setattr(PPO, "train", diverging)
+    with pytest.raises(UserError, match="the policy diverged within 80 steps; run again with a lower --learning-rate"):
+        SCRIPTS["pusher"](out=tmp_path, save_every=1)
+    assert read_header(tmp_path)[1] == {"steps": 40}
 
 
 def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(
