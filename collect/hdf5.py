@@ -100,7 +100,7 @@ def key_of(args: Args, group: h5py.Group, name: str) -> str:
     if not key or isinstance(group.get(key), h5py.Dataset):
         return key
     if given or name == "actions":
-        raise UserError(f"there is no array {key}; set --{name}, it has {known(group)}")
+        raise UserError(f"there is no array {key}, only {known(group)}; choose one with --{name}")
     return ""
 
 
@@ -116,11 +116,11 @@ def picture_keys(args: Args, group: h5py.Group) -> tuple[str, ...]:
     """The keys of the pictures: those of the flag, or the only one."""
     for key in args.frames:
         if not isinstance(group.get(key), h5py.Dataset):
-            raise UserError(f"there is no array {key}; set --frames, it has {known(group)}")
+            raise UserError(f"there is no array {key}, only {known(group)}; choose one with --frames")
         if not is_picture(group[key].shape[1:], group[key].dtype):
             raise UserError(
-                f"{key} is {group[key].dtype} {group[key].shape}, not uint8 pictures; set --frames, it has "
-                f"{known(group)}"
+                f"{key} is an array of {group[key].dtype} with shape {group[key].shape}, not uint8 pictures; choose "
+                f"another of {known(group)} with --frames"
             )
     if args.frames:
         return args.frames
@@ -136,7 +136,7 @@ def picture_keys(args: Args, group: h5py.Group) -> tuple[str, ...]:
         what = (
             f"several arrays of pictures, {', '.join(found)}" if found else f"no array of pictures, but {known(group)}"
         )
-        raise UserError(f"it has {what}; choose by --frames")
+        raise UserError(f"it has {what}; choose with --frames")
     return tuple(found)
 
 
@@ -146,7 +146,7 @@ def check_keys(args: Args, group: h5py.Group) -> None:
     key_of(args, group, "rewards")
     for key in args.variables:
         if not isinstance(group.get(key), h5py.Dataset):
-            raise UserError(f"there is no array {key}; set --variables, it has {known(group)}")
+            raise UserError(f"there is no array {key}, only {known(group)}; choose with --variables")
 
 
 def list_files(args: Args) -> list[Path]:
@@ -169,7 +169,7 @@ def groups(file: h5py.File, pattern: str) -> list[h5py.Group]:
         inside = [g[key] for g in found for key in sorted(g, key=by_number) if fnmatchcase(key, part)]
         found = [group for group in inside if isinstance(group, h5py.Group)]
     if not found:
-        raise UserError(f"no group fits {pattern!r}; set --episodes, it has {', '.join(list(file)[:MOST_KEYS])}")
+        raise UserError(f"no group matches {pattern!r}, only {', '.join(list(file)[:MOST_KEYS])}; set --episodes")
     return found
 
 
@@ -178,7 +178,10 @@ def parts_of(args: Args, group: h5py.Group, path: Path, whole: bool) -> Iterator
     key = key_of(args, group, "actions")
     actions = np.asarray(group[key])
     if not actions.size or actions.dtype.kind not in "iubf":
-        raise UserError(f"{key} is {actions.dtype} {actions.shape}, not numbers; set --actions")
+        raise UserError(
+            f"{key} is an array of {actions.dtype} with shape {actions.shape}, not of numbers; choose others "
+            "with --actions"
+        )
     check_keys(args, group)
     keys = [key for name in ("terminals", "timeouts") if (key := key_of(args, group, name))]
     ends = [] if whole else sorted({int(i) + 1 for key in keys for i in np.flatnonzero(group[key][()])})

@@ -82,7 +82,7 @@ def choose(args: Args, dataset: Dataset, known: EnvSpec | None) -> Chosen:
     """The features that the flags name; `UserError` with those that are there."""
     names = args.camera or tuple(dataset.cameras)
     if len(names) != 1 and not args.camera:
-        what = f"the cameras {', '.join(names)}; choose by --camera" if names else "no camera; give another dataset"
+        what = f"the cameras {', '.join(names)}; choose with --camera" if names else "no camera; give another dataset"
         raise UserError(f"{args.source} has {what}")
     cameras: list[str] = []
     for name in names:
@@ -90,13 +90,15 @@ def choose(args: Args, dataset: Dataset, known: EnvSpec | None) -> Chosen:
             key for key in dataset.cameras if key.endswith(f".{name}")
         ]
         if len(fits) != 1:
-            raise UserError(f"{args.source} has no camera {name}; name one of {', '.join(dataset.cameras)} by --camera")
+            raise UserError(
+                f"{args.source} has no camera {name}, only {', '.join(dataset.cameras)}; choose with --camera"
+            )
         cameras += fits
     state = args.state or ((STATE,) if STATE in dataset.features else ())
     for feature, flag in ((args.action, "--action"), *((key, "--state") for key in state)):
         if feature not in dataset.features or feature in dataset.cameras:
             others = [key for key in dataset.features if key not in dataset.cameras]
-            raise UserError(f"{args.source} has no numbers {feature}; name one of {', '.join(others)} by {flag}")
+            raise UserError(f"{args.source} has no numbers {feature}, only {', '.join(others)}; choose with {flag}")
     extra = EXTRA if known else ()
     there = tuple(key for key in (REWARD, DONE, TRUNCATED, *extra) if key in dataset.features)
     return Chosen(tuple(cameras), args.action, state, there)

@@ -59,7 +59,7 @@ class Dataset:
 def open_dataset(root: Path) -> Dataset:
     """Read the metadata; `UserError` if the folder has none, or of another version."""
     if not (root / "meta/info.json").is_file():
-        raise UserError(f"{root} is no LeRobot dataset, for it has no meta/info.json; give the folder of one")
+        raise UserError(f"{root} is not a LeRobot dataset: it has no meta/info.json; give the folder of one")
     parquet = import_parquet()
     try:
         info = json.loads((root / "meta/info.json").read_text())
@@ -71,7 +71,9 @@ def open_dataset(root: Path) -> Dataset:
             lines = (root / "meta/episodes.jsonl").read_text().splitlines()
             rows = [json.loads(line) for line in lines if line.strip()]
         else:
-            raise UserError(f"{root} is a LeRobot dataset of version {version}, not 2 or 3; convert it by lerobot")
+            raise UserError(
+                f"{root} is a LeRobot dataset of version {version}, not 2 or 3; convert it with the lerobot package"
+            )
         place = place_v3 if version.startswith("v3.") else place_v2
         features = {str(key): dict(feature) for key, feature in info["features"].items()}
         videos = [key for key, feature in features.items() if feature["dtype"] == "video"]
@@ -114,7 +116,7 @@ def read_columns(dataset: Dataset, span: Span, keys: list[str]) -> dict[str, Any
     chosen = [("episode_index", "=", span.index)]
     table = parquet.read_table(dataset.root / span.data, columns=keys, filters=chosen, use_threads=False)
     if len(table) != span.length:
-        raise UserError(f"{span.data} has {len(table)} of its {span.length} rows")
+        raise UserError(f"{span.data} has only {len(table)} of its {span.length} rows")
     pictures = [key for key in keys if dataset.features[key]["dtype"] == "image"]
     return {key: table.column(key).to_pylist() if key in pictures else numbers(table.column(key)) for key in keys}
 
@@ -152,7 +154,7 @@ def read_camera(dataset: Dataset, span: Span, key: str, columns: dict[str, Any],
                 frames.append(resize_image(np.asarray(to_rgb(frame)), size))
             if len(frames) == span.length:
                 return np.stack(frames)
-    raise UserError(f"{path} has {len(frames)} of its {span.length} frames")
+    raise UserError(f"{path} has only {len(frames)} of its {span.length} frames")
 
 
 def picture(dataset: Dataset, row: Any) -> np.ndarray:

@@ -130,7 +130,9 @@ def image_paths(dataset: MinariDataset, image: Sequence[str]) -> tuple[str, ...]
     pictures = [path for path, space in parts if isinstance(space, spaces.Box) and is_picture(space.shape, space.dtype)]
     if set(image) <= set(pictures) and (image or len(pictures) == 1):
         return tuple(image or pictures)
-    known = f"choose one by --image: {', '.join(pictures)}" if pictures else "record the environment by collect/gym.py"
+    known = (
+        f"choose one with --image: {', '.join(pictures)}" if pictures else "record the environment with collect/gym.py"
+    )
     raise UserError(f"{dataset.id} has no {'such' if image else 'single'} uint8 image in its observations; {known}")
 
 

@@ -119,7 +119,7 @@ def image_features(args: Args, features: dict[str, Feature]) -> list[str]:
     chosen = [name if name in known else f"{OBSERVATION}{name}" for name in args.image]
     if not chosen or not set(chosen) <= set(known):
         what = (
-            f"pictures in {', '.join(known)}; choose by --image" if known else "no JPEG or PNG; give another data set"
+            f"pictures in {', '.join(known)}; choose with --image" if known else "no JPEG or PNG; give another data set"
         )
         raise UserError(f"{args.source} has {what}")
     return chosen
@@ -136,7 +136,7 @@ def check_names(args: Args, features: dict[str, Feature]) -> None:
     for flag, names in (("action", args.action), ("state", args.state)):
         for name in names:
             if name not in numbers:
-                raise UserError(f"{args.source} has no numbers {name}; set --{flag}, it has {', '.join(numbers)}")
+                raise UserError(f"{args.source} has no numbers {name}, only {', '.join(numbers)}; choose with --{flag}")
 
 
 def joined(features: dict[str, Feature], names: Sequence[str], rows: int) -> np.ndarray:

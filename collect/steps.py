@@ -132,7 +132,7 @@ def make_rows(
     n, steps = len(frames), len(frames) - 1
     for name, array in (("rewards", rewards), ("terminals", terminals)):
         if array is not None and len(array) != len(actions):
-            raise UserError(f"it has {len(actions)} actions, but {len(array)} {name}")
+            raise UserError(f"it has {len(actions)} actions, but {len(array)} {name}; give one for each action")
     if steps < 1 or len(actions) not in (n, steps):
         raise UserError(
             f"it has {n} frames and {len(actions)} actions; give at least 2 frames, and as many actions as frames or "
@@ -161,7 +161,7 @@ def make_rows(
             "variables": np.zeros((n, 0), np.float32) if variables is None else variables.astype(np.float32),
         }
     if len(rows["variables"]) != n:
-        raise UserError(f"it has {n} frames, but {len(rows['variables'])} rows of variables")
+        raise UserError(f"it has {n} frames, but {len(rows['variables'])} rows of variables; give one for each frame")
     if why := not_finite(rows):
         raise UserError(why)
     return rows

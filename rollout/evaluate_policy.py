@@ -94,14 +94,15 @@ def score_policy(steps: np.ndarray, returns: np.ndarray, random: np.ndarray, fra
 
 
 def table(scores: dict[str, dict[str, Any]]) -> str:
+    width = max(map(len, scores)) + 1
     lines = [
-        f"{'policy':<30}{'tics':>8}{'sd':>8}{'95% interval':>18}{'x random':>10}"
+        f"{'policy':<{width}}{'tics':>8}{'sd':>8}{'95% interval':>18}{'x random':>10}"
         f"{'return':>9}{'sd':>8}{'95% interval':>18}{'x random':>10}"
     ]
     for name, s in scores.items():
         (low, high), (least, most) = s["tics"]["interval95"], s["return"]["interval95"]
         lines.append(
-            f"{name[-29:]:<30}{s['tics']['mean']:>8.0f}{s['tics']['sd']:>8.0f}{f'{low:.0f} to {high:.0f}':>18}"
+            f"{name:<{width}}{s['tics']['mean']:>8.0f}{s['tics']['sd']:>8.0f}{f'{low:.0f} to {high:.0f}':>18}"
             f"{s['times_random']['mean']:>10.2f}{s['return']['mean']:>9.1f}{s['return']['sd']:>8.1f}"
             f"{f'{least:.1f} to {most:.1f}':>18}{s['return_times_random']['mean']:>10.2f}"
         )

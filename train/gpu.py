@@ -186,7 +186,10 @@ def main(args: Args) -> Written:
     end, state = time.monotonic() + 60 * args.minutes, args.out / "done.json"
     args = replace(args, out=args.out.absolute())  # the tests run in the project's root
     args.out.mkdir(parents=True, exist_ok=True)
-    done: dict[str, str] = json.loads(state.read_text()) if state.exists() else {}
+    try:
+        done: dict[str, str] = dict(json.loads(state.read_text())) if state.exists() else {}
+    except (ValueError, TypeError):
+        raise UserError(f"{state} is damaged; delete it, and every part runs again") from None
     rows: list[Row] = []
     for part in parts(args):
         left, made = end - time.monotonic(), f"{args.device}: {part.line}"

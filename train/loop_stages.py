@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from configs.scripts import flag_words
 from train.commands import run_script
-from worldmodel.utils.checkpoint import write_json
-from worldmodel.utils.compatibility import config_difference
+from train.run_state import RunState
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.settings import AtLeast2, Count, Fraction, NonEmpty, Positive, Seed, Settings
 
-STATE = "loop.json"
 Flags = dict[str, Any]
 
 
@@ -126,8 +123,10 @@ def words(stage: Stage, presets: list[str]) -> list[str]:
     return line + flag_words(stage.flags)
 
 
-class State:
+class State(RunState):
     """Which commands of a loop are done, in <run>/loop.json."""
+
+    value: list[str]
 
     def __init__(self, args: Args) -> None:
         """Read it, or start a loop. The number of rounds may change.
@@ -135,45 +134,32 @@ class State:
         Raises:
             UserError: If the loop was started with other settings, or its state is lost.
         """
-        self.path = args.run / STATE
-        self.settings = json.loads(json.dumps({k: v for k, v in asdict(args).items() if k not in ("run", "rounds")}))
-        self.done: list[str] = []
+        super().__init__(args.run, "loop", args, ("run", "rounds"), "done", [])
         if not self.path.exists():
             if any((args.run / name).exists() for name in ("data.zarr", "round-0", "engine")):
-                raise UserError(f"{args.run} has data or models, but no {STATE}; use another --run")
-            self._write()
-        try:
-            found = json.loads(self.path.read_text())
-            self.done = list(found["done"])
-            differs = config_difference(found["settings"], self.settings)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(f"{self.path} is damaged; restore it, or use another --run") from None
-        if differs:
-            raise UserError(f"{args.run} holds a loop with {differs}; use another --run, or the same settings")
+                raise UserError(f"{args.run} has data or models, but no {self.path.name}; use another --run")
+            self.write()
 
     @property
     def recorded(self) -> int:
         """The number of rounds that have recorded."""
-        return sum(name.endswith("/collect") for name in self.done)
+        return sum(name.endswith("/collect") for name in self.value)
 
     @property
     def scored(self) -> int:
         """The number of rounds that are complete."""
-        return sum(name.startswith("round-") and name.endswith("/score") for name in self.done)
+        return sum(name.startswith("round-") and name.endswith("/score") for name in self.value)
 
     def add(self, name: str) -> None:
         """Note that a command is done."""
-        self.done.append(name)
-        self._write()
-
-    def _write(self) -> None:
-        write_json(self.path, {"settings": self.settings, "done": self.done})
+        self.value.append(name)
+        self.write()
 
 
 def run_stages(state: State, stages: list[Stage], presets: list[str]) -> None:
     """Run the commands that are not done yet; `UserError` if one fails."""
     for stage in stages:
-        if stage.name in state.done:
+        if stage.name in state.value:
             continue
         script, *flags = words(stage, presets)
         run_script(script, flags, stage.name)

@@ -18,7 +18,6 @@ Random play shows little of most games. Record a better policy with `--policy` w
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import time
@@ -34,6 +33,7 @@ from configs import command
 from configs.scripts import command_words, flag_words
 from configs.written import Written, make_dream
 from train.commands import run_script
+from train.run_state import RunState
 from train.world_choices import (
     choose_motion_weight,
     choose_size,
@@ -44,12 +44,10 @@ from train.world_choices import (
 )
 from worldmodel.data.motion import measure_motion
 from worldmodel.data.opening import open_store
-from worldmodel.utils.checkpoint import write_json
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.lock import folder_lock
 from worldmodel.utils.settings import Count, Positive, Settings
 
-STATE = "world.json"
 SHARES = {"record": 0.08, "vqvae": 0.38, "tokens": 0.10, "prior": 0.32, "outcome": 0.06, "judge": 0.06}
 """How the time is divided."""
 FREE = ("run", "minutes", "trust_policy")
@@ -83,24 +81,19 @@ class Args(Settings):
     """Time limit of an episode in steps, beside the environment's own."""
 
 
-class Choices:
+class Choices(RunState):
     """What was chosen, in <run>/world.json. A resumed run makes the same choices."""
 
     def __init__(self, args: Args) -> None:
-        self.path = args.run / STATE
-        settings = json.loads(json.dumps({k: v for k, v in asdict(args).items() if k not in FREE}))
-        found = json.loads(self.path.read_text()) if self.path.exists() else {"settings": settings, "chosen": {}}
-        if found["settings"] != settings:
-            raise UserError(f"{args.run} holds a world with other settings; use another --run, or the same settings")
-        self.settings, self.chosen = settings, dict(found["chosen"])
+        super().__init__(args.run, "world", args, FREE, "chosen", {})
 
     def once(self, name: str, choose: Callable[[], Any]) -> Any:
         """The value that was chosen before, or else one that is chosen now."""
-        if name not in self.chosen:
-            self.chosen[name] = choose()
-            write_json(self.path, {"settings": self.settings, "chosen": self.chosen})
-            print(f"chosen: {name.replace('_', ' ')} = {self.chosen[name]}", flush=True)
-        return self.chosen[name]
+        if name not in self.value:
+            self.value[name] = choose()
+            self.write()
+            print(f"chosen: {name.replace('_', ' ')} = {self.value[name]}", flush=True)
+        return self.value[name]
 
 
 def run_stage(script: str, flags: dict[str, Any]) -> None:
@@ -124,7 +117,7 @@ class World:
 
     def record(self) -> None:
         """Look at a few episodes, choose sizes, and record."""
-        args, chosen, once = self.args, self.choices.chosen, self.choices.once
+        args, chosen, once = self.args, self.choices.value, self.choices.once
         names = ("env_id", "env_kwargs", "policy", "trust_policy", "max_episode_steps")
         how = {name: getattr(args, name) for name in names}
         look, data = args.run / "look.zarr", args.run / "data.zarr"
@@ -150,17 +143,17 @@ class World:
         """Train a stage for as many steps as fit into its time, by the speed of a trial."""
         script, folder, key = f"train/{stage}.py", self.args.run / stage, f"{stage}_steps"
         flags = {"run": self.args.run} | (sizes or {})
-        if key not in self.choices.chosen:
+        if key not in self.choices.value:
             before, seconds = time.monotonic(), self.seconds(stage)
             run_stage(script, flags | {"trainer.steps": TRIAL_STEPS, "n_eval_clips": 2})
             speed, left = steps_per_second(folder / "log"), seconds - (time.monotonic() - before)
             shutil.rmtree(folder)
             self.choices.once(key, lambda: steps_for(speed, left))
-        run_stage(script, flags | {"trainer.steps": self.choices.chosen[key]})
+        run_stage(script, flags | {"trainer.steps": self.choices.value[key]})
 
     def all(self) -> None:
         """Run all stages."""
-        run, chosen = self.args.run, self.choices.chosen
+        run, chosen = self.args.run, self.choices.value
         self.record()
         size, weight = chosen["size"], chosen["motion_loss_weight"]
         self.train("vqvae", {"model.frame_size": [size, size], "model.motion_loss_weight": weight})

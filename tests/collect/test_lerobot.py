@@ -140,7 +140,7 @@ def test_both_versions_hold_the_same(tmp_path: Path, make: Any) -> None:
 
 def test_version_2_0_and_one_camera_of_two(tmp_path: Path) -> None:
     source = version_2(tmp_path / "arm", "v2.0")
-    with pytest.raises(UserError, match=f"has the cameras {TOP}, {SIDE}; choose by --camera"):
+    with pytest.raises(UserError, match=f"has the cameras {TOP}, {SIDE}; choose with --camera"):
         read(tmp_path, source)
     store = read(tmp_path, source, camera=("side",), size=0, state=("next.reward",), low=(-9,), high=(9,))
     assert store.env_spec.frame_shape == (16, 24, 3)
@@ -151,12 +151,12 @@ def test_version_2_0_and_one_camera_of_two(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("how", "why"),
     [
-        ({"camera": ("front",)}, f"has no camera front; name one of {TOP}, {SIDE} by --camera"),
+        ({"camera": ("front",)}, f"has no camera front, only {TOP}, {SIDE}; choose with --camera"),
         (
             {"camera": ("top",), "action": "act"},
-            "has no numbers act; name one of observation.state, .* --action",
+            "has no numbers act, only observation.state, .*; choose with --action",
         ),
-        ({"camera": ("top",), "state": ("x",)}, "has no numbers x; .* by --state"),
+        ({"camera": ("top",), "state": ("x",)}, "has no numbers x, only .*; choose with --state"),
     ],
 )
 def test_a_feature_that_is_not_there(tmp_path: Path, how: dict[str, Any], why: str) -> None:
@@ -165,7 +165,7 @@ def test_a_feature_that_is_not_there(tmp_path: Path, how: dict[str, Any], why: s
 
 
 def test_metadata_that_is_missing_other_or_damaged(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"is no LeRobot dataset, for it has no meta/info.json"):
+    with pytest.raises(UserError, match=r"is not a LeRobot dataset: it has no meta/info.json"):
         read(tmp_path, tmp_path)
     path = version_3(tmp_path / "arm") / "meta/info.json"
     good = json.loads(path.read_text())
@@ -194,7 +194,7 @@ def test_damaged_episodes_are_named_and_the_others_kept(tmp_path: Path) -> None:
     assert len(read(tmp_path, root, camera=("top",)).episode_ends) == 5
     why = (tmp_path / "out.zarr/skipped.txt").read_text().splitlines()
     assert [f"episode {i}: " in line for i, line in enumerate(why)] == [True] * 6
-    assert "has 5 of its 6 frames" in why[2] and "has 4 of its 5 rows" in why[4]
+    assert "has only 5 of its 6 frames" in why[2] and "has only 4 of its 5 rows" in why[4]
 
 
 def recorded(

@@ -198,7 +198,7 @@ def test_a_picture_in_a_dictionary(tmp_path: Path) -> None:
     vector = gym.spaces.Box(-1, 1, (2,))
     space = gym.spaces.Dict({"eye": PICTURE, "other": PICTURE, "pose": vector})
     made_elsewhere({"eye": FLAT, "other": 255 - FLAT, "pose": np.zeros((6, 2), np.float32)}, space)
-    with pytest.raises(UserError, match=r"has no single uint8 image .*choose one by --image: eye, other"):
+    with pytest.raises(UserError, match=r"has no single uint8 image .*choose one with --image: eye, other"):
         bring_in(tmp_path, "other/toy-v3")
     assert bring_in(tmp_path, "other/toy-v3", image=("other",)).read("frames", 1, 2)[0, 0, 0].tolist() == [215] * 3
 
@@ -217,7 +217,7 @@ def test_nested_dictionaries_with_channels_first_and_a_state(tmp_path: Path) -> 
         "map": np.zeros((6, 4, 4), np.float32),
     }
     made_elsewhere(seen, space)
-    with pytest.raises(UserError, match=r"choose one by --image: eyes/left, eyes/right"):
+    with pytest.raises(UserError, match=r"choose one with --image: eyes/left, eyes/right"):
         bring_in(tmp_path, "other/toy-v3")
     with pytest.raises(UserError, match=r"has no such uint8 image .*eyes/left, eyes/right"):
         bring_in(tmp_path, "other/toy-v3", image=("eyes/left", "eyes/up"))
@@ -253,7 +253,7 @@ def test_few_long_episodes_are_cut_by_time(tmp_path: Path, capsys: pytest.Captur
 
 def test_observations_without_a_picture(tmp_path: Path) -> None:
     made_elsewhere(np.zeros((6, 2), np.float32), gym.spaces.Box(-1, 1, (2,)))
-    with pytest.raises(UserError, match=r"record the environment by collect/gym.py"):
+    with pytest.raises(UserError, match=r"record the environment with collect/gym.py"):
         bring_in(tmp_path, "other/toy-v3")
 
 

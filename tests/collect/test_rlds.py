@@ -102,7 +102,7 @@ def test_an_action_of_several_features_within_bounds(tmp_path: Path) -> None:
         "steps/is_terminal": None,
     }
     source = save(tmp_path / "arm", "a.tfrecord", episode(0, **parts))
-    with pytest.raises(UserError, match=r"has no numbers steps/action; set --action, it has steps/action/grip"):
+    with pytest.raises(UserError, match=r"has no numbers steps/action, only steps/action/grip.*; choose with --action"):
         read(tmp_path, source)
     store = read(tmp_path, source, action=("steps/action/move", "steps/action/grip"), low=(-2,), high=(2,))
     assert store.env_spec.action == ActionSpec(kind="Box", low=(-2,) * 3, high=(2,) * 3)
@@ -114,9 +114,12 @@ def test_an_action_of_several_features_within_bounds(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("how", "why"),
     [
-        ({"image": ()}, "has pictures in steps/observation/image, steps/observation/wrist; choose by --image"),
-        ({"image": ("eye",)}, "has pictures in steps/observation/image, .*; choose by --image"),
-        ({"state": ("steps/language_instruction",)}, "has no numbers steps/language_instruction; set --state, it has"),
+        ({"image": ()}, "has pictures in steps/observation/image, steps/observation/wrist; choose with --image"),
+        ({"image": ("eye",)}, "has pictures in steps/observation/image, .*; choose with --image"),
+        (
+            {"state": ("steps/language_instruction",)},
+            "has no numbers steps/language_instruction, only .*; choose with --state",
+        ),
     ],
 )
 def test_a_feature_that_is_not_there(tmp_path: Path, how: dict[str, Any], why: str) -> None:

@@ -44,6 +44,9 @@ def test_parts_run_once_and_those_without_time_are_left(tmp_path: Path, monkeypa
     monkeypatch.setattr(gpu, "parts", lambda args: [quick("broken", "raise SystemExit(2)")])
     with pytest.raises(UserError, match=r"broken has failed; its error is above\. Fix that"):
         gpu.main(replace(SMALL, out=tmp_path))
+    (tmp_path / "done.json").write_text("[")
+    with pytest.raises(UserError, match=r"done\.json is damaged; delete it, and every part runs again"):
+        gpu.main(replace(SMALL, out=tmp_path))
 
 
 def test_every_part_runs_with_small_models_on_a_cpu(tmp_path: Path) -> None:

@@ -104,8 +104,12 @@ def test_stages_fit_into_the_time_and_a_resumed_run_repeats_its_choices(tmp_path
 def test_other_settings_need_another_run(tmp_path: Path, runner: Runner) -> None:
     args = world.Args(env_id="Toy-v0", run=tmp_path / "run")
     world.main(args)
-    with pytest.raises(UserError, match="holds a world with other settings; use another --run, or the same settings"):
+    with pytest.raises(UserError, match="holds a world with env_id = Toy-v0, but Other-v0 was asked for; use"):
         world.main(replace(args, env_id="Other-v0"))
+    for text in ("{", "[]", '{"chosen": {}}', '{"settings": {}, "chosen": 3}'):
+        (args.run / "world.json").write_text(text)
+        with pytest.raises(UserError, match=r"world\.json is damaged; restore it, or use another --run"):
+            world.main(args)
 
 
 def test_a_stage_that_fails_is_named(tmp_path: Path, runner: Runner) -> None:
