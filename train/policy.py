@@ -40,7 +40,6 @@ from train.ppo import N_MINIBATCHES, CheckpointCallback, check_ppo_args, learn, 
 from worldmodel.models.loading import pretrained_run, resolve_folder
 from worldmodel.training.logging import log_settings
 from worldmodel.utils.checkpoint import checkpoints, load_weights, read_header, weights_digest
-from worldmodel.utils.compatibility import check_same_config
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.extras import extra
 from worldmodel.utils.hardware import Precision
@@ -79,7 +78,8 @@ class Args(Settings):
     precision: Precision = "float32"
     """Precision of the dream's models; bfloat16 is faster on hardware that supports it."""
     total_timesteps: Positive = 1_500_000
-    """Environment steps of the whole training; the learning rate falls to zero over them."""
+    """Environment steps of the whole training; the learning rate falls to zero over them. A larger number continues a
+    complete run."""
     stop_at_step: Count = 0
     """Stop after this environment step, to resume later; 0 trains to the end."""
     n_stack: Annotated[int, Range(1, MAX_STACKED_FRAMES)] = 1
@@ -256,8 +256,7 @@ def main(args: Args) -> Written:
         with folder_lock(args.out):
             ppo = make_ppo(args, environments, last)
             if checkpoints(args.out):
-                check_same_config(args.out, read_header(args.out)[0] | {"training": settings(args)})
-                resume(ppo, args.out, args.seed)
+                resume(ppo, args.out, read_header(args.out)[0] | {"training": settings(args)}, args.seed)
             elif args.init_from is not None:
                 load_weights(policy_folder(str(args.init_from)), ppo.policy)
             learn(ppo, TrainingCallback(args, ppo), last)

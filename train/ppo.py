@@ -16,6 +16,7 @@ from typing import Any
 
 from worldmodel.training.logging import log_on_disk
 from worldmodel.utils.checkpoint import restore_newest
+from worldmodel.utils.compatibility import check_same_config
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.extras import extra
 from worldmodel.utils.progress import Progress
@@ -105,9 +106,19 @@ class CheckpointCallback(BaseCallback):
             self.write()
 
 
-def resume(ppo: PPO, folder: Path, seed: int) -> None:
-    """Resume from the newest checkpoint. The seed depends on the step, so that episodes do not repeat."""
+def resume(ppo: PPO, folder: Path, config: dict[str, Any], seed: int) -> None:
+    """Resume from the newest checkpoint. The seed depends on the step, so that episodes do not repeat.
+
+    A complete run may go on for more steps. Its learning rate then falls along the line to the new end.
+
+    Raises:
+        UserError: Another setting differs from the config of the checkpoint.
+    """
     found = restore_newest(folder)
+    training, done = config["training"], found.config["training"]["total_timesteps"]
+    if found.steps("steps") >= done < training["total_timesteps"]:
+        training = training | {"total_timesteps": done}
+    check_same_config(folder, config | {"training": training})
     found.fill(ppo.policy)
     found.fill_optimizer(ppo.policy.optimizer)
     ppo.num_timesteps = found.steps("steps")

@@ -24,7 +24,6 @@ from configs.written import Written
 from envs.pusher import KIND, PushTask, make_policy
 from train.ppo import N_MINIBATCHES, CheckpointCallback, check_ppo_args, learn, linear_schedule, resume
 from worldmodel.utils.checkpoint import checkpoints, load_weights, save_checkpoint
-from worldmodel.utils.compatibility import check_same_config
 from worldmodel.utils.extras import extra
 from worldmodel.utils.lock import folder_lock
 from worldmodel.utils.settings import Channels, Count, Fraction, NotNegative, Positive, Seed, Settings
@@ -43,7 +42,8 @@ class Args(Settings):
     export: Path | None = None
     """Folder for a copy of the final policy without optimizer state."""
     total_timesteps: Positive = 1_200_000
-    """Environment steps of the whole training; the learning rate falls to zero over them."""
+    """Environment steps of the whole training; the learning rate falls to zero over them. A larger number continues a
+    complete run."""
     stop_at_step: Count = 0
     """Stop after this environment step, to resume later; 0 trains to the end."""
     hidden_dim: Channels = 128
@@ -106,8 +106,7 @@ def main(args: Args) -> Written:
     with folder_lock(args.out):
         ppo = make_ppo(args, last)
         if checkpoints(args.out):
-            check_same_config(args.out, config(args))
-            resume(ppo, args.out, args.seed)
+            resume(ppo, args.out, config(args), args.seed)
         learn(ppo, CheckpointCallback(lambda steps: save(args, ppo, steps), args.save_every, ppo.num_timesteps), last)
     if args.export is not None:
         policy = make_policy(args.hidden_dim)

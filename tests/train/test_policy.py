@@ -111,8 +111,8 @@ def test_a_run_goes_on_exports_and_refuses_other_settings(tmp_path: Path) -> Non
     assert events.Scalars("time/fps")[-1].step == 32
     assert b"n_steps: 16" in events.Tensors("config/text_summary")[0].tensor_proto.string_val[0]
     assert "_hparams_/session_start_info" in events.summary_metadata
-    with pytest.raises(UserError, match=r"training.total_timesteps = 32, but 64 was asked for"):
-        policy.main(replace(args, total_timesteps=64))
+    with pytest.raises(UserError, match=r"training.total_timesteps = 32, but 16 was asked for"):
+        policy.main(replace(args, total_timesteps=16))
     assert (tmp_path / "run" / CHECKPOINT_FILE).read_bytes() == before
     policy.main(replace(args, stop_at_step=16, export=tmp_path / "small"))
     assert (tmp_path / "small" / CHECKPOINT_FILE).stat().st_size < len(before) / 5, "half precision, and no optimizer"

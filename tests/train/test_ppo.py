@@ -18,9 +18,9 @@ from worldmodel.utils.errors import UserError
 SMALL: dict[str, Any] = {"total_timesteps": 170, "num_envs": 2, "n_steps": 20}
 """Five rollouts of 40 steps, of which the last passes the end."""
 SCRIPTS = {
-    "pusher": lambda **how: pusher.main(pusher.Args(**SMALL, hidden_dim=8, **how)),
+    "pusher": lambda **how: pusher.main(pusher.Args(hidden_dim=8, **SMALL | how)),
     "policy": lambda **how: policy.main(
-        policy.Args(**SMALL, scenario="basic", reward_shaping=(), features_dim=8, **how)
+        policy.Args(scenario="basic", reward_shaping=(), features_dim=8, **SMALL | how)
     ),
 }
 Trail = dict[int, tuple[float, dict, dict]]
@@ -82,6 +82,23 @@ def test_a_run_that_is_cut_makes_the_updates_of_a_single_go(script: str, tmp_pat
         assert optimizer[0]["step"] == whole[steps][2][0]["step"]
         assert any((weights[k] != whole[80][1][k]).any() for k in weights)
     assert holds(tmp_path / "cut", *trail[200][1:])
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_complete_run_goes_on_for_more_steps(script: str, tmp_path: Path, trail: Trail) -> None:
+    """Its learning rate falls along the line to the new end; a run that is not complete keeps its own end."""
+    run: Callable[..., None] = SCRIPTS[script]
+    run(out=tmp_path, stop_at_step=40)
+    with pytest.raises(UserError, match=r"total_timesteps = 170, but 400 was asked for"):
+        run(out=tmp_path, total_timesteps=400)
+    run(out=tmp_path)
+    trail.clear()
+    run(out=tmp_path, total_timesteps=400)
+    rate = 1e-3 if script == "pusher" else 3e-4
+    assert {steps: now for steps, (now, *_) in trail.items()} == pytest.approx(
+        {steps: rate * (1 - steps / 400) for steps in (240, 280, 320, 360, 400)}
+    )
+    assert read_header(tmp_path)[1] == {"steps": 400}
 
 
 @pytest.mark.parametrize("every", [1, 1000])
