@@ -33,12 +33,11 @@ from collect.episodes import play_group
 from collect.record import RecordArgs, record_store
 from configs import command
 from configs.written import Written, recorded
-from envs.gym_frames import GymFrames
+from envs.gym_frames import GymFrames, parse_env_kwargs
 from envs.policies import Player, is_blind, load_player, policy_digest
 from worldmodel.data.env_spec import EnvSpec
 from worldmodel.data.writer import Episode
 from worldmodel.utils.errors import UserError, one_line
-from worldmodel.utils.json_schema import load_json
 from worldmodel.utils.settings import Address, Count, Pixels, Positive
 
 LANES = 4
@@ -56,7 +55,7 @@ class Args(RecordArgs):
     out: Address = Address("runs/gym/data.zarr")
     """Store to write; an unfinished one resumes."""
     policy: str = "random"
-    """Player: "random", a folder, a zip of Stable-Baselines3, or module:name. The name is of a function or a class."""
+    """Policy: "random", a folder, a zip of Stable-Baselines3, or module:name. The name is of a function or class."""
     deterministic: bool = False
     """Take the most likely actions of a folder or zip."""
     trust_policy: bool = False
@@ -80,19 +79,7 @@ class Args(RecordArgs):
 
 def make_frames(args: Args) -> GymFrames:
     """The environment as frames; `UserError` if it cannot be made."""
-    return GymFrames(args.env_id, parse_env_kwargs(args), args.size, args.max_episode_steps)
-
-
-def parse_env_kwargs(args: Args) -> dict[str, Any]:
-    example = """give something like '{"level": 1}'"""
-    try:
-        made = load_json(args.env_kwargs)
-    except ValueError as error:
-        raise UserError(f"env_kwargs {args.env_kwargs!r} is not valid JSON ({error}); {example}") from None
-    if not isinstance(made, dict) or "render_mode" in made:
-        what = f"env_kwargs {args.env_kwargs!r}"
-        raise UserError(f"{what} must be a dictionary, and render_mode is chosen here; {example}")
-    return made
+    return GymFrames(args.env_id, parse_env_kwargs(args.env_kwargs), args.size, args.max_episode_steps)
 
 
 def make_player(args: Args, env: GymFrames) -> Player:
@@ -123,7 +110,7 @@ def settings(args: Args, env_spec: EnvSpec) -> dict[str, Any]:
     policy += " deterministic" * args.deterministic
     exploration = {"epsilon": args.epsilon, "hold": args.hold, "random_share": args.random_share}
     limit = {"max_episode_steps": args.max_episode_steps} if args.max_episode_steps else {}
-    made = {"env": args.env_id, "kwargs": parse_env_kwargs(args) | limit}
+    made = {"env": args.env_id, "kwargs": parse_env_kwargs(args.env_kwargs) | limit}
     return made | {"policy": policy, "length": args.length, "seed": args.seed, **exploration}
 
 

@@ -1,4 +1,4 @@
-"""Record the simulated robot that pushes objects, into a store like that of BAIR's data (`collect/bair.py`).
+"""Record the simulated robot that pushes objects, into a store like that of BAIR's data.
 
     python collect/pushing.py                    # 2,000 episodes: the pusher that ships, 30% of them random
     python collect/pushing.py --policy random    # only random actions, with the distribution of BAIR's robot

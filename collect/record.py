@@ -128,7 +128,7 @@ def fill(
             rate = record_episodes(pool, writer, group_size, total, length)
             bare = sum(pool.run_everywhere(bare_rate)) if bare_rate else 0
         share = f": {rate / bare:.0%} of the bare engine's {bare:,.0f} frames/s" if bare else ""
-        print(f"{rate:,.0f} frames/s by {args.num_workers} processes{share}")
+        print(f"{rate:,.0f} frames/s with {args.num_workers} processes{share}")
     state = "was complete already" if complete else "is complete"
     print(f"data: {writer.path} {state}: {store_size(writer)}, {writer.n_rows / writer.n_episodes:.1f} on average")
 

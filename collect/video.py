@@ -1,4 +1,6 @@
-"""Read a folder of videos into a store. This docstring also documents all readers of videos.
+"""Read a folder of videos into a store.
+
+This docstring also documents all readers of videos.
 
     python collect/video.py --source my_videos --out runs/mine/data.zarr --size 64 --labels
 

@@ -26,7 +26,7 @@ import tyro
 import yaml
 
 from configs.help import short_help
-from configs.scripts import ROOT, program
+from configs.scripts import PART, ROOT, program
 from configs.written import Written, last_line
 from worldmodel.utils import memory
 from worldmodel.utils.errors import UserError, is_url
@@ -308,5 +308,7 @@ def command(main: Callable[[Any], Written | None], section: str) -> None:
         print(f"{text} ({' '.join(str(error).split())})", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\ninterrupted; run the same command again, without --restart, to resume", file=sys.stderr)
+        if PART not in os.environ:
+            without = ", without --restart," if "restart" in declared_types(kind) else ""
+            print(f"\ninterrupted; run the same command again{without} to resume", file=sys.stderr)
         sys.exit(130)

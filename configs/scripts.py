@@ -13,8 +13,18 @@ from typing import Any
 COMMAND = "worldmodel"
 ROOT = Path(__file__).resolve().parents[1]
 """The folder that has collect/, train/ and rollout/."""
+PART = "WORLDMODEL_PART"
+"""Variable of the environment of a script that another one runs. That one says what comes next, and how to resume."""
 PACKAGE = __name__.removesuffix("configs.scripts")
 """What stands before `train.tokens` in the name of a module: nothing in the clone, `worldmodel.` in the wheel."""
+
+SHORT = {
+    "rollout/play.py": ["play"],
+    "rollout/show.py": ["show"],
+    "train/world.py": ["dream"],
+    "train/push.py": ["push"],
+}
+"""Scripts that the command `worldmodel` has under a word of their own."""
 
 
 def by_command() -> bool:
@@ -24,7 +34,9 @@ def by_command() -> bool:
 
 def command_words(script: str) -> list[str]:
     """The words with which a person runs a script such as train/tokens.py."""
-    return [COMMAND, *script.removesuffix(".py").split("/")] if by_command() else ["python", script]
+    if not by_command():
+        return ["python", script]
+    return [COMMAND, *SHORT.get(script, script.removesuffix(".py").split("/"))]
 
 
 def flag_words(flags: dict[str, Any]) -> list[str]:

@@ -8,12 +8,13 @@ was given, if they have its section, and the run folder, unless the preset names
 
 from __future__ import annotations
 
+import os
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from configs.scripts import PACKAGE, command_words, flag_words
+from configs.scripts import PACKAGE, PART, command_words, flag_words
 from worldmodel.utils.errors import is_url, printable
 
 
@@ -45,6 +46,8 @@ def make_dream(run: Path | str) -> str:
 def last_line(written: Written, presets: dict[str, dict[str, Any]]) -> str:
     """The line to print; `presets` has those of the command line by name."""
     step = next_command(written, presets) if written.next.endswith(".py") else written.next
+    if PART in os.environ:
+        step = ""
     return printable(f"written: {written.path}" + (f" (next: {step})" if step else ""))
 
 

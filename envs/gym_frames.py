@@ -8,6 +8,7 @@ These arguments are the recipe that a store of such an environment keeps, so the
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from gymnasium import spaces
 
 from worldmodel.data.env_spec import EnvSpec
 from worldmodel.utils.errors import UserError, one_line
+from worldmodel.utils.json_schema import load_json
 from worldmodel.utils.settings import Count, Pixels, check_value
 
 from .images import is_image, resize_image
@@ -109,6 +111,24 @@ def make_env(env_id: str, env_kwargs: dict[str, Any], horizon: int, **more: Any)
     except Exception as error:  # environments raise errors of any type
         why = one_line(error).rstrip(".")
         raise UserError(f"{env_id} cannot be made: {why}; fix or install it, or give another id") from None
+
+
+def time_limit(env_id: str, env_kwargs: dict[str, Any]) -> int:
+    """The environment's own time limit in steps; 0 if it has none."""
+    with closing(make_env(env_id, env_kwargs, 0)) as env:
+        return int(env.spec.max_episode_steps or 0) if env.spec else 0
+
+
+def parse_env_kwargs(text: str) -> dict[str, Any]:
+    """Keyword arguments of an environment from JSON; `UserError` if they are none."""
+    example = """give something like '{"level": 1}'"""
+    try:
+        made = load_json(text)
+    except ValueError as error:
+        raise UserError(f"env_kwargs {text!r} is not valid JSON ({error}); {example}") from None
+    if not isinstance(made, dict) or "render_mode" in made:
+        raise UserError(f"env_kwargs {text!r} must be a dictionary, and render_mode is chosen here; {example}")
+    return made
 
 
 def add_cwd_to_path() -> None:

@@ -38,11 +38,11 @@ from worldmodel.data.opening import open_store
 from worldmodel.metrics.features import Kind, load_features
 from worldmodel.metrics.protocol import PAPER
 from worldmodel.models.prior_config import PriorSettings
-from worldmodel.models.vqvae import VQVAESettings
+from worldmodel.models.vqvae_config import VQVAESettings
 from worldmodel.training.ablations import Row, Table, count_parameters, table_rows
 from worldmodel.training.prior_stage import PriorStage, train_prior
 from worldmodel.training.tokens_stage import TokensStage, encode_tokens
-from worldmodel.training.trainer import TrainerConfig
+from worldmodel.training.trainer_config import TrainerConfig
 from worldmodel.training.vqvae_stage import VQVAEStage, train_vqvae
 from worldmodel.utils.checkpoint import checkpoints, read_header, weights_digest, write_json
 from worldmodel.utils.compatibility import check_same_config

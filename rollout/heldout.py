@@ -19,8 +19,8 @@ from worldmodel.generation.generate import continue_clips
 from worldmodel.generation.sampling import SamplingConfig
 from worldmodel.models.layers import Memory
 from worldmodel.models.loading import AnyVQVAE, load_prior, load_vqvae
+from worldmodel.models.pixels import to_uint8
 from worldmodel.models.prior import Prior
-from worldmodel.models.vqvae import to_uint8
 from worldmodel.utils.compatibility import check_vqvae
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.progress import Progress

@@ -19,7 +19,7 @@ from worldmodel.data.clips import Clips
 from worldmodel.data.env_spec import ActionSpec
 from worldmodel.data.store import Store
 from worldmodel.metrics.interval import MeanInterval, bootstrap_counts, percentile_interval
-from worldmodel.models.vqvae import to_float
+from worldmodel.models.pixels import to_float
 from worldmodel.utils.progress import Progress
 
 N_BINS = 3

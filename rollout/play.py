@@ -68,8 +68,8 @@ class Args(Settings):
     """Largest number of steps that can be rewound."""
     port: Annotated[int, Range(0, 65535)] = 8000
     """Port of the page, reachable from this machine only; 0 uses a free port."""
-    no_engine: bool = False
-    """Play the dream alone, from its own contexts."""
+    engine: bool = True
+    """Play beside the engine; with --no-engine the dream is played alone, from its own contexts."""
     trust_env: bool = False
     """Allow an engine that is not part of this project. The run folder names it. This imports and runs its code, so
     use it only if you trust the author of the run."""
@@ -79,7 +79,7 @@ class Args(Settings):
 
 def make_engine(args: Args, env_spec: EnvSpec) -> Engine | None:
     """The engine of the recorded environment; None if it is not wanted or cannot be had, which is printed."""
-    if args.no_engine:
+    if not args.engine:
         return None
     try:
         env = make_recorded_env(env_spec, args.trust_env)

@@ -169,10 +169,10 @@ class Session:
             "entropy, bits a code": round(self.step_info.get("entropy", 0.0) / math.log(2) / codes, 2),
             "predicted reward": round(self.step_info["reward"], 2),
         }
-        figures |= {f"predicted {v.lower()}": round(self.step_info[v], 1) for v in variables}
+        figures |= {f"predicted {v.lower()}": round(self.step_info[v], 2) for v in variables}
         if self.engine is not None:
-            figures |= {f"{v.lower()} in the engine": float(self.engine.info[v]) for v in variables}
-        return figures
+            figures |= {f"{v.lower()} in the engine": round(float(self.engine.info[v]), 2) for v in variables}
+        return {name: value + 0.0 for name, value in figures.items()}  # no -0.0
 
 
 def as_action(told: Any, dream: DreamEnv) -> Any:

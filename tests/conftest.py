@@ -19,8 +19,8 @@ from train import outcome, prior, tokens, vqvae
 from worldmodel.data.env_spec import ActionSpec, EnvSpec
 from worldmodel.data.writer import StoreWriter
 from worldmodel.models.prior_config import PriorSettings
-from worldmodel.models.vqvae import VQVAESettings
-from worldmodel.training.trainer import TrainerConfig
+from worldmodel.models.vqvae_config import VQVAESettings
+from worldmodel.training.trainer_config import TrainerConfig
 
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from worldmodel.models.prior_config import PriorConfig
-from worldmodel.models.vqvae import VQVAEConfig
+from worldmodel.models.vqvae_config import VQVAEConfig
 
 VQVAE_SETTINGS: dict[str, Any] = {
     "mode": "stream",

@@ -48,11 +48,11 @@ from train.mask_memory import mask_memory
 from train.workloads import Task
 from worldmodel.models.loading import load_prior
 from worldmodel.models.prior import PriorConfig
-from worldmodel.models.vqvae import VQVAEConfig
-from worldmodel.training.trainer import keep_freed_memory
+from worldmodel.models.vqvae_config import VQVAEConfig
 from worldmodel.utils.checkpoint import write_json
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import calls_per_second, machine_rates, resolve_precision
+from worldmodel.utils.memory import keep_freed_memory
 from worldmodel.utils.run_args import DEVICE
 from worldmodel.utils.settings import AboveZero, Address, FractionBelow1, NonEmpty, Positive, Settings
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
@@ -9,12 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-from configs.scripts import command_words, python_arguments
+from configs.scripts import PART, command_words, python_arguments
 from worldmodel.utils.errors import UserError
 
 
 def run_python(
-    line: Sequence[str], seconds: float | None = None, output: IO[str] | None = None, cwd: Path | None = None
+    line: Sequence[str],
+    seconds: float | None = None,
+    output: IO[str] | None = None,
+    cwd: Path | None = None,
+    is_part: bool = False,
 ) -> int:
     """Run `python` with arguments and wait for its end.
 
@@ -27,6 +32,7 @@ def run_python(
         seconds: Most seconds.
         output: File for what it prints; by default the terminal.
         cwd: Folder to run it in; by default this process's.
+        is_part: Whether it leaves it to this process to say what comes next, and how to resume.
 
     Returns:
         Its exit status.
@@ -35,7 +41,8 @@ def run_python(
         KeyboardInterrupt: After Ctrl-C.
         subprocess.TimeoutExpired: When its time is over.
     """
-    process = subprocess.Popen([sys.executable, *line], stdout=output, cwd=cwd, start_new_session=True)
+    env = os.environ | {PART: "1"} if is_part else None
+    process = subprocess.Popen([sys.executable, *line], stdout=output, cwd=cwd, env=env, start_new_session=True)
     try:
         return process.wait(seconds)
     except (KeyboardInterrupt, subprocess.TimeoutExpired):
@@ -44,21 +51,23 @@ def run_python(
         raise
 
 
-def run_script(script: str, flags: Sequence[str], name: str = "") -> None:
+def run_script(script: str, flags: Sequence[str], name: str = "", output: IO[str] | None = None) -> None:
     """Print the command of a script, and run it.
 
     Args:
         script: The script, such as train/vqvae.py.
         flags: Its flags.
         name: What it is called in the caller's list; by default its own name.
+        output: File for what it prints, but not for its errors and progress; by default the terminal.
 
     Raises:
         UserError: It has failed.
         KeyboardInterrupt: It was interrupted by itself, or as `run_python`.
     """
     print(f"{name}{': ' * bool(name)}{shlex.join([*command_words(script), *flags])}", flush=True)
-    status = run_python([*python_arguments(script), *flags])
+    status = run_python([*python_arguments(script), *flags], output=output, is_part=True)
     if status == 130:
         raise KeyboardInterrupt
     if status:
-        raise UserError(f"{name or script} has failed; its error is above. Fix that, and run the same command again")
+        what = name or " ".join(command_words(script))
+        raise UserError(f"{what} has failed; its error is above. Fix that, and run the same command again")

@@ -33,7 +33,8 @@ from train.step_cost import Compute, Links, fit_line, n_bytes, step_seconds, ste
 from train.step_timing import Operations, Times, Timing, best, on_ranks
 from train.workloads import Task
 from worldmodel.models.prior import Prior, PriorConfig
-from worldmodel.models.vqvae import VQVAE, VQVAEConfig
+from worldmodel.models.vqvae import VQVAE
+from worldmodel.models.vqvae_config import VQVAEConfig
 from worldmodel.utils.checkpoint import write_json
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import Precision, flop_counter, resolve_precision

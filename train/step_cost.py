@@ -24,7 +24,7 @@ import numpy as np
 from torch import nn
 
 from worldmodel.models.transformer import Block
-from worldmodel.models.vqvae import VQVAEConfig
+from worldmodel.models.vqvae_config import VQVAEConfig
 
 FLOAT, INT = 4, 8
 """Bytes of a float32 and of an int64."""

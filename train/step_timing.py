@@ -19,8 +19,8 @@ from torch.utils._pytree import tree_leaves
 
 from train.workloads import Task, training_step
 from worldmodel.training.distributed import any_rank, process_group
-from worldmodel.training.trainer import keep_freed_memory
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.memory import keep_freed_memory
 from worldmodel.utils.ranks import n_ranks
 
 KINDS = ("all_reduce", "broadcast", "all_gather", "reduce_scatter")

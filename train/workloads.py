@@ -29,9 +29,11 @@ from worldmodel.data.writer import StoreWriter
 from worldmodel.generation.generate import generate
 from worldmodel.models.loading import load_prior
 from worldmodel.models.prior import Prior, PriorConfig
-from worldmodel.models.vqvae import VQVAE, VQVAEConfig
+from worldmodel.models.vqvae import VQVAE
+from worldmodel.models.vqvae_config import VQVAEConfig
 from worldmodel.training.distributed import wrap_loss
-from worldmodel.training.trainer import TrainerConfig, train_step
+from worldmodel.training.step import train_step
+from worldmodel.training.trainer_config import TrainerConfig
 from worldmodel.utils.hardware import flop_counter
 
 CACHE_BYTES = 1 << 40

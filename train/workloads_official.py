@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from train.workloads import Task, Workload, bytes_moved, count_flops, sampling_cost
-from worldmodel.models.vqvae import VQVAEConfig
+from worldmodel.models.vqvae_config import VQVAEConfig
 from worldmodel.utils.errors import UserError
 
 

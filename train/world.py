@@ -18,13 +18,14 @@ Random play shows little of most games. Record a better policy with `--policy` w
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 if not __package__:  # run as a file: import from the project's root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -32,13 +33,17 @@ if not __package__:  # run as a file: import from the project's root, not from t
 from configs import command
 from configs.scripts import command_words, flag_words
 from configs.written import Written, make_dream
+from envs.gym_frames import parse_env_kwargs, time_limit
 from train.commands import run_script
 from train.run_state import RunState
 from train.world_choices import (
+    MIN_STEPS,
     choose_motion_weight,
     choose_size,
     draw_reconstructions,
+    encoding_speed,
     episodes_for,
+    flags_for_lengths,
     steps_for,
     steps_per_second,
 )
@@ -49,36 +54,53 @@ from worldmodel.utils.lock import folder_lock
 from worldmodel.utils.settings import Count, Positive, Settings
 
 SHARES = {"record": 0.08, "vqvae": 0.38, "tokens": 0.10, "prior": 0.32, "outcome": 0.06, "judge": 0.06}
-"""How the time is divided."""
+"""How the time is divided. What was recorded decides how long its tokens take; the others divide the rest."""
 FREE = ("run", "minutes", "trust_policy")
 """Settings that a resumed run may change."""
+STAGES = ("vqvae", "prior", "outcome")
+"""Stages that train."""
 LOOK_EPISODES, LOOK_SIZE = 4, 128
 START = 6.0
 """Seconds in which a recorder starts."""
 TRIAL_STEPS = 40
 """Steps of a training that is started only to see how fast it is."""
+MAX_STEPS = 1000
+"""Steps of an episode, unless they are asked for."""
+CHOSEN = {
+    "max_episode_steps": "episodes of at most {} steps",
+    "motion": "{changed:.2%} of the pixels change in a step; the smallest moving parts have {smallest:.0f} pixels of "
+    f"{LOOK_SIZE}x{LOOK_SIZE}",
+    "size": "frames of {0}x{0} pixels",
+    "motion_loss_weight": "pixels that change weigh {} times more in the loss",
+    "encoding_speed": "{} frames can be encoded in a second",
+    "episodes": "{} episodes",
+    "vqvae_steps": "{} training steps of the VQ-VAE",
+    "prior_steps": "{} training steps of the prior",
+    "outcome_steps": "{} training steps of the outcome model",
+}
+"""What is printed of each choice."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Args(Settings):
     """Make a world model of any Gymnasium environment in a given time."""
 
-    env_id: str = "CartPole-v1"
-    """Gymnasium id of the environment; `module:id` imports the module first."""
+    env_id: str = ""
+    """Gymnasium id of the environment, such as CartPole-v1; `module:id` imports the module first."""
     env_kwargs: str = "{}"
     """Keyword arguments of the environment, as JSON."""
     policy: str = "random"
-    """Player: "random", a folder, a zip of Stable-Baselines3, or module:name. The name is of a function or a class."""
+    """Policy: "random", a folder, a zip of Stable-Baselines3, or module:name. The name is of a function or class."""
     trust_policy: bool = False
     """Unpickle the zip, which can run any code. Only for files whose author you trust."""
     run: Path = Path("runs/world")
     """Run folder."""
     minutes: Positive = 30
-    """Time for everything. More time gives a better model, up to hours."""
+    """Minutes for everything, 15 or more. More time gives a better model, up to hours."""
     size: Count = 0
-    """Height and width of a frame in pixels, 64 or 96; 0 chooses."""
-    max_episode_steps: Positive = 1000
-    """Time limit of an episode in steps, beside the environment's own."""
+    """Height and width of a frame in pixels; 0 chooses 64 or 96."""
+    max_episode_steps: Count = 0
+    """Time limit of an episode in steps; 0 takes the environment's own, but at most 1,000."""
 
 
 class Choices(RunState):
@@ -90,17 +112,17 @@ class Choices(RunState):
     def once(self, name: str, choose: Callable[[], Any]) -> Any:
         """The value that was chosen before, or else one that is chosen now."""
         if name not in self.value:
-            self.value[name] = choose()
+            self.value[name] = value = choose()
             self.write()
-            print(f"chosen: {name.replace('_', ' ')} = {self.value[name]}", flush=True)
+            print(f"chosen: {CHOSEN[name].format(value, **value if isinstance(value, dict) else {})}", flush=True)
         return self.value[name]
 
 
-def run_stage(script: str, flags: dict[str, Any]) -> None:
+def run_stage(script: str, flags: dict[str, Any], output: IO[str] | None = None) -> None:
     """Run a script with the preset `world` and flags; `UserError` if it fails."""
     preset = [] if script.startswith("collect/") else ["--preset", "world"]
     print()
-    run_script(script, preset + flag_words(flags))
+    run_script(script, preset + flag_words(flags), output=output)
 
 
 class World:
@@ -108,18 +130,24 @@ class World:
 
     def __init__(self, args: Args, choices: Choices) -> None:
         self.args, self.choices, self.end = args, choices, time.monotonic() + 60 * args.minutes
+        self.encoding = 0.0
+        """Seconds that the tokens of what was recorded take."""
+        self.lengths: dict[str, dict[str, Any]] = {}
+        """Flags of the stages if episodes are short."""
 
     def seconds(self, stage: str, now: str = "") -> float:
         """A stage's share of the time that is left when `now` is about to start, by default the stage itself."""
-        to_come = list(SHARES)[list(SHARES).index(now or stage) :]
-        left = max(0.0, self.end - time.monotonic())
-        return left * SHARES[stage] / sum(SHARES[name] for name in to_come)
+        shares = {name: SHARES[name] for name in list(SHARES)[list(SHARES).index(now or stage) :]}
+        left = self.end - time.monotonic()
+        if self.encoding and shares.pop("tokens", 0):
+            left -= self.encoding
+        return max(0.0, left) * SHARES[stage] / sum(shares.values())
 
     def record(self) -> None:
         """Look at a few episodes, choose sizes, and record."""
         args, chosen, once = self.args, self.choices.value, self.choices.once
-        names = ("env_id", "env_kwargs", "policy", "trust_policy", "max_episode_steps")
-        how = {name: getattr(args, name) for name in names}
+        how = {name: getattr(args, name) for name in ("env_id", "env_kwargs", "policy", "trust_policy")}
+        how["max_episode_steps"] = once("max_episode_steps", lambda: args.max_episode_steps or default_limit(args))
         look, data = args.run / "look.zarr", args.run / "data.zarr"
         if "episodes" not in chosen:
             before = time.monotonic()
@@ -134,18 +162,25 @@ class World:
             once("motion", lambda: {name: round(value, 4) for name, value in asdict(motion).items()})
             once("size", lambda: args.size or choose_size(motion, LOOK_SIZE))
             once("motion_loss_weight", lambda: choose_motion_weight(motion))
-            pace = (store.n_rows / max(1.0, took - START), self.seconds("record"), self.seconds("tokens", "record"))
-            once("episodes", lambda: episodes_for(*pace, store.n_rows / LOOK_EPISODES))
+            once("encoding_speed", lambda: round(encoding_speed(chosen["size"]), 1))
+            recorded = self.seconds("record") * store.n_rows / max(1.0, took - START)
+            encoded = self.seconds("tokens", "record") * chosen["encoding_speed"]
+            once("episodes", lambda: episodes_for(min(recorded, encoded), store.n_rows / LOOK_EPISODES))
         run_stage("collect/gym.py", how | {"out": data, "episodes": chosen["episodes"], "size": chosen["size"]})
         shutil.rmtree(look, ignore_errors=True)
+        recording = open_store(str(data))
+        self.encoding = recording.n_rows / chosen["encoding_speed"]
+        self.lengths = flags_for_lengths(recording)
 
     def train(self, stage: str, sizes: dict[str, Any] | None = None) -> None:
         """Train a stage for as many steps as fit into its time, by the speed of a trial."""
         script, folder, key = f"train/{stage}.py", self.args.run / stage, f"{stage}_steps"
-        flags = {"run": self.args.run} | (sizes or {})
+        flags = {"run": self.args.run} | self.lengths.get(stage, {}) | (sizes or {})
         if key not in self.choices.value:
             before, seconds = time.monotonic(), self.seconds(stage)
-            run_stage(script, flags | {"trainer.steps": TRIAL_STEPS, "n_eval_clips": 2})
+            print(f"\na trial of {TRIAL_STEPS} steps, to see how fast they are:", end="")
+            with open(os.devnull, "w") as nowhere:
+                run_stage(script, flags | {"trainer.steps": TRIAL_STEPS, "n_eval_clips": 2}, nowhere)
             speed, left = steps_per_second(folder / "log"), seconds - (time.monotonic() - before)
             shutil.rmtree(folder)
             self.choices.once(key, lambda: steps_for(speed, left))
@@ -161,20 +196,38 @@ class World:
         run_stage("train/tokens.py", {"run": run})
         self.train("prior")
         self.train("outcome")
-        run_stage("rollout/dream.py", {"run": run})
-        run_stage("rollout/evaluate.py", {"run": run})
+        if "judged" in chosen:
+            print(f"\n{run}: complete already")
+            return
+        for stage in ("dream", "evaluate"):
+            run_stage(f"rollout/{stage}.py", {"run": run} | self.lengths.get(stage, {}))
+        chosen["judged"] = True
+        self.choices.write()
+
+
+def default_limit(args: Args) -> int:
+    """The environment's own time limit, if it is not too long."""
+    return min(time_limit(args.env_id, parse_env_kwargs(args.env_kwargs)) or MAX_STEPS, MAX_STEPS)
 
 
 def main(args: Args) -> Written:
+    if not args.env_id:
+        raise UserError("no environment was given; name one, such as --env-id CartPole-v1")
+    before = time.monotonic()
     args.run.mkdir(parents=True, exist_ok=True)
     with folder_lock(args.run, "world.lock"):
-        World(args, Choices(args)).all()
+        choices = Choices(args)
+        World(args, choices).all()
     play, policy = (" ".join(command_words(script)) for script in ("rollout/play.py", "train/policy.py"))
+    better = "another --run and more --minutes, or a --policy that plays well"
+    if short := [stage for stage in STAGES if choices.value[f"{stage}_steps"] <= MIN_STEPS]:
+        better = f"the time was too short for {' and '.join(short)}; use another --run and more --minutes"
     print(
-        f"\nfilms:    {args.run}/dreams has the truth beside dreams of the same actions"
+        f"\ntime:     {(time.monotonic() - before) / 60:.0f} minutes ({args.minutes} asked for)"
+        f"\nvideos:   {args.run}/dreams has the truth beside dreams of the same actions"
         f"\nplay it:  {play} --run {args.run}"
         f"\npolicy:   {policy} --env-id VideoGPTDream-v0 --run {args.run} --reward-shaping"
-        "\nbetter:   the same command with another --run and more --minutes, or with a --policy that plays well"
+        f"\nbetter:   {better}"
     )
     return Written(args.run, make_dream(args.run))
 

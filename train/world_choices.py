@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from configs import parse
 from worldmodel.data.clips import Clips
 from worldmodel.data.motion import Motion
 from worldmodel.data.opening import open_store
-from worldmodel.models.loading import load_vqvae
-from worldmodel.training.vqvae_stage import encode_actions
+from worldmodel.data.store import SPLITS, Store
+from worldmodel.models.layers import Memory
+from worldmodel.models.loading import build_vqvae, load_vqvae
+from worldmodel.models.vqvae_config import VQVAEConfig
+from worldmodel.training.step import autocast
+from worldmodel.training.tokens_stage import LANES
+from worldmodel.training.vqvae_stage import VQVAEStage, encode_actions
+from worldmodel.utils.errors import UserError
+from worldmodel.utils.memory import keep_freed_memory
+from worldmodel.utils.run_args import DEVICE
 from worldmodel.utils.video_io import save_png, upscale, video_grid
 
 SIZES = (64, 96)
@@ -19,9 +31,9 @@ SIZES = (64, 96)
 MIN_AREA = 3.0
 """A region that moves should have this many pixels; fewer are easily lost."""
 MAX_FRAMES = 100_000
-TOKENS_PER_SECOND = 200
-"""Frames that are encoded in a second, at least."""
-MIN_EPISODES, MIN_STEPS = 50, 50
+MIN_EPISODES, MIN_STEPS = 20, 50
+MIN_LENGTH, LONG = 6, 33
+"""Frames of an episode: fewer are too short, more are long enough for every stage."""
 START_AND_END = 25.0
 """Seconds of a training in which no steps are done: imports, and the evaluation at the end."""
 
@@ -36,17 +48,49 @@ def choose_motion_weight(motion: Motion) -> float:
     return round(min(50.0, max(10.0, 0.5 / motion.changed)), 1)
 
 
-def episodes_for(speed: float, seconds: float, encoding: float, length: float) -> int:
-    """How many episodes to record.
+def episodes_for(frames: float, length: float) -> int:
+    """How many episodes to record: for so many frames, if an episode has `length`; within limits."""
+    return max(MIN_EPISODES, round(min(frames, MAX_FRAMES) / length))
 
-    Args:
-        speed: Frames that are recorded in a second.
-        seconds: Seconds for recording.
-        encoding: Seconds for encoding what was recorded.
-        length: Frames of an episode.
+
+def flags_for_lengths(store: Store) -> dict[str, dict[str, Any]]:
+    """Flags of each stage for episodes that are shorter than its clips; for long episodes none.
+
+    Raises:
+        UserError: Episodes are too short to learn from.
     """
-    frames = min(speed * seconds, TOKENS_PER_SECOND * encoding, MAX_FRAMES)
-    return max(MIN_EPISODES, round(frames / length))
+    lengths = {s: [int(np.diff(store.episode_bounds(i))[0]) for i in store.episode_indices(s)] for s in SPLITS}
+    longest, usual = min(map(max, lengths.values())), int(np.median(lengths["train"]))
+    if longest < MIN_LENGTH:
+        raise UserError(
+            f"held-out episodes are shorter than {MIN_LENGTH} frames, too short to learn from; give a --policy that "
+            "lives longer, and another --run"
+        )
+    if longest > LONG and usual > LONG:
+        return {}
+    context = min(8, longest // 2)
+    ahead = longest - context - 1  # the first frame of an episode is given, and has no codes of its own
+    return {
+        "vqvae": {"n_eval_frames": min(30, longest)},
+        "prior": {"n_latent_frames": max(2, min(12, usual - 1, longest - 1))},
+        "dream": {"context_frames": context, "steps": min(24, ahead)},
+        "evaluate": {"context_frames": context, "steps_ahead": [n for n in (1, 5, 10) if n <= ahead]},
+    }
+
+
+@torch.no_grad()
+def encoding_speed(size: int) -> float:
+    """Frames that train/tokens.py encodes in a second with the VQ-VAE of the preset `world`, measured on noise."""
+    stage = parse(VQVAEStage, "vqvae", ["--preset", "world", "--model.frame-size", str(size), str(size)])
+    model = build_vqvae(VQVAEConfig(**vars(stage.model))).to(DEVICE)
+    frames = torch.randint(256, (LANES[DEVICE], 4, size, size, 3), dtype=torch.uint8, device=DEVICE)
+    memory = Memory()
+    keep_freed_memory()
+    with autocast(torch.device(DEVICE), "auto"):
+        model.reconstruct(frames[:, :2], memory)  # the first frames take longer
+        before = time.monotonic()
+        model.reconstruct(frames[:, 2:], memory)[1].cpu()
+    return 2 * len(frames) / (time.monotonic() - before)
 
 
 def steps_per_second(log: Path) -> float:

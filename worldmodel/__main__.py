@@ -20,13 +20,13 @@ from worldmodel.utils.errors import UserError
 from worldmodel.utils.settings import suggestion
 
 VERBS = {
+    "dream": "train/world.py",
+    "play": "rollout/play.py",
+    "show": "rollout/show.py",
+    "push": "train/push.py",
     "collect": "collect",
     "train": "train",
     "rollout": "rollout",
-    "play": "rollout/play.py",
-    "show": "rollout/show.py",
-    "dream": "train/world.py",
-    "push": "train/push.py",
 }
 """The word after `worldmodel` -> a folder, whose scripts are the next word, or a script."""
 FIRST = {"dream": ("--env-id",), "show": ("--path",), "push": ("--run", "--repo")}

@@ -18,6 +18,7 @@ import pytest
 from collect import gym as script
 from collect.episodes import cut_episode
 from collect.record import record_episodes
+from envs.gym_frames import time_limit
 from envs.recorded_env import make_recorded_env
 from worldmodel.data.env_spec import EnvSpec
 from worldmodel.data.store import Store
@@ -154,6 +155,12 @@ def test_a_time_limit_truncates() -> None:
     assert not episode["terminated"].any()
     one = world(env_id="ClockForever-v0", max_episode_steps=3)
     assert (one.max_episode_steps, one.fps, one.name) == (3, 7.0, "ClockForever-v0")
+
+
+def test_an_environments_own_time_limit() -> None:
+    assert time_limit("CartPole-v1", {}) == 500
+    gym.register("Endless-v0", lambda **how: gym.make("CartPole-v1", **how).unwrapped)
+    assert time_limit("Endless-v0", {}) == 0
 
 
 def test_the_environment_can_be_made_again_from_what_the_store_keeps() -> None:

@@ -248,7 +248,7 @@ def test_a_collector_that_is_stopped_leaves_no_engine(end: signal.Signals, tmp_p
         time.sleep(0.05)
     if end == signal.SIGTERM:
         assert running.returncode == 130
-        assert told.endswith(b"interrupted; run the same command again, without --restart, to resume\n")
+        assert told.endswith(b"interrupted; run the same command again to resume\n")
 
 
 def test_groups_of_episodes_take_the_policies_in_turn(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from configs import overlay, read_preset
 from train import prior as train_prior
 from train import vqvae as train_vqvae
 from worldmodel.models.prior import Prior, PriorConfig
-from worldmodel.models.vqvae import VQVAE, VQVAEConfig
+from worldmodel.models.vqvae import VQVAE
+from worldmodel.models.vqvae_config import VQVAEConfig
 from worldmodel.training.prior_stage import configure
 
 LATENT = {

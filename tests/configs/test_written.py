@@ -13,6 +13,7 @@ from typing import get_type_hints
 import pytest
 
 from configs import SECTIONS, command
+from configs.scripts import PART
 from configs.written import Written, last_line, make_dream, recorded
 from tests.configs.test_help import ROOT, SCRIPTS
 from tests.tiny import VQVAE_SETTINGS
@@ -47,8 +48,12 @@ DEMO = {"run": "runs/demo", "vqvae": {}, "tokens": {}, "prior": {}}
         (Written("a", make_dream(Path("runs/a"))), {}, '(next: import envs; gymnasium.make("VideoGPTDream-v0", model='),
     ],
 )
-def test_the_line_has_what_was_given(written: Written, presets: dict, line: str) -> None:
+def test_the_line_has_what_was_given(
+    written: Written, presets: dict, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert line in last_line(written, presets)
+    monkeypatch.setenv(PART, "1")
+    assert last_line(written, presets) == f"written: {written.path}", "the script that runs it says what comes next"
 
 
 def test_the_line_speaks_as_the_reader_does(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,7 +63,7 @@ def test_a_policy_of_another_world_is_refused(tmp_path: Path, policy: ActorCriti
             load_policy(tmp_path, dataclasses.replace(WORLD, **change))
     with pytest.raises(UserError, match=r"named nowhere; give a folder, or one of: battle2, .*take_cover_dream"):
         load_policy("nowhere")
-    with pytest.raises(UserError, match="nowhere holds no checkpoint"):
+    with pytest.raises(UserError, match=r"there is no folder .*nowhere; train it first"):
         load_policy(tmp_path / "nowhere")
     with pytest.raises(UserError, match="https://a/b is a URL, but models are read from local folders; copy it here"):
         load_policy("https://a/b")

@@ -14,7 +14,8 @@ from envs.vqvae_wrapper import VQVAEObservation
 from tests.conftest import TOY
 from worldmodel.data.store import Store
 from worldmodel.models.loading import load_vqvae
-from worldmodel.models.vqvae import VQVAE, VQVAEConfig
+from worldmodel.models.vqvae import VQVAE
+from worldmodel.models.vqvae_config import VQVAEConfig
 from worldmodel.training.encoding import actions_into
 from worldmodel.utils.errors import UserError
 

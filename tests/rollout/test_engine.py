@@ -20,7 +20,9 @@ import rollout.rank as rank
 from rollout.planning.cem import CEMConfig
 from rollout.planning.planner import Planner
 from tests.conftest import TOY
-from worldmodel.models.vqvae import VQVAE, VQVAEConfig, to_uint8
+from worldmodel.models.pixels import to_uint8
+from worldmodel.models.vqvae import VQVAE
+from worldmodel.models.vqvae_config import VQVAEConfig
 from worldmodel.utils.errors import UserError
 
 WORLD = replace(TOY, env_kwargs={"frame_skip": 4})

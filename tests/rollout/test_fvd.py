@@ -23,7 +23,8 @@ from worldmodel.metrics.frechet import frechet_distance
 from worldmodel.metrics.inception import inception_score, probabilities
 from worldmodel.metrics.protocol import PAPER, TGAN2, Trials
 from worldmodel.models.loading import load_vqvae
-from worldmodel.models.vqvae import VQVAE, to_uint8
+from worldmodel.models.pixels import to_uint8
+from worldmodel.models.vqvae import VQVAE
 from worldmodel.utils.checkpoint import save_checkpoint, weights_digest
 from worldmodel.utils.errors import UserError
 

@@ -198,7 +198,7 @@ def test_without_its_engine_the_dream_is_played_alone(
     for args, told in (
         (Args(run=str(toy_run)), "the dream is played alone: toy was not recorded from a Gymnasium environment"),
         (Args(run=str(run)), "the dream is played alone: toy was recorded from 'ToyEngine-v0', which is not part of"),
-        (Args(run=str(run), no_engine=True, trust_env=True), ""),
+        (Args(run=str(run), engine=False, trust_env=True), ""),
     ):
         with contextlib.closing(make_session(args)) as session:
             state = session.answer("step", action=2)

@@ -14,7 +14,7 @@ from train import benchmark, workloads, workloads_official
 from train.mask_memory import mask_memory
 from train.workloads import Task
 from worldmodel.models.prior import Prior, PriorConfig
-from worldmodel.models.vqvae import VQVAEConfig
+from worldmodel.models.vqvae_config import VQVAEConfig
 from worldmodel.utils.checkpoint import save_checkpoint
 from worldmodel.utils.errors import UserError
 

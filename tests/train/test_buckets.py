@@ -13,7 +13,7 @@ import torch
 from tests.bucket import Requests
 from train import tokens, vqvae
 from worldmodel.data.opening import open_tokens
-from worldmodel.training.trainer import TrainerConfig
+from worldmodel.training.trainer_config import TrainerConfig
 from worldmodel.utils.checkpoint import weights_digest
 
 

@@ -34,7 +34,8 @@ class Runner:
         self.fails, self.status = fails, status
         self.called: list[tuple[str, Any]] = []
 
-    def __call__(self, line: list[str]) -> int:
+    def __call__(self, line: list[str], output: object = None, is_part: bool = False) -> int:
+        assert is_part and output is None
         script = Path(line[0]).relative_to(ROOT)
         module = importlib.import_module(".".join(script.with_suffix("").parts))
         kind = get_type_hints(module.main)["args"]

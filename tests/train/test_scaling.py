@@ -24,7 +24,7 @@ from train.step_cost import (
 from train.step_timing import Times, Timing
 from train.workloads import Task
 from worldmodel.models.prior import PriorConfig
-from worldmodel.models.vqvae import VQVAEConfig
+from worldmodel.models.vqvae_config import VQVAEConfig
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.ranks import rank
 

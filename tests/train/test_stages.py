@@ -22,7 +22,8 @@ from worldmodel.data.writer import StoreWriter
 from worldmodel.generation.context import Context
 from worldmodel.models.loading import load_prior, load_vqvae
 from worldmodel.models.prior_config import PriorSettings
-from worldmodel.models.vqvae import VQVAE, VQVAEConfig
+from worldmodel.models.vqvae import VQVAE
+from worldmodel.models.vqvae_config import VQVAEConfig
 from worldmodel.training.outcome_stage import EpisodeWindows
 from worldmodel.training.prior_stage import configure
 from worldmodel.utils.checkpoint import CHECKPOINT_FILE, read_header, read_tensors

@@ -21,7 +21,7 @@ from worldmodel.data.writer import StoreWriter
 from worldmodel.generation.context import Context
 from worldmodel.generation.dream import Dream
 from worldmodel.models.loading import load_vqvae
-from worldmodel.models.vqvae import to_uint8
+from worldmodel.models.pixels import to_uint8
 from worldmodel.training.encoding import actions_into, latent_rows
 from worldmodel.training.tokens_stage import make_contexts, rows_before_ends
 from worldmodel.utils.checkpoint import read_header, replace_config

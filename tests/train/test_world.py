@@ -7,17 +7,29 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, get_type_hints
+from typing import IO, Any, get_type_hints
 
+import numpy as np
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 from configs import parse
 from configs.scripts import ROOT
-from tests.conftest import fill
+from tests.conftest import TOY, fill, toy_episode
 from train import commands, world
-from train.world_choices import choose_motion_weight, choose_size, episodes_for, steps_for, steps_per_second
+from train.world_choices import (
+    choose_motion_weight,
+    choose_size,
+    encoding_speed,
+    episodes_for,
+    flags_for_lengths,
+    steps_for,
+    steps_per_second,
+)
 from worldmodel.data.motion import Motion
+from worldmodel.data.opening import open_store
+from worldmodel.data.store import Store
+from worldmodel.data.writer import StoreWriter
 from worldmodel.utils.errors import UserError
 
 STAGES = ["gym", "gym", "vqvae", "vqvae", "tokens", "prior", "prior", "outcome", "outcome", "dream", "evaluate"]
@@ -35,11 +47,40 @@ def test_what_seldom_moves_weighs_more(changed: float, weight: float) -> None:
 
 
 def test_times_become_numbers() -> None:
-    assert episodes_for(speed=100.0, seconds=60.0, encoding=1000.0, length=50.0) == 120
-    assert episodes_for(speed=100.0, seconds=60.0, encoding=20.0, length=50.0) == 80, "encoding takes longer"
-    assert episodes_for(speed=1.0, seconds=1.0, encoding=1.0, length=50.0) == 50
+    assert episodes_for(frames=6000.0, length=50.0) == 120
+    assert episodes_for(frames=1.0, length=50.0) == 20
+    assert episodes_for(frames=1e9, length=50.0) == 2000
+    assert encoding_speed(64) > encoding_speed(96) > 0
     assert steps_for(speed=10.0, seconds=154.9) == 1200
     assert steps_for(speed=10.0, seconds=1.0) == 50
+
+
+@pytest.mark.parametrize(
+    ("lengths", "flags"),
+    [
+        ([40] * 20, {}),
+        ([22] * 20, {"vqvae": 22, "prior": 12, "dream": (8, 13), "evaluate": [1, 5, 10]}),
+        ([9] * 20, {"vqvae": 9, "prior": 8, "dream": (4, 4), "evaluate": [1]}),
+        ([100] + [7] * 19, {"vqvae": 7, "prior": 6, "dream": (3, 3), "evaluate": [1]}),
+    ],
+)
+def test_short_episodes_get_shorter_clips(lengths: list[int], flags: dict[str, Any], tmp_path: Path) -> None:
+    with StoreWriter(tmp_path / "s", TOY, {}) as writer:
+        for i, length in enumerate(lengths):
+            writer.append(toy_episode(np.random.default_rng(i), length - 1))
+    found = flags_for_lengths(Store(tmp_path / "s"))
+    names = {"vqvae": "n_eval_frames", "prior": "n_latent_frames", "evaluate": "steps_ahead"}
+    assert {
+        k: found[k][names[k]] if k in names else (found[k]["context_frames"], found[k]["steps"]) for k in found
+    } == flags
+
+
+def test_episodes_that_are_too_short_are_told(tmp_path: Path) -> None:
+    with StoreWriter(tmp_path / "s", TOY, {}) as writer:
+        for i in range(20):
+            writer.append(toy_episode(np.random.default_rng(i), 3))
+    with pytest.raises(UserError, match="shorter than 6 frames, too short to learn from; give a --policy that lives"):
+        flags_for_lengths(Store(tmp_path / "s"))
 
 
 def test_the_speed_is_that_of_the_last_steps(tmp_path: Path) -> None:
@@ -56,7 +97,8 @@ class Runner:
         self.fails = fails
         self.called: list[tuple[str, Any]] = []
 
-    def __call__(self, line: list[str]) -> int:
+    def __call__(self, line: list[str], output: IO[str] | None = None, is_part: bool = False) -> int:
+        assert is_part
         script = Path(line[0]).relative_to(ROOT)
         module = importlib.import_module(".".join(script.with_suffix("").parts))
         args = parse(
@@ -79,24 +121,31 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> Runner:
     runner = Runner()
     monkeypatch.setattr(commands, "run_python", runner)
     monkeypatch.setattr(world, "time", SimpleNamespace(monotonic=lambda: 0.0))  # every command takes no time
+    monkeypatch.setattr(world, "encoding_speed", lambda size: 10.0)
+    monkeypatch.setattr(world, "time_limit", lambda env_id, kwargs: 200)
     monkeypatch.setattr(world, "draw_reconstructions", lambda run: run / "reconstruction.png")
     return runner
 
 
-def test_stages_fit_into_the_time_and_a_resumed_run_repeats_its_choices(tmp_path: Path, runner: Runner) -> None:
+def test_stages_fit_into_the_time_and_a_resumed_run_repeats_its_choices(
+    tmp_path: Path, runner: Runner, capsys: pytest.CaptureFixture[str]
+) -> None:
     args = world.Args(env_id="Toy-v0", run=tmp_path / "run", minutes=30)
     world.main(args)
     assert [name for name, _ in runner.called] == STAGES
     called = dict(runner.called)  # the last call of each
     assert called["gym"].size == 64 and called["vqvae"].model.frame_size == (64, 64)
     assert called["vqvae"].model.motion_loss_weight == 10.0
-    for name, share in (("vqvae", 0.38 / 0.92), ("prior", 0.32 / 0.44), ("outcome", 0.5)):
+    encoding = open_store(str(tmp_path / "run/data.zarr")).n_rows / 10
+    for name, share, other in (("vqvae", 0.38 / 0.82, encoding), ("prior", 0.32 / 0.44, 0), ("outcome", 0.5, 0)):
         seconds = called[name].trainer.steps / 20 + 25
-        assert 0.93 < seconds / (30 * 60 * share) <= 1
+        assert 0.93 < seconds / ((30 * 60 - other) * share) <= 1
     chosen = json.loads((tmp_path / "run/world.json").read_text())["chosen"]
     runner.called.clear()
+    capsys.readouterr()
     world.main(replace(args, minutes=10))
-    assert [name for name, _ in runner.called] == ["gym", "vqvae", "tokens", "prior", "outcome", "dream", "evaluate"]
+    assert [name for name, _ in runner.called] == ["gym", "vqvae", "tokens", "prior", "outcome"]
+    assert "run: complete already" in capsys.readouterr().out
     assert json.loads((tmp_path / "run/world.json").read_text())["chosen"] == chosen
     assert dict(runner.called)["prior"].trainer.steps == chosen["prior_steps"]
 
@@ -110,6 +159,24 @@ def test_other_settings_need_another_run(tmp_path: Path, runner: Runner) -> None
         (args.run / "world.json").write_text(text)
         with pytest.raises(UserError, match=r"world\.json is damaged; restore it, or use another --run"):
             world.main(args)
+
+
+@pytest.mark.parametrize(("own", "asked", "limit"), [(0, 0, 1000), (150, 0, 150), (108_000, 0, 1000), (150, 50, 50)])
+def test_the_time_limit_is_the_environments_own(
+    own: int, asked: int, limit: int, tmp_path: Path, runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(world, "time_limit", lambda env_id, kwargs: own)
+    world.main(world.Args(env_id="Toy-v0", run=tmp_path, max_episode_steps=asked))
+    assert {args.max_episode_steps for name, args in runner.called if name == "gym"} == {limit}
+
+
+def test_too_little_time_is_told(tmp_path: Path, runner: Runner, capsys: pytest.CaptureFixture[str]) -> None:
+    world.main(world.Args(env_id="Toy-v0", run=tmp_path, minutes=1))
+    said = capsys.readouterr().out
+    assert "chosen: 50 training steps of the VQ-VAE" in said and "(1 asked for)" in said
+    assert "better:   the time was too short for vqvae; use another --run and more" in said
+    with pytest.raises(UserError, match="no environment was given; name one, such as --env-id CartPole-v1"):
+        world.main(world.Args(run=tmp_path))
 
 
 def test_a_stage_that_fails_is_named(tmp_path: Path, runner: Runner) -> None:

@@ -123,6 +123,15 @@ class Clips:
             chosen = np.concatenate([chosen, others[_evenly_spaced(len(others), n - len(chosen), rng)]])
         return self._read(np.sort(chosen))
 
+    def first_of_episodes(self, n: int) -> dict[str, np.ndarray]:
+        """The first clip of n episodes that are spread evenly over the split, or of all if there are fewer.
+
+        Returns:
+            As `sample`.
+        """
+        few = np.linspace(0, len(self._ends) - 1, min(n, len(self._ends))).round().astype(int)
+        return self._read((self._ends - self._starts)[few])
+
     def _read(self, clips: np.ndarray) -> dict[str, np.ndarray]:
         at = np.searchsorted(self._ends, clips, side="right")
         start = (clips - (self._ends - self._starts)[at]) * self.align

@@ -18,12 +18,17 @@ from worldmodel.data.clips import ALL, CacheMode, _default_cache, read_windows
 from worldmodel.data.store import Store
 from worldmodel.utils.errors import UserError
 
+START_LANES, START_STEPS = 8, 32
+"""One lane in so many reads only so many first steps of each episode."""
+
 
 class Streams:
     """`lanes` streams through the episodes of a split, each in an order of its own.
 
     An episode of r rows has (r - 1) // n batches of n steps; rows that are left over at its end are not read. Lanes
-    start at different places, so that a batch is not full of first frames.
+    start at different places, so that a batch is not full of first frames. Where episodes are long, a start is seldom
+    read, but every episode is encoded from its start, and in some games the first frame looks like no other. So one
+    lane in eight reads only the starts.
     """
 
     def __init__(
@@ -43,6 +48,7 @@ class Streams:
         if not batches.any():
             raise UserError(f"no {split} episode of {store.path} has {n + 1} rows; ask for fewer steps at a time")
         self._first, self._batches = bounds[batches > 0, 0], batches[batches > 0]
+        self._of_starts = np.minimum(self._batches, max(1, START_STEPS // n))
         self.epoch = int(self._batches.sum())
         """Batches in which a lane reads every episode once."""
 
@@ -61,15 +67,20 @@ class Streams:
 
     def _place(self, lane: int, step: int) -> tuple[int, int]:
         """The row at which a lane begins to read at a step, and the number of that batch in its episode."""
-        start = int(np.random.default_rng([self.seed, lane]).integers(self.epoch))
-        round_, within = divmod(start + step, self.epoch)
+        batches = self._batches_of(lane)
+        epoch = int(batches.sum())
+        round_, within = divmod(int(np.random.default_rng([self.seed, lane]).integers(epoch)) + step, epoch)
         order, ends = self._order(lane, round_)
         i = int(np.searchsorted(ends, within, side="right"))
-        batch = within - int(ends[i] - self._batches[order[i]])
+        batch = within - int(ends[i] - batches[order[i]])
         return int(self._first[order[i]] + batch * self.n), batch
 
     @lru_cache(maxsize=1024)  # noqa: B019 - as long as the streams live
     def _order(self, lane: int, round_: int) -> tuple[np.ndarray, np.ndarray]:
         """The episodes in the order in which a lane reads them in a round, and where each ends, in batches."""
         order = np.random.default_rng([self.seed, lane, round_]).permutation(len(self._first))
-        return order, self._batches[order].cumsum()
+        return order, self._batches_of(lane)[order].cumsum()
+
+    def _batches_of(self, lane: int) -> np.ndarray:
+        """How many batches a lane reads of each episode."""
+        return self._of_starts if lane % START_LANES == START_LANES - 1 else self._batches

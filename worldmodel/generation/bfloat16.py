@@ -15,9 +15,9 @@ from torch import Tensor
 from worldmodel.generation.sampling import FrameScore, SamplingConfig, sample_codes
 from worldmodel.models.layers import Memory
 from worldmodel.models.loading import AnyVQVAE
+from worldmodel.models.pixels import to_uint8
 from worldmodel.models.prior import Prior
 from worldmodel.models.recurrent_vqvae import RecurrentVQVAE
-from worldmodel.models.vqvae import to_uint8
 from worldmodel.utils.hardware import Precision
 
 

@@ -30,11 +30,12 @@ from worldmodel.generation.dream_state import DreamState, DreamStep
 from worldmodel.generation.sampling import FrameScore, SamplingConfig, sample_codes
 from worldmodel.models.layers import Memory
 from worldmodel.models.loading import AnyVQVAE, load_outcome, load_prior, load_vqvae
+from worldmodel.models.pixels import to_uint8
 from worldmodel.models.prior import Prior, PriorConfig
 from worldmodel.models.recurrent_vqvae import LAST, RecurrentVQVAE
 from worldmodel.models.reward_done import OutcomeConfig, OutcomeModel, previous_variables
 from worldmodel.models.transformer import StepContext
-from worldmodel.models.vqvae import VQVAEConfig, to_uint8
+from worldmodel.models.vqvae_config import VQVAEConfig
 from worldmodel.utils.checkpoint import read_header
 from worldmodel.utils.compatibility import check_vqvae
 from worldmodel.utils.errors import UserError

@@ -17,9 +17,9 @@ from worldmodel.generation.predictive_sampling import gumbel_noise, predictive_s
 from worldmodel.generation.sampling import SamplingConfig, sample_codes
 from worldmodel.models.layers import Memory
 from worldmodel.models.loading import AnyVQVAE
+from worldmodel.models.pixels import to_uint8
 from worldmodel.models.prior import Prior
 from worldmodel.models.recurrent_vqvae import LAST
-from worldmodel.models.vqvae import to_uint8
 
 
 def default_chunk_size(lanes: int, dtype: torch.dtype) -> int:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worldmodel.models.vqvae import to_float
+from worldmodel.models.pixels import to_float
 
 
 class ImageEncoder(nn.Module):

@@ -14,7 +14,8 @@ from worldmodel.models.hub import download, is_hub_name
 from worldmodel.models.prior import Prior, PriorConfig
 from worldmodel.models.recurrent_vqvae import RecurrentVQVAE
 from worldmodel.models.reward_done import OutcomeConfig, OutcomeModel
-from worldmodel.models.vqvae import VQVAE, VQVAEConfig
+from worldmodel.models.vqvae import VQVAE
+from worldmodel.models.vqvae_config import VQVAEConfig
 from worldmodel.utils.checkpoint import read_checkpoint
 from worldmodel.utils.errors import UserError, is_url, one_line
 from worldmodel.utils.settings import short_repr

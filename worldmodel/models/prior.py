@@ -40,11 +40,11 @@ from worldmodel.models.conditioning import ConditionalNorm
 from worldmodel.models.decoding_order import NO_PARENT, DecodingOrder
 from worldmodel.models.image_encoder import ImageEncoder
 from worldmodel.models.layers import AxialPositionEmbedding
+from worldmodel.models.pixels import to_float
 from worldmodel.models.prior_config import Conditioning, PriorConfig
 from worldmodel.models.resnet import ResNet
 from worldmodel.models.sparse_attention import block_mask, clip_mask
 from worldmodel.models.transformer import Block, Head, StepContext
-from worldmodel.models.vqvae import to_float
 from worldmodel.utils.errors import UserError
 
 __all__ = ["Conditioning", "Prior", "PriorConfig"]

@@ -31,8 +31,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldmodel.models.layers import Memory, at_least_float32
+from worldmodel.models.pixels import to_float, to_uint8
 from worldmodel.models.quantizer import Quantizer, codebook_usage
-from worldmodel.models.vqvae import VQVAEConfig, to_float, to_uint8
+from worldmodel.models.vqvae_config import VQVAEConfig
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.ranks import batch_mean
 

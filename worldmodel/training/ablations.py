@@ -28,7 +28,8 @@ import torch
 from worldmodel.metrics.protocol import Trials
 from worldmodel.metrics.published import FIGURES, Figure, Metric
 from worldmodel.models.prior_config import PriorSettings
-from worldmodel.models.vqvae import VQVAE, VQVAEConfig, VQVAESettings, layer_strides
+from worldmodel.models.vqvae import VQVAE
+from worldmodel.models.vqvae_config import VQVAEConfig, VQVAESettings, layer_strides
 from worldmodel.utils.errors import UserError
 
 Table = Literal[3, 4, 5, 6, 7]

@@ -19,7 +19,7 @@ from worldmodel.data.store import Store
 from worldmodel.generation.generate import continue_clips
 from worldmodel.models.loading import AnyVQVAE
 from worldmodel.models.prior import Prior
-from worldmodel.training.trainer import autocast
+from worldmodel.training.step import autocast
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import Precision
 from worldmodel.utils.progress import Progress

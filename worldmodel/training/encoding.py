@@ -8,7 +8,7 @@ Dimensions: n frames, t latent frames, s frames of a latent frame, h w g codes, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -36,13 +36,14 @@ def clip_starts(model: AnyVQVAE, rows: int, clip_stride: int) -> list[int]:
 
 
 @torch.no_grad()
-def encode_streams(model: AnyVQVAE, episodes: Sequence[Rows]) -> list[Rows]:
+def encode_streams(model: AnyVQVAE, episodes: Sequence[Rows], progress: Callable[[int], object]) -> list[Rows]:
     """Encode episodes side by side with a stream-mode VQ-VAE.
 
     Args:
         model: The VQ-VAE.
         episodes: Arrays of each: "frames" (n, H, W, channels) uint8, n a multiple of the time stride, and for a
             recurrent VQ-VAE "led" (n, a), the encoded action that led into each frame.
+        progress: Called with each number of frames that are done.
 
     Returns:
         For each "codes" (t, h, w, g) uint16, and of a recurrent VQ-VAE the "reconstruction" (t, H, W, channels) uint8.
@@ -61,6 +62,7 @@ def encode_streams(model: AnyVQVAE, episodes: Sequence[Rows]) -> list[Rows]:
         results = model.reconstruct(frames, memory, *actions) if both else [model.encode(frames, memory)]
         for i, *result in zip(lanes, *(tensor.cpu().numpy() for tensor in results), strict=True):
             encoded[i].append(tuple(result))
+        progress(int(np.minimum(step, sizes[lanes] - start).sum()))
     found = []
     for n, chunks in zip(sizes // model.config.stride[0], encoded, strict=True):
         codes, *seen = (np.concatenate(arrays)[:n] for arrays in zip(*chunks, strict=True))
@@ -122,7 +124,12 @@ def latent_rows(episode: dict[str, np.ndarray], start: int, stop: int, stride: i
 
 
 def encode_episodes(
-    model: AnyVQVAE, env_spec: EnvSpec, episodes: Sequence[Rows], first_rows: Sequence[int], clip_stride: int
+    model: AnyVQVAE,
+    env_spec: EnvSpec,
+    episodes: Sequence[Rows],
+    first_rows: Sequence[int],
+    clip_stride: int,
+    progress: Callable[[int], object],
 ) -> list[Rows]:
     """Encode episodes.
 
@@ -132,6 +139,7 @@ def encode_episodes(
         episodes: The arrays of each.
         first_rows: Row of the first frame of each in the store.
         clip_stride: As in `TokensStage`.
+        progress: Called with each number of frames that are done.
 
     Returns:
         The rows of codes of each. An episode that is too short for a clip has none.
@@ -141,7 +149,7 @@ def encode_episodes(
     episodes = [episode | more for episode, more in zip(episodes, led, strict=True)]
     if model.config.causal:
         episodes = [fill_last_latent_frame(episode, stride) for episode in episodes]
-        streams = encode_streams(model, episodes)
+        streams = encode_streams(model, episodes, progress)
         for codes, episode, row in zip(streams, episodes, first_rows, strict=True):
             n = len(episode["frames"])
             codes |= latent_rows(episode, 0, n, stride) | {"frame_row": row + np.arange(0, n, stride)}
@@ -159,6 +167,7 @@ def encode_episodes(
         ]
         rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         found.append({"codes": encode_clips(model, episode["frames"], starts)} | rows)
+        progress(len(episode["frames"]))
     return found
 
 

@@ -18,7 +18,9 @@ from worldmodel.generation.bfloat16 import trial_outputs
 from worldmodel.models.loading import AnyVQVAE, load_prior, load_vqvae
 from worldmodel.models.reward_done import OutcomeConfig, OutcomeModel
 from worldmodel.training.dreamed_windows import DreamedWindows, Rows
-from worldmodel.training.trainer import Batch, TrainerConfig, eval_mode, fit, rank_share
+from worldmodel.training.step import Batch, eval_mode
+from worldmodel.training.trainer import fit, rank_share
+from worldmodel.training.trainer_config import TrainerConfig
 from worldmodel.utils.checkpoint import checkpoints, read_header, weights_digest
 from worldmodel.utils.compatibility import check_vqvae
 from worldmodel.utils.errors import UserError

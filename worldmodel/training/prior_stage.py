@@ -28,7 +28,9 @@ from worldmodel.generation.generate import continue_clips, decode_clips
 from worldmodel.models.loading import AnyVQVAE, load_vqvae
 from worldmodel.models.prior import Prior
 from worldmodel.models.prior_config import Conditioning, PriorConfig, PriorSettings
-from worldmodel.training.trainer import Batch, TrainerConfig, eval_mode, fit, rank_share
+from worldmodel.training.step import Batch, eval_mode
+from worldmodel.training.trainer import fit, rank_share
+from worldmodel.training.trainer_config import TrainerConfig
 from worldmodel.training.verdicts import judge_actions, judge_split
 from worldmodel.utils.checkpoint import load_weights, read_header, weights_digest
 from worldmodel.utils.compatibility import check_vqvae

@@ -40,13 +40,14 @@ from worldmodel.data.writer import StoreWriter
 from worldmodel.data.zarr_format import SPLITS
 from worldmodel.generation.context import CONTEXTS_FILE, Context
 from worldmodel.models.loading import AnyVQVAE, load_vqvae
-from worldmodel.models.vqvae import to_float
+from worldmodel.models.pixels import to_float
 from worldmodel.training.encoding import Rows, actions_into, encode_episodes
-from worldmodel.training.trainer import autocast
+from worldmodel.training.step import autocast
 from worldmodel.utils.checkpoint import codes_digest
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import Precision, verified_precision
 from worldmodel.utils.lock import folder_lock
+from worldmodel.utils.memory import keep_freed_memory
 from worldmodel.utils.progress import Progress
 from worldmodel.utils.run_args import StageArgs
 from worldmodel.utils.settings import Address, Fraction, Positive
@@ -166,12 +167,16 @@ def write(args: TokensStage, store: Store, model: AnyVQVAE, weights: str) -> Non
         lanes = LANES[model.pre_vq_conv.weight.device.type]
         total = store.n_rows - (store.episode_bounds(first)[0] if first < n else store.n_rows)
         with Progress(total=total, unit=" frames", desc="tokens", disable=total == 0) as bar:
+
+            def advance(frames: int) -> None:
+                bar.update(min(frames, total - bar.n))  # a last latent frame may have been filled
+
             for at in range(first, n, lanes):
                 group = range(at, min(at + lanes, n))
                 episodes, first_rows = zip(
                     *((store.read_episode(i), store.episode_bounds(i)[0]) for i in group), strict=True
                 )
-                encoded = encode_episodes(model, store.env_spec, episodes, first_rows, args.clip_stride)
+                encoded = encode_episodes(model, store.env_spec, episodes, first_rows, args.clip_stride, advance)
                 for i, episode, rows in zip(group, episodes, encoded, strict=True):
                     if not rows:
                         raise UserError(
@@ -180,7 +185,6 @@ def write(args: TokensStage, store: Store, model: AnyVQVAE, weights: str) -> Non
                             "stream"
                         )
                     writer.append(rows | joined_split(store, i, len(rows["codes"])))
-                    bar.update(len(episode["frames"]))
 
 
 def joined_split(store: Store, i: int, n: int) -> Rows:
@@ -196,6 +200,7 @@ def encode_tokens(args: TokensStage) -> None:
     Raises:
         UserError: If the stores cannot be joined, and as `write`.
     """
+    keep_freed_memory()
     stores = [open_store(path, args.shard_cache(path)) for path in args.data or (args.run / "data.zarr",)]
     store = JoinedStore(" and ".join(s.path for s in stores), stores) if len(stores) > 1 else stores[0]
     model, weights = load_vqvae(args.run / "vqvae").to(args.device), codes_digest(args.run / "vqvae")

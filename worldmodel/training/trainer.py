@@ -12,20 +12,14 @@ Ctrl-C and SIGTERM finish the step, write a checkpoint and stop; a second one st
 
 from __future__ import annotations
 
-import ctypes
-import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-from weakref import WeakSet
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -37,114 +31,29 @@ from worldmodel.training.distributed import (
     code_digest,
     first_rank_first,
     gather,
-    gradients_apart,
-    mean_over_ranks,
     on_first_rank,
     share_of_rank,
     wrap_loss,
 )
 from worldmodel.training.logging import Meter, StopSignal, log_on_disk, log_settings, open_log
-from worldmodel.training.sharding import shard_moments, whole, whole_tensors, whole_weights
+from worldmodel.training.sharding import shard_moments, whole_tensors, whole_weights
+from worldmodel.training.step import Batch, Sample, prefetch_batches, train_step, trial_clips, trial_step
+from worldmodel.training.trainer_config import TrainerConfig, learning_rate_at
 from worldmodel.training.verdicts import judge_loss
 from worldmodel.utils.checkpoint import Checkpoint, checkpoints, commit, restore_newest, unique_tensors
 from worldmodel.utils.compatibility import check_same_config
 from worldmodel.utils.errors import UserError
-from worldmodel.utils.hardware import Precision, peak_flops, resolve_precision, verified_precision
+from worldmodel.utils.hardware import peak_flops, resolve_precision, verified_precision
 from worldmodel.utils.lock import folder_lock
+from worldmodel.utils.memory import keep_freed_memory
 from worldmodel.utils.progress import Progress
-from worldmodel.utils.ranks import Pass, forward_pass, n_ranks, rank
-from worldmodel.utils.settings import Count, NotNegative, Positive, Seed, Settings
+from worldmodel.utils.ranks import n_ranks, rank
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-Batch = dict[str, Tensor]
-Sample = Callable[[np.random.Generator, int], dict[str, np.ndarray]]
-"""A rank's share of a batch from the random numbers of a step, and its number."""
-SEPARABLE: WeakSet[nn.Module] = WeakSet()
-"""Models that have been found to ask nothing of the whole batch, so that its parts need no pass before them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainerConfig(Settings):
-    """How a model is trained, by Adam with betas 0.9 and 0.999."""
-
-    steps: Positive = 100_000
-    """Number of training steps in all. A larger number makes a complete run go on."""
-    batch_size: Positive = 32
-    """Number of clips of a step, of all ranks together."""
-    accumulate: Positive = 1
-    """Number of parts of a rank's clips that go through the model one after another, to save memory. The step stays the
-    same."""
-    learning_rate: NotNegative = 3e-4
-    """Learning rate after the warm-up."""
-    lr_schedule: Literal["constant", "cosine"] = "constant"
-    """Learning rate after the warm-up: constant, or decaying to zero at the last step along a cosine."""
-    warmup_steps: Count = 0
-    """Steps over which the learning rate rises linearly at the start; 0 for no warm-up."""
-    max_grad_norm: NotNegative = 1.0
-    """Gradients with a larger norm are scaled down to this norm."""
-    precision: Precision = "auto"
-    """Precision of autocast. auto takes bfloat16 where the hardware is fast at it, if loss and gradient agree with
-    float32 on a trial step at the start of the run and whenever it resumes."""
-    shard: bool = False
-    """Spread weights, gradients and optimizer state over the ranks with FSDP2, for a model that is too large for one
-    GPU. Needs torchrun."""
-    compile: bool = False
-    """Compile the model with torch.compile, which takes minutes at the start and is faster afterwards on a GPU."""
-    seed: Seed = 0
-    """Seed of the initialization and of every step's batch and dropout."""
-    max_minutes: NotNegative = 0
-    """Stop with a checkpoint after this many minutes; 0 for no limit."""
-    log_every: Positive = 20
-    """Steps from one entry of the training log to the next."""
-    eval_every: Positive = 500
-    """Steps from one evaluation to the next; the last step is always evaluated."""
-    save_every: Positive = 500
-    """Steps from one checkpoint to the next; the last step is always saved."""
-    keep_checkpoints: Positive = 2
-    """Number of newest checkpoints to keep, so that a run survives a damaged file."""
-
-    def settings(self) -> dict[str, Any]:
-        """The settings that identify a run: all but how it is computed, and how often it logs, evaluates and saves."""
-        looks = (
-            "accumulate",
-            "shard",
-            "compile",
-            "max_minutes",
-            "log_every",
-            "eval_every",
-            "save_every",
-            "keep_checkpoints",
-        )
-        return {k: v for k, v in asdict(self).items() if k not in looks}
-
-
-def keep_freed_memory() -> None:
-    """Make glibc keep freed memory.
-
-    By default it returns large blocks to the system, and each page faults again at the next step. This costs up to 40%
-    of the training time on a CPU.
-    """
-    with suppress(OSError, AttributeError):  # another C library
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: no separate mappings
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: never trim the heap
-
-
-def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """Autocast for a precision on a device; disabled for float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=resolve_precision(device, precision) == "bfloat16")
-
-
-def learning_rate_at(config: TrainerConfig, step: int) -> float:
-    """The learning rate of step `step`, counted from 0."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    if config.lr_schedule == "constant":
-        return config.learning_rate
-    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+Evaluate = Callable[["SummaryWriter", int], Sequence[str] | None]
+"""Writes held-out scores of a step to the log, and returns verdicts in words."""
 
 
 def fit(
@@ -154,7 +63,7 @@ def fit(
     config: TrainerConfig,
     out: Path,
     settings: dict[str, Any],
-    evaluate: Callable[[SummaryWriter, int], Sequence[str] | None] | None = None,
+    evaluate: Evaluate | None = None,
     restart: bool = False,
     state: dict[str, Tensor] | None = None,
     data: dict[str, int] | None = None,
@@ -188,7 +97,6 @@ def fit(
     state = {} if state is None else state
     check_split(model, config)
     with on_first_rank(lambda: folder_lock(out)):
-        device = next(model.parameters()).device
         settings = settings | {"trainer": config.settings()}
         check_ranks(model, config, out, settings, data)
         with first_rank_first():
@@ -201,76 +109,122 @@ def fit(
         if found and not rank() and found.config["trainer"]["steps"] < config.steps:
             rate = learning_rate_at(config, step)
             print(f"{out}: goes on from step {step:,} to {config.steps:,}, with a learning rate of {rate:.2g} at first")
-        loss = wrap_loss(model, loss, config.compile, config.shard)
-        optimizer = torch.optim.Adam(model.parameters(), config.learning_rate)
+        run = Training(model, loss, sample, config, out, settings, evaluate, state, step)
         if found:
-            found.fill_optimizer(optimizer)
-            shard_moments(optimizer)
+            found.fill_optimizer(run.optimizer)
+            shard_moments(run.optimizer)
             del found
+        verdicts = run.steps()
+        if not rank():
+            for verdict in verdicts:
+                print(f"{out}: {verdict}")
 
-        if step == 0 and not rank():
-            shutil.rmtree(out / "log", ignore_errors=True)  # the log of a run that is overwritten
 
-        keep = config.keep_checkpoints if step else 1  # the first save drops checkpoints of an overwritten run
+class Training:
+    """A run between two of its steps. The arguments are those of `fit`; `step` is the number of steps done."""
 
-        def save() -> None:
-            nonlocal keep
-            lanes = {name: gather(tensor) for name, tensor in state.items()}
-            weights, moments = whole_tensors(unique_tensors(model)), optimizer.state_dict()["state"]
-            moments = {i: whole_tensors(of) for i, of in moments.items()}
-            if not rank():
-                commit(out, weights, moments, settings, {"step": step}, keep, lanes)
-            keep = config.keep_checkpoints
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        sample: Sample,
+        config: TrainerConfig,
+        out: Path,
+        settings: dict[str, Any],
+        evaluate: Evaluate | None,
+        state: dict[str, Tensor],
+        step: int,
+    ) -> None:
+        self.model, self.sample, self.out, self.settings, self.evaluate = model, sample, out, settings, evaluate
+        self.state, self.step, self.started = state, step, time.monotonic()
+        self.device = next(model.parameters()).device
+        self.loss = wrap_loss(model, loss, config.compile, config.shard)
+        self.optimizer = torch.optim.Adam(model.parameters(), config.learning_rate)
+        self.config = config
+        self.keep = config.keep_checkpoints if step else 1  # the first save drops checkpoints of an overwritten run
+        self.losses: list[float] = []
+        self.verdicts: list[str] = []
 
-        started = time.monotonic()
-        figures = partial(trial_step, model, loss, sample, config, step, state=state)
-        config = replace(config, precision=verified_precision(str(out), device, config.precision, figures))
-        verdicts, losses = list[str](), list[float]()
-        meter = Meter(1.0 if rank() else peak_flops(str(device), config.precision))
-        if n_ranks() > 1:  # DDP adds gradients up in another order at its first step, and while operations are counted
-            share = config.batch_size // n_ranks()
-            meter.count_flops_of(lambda: figures(config.precision), share / trial_clips(share, config))
+    def steps(self) -> list[str]:
+        """Train to the last step; returns verdicts in words."""
+        if self.step == 0 and not rank():
+            shutil.rmtree(self.out / "log", ignore_errors=True)  # the log of a run that is overwritten
+        self.meter = self.verify_precision()
+        first, total, unit = self.step, self.config.steps, self.config.batch_size
         with (
             StopSignal() as stop,
-            log_on_disk(out),
-            on_first_rank(lambda: open_log(out / "log", step + 1 if step else 0)) as writer,
-            Progress(
-                total=config.steps, initial=step, unit=" clips", unit_scale=config.batch_size, desc=out.name
-            ) as bar,
+            log_on_disk(self.out),
+            on_first_rank(lambda: open_log(self.out / "log", first + 1 if first else 0)) as writer,
+            Progress(total=total, initial=first, unit=" clips", unit_scale=unit, desc=self.out.name) as bar,
         ):
-            if step == 0 and writer is not None:
-                log_settings(writer, settings)
-            for batch in prefetch_batches(sample, config, step):
-                with meter.count_flops():
-                    values = train_step(
-                        model, loss, {k: v.to(device) for k, v in batch.items()} | state, optimizer, config, step
-                    )
-                state.update({name: values.pop(name) for name in state})
-                step += 1
+            if first == 0 and writer is not None:
+                log_settings(writer, self.settings)
+            for batch in prefetch_batches(self.sample, self.config, first):
+                self.train(batch)
                 bar.update()
-                meter.add(values, config.batch_size)
-                if step % config.log_every == 0 or step == config.steps:
-                    losses.append(meter.log(writer, step, learning_rate_at(config, step - 1)))
-                    bar.set_postfix({"loss": f"{losses[-1]:.4f}"})
-                if evaluate is not None and (step % config.eval_every == 0 or step == config.steps):
-                    with meter.paused(), whole_weights(loss):
-                        if writer is not None:
-                            model.eval()
-                            verdicts = list(evaluate(writer, step) or ())
-                late = config.max_minutes > 0 and time.monotonic() - started > 60 * config.max_minutes
-                stopping, out_of_time = any_rank(stop.requested, late)
-                if stopping or out_of_time or step % config.save_every == 0 or step == config.steps:
-                    save()
-                if stopping:
-                    raise KeyboardInterrupt
-                if out_of_time and step < config.steps:
-                    raise UserError(
-                        f"{out}: time is up after step {step:,} of {config.steps:,}; "
-                        "run it again, without --restart, to resume"
-                    )
+                if self.is_due(self.config.log_every):
+                    self.losses.append(self.meter.log(writer, self.step, learning_rate_at(self.config, self.step - 1)))
+                    bar.set_postfix({"loss": f"{self.losses[-1]:.4f}"})
+                if self.evaluate is not None and self.is_due(self.config.eval_every):
+                    self.judge(writer)
+                self.save_or_stop(stop.requested)
+        return self.verdicts + judge_loss(self.losses)
+
+    def verify_precision(self) -> Meter:
+        """Settle the precision by a trial step; returns a meter of the speed at it."""
+        config = self.config
+        figures = partial(trial_step, self.model, self.loss, self.sample, config, self.step, state=self.state)
+        precision = verified_precision(str(self.out), self.device, config.precision, figures)
+        self.config = replace(config, precision=precision)
+        meter = Meter(1.0 if rank() else peak_flops(str(self.device), precision))
+        if n_ranks() > 1:  # DDP adds gradients up in another order at its first step, and while operations are counted
+            share = config.batch_size // n_ranks()
+            meter.count_flops_of(lambda: figures(precision), share / trial_clips(share, config))
+        return meter
+
+    def is_due(self, every: int) -> bool:
+        """Whether something that is done every so many steps, and at the end, is to be done now."""
+        return self.step % every == 0 or self.step == self.config.steps
+
+    def train(self, batch: Batch) -> None:
+        """One step."""
+        batch = {name: tensor.to(self.device) for name, tensor in batch.items()} | self.state
+        with self.meter.count_flops():
+            values = train_step(self.model, self.loss, batch, self.optimizer, self.config, self.step)
+        self.state.update({name: values.pop(name) for name in self.state})
+        self.step += 1
+        self.meter.add(values, self.config.batch_size)
+
+    def judge(self, writer: SummaryWriter | None) -> None:
+        """Evaluate on the first rank."""
+        with self.meter.paused(), whole_weights(self.loss):
+            if writer is not None and self.evaluate is not None:
+                self.model.eval()
+                self.verdicts = list(self.evaluate(writer, self.step) or ())
+
+    def save_or_stop(self, stop: bool) -> None:
+        """Save a checkpoint if one is due, or before the run is stopped by a signal or for lack of time."""
+        config = self.config
+        late = config.max_minutes > 0 and time.monotonic() - self.started > 60 * config.max_minutes
+        stopping, out_of_time = any_rank(stop, late)
+        if stopping or out_of_time or self.is_due(config.save_every):
+            self.save()
+        if stopping:
+            raise KeyboardInterrupt
+        if out_of_time and self.step < config.steps:
+            raise UserError(
+                f"{self.out}: time is up after step {self.step:,} of {config.steps:,}; "
+                "run it again, without --restart, to resume"
+            )
+
+    def save(self) -> None:
+        """Write a checkpoint, on the first rank."""
+        lanes = {name: gather(tensor) for name, tensor in self.state.items()}
+        weights, moments = whole_tensors(unique_tensors(self.model)), self.optimizer.state_dict()["state"]
+        moments = {i: whole_tensors(of) for i, of in moments.items()}
         if not rank():
-            for verdict in verdicts + judge_loss(losses):
-                print(f"{out}: {verdict}")
+            commit(self.out, weights, moments, self.settings, {"step": self.step}, self.keep, lanes)
+        self.keep = self.config.keep_checkpoints
 
 
 def rank_share(config: TrainerConfig) -> slice:
@@ -333,129 +287,3 @@ def more_steps(found: Checkpoint, settings: dict[str, Any]) -> dict[str, int]:
     done = found.steps("step")
     complete = done == found.config.get("trainer", {}).get("steps")
     return {"steps": done} if complete and settings["trainer"]["steps"] > done else {}
-
-
-def train_step(
-    model: nn.Module,
-    loss: Loss,
-    batch: Batch,
-    optimizer: torch.optim.Optimizer,
-    config: TrainerConfig,
-    step: int,
-) -> dict[str, Tensor]:
-    """One step of Adam.
-
-    Returns:
-        The scalars of `loss` and the norm of the gradient.
-
-    Raises:
-        UserError: If loss or gradient is not finite; the weights are then unchanged.
-    """
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate_at(config, step)
-    values = backward(model, loss, batch, config, step)
-    norm = whole(nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm))
-    if not (values["loss"] + norm).isfinite():
-        raise UserError(
-            f"the loss is {values['loss'].item()} and the norm of its gradient {norm.item()} at step {step}; run the "
-            "same command again to resume from the last checkpoint, and if it happens again, use --restart with a "
-            "lower learning rate"
-        )
-    optimizer.step()
-    return values | {"grad_norm": norm}
-
-
-def backward(model: nn.Module, loss: Loss, batch: Batch, config: TrainerConfig, step: int) -> dict[str, Tensor]:
-    """Compute the scalars of `loss`; the gradient is left in the parameters."""
-    model.train()
-    model.zero_grad()
-    n = config.accumulate
-
-    def forward(part: Batch, number: int) -> dict[str, Tensor]:
-        seed_step(config.seed, step, number)
-        with autocast(next(model.parameters()).device, config.precision):
-            return loss(part)
-
-    notes: list[Tensor] = []
-    if n > 1 and model not in SEPARABLE:
-        with torch.no_grad(), forward_pass(Pass(notes=notes)):
-            forward(batch, n * rank())
-        if not notes:
-            SEPARABLE.add(model)
-    found = []
-    for i in range(n):
-        part = {name: tensor.chunk(n)[i] for name, tensor in batch.items()}
-        with nullcontext() if i == n - 1 else gradients_apart(loss):
-            with forward_pass(Pass(noted=iter(notes) if n > 1 else None)):
-                values = forward(part, n * rank() + i)
-            (values["loss"] / n).backward()
-        found.append({k: v.detach() for k, v in values.items()})
-    return merge(found)
-
-
-def seed_step(seed: int, step: int, part: int) -> None:
-    """Seed the generator of a model for a step, and for a part of the batch."""
-    numbers = [seed, step, 1] + [part] * (part > 0)
-    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
-
-
-def merge(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The values of a whole batch: means of scalars, and clips one after another."""
-    if len(parts) == 1:
-        return parts[0]
-    values = {name: [part[name] for part in parts] for name in parts[0]}
-    return {name: torch.cat(v) if v[0].dim() else torch.stack(v).mean() for name, v in values.items()}
-
-
-def trial_step(
-    model: nn.Module, loss: Loss, sample: Sample, config: TrainerConfig, step: int, precision: Precision,
-    state: dict[str, Tensor] | None = None,
-) -> dict[str, Tensor]:  # fmt: skip
-    """Loss and gradient of half a step's clips; weights, buffers and random state are left unchanged.
-
-    Half the clips in float32 take no more memory than all of them in bfloat16.
-    """
-    device = next(model.parameters()).device
-    drawn = read_batch(sample, config, step) | (state or {})
-    batch = {k: v[: trial_clips(len(v), config)].to(device) for k, v in drawn.items()}
-    before = [buffer.clone() for buffer in model.buffers()]
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        value = backward(model, loss, batch, replace(config, precision=precision, accumulate=1), step)["loss"]
-    gradient = torch.cat([whole(p.grad).flatten() for p in model.parameters() if p.grad is not None])
-    model.zero_grad()
-    with torch.no_grad():
-        for buffer, old in zip(model.buffers(), before, strict=True):
-            buffer.copy_(old)
-    return {"loss": value.new_tensor(mean_over_ranks({"loss": value.item()})["loss"]), "gradient": gradient}
-
-
-def trial_clips(n: int, config: TrainerConfig) -> int:
-    """Half of the clips that go through the model at once, of n."""
-    return -(-n // (2 * config.accumulate))
-
-
-def read_batch(sample: Sample, config: TrainerConfig, step: int) -> Batch:
-    """Draw the batch of a step."""
-    arrays = sample(np.random.default_rng([config.seed, step]), step)
-    return {k: torch.from_numpy(v) for k, v in arrays.items()}
-
-
-def prefetch_batches(sample: Sample, config: TrainerConfig, first: int) -> Iterator[Batch]:
-    """Yield the batches of the steps from `first` on; a thread reads the next one while the current one is used."""
-    with ThreadPoolExecutor(1) as pool:
-        next_batch = pool.submit(read_batch, sample, config, first)
-        for step in range(first, config.steps):
-            batch = next_batch.result()
-            if step + 1 < config.steps:
-                next_batch = pool.submit(read_batch, sample, config, step + 1)
-            yield batch
-
-
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; the previous mode is restored afterwards."""
-    training = model.training
-    model.eval()
-    with torch.no_grad():
-        yield
-    model.train(training)

@@ -31,8 +31,8 @@ def judge_reconstructions(nmse: np.ndarray, copied: np.ndarray, episode: np.ndar
         return f"reconstructions are better than copying the last frame ({figures})"
     how = "worse than" if better.high < 0 else "no better than"
     return (
-        f"reconstructions are {how} copying the last frame ({figures}), so what moves is lost; train longer, raise "
-        "--model.motion-loss-weight, or give it more codes"
+        f"reconstructions are {how} copying the last frame ({figures}), so moving objects are lost; train longer, "
+        "raise --model.motion-loss-weight, or use more codes: a smaller --model.stride or more --model.n-codes"
     )
 
 
@@ -46,10 +46,10 @@ def judge_actions(bits: np.ndarray, shuffled: np.ndarray, episode: np.ndarray) -
     """
     gain, figures = bootstrap(shuffled - bits, episode), f"{bits.mean():.3f} bits per code, {shuffled.mean():.3f}"
     if gain.low > 0:
-        return f"actions matter: {figures} under those of other clips"
+        return f"actions matter: {figures} under the actions of other clips"
     return (
-        f"actions have no effect on the prediction ({figures} under those of other clips); train longer, and check "
-        "that recorded actions change what is seen"
+        f"actions have no effect on the prediction ({figures} under the actions of other clips); train longer, and "
+        "check that recorded actions change what is seen"
     )
 
 
@@ -65,22 +65,23 @@ def judge_dream(
     """
     far, close = _gains(over_copy, ahead), f"{over_copy[0]} dB, {ahead[0]} ahead"
     if far:
-        verdicts = [f"the dream is closer to the truth than the last frame copied {far} dB"]
+        verdicts = [f"the dream is better than repeating the last frame {far} dB"]
     else:
+        how = "worse than" if over_copy[0].high < 0 else "no better than"
         verdicts = [
-            f"the dream is no closer to the truth than the last frame copied ({close}); look at the reconstructions "
-            "first, then train the prior for longer or record more"
+            f"the dream is {how} repeating the last frame ({close}); look at the reconstructions first, then train the "
+            "prior for longer or record more"
         ]
     far, close = _gains(over_shuffled, ahead), f"{over_shuffled[0]} dB, {ahead[0]} ahead"
     if far:
         return [
             *verdicts,
-            f"the dream follows its actions: it is closer than under those of other clips {far} dB",
+            f"the dream follows its actions: it is better than under the actions of other clips {far} dB",
         ]
     return [
         *verdicts,
-        f"the dream does not follow its actions ({close}, against those of other clips); train the prior for longer, "
-        "and check that recorded actions change what is seen",
+        f"the dream does not follow its actions ({close}, against the actions of other clips); train the prior for "
+        "longer, and check that recorded actions change what is seen",
     ]
 
 
@@ -95,7 +96,7 @@ def judge_split(episode: np.ndarray) -> list[str]:
     n = len(np.unique(episode))
     if n >= FEW_EPISODES:
         return []
-    return [f"there are {n} held-out episodes, so intervals mean little; record more episodes"]
+    return [f"there are {n} held-out episodes, so the intervals are unreliable; record more episodes"]
 
 
 def judge_loss(losses: Sequence[float]) -> list[str]:

@@ -25,8 +25,11 @@ from worldmodel.metrics.frames import nmse, psnr
 from worldmodel.models.loading import AnyVQVAE, load_vqvae
 from worldmodel.models.quantizer import codebook_usage
 from worldmodel.models.recurrent_vqvae import RecurrentVQVAE
-from worldmodel.models.vqvae import VQVAE, VQVAEConfig, VQVAESettings
-from worldmodel.training.trainer import Batch, TrainerConfig, eval_mode, fit, rank_share
+from worldmodel.models.vqvae import VQVAE
+from worldmodel.models.vqvae_config import VQVAEConfig, VQVAESettings
+from worldmodel.training.step import Batch, eval_mode
+from worldmodel.training.trainer import fit, rank_share
+from worldmodel.training.trainer_config import TrainerConfig
 from worldmodel.training.verdicts import judge_reconstructions, judge_split
 from worldmodel.utils.checkpoint import weights_digest
 from worldmodel.utils.errors import UserError
@@ -49,7 +52,7 @@ class VQVAEStage(CacheArgs, StageArgs):
     trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(learning_rate=7e-4))
     """Optimization, logging and checkpoints."""
     n_eval_clips: Positive = 32
-    """Number of clips of the validation split to evaluate on."""
+    """Number of clips of the validation split to evaluate on. past_frames: a quarter more, from starts of episodes."""
     n_eval_frames: AtLeast2 = 30
     """past_frames: number of frames of such a clip. The first one is given to the model."""
     init_from: Path | None = None
@@ -184,8 +187,10 @@ def train_on_streams(args: VQVAEStage, store: Store) -> None:
         values, after = model(frames, batch["actions"][:, 1:], state)
         return values | {"lanes": after}
 
-    held = valid.fixed_sample(min(args.n_eval_clips, len(valid)))
-    held |= encode_actions(env_spec, held)
+    n = min(args.n_eval_clips, len(valid))
+    parts = [valid.fixed_sample(n), valid.first_of_episodes(max(1, n // 4))]  # an episode is encoded from its start
+    parts = [part | encode_actions(env_spec, part) for part in parts]
+    held = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     clips = {name: torch.from_numpy(held[name]).to(args.device) for name in ("frames", "actions", "episode")}
     fit(
         model,

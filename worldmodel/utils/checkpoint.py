@@ -263,9 +263,8 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         if fault:
             _warn_once(f"{fault}; for now {path.name}, which came before it, is used")
         return found
-    raise UserError(
-        fault or f"{folder} holds no {CHECKPOINT_FILE}; train it first, or give the folder of a finished run"
-    )
+    missing = f"{folder} holds no {CHECKPOINT_FILE}" if Path(folder).exists() else f"there is no folder {folder}"
+    raise UserError(fault or f"{missing}; train it first, or give the folder of a finished run")
 
 
 @cache

@@ -1,7 +1,11 @@
-"""Available memory, checked before large allocations: a process that takes too much is killed without any message."""
+"""Memory: how much there is, checked before large allocations, and how it is freed.
+
+A process that takes too much is killed without any message.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -69,3 +73,15 @@ def limit_memory() -> None:
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error means that there was not enough memory."""
     return isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY_SIGNS)
+
+
+def keep_freed_memory() -> None:
+    """Make glibc keep freed memory.
+
+    By default it returns large blocks to the system, and each page faults again at the next step. This costs up to 40%
+    of the training time on a CPU.
+    """
+    with suppress(OSError, AttributeError):  # another C library
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no separate mappings
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: never trim the heap

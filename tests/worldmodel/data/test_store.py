@@ -266,6 +266,9 @@ def test_fixed_clips_are_the_same_every_time_and_overlap_only_when_they_must(tmp
         np.testing.assert_array_equal(values, batch[name])
     assert not np.array_equal(clips.fixed_sample(apart, seed=1)["start"], batch["start"])
     assert len(set(clips.fixed_sample(5)["episode"].tolist())) > 2
+    firsts = clips.first_of_episodes(100)
+    assert (firsts["start"] == 0).all() and len(firsts["episode"]) == len(set(firsts["episode"].tolist())) > 2
+    assert clips.first_of_episodes(2)["episode"].tolist() == [firsts["episode"][0], firsts["episode"][-1]]
     everything = clips.fixed_sample(len(clips))
     assert len(np.unique(everything["where"][:, 0])) == len(clips)
     with pytest.raises(UserError, match=f"{len(clips)} clips"):

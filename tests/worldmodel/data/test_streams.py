@@ -49,6 +49,18 @@ def test_an_epoch_has_every_batch_once(store: Store) -> None:
     assert streams.epoch == sum(lengths.values())
 
 
+def test_one_lane_in_eight_reads_only_starts(tmp_path: Path) -> None:
+    with StoreWriter(tmp_path / "s", TOY, {}) as writer:
+        for i in range(3):
+            writer.append(toy_episode(np.random.default_rng(i), 100))
+    streams = Streams(Store(tmp_path / "s"), "all", 16, 2, ["frames"])
+    places = np.array([[streams._place(lane, step)[1] for step in range(150)] for lane in range(16)])
+    only_starts = places.max(1) == 15
+    assert np.flatnonzero(only_starts).tolist() == [7, 15], "batches of 2 steps: 32 steps"
+    assert (places[~only_starts].max(1) == 49).all()
+    assert ((places[only_starts] == 0).sum(1) >= 9).all(), "a new episode every 16 batches"
+
+
 def test_what_is_read_depends_on_seed_lane_and_step_alone(store: Store) -> None:
     first, again = (Streams(store, "all", 4, 2, ["variables"], seed=3) for _ in range(2))
     later = [rows(first, step) for step in range(6)]

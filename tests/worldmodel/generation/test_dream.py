@@ -14,7 +14,8 @@ from worldmodel.generation.dream import Dream
 from worldmodel.generation.dream_state import DreamState
 from worldmodel.generation.sampling import SamplingConfig
 from worldmodel.models.reward_done import OutcomeModel
-from worldmodel.models.vqvae import VQVAE, VQVAEConfig
+from worldmodel.models.vqvae import VQVAE
+from worldmodel.models.vqvae_config import VQVAEConfig
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import Precision
 

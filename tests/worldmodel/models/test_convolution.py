@@ -26,7 +26,8 @@ from worldmodel.models.convolution import NO_PADDING, Conv3d, Pads, conv3d
 from worldmodel.models.layers import Conv, ConvTranspose, Memory
 from worldmodel.models.resnet import ResNet
 from worldmodel.models.reward_done import OutcomeConfig, OutcomeModel
-from worldmodel.models.vqvae import VQVAE, VQVAEConfig
+from worldmodel.models.vqvae import VQVAE
+from worldmodel.models.vqvae_config import VQVAEConfig
 from worldmodel.utils.hardware import flop_counter
 
 ROOT = Path(__file__).parents[3]

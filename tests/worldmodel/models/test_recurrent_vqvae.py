@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from tests.tiny import tiny_vqvae
 from worldmodel.models.layers import Memory
+from worldmodel.models.pixels import to_uint8
 from worldmodel.models.recurrent_vqvae import ANCHOR, LAST, RecurrentVQVAE, _next, _warp
-from worldmodel.models.vqvae import to_uint8
 from worldmodel.utils.errors import UserError
 
 LANES, STEPS, ACTION = 3, 6, 2

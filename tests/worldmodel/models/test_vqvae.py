@@ -7,7 +7,9 @@ import torch
 from einops import rearrange
 
 from worldmodel.models.layers import AxialAttention, AxialPositionEmbedding, Conv, ConvTranspose, Memory
-from worldmodel.models.vqvae import VQVAE, VQVAEConfig, layer_strides, motion_weights, to_float, to_uint8
+from worldmodel.models.pixels import motion_weights, to_float, to_uint8
+from worldmodel.models.vqvae import VQVAE
+from worldmodel.models.vqvae_config import VQVAEConfig, layer_strides
 from worldmodel.utils.errors import UserError
 
 

@@ -19,7 +19,8 @@ from worldmodel.models.recurrent_vqvae import RecurrentVQVAE
 from worldmodel.models.reward_done import OutcomeConfig, OutcomeModel
 from worldmodel.models.vqvae import VQVAE
 from worldmodel.training.distributed import Loss
-from worldmodel.training.trainer import TrainerConfig, fit, rank_share
+from worldmodel.training.trainer import fit, rank_share
+from worldmodel.training.trainer_config import TrainerConfig
 from worldmodel.utils.ranks import rank
 
 CLIPS = 8

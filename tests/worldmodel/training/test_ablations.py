@@ -14,7 +14,8 @@ from worldmodel.metrics.protocol import Trials
 from worldmodel.metrics.published import FIGURES, Figure
 from worldmodel.models.prior import Prior
 from worldmodel.models.prior_config import PriorSettings
-from worldmodel.models.vqvae import VQVAE, VQVAEConfig, VQVAESettings
+from worldmodel.models.vqvae import VQVAE
+from worldmodel.models.vqvae_config import VQVAEConfig, VQVAESettings
 from worldmodel.training.ablations import (
     TABLES,
     count_parameters,

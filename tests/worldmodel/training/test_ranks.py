@@ -19,7 +19,8 @@ from tests.worldmodel.training.split_fits import CLIPS, KINDS, Fault, train
 from worldmodel.models.vqvae import VQVAE
 from worldmodel.training import trainer
 from worldmodel.training.distributed import Loss, check_gpus
-from worldmodel.training.trainer import TrainerConfig, fit
+from worldmodel.training.trainer import fit
+from worldmodel.training.trainer_config import TrainerConfig
 from worldmodel.utils.checkpoint import CHECKPOINT_FILE, checkpoints, read_checkpoint
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.lock import folder_lock

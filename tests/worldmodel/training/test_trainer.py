@@ -26,7 +26,8 @@ from tests.tiny import tiny_prior, tiny_vqvae
 from worldmodel.models.prior import Prior
 from worldmodel.models.vqvae import VQVAE
 from worldmodel.training.logging import Meter, log_on_disk, log_settings, open_log
-from worldmodel.training.trainer import TrainerConfig, fit, learning_rate_at
+from worldmodel.training.trainer import fit
+from worldmodel.training.trainer_config import TrainerConfig, learning_rate_at
 from worldmodel.utils import tensor_file
 from worldmodel.utils.checkpoint import CHECKPOINT_FILE, checkpoints, read_header, read_tensors
 from worldmodel.utils.errors import UserError

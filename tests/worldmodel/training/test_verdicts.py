@@ -38,20 +38,20 @@ def test_actions_matter_if_those_of_other_clips_cost_bits() -> None:
 def test_a_dream_is_judged_by_how_far_ahead_it_gains() -> None:
     none, some = MeanInterval(0.1, -0.2, 0.4, 9), MeanInterval(2.5, 2.1, 2.9, 9)
     assert judge_dream([none, some, some], [some, none, none], (1, 5, 10)) == [
-        "the dream is closer to the truth than the last frame copied 5, 10 steps ahead, at last by 2.500 "
-        "[2.100, 2.900] dB",
-        "the dream follows its actions: it is closer than under those of other clips 1 steps ahead, at last by 2.500 "
-        "[2.100, 2.900] dB",
+        "the dream is better than repeating the last frame 5, 10 steps ahead, at last by 2.500 [2.100, 2.900] dB",
+        "the dream follows its actions: it is better than under the actions of other clips 1 steps ahead, at last by "
+        "2.500 [2.100, 2.900] dB",
     ]
     poor, apart = judge_dream([none], [none], (1,))
-    assert "no closer to the truth than the last frame copied (0.100 [-0.200, 0.400] dB, 1 ahead)" in poor
+    assert "no better than repeating the last frame (0.100 [-0.200, 0.400] dB, 1 ahead)" in poor
     assert apart.startswith("the dream does not follow its actions (0.100 [-0.200, 0.400] dB, 1 ahead")
+    assert "is worse than repeating the last frame" in judge_dream([MeanInterval(-1, -2, -0.5, 9)], [none], (1,))[0]
 
 
 def test_few_episodes_are_told() -> None:
     assert judge_split(EPISODE) == []
     assert judge_split(np.array([3, 3, 8])) == [
-        "there are 2 held-out episodes, so intervals mean little; record more episodes"
+        "there are 2 held-out episodes, so the intervals are unreliable; record more episodes"
     ]
 
 
@@ -74,4 +74,4 @@ def test_stages_end_with_their_verdicts(toy_store, toy_stages, capsys: pytest.Ca
         said = capsys.readouterr().out
         if verdict:
             assert re.search(verdict, said)
-            assert "held-out episodes, so intervals mean little" in said, "two of twenty episodes are held out"
+            assert "held-out episodes, so the intervals are unreliable" in said, "two of twenty episodes are held out"

@@ -106,6 +106,10 @@ def test_the_digest_is_of_the_weights_alone(tmp_path: Path) -> None:
 def test_mistakes_are_told_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no checkpoint.safetensors; train it first"):
         read_header(tmp_path)
+    with pytest.raises(
+        UserError, match=r"there is no folder .*/none; train it first, or give the folder of a finished"
+    ):
+        read_header(tmp_path / "none")
     save_checkpoint(tmp_path, trained()[0], {"model": {"width": 3}})
     with pytest.raises(UserError, match=r"another config: weight is float \(2, 3\) there and float \(2, 4\) here"):
         load_weights(tmp_path, torch.nn.Linear(4, 2))

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldmodel.models.prior import Prior, PriorConfig
-from worldmodel.training.trainer import TrainerConfig, train_step
+from worldmodel.training.step import train_step
+from worldmodel.training.trainer_config import TrainerConfig
 from worldmodel.utils.hardware import calls_per_second, flop_counter, machine_rates, peak_flops
 
 half = pytest.mark.parametrize("half", [False, True])

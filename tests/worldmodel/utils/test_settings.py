@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from worldmodel.training.trainer import TrainerConfig
+from worldmodel.training.trainer_config import TrainerConfig
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.settings import (
     AboveZero,

@@ -19,7 +19,9 @@ from worldmodel.generation.dream import Dream
 from worldmodel.models.prior import Prior
 from worldmodel.models.reward_done import OutcomeConfig, OutcomeModel
 from worldmodel.models.vqvae import VQVAE
-from worldmodel.training.trainer import Batch, TrainerConfig, fit, trial_step
+from worldmodel.training.step import Batch, trial_step
+from worldmodel.training.trainer import fit
+from worldmodel.training.trainer_config import TrainerConfig
 from worldmodel.utils import hardware
 from worldmodel.utils.checkpoint import read_tensors
 from worldmodel.utils.errors import UserError
