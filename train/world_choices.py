@@ -30,7 +30,8 @@ SIZES = (64, 96)
 """Heights and widths of frames to choose from."""
 MIN_AREA = 3.0
 """A region that moves should have this many pixels; fewer are easily lost."""
-MAX_FRAMES = 100_000
+MIN_FRAMES, MAX_FRAMES = 4_000, 100_000
+"""Of short episodes a look has so few frames that it says little of the speed of recording."""
 MIN_EPISODES, MIN_STEPS = 20, 50
 MIN_LENGTH, LONG = 6, 33
 """Frames of an episode: fewer are too short, more are long enough for every stage."""
@@ -50,7 +51,7 @@ def choose_motion_weight(motion: Motion) -> float:
 
 def episodes_for(frames: float, length: float) -> int:
     """How many episodes to record: for so many frames, if an episode has `length`; within limits."""
-    return max(MIN_EPISODES, round(min(frames, MAX_FRAMES) / length))
+    return max(MIN_EPISODES, round(min(max(frames, MIN_FRAMES), MAX_FRAMES) / length))
 
 
 def flags_for_lengths(store: Store) -> dict[str, dict[str, Any]]:

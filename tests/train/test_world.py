@@ -48,7 +48,8 @@ def test_what_seldom_moves_weighs_more(changed: float, weight: float) -> None:
 
 def test_times_become_numbers() -> None:
     assert episodes_for(frames=6000.0, length=50.0) == 120
-    assert episodes_for(frames=1.0, length=50.0) == 20
+    assert episodes_for(frames=1.0, length=50.0) == 80
+    assert episodes_for(frames=1.0, length=1000.0) == 20
     assert episodes_for(frames=1e9, length=50.0) == 2000
     assert encoding_speed(64) > encoding_speed(96) > 0
     assert steps_for(speed=10.0, seconds=154.9) == 1200
