@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from worldmodel.__main__ import VERBS
+
 COMMAND = "worldmodel"
 ROOT = Path(__file__).resolve().parents[1]
 """The folder that has collect/, train/ and rollout/."""
@@ -18,12 +20,7 @@ PART = "WORLDMODEL_PART"
 PACKAGE = __name__.removesuffix("configs.scripts")
 """What stands before `train.tokens` in the name of a module: nothing in the clone, `worldmodel.` in the wheel."""
 
-SHORT = {
-    "rollout/play.py": ["play"],
-    "rollout/show.py": ["show"],
-    "train/world.py": ["dream"],
-    "train/push.py": ["push"],
-}
+SHORT = {script: [verb] for verb, script in VERBS.items() if script.endswith(".py")}
 """Scripts that the command `worldmodel` has under a word of their own."""
 
 

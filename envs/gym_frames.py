@@ -85,10 +85,10 @@ class GymFrames(gym.Env[np.ndarray, Any]):
 
     def _own_limit(self) -> int:
         """The environment's time limit in steps; `UserError` without one, because an episode might never end."""
-        steps = self.env.spec.max_episode_steps if self.env.spec else None
+        steps = limit_of(self.env)
         if not steps:
             raise UserError(f"{self.name} has no time limit, so an episode might never end; give --max-episode-steps")
-        return int(steps)
+        return steps
 
     def _variable_values(self) -> dict[str, float]:
         return dict(zip(self.variables, self.observation.tolist(), strict=True)) if self.variables else {}
@@ -116,7 +116,12 @@ def make_env(env_id: str, env_kwargs: dict[str, Any], horizon: int, **more: Any)
 def time_limit(env_id: str, env_kwargs: dict[str, Any]) -> int:
     """The environment's own time limit in steps; 0 if it has none."""
     with closing(make_env(env_id, env_kwargs, 0)) as env:
-        return int(env.spec.max_episode_steps or 0) if env.spec else 0
+        return limit_of(env)
+
+
+def limit_of(env: gym.Env[Any, Any]) -> int:
+    """The time limit in steps of an environment that is made; 0 if it has none."""
+    return int(env.spec.max_episode_steps or 0) if env.spec else 0
 
 
 def parse_env_kwargs(text: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,30 +120,27 @@ def fit(
                 print(f"{out}: {verdict}")
 
 
+@dataclass
 class Training:
-    """A run between two of its steps. The arguments are those of `fit`; `step` is the number of steps done."""
+    """A run between two of its steps. The fields are the arguments of `fit`; `step` is the number of steps done."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        loss: Loss,
-        sample: Sample,
-        config: TrainerConfig,
-        out: Path,
-        settings: dict[str, Any],
-        evaluate: Evaluate | None,
-        state: dict[str, Tensor],
-        step: int,
-    ) -> None:
-        self.model, self.sample, self.out, self.settings, self.evaluate = model, sample, out, settings, evaluate
-        self.state, self.step, self.started = state, step, time.monotonic()
-        self.device = next(model.parameters()).device
-        self.loss = wrap_loss(model, loss, config.compile, config.shard)
-        self.optimizer = torch.optim.Adam(model.parameters(), config.learning_rate)
-        self.config = config
-        self.keep = config.keep_checkpoints if step else 1  # the first save drops checkpoints of an overwritten run
-        self.losses: list[float] = []
-        self.verdicts: list[str] = []
+    model: nn.Module
+    loss: Loss
+    sample: Sample
+    config: TrainerConfig
+    out: Path
+    settings: dict[str, Any]
+    evaluate: Evaluate | None
+    state: dict[str, Tensor]
+    step: int
+    losses: list[float] = field(default_factory=list)
+    verdicts: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.started, self.device = time.monotonic(), next(self.model.parameters()).device
+        self.loss = wrap_loss(self.model, self.loss, self.config.compile, self.config.shard)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), self.config.learning_rate)
+        self.keep = self.config.keep_checkpoints if self.step else 1  # the first save drops those of an overwritten run
 
     def steps(self) -> list[str]:
         """Train to the last step; returns verdicts in words."""

@@ -29,10 +29,10 @@ def judge_reconstructions(nmse: np.ndarray, copied: np.ndarray, episode: np.ndar
     better, figures = bootstrap(copied - nmse, episode), f"NMSE {nmse.mean():.3g} against {copied.mean():.3g}"
     if better.low > 0:
         return f"reconstructions are better than copying the last frame ({figures})"
-    how = "worse than" if better.high < 0 else "no better than"
     return (
-        f"reconstructions are {how} copying the last frame ({figures}), so moving objects are lost; train longer, "
-        "raise --model.motion-loss-weight, or use more codes: a smaller --model.stride or more --model.n-codes"
+        f"reconstructions are {_how_bad(better)} copying the last frame ({figures}), so moving objects are lost; "
+        "train longer, raise --model.motion-loss-weight, or use more codes: a smaller --model.stride or more "
+        "--model.n-codes"
     )
 
 
@@ -67,10 +67,9 @@ def judge_dream(
     if far:
         verdicts = [f"the dream is better than repeating the last frame {far} dB"]
     else:
-        how = "worse than" if over_copy[0].high < 0 else "no better than"
         verdicts = [
-            f"the dream is {how} repeating the last frame ({close}); look at the reconstructions first, then train the "
-            "prior for longer or record more"
+            f"the dream is {_how_bad(over_copy[0])} repeating the last frame ({close}); look at the reconstructions "
+            "first, then train the prior for longer or record more"
         ]
     far, close = _gains(over_shuffled, ahead), f"{over_shuffled[0]} dB, {ahead[0]} ahead"
     if far:
@@ -83,6 +82,11 @@ def judge_dream(
         f"the dream does not follow its actions ({close}, against the actions of other clips); train the prior for "
         "longer, and check that recorded actions change what is seen",
     ]
+
+
+def _how_bad(gain: MeanInterval) -> str:
+    """What a gain that is not above zero means."""
+    return "worse than" if gain.high < 0 else "no better than"
 
 
 def _gains(gains: Sequence[MeanInterval], ahead: Sequence[int]) -> str:
