@@ -52,6 +52,8 @@ class Args(RecordArgs):
     """Gymnasium id of the environment; `module:id` imports the module first."""
     env_kwargs: str = "{}"
     """Keyword arguments of the environment, as JSON."""
+    wrappers: tuple[str, ...] = ()
+    """Wrappers, the innermost first, as module:name. The name is of a class or function that takes the environment."""
     out: Address = Address("runs/gym/data.zarr")
     """Store to write; an unfinished one resumes."""
     policy: str = "random"
@@ -79,7 +81,8 @@ class Args(RecordArgs):
 
 def make_frames(args: Args) -> GymFrames:
     """The environment as frames; `UserError` if it cannot be made."""
-    return GymFrames(args.env_id, parse_env_kwargs(args.env_kwargs), args.size, args.max_episode_steps)
+    kwargs = parse_env_kwargs(args.env_kwargs)
+    return GymFrames(args.env_id, kwargs, args.size, args.max_episode_steps, args.wrappers)
 
 
 def make_player(args: Args, env: GymFrames) -> Player:
@@ -111,6 +114,7 @@ def settings(args: Args, env_spec: EnvSpec) -> dict[str, Any]:
     exploration = {"epsilon": args.epsilon, "hold": args.hold, "random_share": args.random_share}
     limit = {"max_episode_steps": args.max_episode_steps} if args.max_episode_steps else {}
     made = {"env": args.env_id, "kwargs": parse_env_kwargs(args.env_kwargs) | limit}
+    made |= {"wrappers": list(args.wrappers)} if args.wrappers else {}
     return made | {"policy": policy, "length": args.length, "seed": args.seed, **exploration}
 
 

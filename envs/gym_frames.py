@@ -7,7 +7,9 @@ These arguments are the recipe that a store of such an environment keeps, so the
 
 from __future__ import annotations
 
+import importlib
 import sys
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -39,27 +41,38 @@ class GymFrames(gym.Env[np.ndarray, Any]):
         env_kwargs: Keyword arguments of the environment.
         size: Height and width of a frame in pixels.
         horizon: Time limit in steps; 0 uses that of the environment.
+        wrappers: Wrappers of the environment, the innermost first, each as `module:name`. The name is of a class or
+            function that takes the environment and nothing else.
 
     Raises:
-        UserError: The environment cannot be made, has no time limit, or its actions cannot be recorded.
+        UserError: The environment or a wrapper cannot be made, there is no time limit, or actions cannot be recorded.
     """
 
-    def __init__(self, env_id: str, env_kwargs: dict[str, Any] | None = None, size: int = 64, horizon: int = 0) -> None:
+    def __init__(
+        self,
+        env_id: str,
+        env_kwargs: dict[str, Any] | None = None,
+        size: int = 64,
+        horizon: int = 0,
+        wrappers: Sequence[str] = (),
+    ) -> None:
         env_id, size = check_value(str, env_id, "env_id"), check_value(Pixels, size, "size")
         horizon = check_value(Count, horizon, "horizon")
         kwargs = check_value(dict, env_kwargs or {}, "env_kwargs")
         self.name, self.size = env_id, size
-        self.env = make_env(env_id, kwargs, horizon)
+        wrappers = check_value(tuple[str, ...], wrappers, "wrappers")
+        self.env = make_env(env_id, kwargs, horizon, wrappers)
         self.is_image = is_image(self.env.observation_space)
         if not self.is_image:
             self.env.close()
-            self.env = make_env(env_id, kwargs, horizon, render_mode="rgb_array")
+            self.env = make_env(env_id, kwargs, horizon, wrappers, render_mode="rgb_array")
         seen = self.env.observation_space
         n = seen.shape[0] if isinstance(seen, spaces.Box) and len(seen.shape) == 1 else 0
         self.variables = tuple(f"obs_{i}" for i in range(n))
         self.observation_space = spaces.Box(0, 255, (size, size, 3), np.uint8)
         self.action_space = self.env.action_space
         recipe = {"env_id": env_id, "env_kwargs": kwargs, "size": size, "horizon": horizon}
+        recipe |= {"wrappers": list(wrappers)} if wrappers else {}
         self.env_spec = EnvSpec(
             name=env_id.rpartition(":")[2].replace("/", "-"),
             env_id="GymFrames-v0",
@@ -102,15 +115,35 @@ class GymFrames(gym.Env[np.ndarray, Any]):
         return resize_image(picture, self.size)
 
 
-def make_env(env_id: str, env_kwargs: dict[str, Any], horizon: int, **more: Any) -> gym.Env[Any, Any]:
+def make_env(
+    env_id: str, env_kwargs: dict[str, Any], horizon: int, wrappers: Sequence[str] = (), **more: Any
+) -> gym.Env[Any, Any]:
     """Make an environment with a time limit in steps, or its own if that is 0; `UserError` if it cannot be made."""
     add_cwd_to_path()
     limit = {"max_episode_steps": horizon} if horizon else {}
     try:
-        return gym.make(env_id, disable_env_checker=True, **env_kwargs, **limit, **more)
+        env = gym.make(env_id, disable_env_checker=True, **env_kwargs, **limit, **more)
     except Exception as error:  # environments raise errors of any type
         why = one_line(error).rstrip(".")
         raise UserError(f"{env_id} cannot be made: {why}; fix or install it, or give another id") from None
+    for name in wrappers:
+        env = wrap(env, name)
+    return env
+
+
+def wrap(env: gym.Env[Any, Any], name: str) -> gym.Env[Any, Any]:
+    """Put the wrapper `module:name` around an environment; `UserError` if that cannot be done."""
+    module, _, attribute = name.partition(":")
+    try:
+        wrapped = getattr(importlib.import_module(module), attribute)(env)
+    except Exception as error:  # wrappers raise errors of any type
+        raise UserError(
+            f"wrapper {name!r} failed: {one_line(error).rstrip('.')}; give module:name of a class or function that "
+            "takes the environment alone"
+        ) from None
+    if not isinstance(wrapped, gym.Env):
+        raise UserError(f"wrapper {name!r} made {type(wrapped).__name__}, not a gymnasium.Env; return the environment")
+    return wrapped
 
 
 def time_limit(env_id: str, env_kwargs: dict[str, Any]) -> int:

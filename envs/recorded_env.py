@@ -1,7 +1,8 @@
 """Makes the environment that a store was recorded from.
 
 A run folder may come from anyone, and making an environment id runs code: Gymnasium imports the module before a colon.
-So by default only ids of this package are made. Others need an explicit `trusted`, also inside GymFrames-v0.
+So by default only ids of this package are made, without wrappers. Others need an explicit `trusted`, also inside
+GymFrames-v0.
 """
 
 from __future__ import annotations
@@ -40,10 +41,11 @@ def make_recorded_env(env_spec: EnvSpec, trusted: bool = False) -> gym.Env[Any, 
             f"{env_spec.name} was not recorded from a Gymnasium environment, so there is no engine to run; use a run "
             "that was recorded from one"
         )
-    env_id = recorded_id(env_spec)
-    if not trusted and env_id not in TRUSTED:
+    wrappers = env_spec.env_kwargs.get("wrappers") or []
+    made = [recorded_id(env_spec), *(wrappers if isinstance(wrappers, list) else [wrappers])]
+    if not trusted and (foreign := [name for name in made if name not in TRUSTED]):
         raise UserError(
-            f"{env_spec.name} was recorded from {env_id!r}, which is not part of this project and may run "
+            f"{env_spec.name} was recorded from {foreign[0]!r}, which is not part of this project and may run "
             "any code; give --trust-env if you trust the author of this run"
         )
     try:

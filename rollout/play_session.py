@@ -50,7 +50,7 @@ class Engine:
                 if over or cut:
                     raise UserError(f"the engine's episode ended within {len(frames)} frames; lower --context-frames")
             variables = [[told[v] for v in self.variables] for told in infos]
-        self.frame, self.info, self.over, self.time = frames[-1], infos[-1], False, 0
+        self.frame, self.info, self.reward, self.over, self.time = frames[-1], infos[-1], 0.0, False, 0
         return {"frames": np.stack(frames), "actions": np.array(actions), "variables": variables}
 
     def step(self, action: Any) -> None:
@@ -58,7 +58,8 @@ class Engine:
         if not self.over:
             self.over = True  # unless all goes well
             with one_sentence():
-                self.frame, _, terminated, truncated, self.info = self.env.step(action)
+                self.frame, reward, terminated, truncated, self.info = self.env.step(action)
+            self.reward = float(reward)
             self.time, self.over = self.time + 1, terminated or truncated
 
     def close(self) -> None:
@@ -160,19 +161,22 @@ class Session:
             "world": env_spec.name,
         }
 
-    def figures(self) -> dict[str, float]:
-        """The figures of the last step by name."""
+    def figures(self) -> dict[str, list[float]]:
+        """The figures of the last step by name: the dream's, and after it the engine's if both have one."""
         codes, variables = self.dream.vector_env.dream.prior.config.codes_per_frame, self.dream.env_spec.variables
-        figures = {
-            "step": self.time,
-            "dreamed frames/s": round(self.rate, 1),
-            "entropy, bits a code": round(self.step_info.get("entropy", 0.0) / math.log(2) / codes, 2),
-            "predicted reward": round(self.step_info["reward"], 2),
+        figures: dict[str, list[float]] = {
+            "step": [self.time],
+            "frames/s": [self.rate],
+            "entropy, bits a code": [self.step_info.get("entropy", 0.0) / math.log(2) / codes],
+            "reward": [self.step_info["reward"]],
         }
-        figures |= {f"predicted {v.lower()}": round(self.step_info[v], 2) for v in variables}
+        figures |= {name.lower(): [self.step_info[name]] for name in variables}
         if self.engine is not None:
-            figures |= {f"{v.lower()} in the engine": round(float(self.engine.info[v]), 2) for v in variables}
-        return {name: value + 0.0 for name, value in figures.items()}  # no -0.0
+            figures["step"].append(self.engine.time)
+            figures["reward"].append(self.engine.reward)
+            for name in variables:
+                figures[name.lower()].append(float(self.engine.info[name]))
+        return {name: [round(value, 2) + 0.0 for value in values] for name, values in figures.items()}  # no -0.0
 
 
 def as_action(told: Any, dream: DreamEnv) -> Any:

@@ -89,6 +89,8 @@ class Args(Settings):
     """Gymnasium id of the environment, such as CartPole-v1; `module:id` imports the module first."""
     env_kwargs: str = "{}"
     """Keyword arguments of the environment, as JSON."""
+    wrappers: tuple[str, ...] = ()
+    """Wrappers, the innermost first, as module:name. The name is of a class or function that takes the environment."""
     policy: str = "random"
     """Policy: "random", a folder, a zip of Stable-Baselines3, or module:name. The name is of a function or class."""
     trust_policy: bool = False
@@ -143,10 +145,19 @@ class World:
             left -= self.encoding
         return max(0.0, left) * SHARES[stage] / sum(shares.values())
 
+    def announce(self, stage: str) -> None:
+        """Say which stage starts, and how much time is left."""
+        number, left = list(SHARES).index(stage) + 1, max(0.0, self.end - time.monotonic()) / 60
+        print(
+            f"\nstage {number} of {len(SHARES)}: {stage} ({left:.0f} of {self.args.minutes} minutes left)", flush=True
+        )
+
     def record(self) -> None:
         """Look at a few episodes, choose sizes, and record."""
+        self.announce("record")
         args, chosen, once = self.args, self.choices.value, self.choices.once
         how = {name: getattr(args, name) for name in ("env_id", "env_kwargs", "policy", "trust_policy")}
+        how["wrappers"] = list(args.wrappers) or None
         how["max_episode_steps"] = once("max_episode_steps", lambda: args.max_episode_steps or default_limit(args))
         look, data = args.run / "look.zarr", args.run / "data.zarr"
         if "episodes" not in chosen:
@@ -174,6 +185,7 @@ class World:
 
     def train(self, stage: str, sizes: dict[str, Any] | None = None) -> None:
         """Train a stage for as many steps as fit into its time, by the speed of a trial."""
+        self.announce(stage)
         script, folder, key = f"train/{stage}.py", self.args.run / stage, f"{stage}_steps"
         flags = {"run": self.args.run} | self.lengths.get(stage, {}) | (sizes or {})
         if key not in self.choices.value:
@@ -193,12 +205,14 @@ class World:
         size, weight = chosen["size"], chosen["motion_loss_weight"]
         self.train("vqvae", {"model.frame_size": [size, size], "model.motion_loss_weight": weight})
         print(f"look: {draw_reconstructions(run)} has held-out frames above their reconstructions", flush=True)
+        self.announce("tokens")
         run_stage("train/tokens.py", {"run": run})
         self.train("prior")
         self.train("outcome")
         if "judged" in chosen:
             print(f"\n{run}: complete already")
             return
+        self.announce("judge")
         for stage in ("dream", "evaluate"):
             run_stage(f"rollout/{stage}.py", {"run": run} | self.lengths.get(stage, {}))
         chosen["judged"] = True
@@ -207,7 +221,12 @@ class World:
 
 def default_limit(args: Args) -> int:
     """The environment's own time limit, if it is not too long."""
-    return min(time_limit(args.env_id, parse_env_kwargs(args.env_kwargs)) or MAX_STEPS, MAX_STEPS)
+    limit = time_limit(args.env_id, parse_env_kwargs(args.env_kwargs))
+    if limit and limit <= MAX_STEPS:
+        return limit
+    own = f"a time limit of {limit:,} steps" if limit else "no time limit"
+    print(f"{args.env_id} has {own}; episodes are cut at {MAX_STEPS:,} steps (--max-episode-steps sets another number)")
+    return MAX_STEPS
 
 
 def main(args: Args) -> Written:

@@ -97,7 +97,7 @@ class Page:
                 break  # else connections of before are still being closed
         if "figures" not in state:
             return {"error": "no answer", "figures": {}} | state | {"status": status}
-        del state["figures"]["dreamed frames/s"]
+        del state["figures"]["frames/s"]
         return state
 
 
@@ -165,7 +165,8 @@ def flood(page: Page, rng: Rng) -> tuple[Verdict, str]:
     refused = [state["error"] for state in states if "error" in state]
     if refused:
         return "traceback", f"{len(refused)} steps were refused, one with {refused[0]}"
-    counted, after = sorted(state["figures"]["step"] for state in states), page.ask("state")["figures"].get("step")
+    counted = sorted(state["figures"]["step"][0] for state in states)
+    after = page.ask("state")["figures"].get("step", [0])[0]
     right = counted == list(range(1, len(states) + 1)) and after == len(states)
     return ("right", "") if right else ("silent", f"of {len(states)} steps there are {counted}, and then {after}")
 

@@ -85,6 +85,13 @@ class Wild(Vector):
         return seen, self.value if self.spoilt and self.what == "reward" and self.t == 3 else reward, *rest
 
 
+class Negative(gym.ObservationWrapper[np.ndarray, Any, np.ndarray]):
+    """Turns dark into light."""
+
+    def observation(self, observation: np.ndarray) -> np.ndarray:
+        return 255 - observation
+
+
 class Broken(Clock):
     """It cannot begin."""
 
@@ -155,6 +162,21 @@ def test_a_time_limit_truncates() -> None:
     assert not episode["terminated"].any()
     one = world(env_id="ClockForever-v0", max_episode_steps=3)
     assert (one.max_episode_steps, one.fps, one.name) == (3, 7.0, "ClockForever-v0")
+
+
+def test_wrappers_are_applied_in_order_and_are_part_of_the_recipe() -> None:
+    names = (f"{__name__}:Negative", f"{__name__}:Negative", f"{__name__}:Negative")
+    args: dict[str, Any] = {"env_id": "ClockDiscrete-v0", "wrappers": names}
+    episode = group(**args)[0]
+    assert episode["frames"][:, 4, 4, 0].tolist() == [255 - 10 * t for t in range(6)]
+    spec = EnvSpec.from_json(world(**args).to_json(), "store")
+    assert spec.env_kwargs["wrappers"] == list(names)
+    with pytest.raises(UserError, match="was recorded from 'ClockDiscrete-v0'"):
+        make_recorded_env(spec)
+    with contextlib.closing(make_recorded_env(spec, trusted=True)) as env:
+        assert env.reset(seed=1)[0][4, 4, 0] == 255
+    with contextlib.closing(script.make_frames(script.Args(size=8, **args))) as env:
+        assert script.settings(script.Args(**args), env.env_spec)["wrappers"] == list(names)
 
 
 def test_an_environments_own_time_limit() -> None:
@@ -403,6 +425,16 @@ REFUSED = {
     "does not begin": ({"env_id": "ClockBroken-v0"}, "ClockBroken-v0 cannot be reset or rendered: no display; fix it"),
     "actions from 1": ({"env_id": "ClockLate-v0"}, "cannot be recorded; wrap the environment"),
     "a tuple": ({"env_id": "ClockTuple-v0"}, "cannot be recorded; wrap the environment"),
+    "no such wrapper": (
+        {"wrappers": ("gymnasium.wrappers:Nothing",)},
+        "wrapper 'gymnasium.wrappers:Nothing' failed: .*; give module:name of a class or function that takes the env",
+    ),
+    "a wrapper without a module": ({"wrappers": ("Negative",)}, "wrapper 'Negative' failed: .*; give module:name"),
+    "a wrapper that wants more": (
+        {"wrappers": ("gymnasium.wrappers:TimeLimit",)},
+        "wrapper .* failed: .*takes the env",
+    ),
+    "no wrapper": ({"wrappers": ("builtins:str",)}, "made str, not a gymnasium.Env; return the environment"),
     "too long": ({"env_id": "ClockDiscrete-v0", "length": 11}, "at most 10 frames"),
 }
 

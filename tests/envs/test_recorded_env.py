@@ -50,6 +50,9 @@ def test_a_module_that_a_run_names_is_imported_only_for_who_trusts_it(
     inside = {"env_id": "foreign_module:Foreign-v0"}
     with pytest.raises(UserError, match=r"toy was recorded from 'GymFrames-v0'.*give --trust-env"):
         make_recorded_env(world("GymFrames-v0", env_id="GymFrames-v0", env_kwargs=inside))
+    for wrappers in (["foreign_module:Foreign"], "foreign_module:Foreign"):
+        with pytest.raises(UserError, match=r"toy was recorded from 'foreign_module:Foreign'.*give --trust-env"):
+            make_recorded_env(world("GymFrames-v0", env_id="VizdoomFrames-v0", wrappers=wrappers))
     assert not module.exists()
     made = make_recorded_env(world("foreign_module:Foreign-v0", size=8), trusted=True)
     assert module.exists()

@@ -143,7 +143,8 @@ def test_stages_fit_into_the_time_and_a_resumed_run_repeats_its_choices(
         assert 0.93 < seconds / ((30 * 60 - other) * share) <= 1
     chosen = json.loads((tmp_path / "run/world.json").read_text())["chosen"]
     runner.called.clear()
-    capsys.readouterr()
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("stage ")]
+    assert said == [f"stage {k} of 6: {name} (30 of 30 minutes left)" for k, name in enumerate(world.SHARES, 1)]
     world.main(replace(args, minutes=10))
     assert [name for name, _ in runner.called] == ["gym", "vqvae", "tokens", "prior", "outcome"]
     assert "run: complete already" in capsys.readouterr().out
@@ -162,13 +163,40 @@ def test_other_settings_need_another_run(tmp_path: Path, runner: Runner) -> None
             world.main(args)
 
 
-@pytest.mark.parametrize(("own", "asked", "limit"), [(0, 0, 1000), (150, 0, 150), (108_000, 0, 1000), (150, 50, 50)])
+@pytest.mark.parametrize(
+    ("own", "asked", "limit", "said"),
+    [
+        (
+            0,
+            0,
+            1000,
+            "Toy-v0 has no time limit; episodes are cut at 1,000 steps (--max-",
+        ),
+        (
+            108_000,
+            0,
+            1000,
+            "Toy-v0 has a time limit of 108,000 steps; episodes are cut at 1,000",
+        ),
+        (150, 0, 150, ""),
+        (150, 50, 50, ""),
+    ],
+)
 def test_the_time_limit_is_the_environments_own(
-    own: int, asked: int, limit: int, tmp_path: Path, runner: Runner, monkeypatch: pytest.MonkeyPatch
+    own: int,
+    asked: int,
+    limit: int,
+    said: str,
+    tmp_path: Path,
+    runner: Runner,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(world, "time_limit", lambda env_id, kwargs: own)
     world.main(world.Args(env_id="Toy-v0", run=tmp_path, max_episode_steps=asked))
     assert {args.max_episode_steps for name, args in runner.called if name == "gym"} == {limit}
+    told = capsys.readouterr().out
+    assert said in told if said else "episodes are cut" not in told
 
 
 def test_too_little_time_is_told(tmp_path: Path, runner: Runner, capsys: pytest.CaptureFixture[str]) -> None:
