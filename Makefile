@@ -52,7 +52,7 @@ docs: .venv/ready
 	@echo "the site: site/index.html"
 
 test: lint docs
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist worksteal
 
 campaign: .venv/ready
 	$(BIN)/python -m tests.campaign --out docs/campaign.md

@@ -68,7 +68,6 @@ ELSEWHERE = {
     "make demo": "nine minutes",
     "make test": "this is it",
     ".venv/bin/tensorboard --logdir runs": "a server; tests/train/test_tensorboard.py reads the logs",
-    "python train/world.py --env-id my_module:MyEnv-v0 --minutes 30 --run runs/mine": "tests/train/test_world.py",
     "python train/tokens.py --before-end-fraction 0.7 --split train": "tests/train/test_tokens.py",
     "python train/loop.py --preset health_gathering_loop": "hours; tests/train/test_loop.py",
     "python rollout/plan.py --preset pushing --object 3 --goal 40 20": "its own test, test_visual_foresight.py",

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,16 +25,16 @@ from worldmodel.data.env_spec import EnvSpec
 from worldmodel.generation.bfloat16 import cast_to_bfloat16, trial_outputs
 from worldmodel.generation.context import Context
 from worldmodel.generation.cuda_graph import CudaGraphStep
+from worldmodel.generation.dream_checks import check_context, check_parts, check_recording
 from worldmodel.generation.dream_state import DreamState, DreamStep
 from worldmodel.generation.sampling import FrameScore, SamplingConfig, sample_codes
 from worldmodel.models.layers import Memory
 from worldmodel.models.loading import AnyVQVAE, load_outcome, load_prior, load_vqvae
 from worldmodel.models.pixels import to_uint8
-from worldmodel.models.prior import Prior, PriorConfig
+from worldmodel.models.prior import Prior
 from worldmodel.models.recurrent_vqvae import LAST, RecurrentVQVAE
-from worldmodel.models.reward_done import OutcomeConfig, OutcomeModel, previous_variables
+from worldmodel.models.reward_done import OutcomeModel, previous_variables
 from worldmodel.models.transformer import StepContext
-from worldmodel.models.vqvae_config import VQVAEConfig
 from worldmodel.utils.checkpoint import read_header
 from worldmodel.utils.compatibility import check_vqvae
 from worldmodel.utils.errors import UserError
@@ -139,28 +138,10 @@ class Dream:
         Raises:
             UserError: If a shape, a type or a value does not fit the environment, or the context is too long.
         """
-        if frames.dtype != np.uint8 or frames.ndim != 5 or frames.shape[1] < 1:
-            raise UserError(
-                f"a context needs at least one frame, as uint8 (batch, time, height, width, channels), not "
-                f"{frames.dtype} {frames.shape}"
-            )
-        n, t, v = *frames.shape[:2], len(self.env_spec.variables)
-        if t > (most := MAX_CONTEXT_FRAMES * self.stride):
-            raise UserError(f"a context of {t:,} frames is too long; give the last {most} of them, or fewer")
-        if actions.shape[1:2] != (t - 1,):
-            given = actions.shape[1] if actions.ndim > 1 else "none"
-            raise UserError(f"{t} frames have {t - 1} actions between them, but {given} are given")
+        n, t = frames.shape[:2] if frames.ndim > 1 else (0, 0)
         if variables is None:
             variables = self.outcome.variable_mean.cpu().numpy()[None, None].repeat(n, 0).repeat(t, 1)
-        if variables.shape != (n, t, v):
-            raise UserError(
-                f"{self.env_spec.name} has {v} game variables at each of {t} frames, but {variables.shape[1:]} "
-                "are given"
-            )
-        with np.errstate(over="ignore"):
-            finite = np.isfinite(variables.astype(np.float32)).all()
-        if not finite:
-            raise UserError("game variables must be finite numbers; leave out `variables` if they are unknown")
+        check_recording(frames, actions, variables, self.env_spec, MAX_CONTEXT_FRAMES * self.stride)
         led = torch.from_numpy(self.env_spec.action.encode_led(actions)).to(self.device)
         video = torch.as_tensor(frames, device=self.device)
         last_variables = torch.as_tensor(
@@ -175,38 +156,8 @@ class Dream:
         return Context(codes, led.reshape(*codes.shape[:2], -1), last_variables)
 
     def check_context(self, context: Context) -> None:
-        """Check a context.
-
-        Raises:
-            UserError: If its shapes or values do not fit the models.
-        """
-        c = self.prior.config
-        b, t = context.codes.shape[:2]
-        wanted = {
-            "codes": (b, t, *c.latent_shape[1:], c.n_codebooks),
-            "condition": (b, t, c.condition_dim),
-            "variables": (b, t, self.outcome.config.n_variables),
-        }
-        v = self.vqvae.config
-        if v.past_frames:
-            wanted["state"] = (b, v.past_frames + 1, *v.frame_size, v.channels)
-        if context.tensors().keys() != wanted.keys():
-            raise UserError(
-                f"this context has {', '.join(context.tensors())}, but this dream takes {', '.join(wanted)}; encode it "
-                "again"
-            )
-        for name, shape in wanted.items():
-            tensor = getattr(context, name)
-            if tensor.shape != shape or not b * t:
-                raise UserError(
-                    f"the {name} of this context have shape {tuple(tensor.shape)}, but this dream takes {shape}"
-                )
-            if not tensor.isfinite().all():
-                raise UserError(f"the {name} of this context are not finite; encode the context again")
-        if not 0 <= context.codes.min() <= context.codes.max() < c.n_codes:
-            raise UserError(
-                f"this context has codes that are not between 0 and {c.n_codes - 1}; encode the context again"
-            )
+        """Check a context; `UserError` if its shapes or values do not fit the models."""
+        check_context(context, self.vqvae.config, self.prior.config, self.outcome.config)
 
     def check_memory(self, lanes: int, context: Context) -> None:
         """Check that the device has memory for a number of lanes; resets one lane to measure what it takes.
@@ -328,29 +279,6 @@ class Dream:
         expected_reward = torch.lerp(out.reward[:, 0, 0], out.reward[:, 0, 1], done_prob)
         rest = (lanes.variables.clone(), expected, score.log_likelihood, score.entropy)
         return DreamStep(frames, codes, reward, terminated, done_prob, expected_reward, *rest)
-
-
-def check_parts(vqvae: VQVAEConfig, prior: PriorConfig, outcome: OutcomeConfig, env_spec: EnvSpec) -> None:
-    """Check that the models fit each other and the environment.
-
-    Raises:
-        UserError: Naming the first size in which they differ.
-    """
-    known: dict[str, tuple[Any, ...]] = {
-        "frames": (env_spec.frame_shape, (*vqvae.frame_size, vqvae.channels)),
-        "codes of a frame": (vqvae.latent_shape[1:], prior.latent_shape[1:], outcome.latent_size),
-        "codebooks": (
-            (vqvae.n_codebooks, vqvae.n_codes, vqvae.embedding_dim),
-            (prior.n_codebooks, prior.n_codes, prior.embedding_dim),
-            (outcome.n_codebooks, outcome.n_codes, outcome.embedding_dim),
-        ),
-        "conditions": (env_spec.action.encoded_dim * vqvae.stride[0], prior.condition_dim, outcome.condition_dim),
-        "game variables": (len(env_spec.variables), outcome.n_variables),
-    }
-    for what, sizes in known.items():
-        if len(set(sizes)) > 1:
-            each = ", ".join(map(str, sizes))
-            raise UserError(f"models and environment do not fit each other: their {what} are {each}; train them again")
 
 
 def transpose_linear_weights(model: nn.Module) -> None:

@@ -36,11 +36,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 import worldmodel
-from worldmodel.training.sharding import shard
+from worldmodel.training.sharding import is_spread, shard
 from worldmodel.utils.compatibility import flatten
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.ranks import n_ranks, rank
@@ -275,9 +274,9 @@ def wrap_loss(model: nn.Module, loss: Loss, compiled: bool, sharded: bool) -> Lo
 
 
 @contextmanager
-def gradients_apart(loss: Loss) -> Iterator[None]:
+def gradients_apart(loss: Any) -> Iterator[None]:
     """Context of a part of a batch that is not the last: its gradient is added up, but not yet averaged over ranks."""
-    if isinstance(loss, FSDPModule):
+    if is_spread(loss):
         loss.set_requires_gradient_sync(False)
         yield
         loss.set_requires_gradient_sync(True)

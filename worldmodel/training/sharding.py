@@ -7,6 +7,8 @@ Decided here:
 * The model is built and loaded whole before it is spread, and so is the optimizer of a run that resumes. To evaluate,
   every rank gathers the weights. So these must fit on one device; their gradients and activations need not.
 * Checkpoints are those of one rank. A run may go on under another number of ranks, or without sharding.
+* FSDP2 is imported only where it is used, because that takes almost a second. Elsewhere its tensors and modules are
+  recognized by their methods.
 """
 
 from __future__ import annotations
@@ -18,9 +20,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from worldmodel.models.transformer import Block
 from worldmodel.utils.ranks import n_ranks, rank
@@ -28,6 +27,9 @@ from worldmodel.utils.ranks import n_ranks, rank
 
 def shard(step_loss: nn.Module) -> None:
     """Spread a module over the ranks, in place; its parameters become `DTensor`."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # which nothing changes in place
     mesh = init_device_mesh(next(step_loss.parameters()).device.type, (n_ranks(),))
     for block in step_loss.modules():
@@ -37,9 +39,14 @@ def shard(step_loss: nn.Module) -> None:
     fully_shard(step_loss, mesh=mesh)
 
 
-def whole(tensor: Tensor) -> Tensor:
+def is_spread(module: object) -> bool:
+    """Whether `shard` has spread a module, or made a unit of it."""
+    return hasattr(module, "unshard")
+
+
+def whole(tensor: Any) -> Tensor:
     """A tensor with the parts of all ranks, which all have to call this; others are returned as they are."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def whole_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -54,6 +61,8 @@ def whole_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def shard_moments(optimizer: torch.optim.Optimizer) -> None:
     """Spread an optimizer's moments like their parameters, in place. Every rank has all of them."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
     for parameter, moments in optimizer.state.items():
         if isinstance(parameter, DTensor):
             mesh, placements = parameter.device_mesh, parameter.placements
@@ -64,8 +73,7 @@ def shard_moments(optimizer: torch.optim.Optimizer) -> None:
 @contextmanager
 def whole_weights(step_loss: Any) -> Iterator[None]:
     """Context in which every rank has all weights, so that one can compute by itself. All ranks have to enter it."""
-    modules = step_loss.modules() if isinstance(step_loss, FSDPModule) else []  # type: ignore[attr-defined]
-    units = [module for module in modules if isinstance(module, FSDPModule)]
+    units = [module for module in step_loss.modules() if is_spread(module)] if is_spread(step_loss) else []
     for unit in units:
         unit.unshard()
         unit.set_reshard_after_forward(False, recurse=False)
