@@ -18,17 +18,20 @@ from worldmodel.data.clips import ALL, CacheMode, _default_cache, read_windows
 from worldmodel.data.store import Store
 from worldmodel.utils.errors import UserError
 
-START_LANES, START_STEPS = 8, 32
-"""One lane in so many reads only so many first steps of each episode."""
+PIECE_STEPS, START_STEPS = 64, 32
+"""Steps of a piece of an episode, and of a start."""
 
 
 class Streams:
     """`lanes` streams through the episodes of a split, each in an order of its own.
 
     An episode of r rows has (r - 1) // n batches of n steps; rows that are left over at its end are not read. Lanes
-    start at different places, so that a batch is not full of first frames. Where episodes are long, a start is seldom
-    read, but every episode is encoded from its start, and in some games the first frame looks like no other. So one
-    lane in eight reads only the starts.
+    start at different places, so that a batch is not full of first frames.
+
+    A recurrent model is given the first frame of what a lane reads, and keeps it. In some games the first frame of an
+    episode looks like no other: Pong begins on another background. A model that was only ever given such frames fails
+    on any other, and where episodes are long it sees few of them. So there are three kinds of lanes, by their number
+    modulo 8: 0, 2, 4 and 6 read whole episodes, 1, 3 and 5 read pieces from anywhere, 7 reads starts.
     """
 
     def __init__(
@@ -47,9 +50,11 @@ class Streams:
         batches = (bounds[:, 1] - bounds[:, 0] - 1) // n
         if not batches.any():
             raise UserError(f"no {split} episode of {store.path} has {n + 1} rows; ask for fewer steps at a time")
-        self._first, self._batches = bounds[batches > 0, 0], batches[batches > 0]
-        self._of_starts = np.minimum(self._batches, max(1, START_STEPS // n))
-        self.epoch = int(self._batches.sum())
+        first, batches = bounds[batches > 0, 0], batches[batches > 0]
+        self._whole = first, batches
+        self._starts = first, np.minimum(batches, max(1, START_STEPS // n))
+        self._pieces = cut(first, batches, max(1, PIECE_STEPS // n), n)
+        self.epoch = int(batches.sum())
         """Batches in which a lane reads every episode once."""
 
     def read(self, step: int, share: slice = ALL) -> dict[str, np.ndarray]:
@@ -57,7 +62,8 @@ class Streams:
 
         Only a share of the lanes is read if asked for.
 
-        "fresh" (b) is True for lanes that are at the first batch of an episode. At step 0 all are, wherever they are.
+        "fresh" (b) is True for lanes that are at the first batch of what they read. At step 0 all are, wherever they
+        are.
         """
         places = np.array([self._place(lane, step) for lane in range(self.lanes)[share]])
         arrays = {
@@ -66,21 +72,33 @@ class Streams:
         return arrays | {"fresh": (places[:, 1] == 0) | (step == 0)}
 
     def _place(self, lane: int, step: int) -> tuple[int, int]:
-        """The row at which a lane begins to read at a step, and the number of that batch in its episode."""
-        batches = self._batches_of(lane)
+        """The row at which a lane begins to read at a step, and the number of that batch in its episode or piece."""
+        first, batches = self._parts(lane)
         epoch = int(batches.sum())
         round_, within = divmod(int(np.random.default_rng([self.seed, lane]).integers(epoch)) + step, epoch)
         order, ends = self._order(lane, round_)
         i = int(np.searchsorted(ends, within, side="right"))
         batch = within - int(ends[i] - batches[order[i]])
-        return int(self._first[order[i]] + batch * self.n), batch
+        return int(first[order[i]] + batch * self.n), batch
 
     @lru_cache(maxsize=1024)  # noqa: B019 - as long as the streams live
     def _order(self, lane: int, round_: int) -> tuple[np.ndarray, np.ndarray]:
-        """The episodes in the order in which a lane reads them in a round, and where each ends, in batches."""
-        order = np.random.default_rng([self.seed, lane, round_]).permutation(len(self._first))
-        return order, self._batches_of(lane)[order].cumsum()
+        """The parts in the order in which a lane reads them in a round, and where each ends, in batches."""
+        batches = self._parts(lane)[1]
+        order = np.random.default_rng([self.seed, lane, round_]).permutation(len(batches))
+        return order, batches[order].cumsum()
 
-    def _batches_of(self, lane: int) -> np.ndarray:
-        """How many batches a lane reads of each episode."""
-        return self._of_starts if lane % START_LANES == START_LANES - 1 else self._batches
+    def _parts(self, lane: int) -> tuple[np.ndarray, np.ndarray]:
+        """What a lane reads: the first row of each episode, piece or start, and its number of batches."""
+        return self._starts if lane % 8 == 7 else self._pieces if lane % 2 else self._whole
+
+
+def cut(first: np.ndarray, batches: np.ndarray, most: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cut episodes into pieces of at most `most` batches of n steps: their first rows, and numbers of batches."""
+    pieces = [
+        (row + n * k, min(most, count - k))
+        for row, count in zip(first.tolist(), batches.tolist(), strict=True)
+        for k in range(0, count, most)
+    ]
+    rows, counts = zip(*pieces, strict=True)
+    return np.array(rows), np.array(counts)

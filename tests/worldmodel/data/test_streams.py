@@ -49,16 +49,20 @@ def test_an_epoch_has_every_batch_once(store: Store) -> None:
     assert streams.epoch == sum(lengths.values())
 
 
-def test_one_lane_in_eight_reads_only_starts(tmp_path: Path) -> None:
+def test_lanes_read_whole_episodes_pieces_or_starts(tmp_path: Path) -> None:
+    """So a model is also given first frames that are not those of an episode."""
     with StoreWriter(tmp_path / "s", TOY, {}) as writer:
         for i in range(3):
             writer.append(toy_episode(np.random.default_rng(i), 100))
     streams = Streams(Store(tmp_path / "s"), "all", 16, 2, ["frames"])
-    places = np.array([[streams._place(lane, step)[1] for step in range(150)] for lane in range(16)])
-    only_starts = places.max(1) == 15
-    assert np.flatnonzero(only_starts).tolist() == [7, 15], "batches of 2 steps: 32 steps"
-    assert (places[~only_starts].max(1) == 49).all()
-    assert ((places[only_starts] == 0).sum(1) >= 9).all(), "a new episode every 16 batches"
+    places = np.array([[streams._place(lane, step) for step in range(150)] for lane in range(16)])
+    rows, batches = places[..., 0] % 101, places[..., 1]
+    starts, pieces = [7, 15], [1, 3, 5, 9, 11, 13]
+    assert (batches.max(1) == [15 if i in starts else 31 if i in pieces else 49 for i in range(16)]).all()
+    for lane in range(16):
+        fresh = set(rows[lane, batches[lane] == 0].tolist())
+        assert fresh == ({0, 64} if lane in pieces else {0}), "a piece of 64 steps, and the rest of its episode"
+    assert ((batches[starts] == 0).sum(1) >= 9).all(), "a new episode every 16 batches"
 
 
 def test_what_is_read_depends_on_seed_lane_and_step_alone(store: Store) -> None:
