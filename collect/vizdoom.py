@@ -120,8 +120,8 @@ def settings(args: Args, env_spec: EnvSpec, length: int) -> dict[str, Any]:
     policies = [policy_digest(name, env_spec) for name in args.policy or (args.scenario,)]
     policy = policies if len(policies) > 1 else policies[0]
     exploration = {"epsilon": args.epsilon, "hold": args.hold, "random_share": args.random_share}
-    eyes = {"eyes": codes_digest(resolve_folder(args.obs_vqvae) / "vqvae")} if args.obs_vqvae else {}
-    return {"policy": policy, "length": length, "seed": args.seed, **exploration, **eyes}
+    observed = {"eyes": codes_digest(resolve_folder(args.obs_vqvae) / "vqvae")} if args.obs_vqvae else {}
+    return {"policy": policy, "length": length, "seed": args.seed, **exploration, **observed}
 
 
 def main(args: Args) -> Written:

@@ -107,7 +107,7 @@ def read_preset(name: str) -> dict[str, Any]:
     try:
         sections = yaml.load(data.decode(), PresetLoader)
     except Exception as error:  # PyYAML also passes on errors of its parsers of dates, numbers and nested nodes
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}; correct it") from None
     if not isinstance(sections, dict) or not sections:
         raise UserError(f"{path} has no sections; add one, such as `vqvae:`")
     for section, values in sections.items():

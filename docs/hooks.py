@@ -30,6 +30,7 @@ ROOMS = {
     "worldmodel.utils": "Checkpoints, hardware, pictures and errors.",
     "envs": "Gymnasium environments: the engines, the dream, and wrappers. Importing `envs` registers the ids.",
     "collect": "What the recorders and readers of data sets share.",
+    "train": "What the training scripts share.",
     "rollout": "What the scripts that evaluate share, and planning.",
     "configs": "Presets and the command line.",
 }

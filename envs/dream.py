@@ -51,6 +51,19 @@ class DreamEnv(gym.Env[np.ndarray, Any]):
         self.viewer = Viewer(f"dream of {self.env_spec.name}", self.metadata["render_fps"])
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start an episode.
+
+        Args:
+            seed: Makes the episode repeatable.
+            options: Where it starts: {"context": number} of a starting context, or {"frames": (t, h, w, c) uint8,
+                "actions": (t - 1, ...), "variables": (t, v)} of real frames; by default a random starting context.
+
+        Returns:
+            The last frame of the context (h, w, c) uint8, and the info.
+
+        Raises:
+            UserError: If seed or options do not fit the dream.
+        """
         seed = check_seed(seed)
         self.vector_env.rngs = [self.np_random]  # a wrapper may have replaced it
         _, infos = self.vector_env.reset(seed=seed, options=options)
@@ -59,6 +72,17 @@ class DreamEnv(gym.Env[np.ndarray, Any]):
         return self._observation(), single_info(infos)
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Dream the next frame.
+
+        Args:
+            action: An action of the recorded environment.
+
+        Returns:
+            The frame (h, w, c) uint8, the reward, whether the episode terminated or was truncated, and the info.
+
+        Raises:
+            UserError: If the action is outside the space, or the dream was not reset.
+        """
         rewards, terminated, truncated, step_info = self.vector_env.step_lanes(as_array(action)[None])
         every = np.ones(1, bool)
         info = single_info(self.vector_env._gym_info(every, step_info, every))
@@ -74,7 +98,15 @@ class DreamEnv(gym.Env[np.ndarray, Any]):
         self._np_random = self.vector_env.rngs[0]
 
     def fork(self, n: int, seed: int | None = None) -> DreamVectorEnv:
-        """n copies of the current state as a vector environment; see `DreamVectorEnv.fork`."""
+        """Copies of the current state, to try several futures.
+
+        Args:
+            n: Number of copies.
+            seed: Seed of what each of them samples from here on.
+
+        Returns:
+            A vector environment with n lanes; see `DreamVectorEnv.fork`.
+        """
         return self.vector_env.fork(n, seed)
 
     def get_keys_to_action(self) -> dict[str, int]:

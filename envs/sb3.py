@@ -49,6 +49,7 @@ class SB3VecEnv(VecEnv):
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
 
     def reset(self) -> np.ndarray:
+        """Start an episode in every lane, with the seeds and options that were set; returns frames (b, h, w, c)."""
         seeds = None if all(s is None for s in self._seeds) else list(self._seeds)
         first, *others = self._options
         self._reset_seeds()
@@ -60,9 +61,11 @@ class SB3VecEnv(VecEnv):
         return frames
 
     def step_async(self, actions: np.ndarray) -> None:
+        """Take the actions (b, ...) of the next step; `step_wait` makes it."""
         self.actions = actions
 
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        """Make the step: frames (b, h, w, c), rewards (b,) float32, episode ends (b,), and an info for each lane."""
         frames, rewards, terminated, truncated, infos = self.env.step(self.actions)
         final_obs, final_info = infos.pop("final_obs", None), infos.pop("final_info", {})
         step_infos, last = split_infos(infos, self.num_envs), split_infos(final_info, self.num_envs)

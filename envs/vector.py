@@ -299,7 +299,7 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         """The requested start: one context for all lanes, one number per lane, or None for random contexts."""
         if "context" in options:
             if len(options) > 1:
-                raise UserError("reset takes either a context number or frames, not both")
+                raise UserError("reset takes either a context number or frames, not both; leave one out")
             return check_context_numbers(options["context"], self.num_envs, len(self.contexts))
         if not options:
             return None

@@ -32,7 +32,7 @@ TITLES: dict[Table, tuple[str, str]] = {
     4: ("layers of the prior", "prior"),
     5: ("latent sizes", "latent size"),
     6: ("codes of a codebook", "codebook"),
-    7: ("codebooks", "latent size x books"),
+    7: ("codebooks", "latent size x codebooks"),
 }
 """What is ablated, and the heading of the first column."""
 COUNTERPART: dict[Metric, str] = {

@@ -6,13 +6,13 @@ The model processes whole episodes. It is given the game variables at the first 
 them: each particle samples the variables as a dream does, and particles are resampled by their predicted probability
 that the episode continued.
 
-* Termination: the probability that the episode terminates with a step. "Foretold" is predicted before the frame: the
-  dream gets the `context_frames` frames and game variables before the step, and its action, and generates the step
-  `n_dreams` times. "Seen" is predicted from all real frames up to and including the step, and the game variables of the
-  first frame only. Its last frame may reveal the termination: ViZDoom has no frame for it, so the previous one is
+* Termination: the probability that the episode terminates with a step. "Predicted" is before the frame: the dream
+  gets the `context_frames` frames and game variables before the step, and its action, and generates the step
+  `n_dreams` times. "Read" is from all real frames up to and including the step, and the game variables of the first
+  frame only. Its last frame may reveal the termination: ViZDoom has no frame for it, so the previous one is
   repeated. AUROC measures discrimination, the expected calibration error (15 bins) measures calibration. The predicted
   and the observed rate have intervals.
-* Return: the sum of rewards over the next `steps` steps, as Pearson's r with the true return. "Seen" sums the rewards
+* Return: the sum of rewards over the next `steps` steps, as Pearson's r with the true return. "Read" sums the rewards
   predicted from the true codes, which stop where the episode did, so it does not measure termination. "Dreamed" is the
   mean of `n_dreams` dreams under the true actions.
 * Game variables: the mean absolute error. The baseline is the mean at that time of an episode over the
@@ -131,7 +131,7 @@ def compare_returns(args: Args, dream: Dream, episodes: list[Episode], seen: lis
     after = [slice(row + c, row + c + args.steps) for _, row in places]
     return {
         "true": np.array([episodes[i]["reward"][rows].sum() for (i, _), rows in zip(places, after, strict=True)]),
-        "seen": np.array([seen[i]["reward"][rows].sum() for (i, _), rows in zip(places, after, strict=True)]),
+        "read": np.array([seen[i]["reward"][rows].sum() for (i, _), rows in zip(places, after, strict=True)]),
         "dreamed": dreamed_returns(args, dream, [(episodes[i], row) for i, row in places]),
         "episode": np.array([i for i, _ in places]),
     }
@@ -231,10 +231,10 @@ def measure(args: Args, dream: Dream, store: Store) -> dict[str, Any]:
     sums = compare_returns(args, dream, held, seen)
     return {
         "end": {
-            "foretold": score_ends(**predicted_ends(args, dream, held)),
-            "seen": score_ends(end, happened, np.repeat(np.arange(len(held)), [len(e["codes"]) - 1 for e in held])),
+            "predicted": score_ends(**predicted_ends(args, dream, held)),
+            "read": score_ends(end, happened, np.repeat(np.arange(len(held)), [len(e["codes"]) - 1 for e in held])),
         },
-        "return": {k: correlation(sums["true"], sums[k], sums["episode"]) for k in ("seen", "dreamed")},
+        "return": {k: correlation(sums["true"], sums[k], sums["episode"]) for k in ("read", "dreamed")},
         "variables": {
             name: {k: bootstrap(np.concatenate(parts)[:, v], groups) for k, parts in errors.items()}
             for v, name in enumerate(store.env_spec.variables)
@@ -248,11 +248,11 @@ def main(args: Args) -> Written:
     result = measure(args, dream, store)
     for name, end in result["end"].items():
         error = f"expected calibration error {end['expected_calibration_error']:.4f}"
-        print(f"end, {name:8}    AUROC {end['auroc']:.3f}, {error}")
+        print(f"end, {name:9}   AUROC {end['auroc']:.3f}, {error}")
         said, came = (f"{r.mean:.2%} [{r.low:.2%}, {r.high:.2%}]" for r in (end["expected"], end["happened"]))
         print(f"                 expected in {said} of steps, happened in {came}")
     for name, r in result["return"].items():
-        print(f"return, {name:8} r = {r} over {args.steps} steps, {r.n} starting points")
+        print(f"return, {name:9} r = {r} over {args.steps} steps, {r.n} starting points")
     for name, parts in result["variables"].items():
         for who, error in parts.items():
             print(f"{name:16} mean absolute error {error} by {who}")

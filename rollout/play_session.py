@@ -21,7 +21,7 @@ from worldmodel.utils.errors import UserError, one_line
 FORKS = 32
 """Largest number of forks; each one keeps a snapshot in memory and adds an image to every response."""
 Moment = tuple[dict[str, Any], int, dict[str, Any]]
-"""A dream's snapshot, its step, and what it told there."""
+"""A dream's snapshot, its step, and its info."""
 
 
 class Engine:
@@ -49,7 +49,7 @@ class Engine:
                 infos.append(info)
                 if over or cut:
                     raise UserError(f"the engine's episode ended within {len(frames)} frames; lower --context-frames")
-            variables = [[told[v] for v in self.variables] for told in infos]
+            variables = [[one[v] for v in self.variables] for one in infos]
         self.frame, self.info, self.reward, self.over, self.time = frames[-1], infos[-1], 0.0, False, 0
         return {"frames": np.stack(frames), "actions": np.array(actions), "variables": variables}
 
@@ -89,11 +89,11 @@ class Session:
             self.close()
             raise
 
-    def answer(self, command: str, **told: Any) -> dict[str, Any]:
+    def answer(self, command: str, **arguments: Any) -> dict[str, Any]:
         """Handle one command and return the state; commands run one at a time."""
         with self.lock:
             if command != "state":
-                getattr(self, command)(**told)
+                getattr(self, command)(**arguments)
             return self.state()
 
     def close(self) -> None:
@@ -105,9 +105,9 @@ class Session:
         """Start dream and engine from the same frames."""
         if not 0 <= seed < 2**31:
             raise UserError(f"seed must be from 0 to {2**31 - 1}, not {seed}")
-        _, told = self.dream.reset(seed=seed, options=self.engine.reset(seed, self.rest) if self.engine else None)
+        _, info = self.dream.reset(seed=seed, options=self.engine.reset(seed, self.rest) if self.engine else None)
         self.time, self.rate = 0, 0.0
-        self.step_info: dict[str, Any] = told | {"reward": 0.0, "over": False}
+        self.step_info: dict[str, Any] = info | {"reward": 0.0, "over": False}
         self.history: deque[Moment] = deque(maxlen=self.max_rewind)
         self.forks: list[tuple[Moment, str]] = []
 
@@ -179,10 +179,10 @@ class Session:
         return {name: [round(value, 2) + 0.0 for value in values] for name, values in figures.items()}  # no -0.0
 
 
-def as_action(told: Any, dream: DreamEnv) -> Any:
+def as_action(numbers: Any, dream: DreamEnv) -> Any:
     """An action of the environment from numbers: an integer for a Discrete space, otherwise an array."""
     spec = dream.env_spec.action
-    action = spec.check(told)
+    action = spec.check(numbers)
     if action.shape != spec.shape:
         raise UserError(f"an action of {spec} has shape {spec.shape}, not {action.shape}")
     return int(action) if action.shape == () else action

@@ -44,7 +44,7 @@ def main(args: Args) -> Written:
     for name, part in parts.items():
         if part.optimizer:
             raise UserError(
-                f"{args.run / name} has optimizer state, which nobody needs who dreams; export the run with "
+                f"{args.run / name} contains optimizer state, which dreams do not need; export the run with "
                 "train/export.py, and upload what it wrote"
             )
     names = [CONTEXTS_FILE, *(f"{part}/{file}" for part in parts for file in (CHECKPOINT_FILE, "config.json"))]

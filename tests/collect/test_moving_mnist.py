@@ -93,9 +93,9 @@ def test_as_many_videos_as_frames_are_asked_about(tmp_path: Path) -> None:
         stored(tmp_path, VIDEOS[:20])
 
 
-def clips(n: int, given: int, foretold: int) -> np.ndarray:
-    begin = (given + foretold) * np.arange(n)
-    return np.stack([np.stack([begin + s, np.full(n, k)], -1) for s, k in ((0, given), (given, foretold))])
+def clips(n: int, given: int, future: int) -> np.ndarray:
+    begin = (given + future) * np.arange(n)
+    return np.stack([np.stack([begin + s, np.full(n, k)], -1) for s, k in ((0, given), (given, future))])
 
 
 @pytest.mark.parametrize("kind", ["published", "compressed", "bytes", "floats", "no clips"])

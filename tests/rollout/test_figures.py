@@ -17,10 +17,10 @@ import rollout.benchmark as benchmark
 import rollout.controllability as control
 import rollout.divergence as diverge
 import rollout.evaluate_outcome as outcome
-import rollout.long_horizon as endless
 import rollout.rank as rank
 from envs.dream import DreamEnv
 from envs.policies import load_policy, save_policy
+from rollout import long_horizon
 from rollout.planning.cem import CEMConfig, cross_entropy_method
 from rollout.planning.terminal_value import TerminalValue, survival_value
 from train import export
@@ -71,7 +71,7 @@ def test_outcome_scores(each_run: Path) -> None:
     assert column["outcome model"].high < column["time only"].low / 2, "the column can be seen"
 
 
-def test_an_end_is_foretold_from_the_frames_before_it(run: Path) -> None:
+def test_termination_is_predicted_from_the_frames_before_it(run: Path) -> None:
     dream, store = Dream.load(run), outcome.Store(run / "tokens.zarr")
     episode = {name: array.copy() for name, array in store.read_episode(0).items()}
     episode["done"][:] = False
@@ -97,21 +97,21 @@ def test_the_mean_at_each_time() -> None:
 
 
 def test_long_dreams_are_measured_and_drawn(each_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    endless.main(endless.Args(run=each_run, steps=40, window=10, num_envs=4, temperature=(1.0, 0.5)))
+    long_horizon.main(long_horizon.Args(run=each_run, steps=40, window=10, num_envs=4, temperature=(1.0, 0.5)))
     text = capsys.readouterr().out
     assert "temperature 0.5" in text
     assert (each_run / "evaluation" / "long_horizon.png").stat().st_size > 10_000
     assert (each_run / "evaluation" / "long_horizon_run_0.5.png").exists()
     with pytest.raises(UserError, match="at least two windows"):
-        endless.Args(steps=10, window=10)
+        long_horizon.Args(steps=10, window=10)
 
 
 def test_figures_of_long_dreams_by_hand() -> None:
     frame = np.zeros((2, 2, 3), np.uint8)
     frame[0, 0] = 8
-    assert endless.sharpness(frame) == pytest.approx((4 + 4) / 2)
-    assert endless.perplexity(np.array([0, 0, 3, 3]), 8) == pytest.approx(2)
-    assert endless.drift(np.array([1.0, 9.0, 5.0]), np.array([0.0, 2.0, 4.0])) == pytest.approx(2)
+    assert long_horizon.sharpness(frame) == pytest.approx((4 + 4) / 2)
+    assert long_horizon.perplexity(np.array([0, 0, 3, 3]), 8) == pytest.approx(2)
+    assert long_horizon.drift(np.array([1.0, 9.0, 5.0]), np.array([0.0, 2.0, 4.0])) == pytest.approx(2)
 
 
 def test_planning_finds_the_actions_that_end_where_it_pays(toy_run: Path) -> None:

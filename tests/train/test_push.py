@@ -150,7 +150,7 @@ def test_what_cannot_be_had_is_one_sentence(name: str, said: str, pushed: Hub) -
 
 
 def test_a_run_that_was_not_exported_is_refused(hub: Hub, toy_run: Path) -> None:
-    with pytest.raises(UserError, match=r"vqvae has optimizer state.*; export the run with train/export.py"):
+    with pytest.raises(UserError, match=r"vqvae contains optimizer state.*; export the run with train/export.py"):
         push.main(push.Args(run=toy_run, repo="somebody/toy"))
     assert not hub.repos
 

@@ -87,6 +87,11 @@ class Clips:
     def sample(self, rng: np.random.Generator, n: int, share: slice = ALL) -> dict[str, np.ndarray]:
         """Sample n clips uniformly, and read a share of them.
 
+        Args:
+            rng: Where the clips come from.
+            n: Number of clips.
+            share: Those of the n that are read.
+
         Returns:
             Arrays (n, length, ...) by name. In addition, "episode" (n,) is the index of each clip's episode in the
             store, "start" (n,) the row of the episode at which the clip starts, and "row" (n,) that row of the store.

@@ -62,17 +62,21 @@ class JoinedStore(Store):
         self.decoded, self._split = {}, None
 
     def episode_splits(self) -> np.ndarray:
+        """The split of each episode, as each store has it."""
         if self._split is None:
             self._split = np.concatenate([part.episode_splits() for part in self.parts])
         return self._split
 
     def missing_split(self, split: str) -> UserError:
+        """The error that no store has episodes of a split."""
         return UserError(f"no store of {self.path} has episodes in split {split!r}; collect more into one of them")
 
     def read(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows start .. stop of an array, counted over all stores; see `Store.read`."""
         return read_across(lambda i, first, last: self.parts[i].read(name, first, last), self.first_rows, start, stop)
 
     def array_layout(self, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        """Shape of an array over all stores, and its type."""
         (_, *shape), dtype = self.parts[0].array_layout(name)
         return (self.n_rows, *shape), dtype
 

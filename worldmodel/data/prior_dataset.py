@@ -139,7 +139,16 @@ class PriorDataset:
         return len(self.clips)
 
     def sample(self, rng: np.random.Generator, n: int, share: slice = ALL) -> dict[str, np.ndarray]:
-        """Sample n clips, and read a share of them as arrays, which `to_batch` turns into a batch."""
+        """Sample n clips, and read a share of them.
+
+        Args:
+            rng: Where the clips come from.
+            n: Number of clips.
+            share: Those of the n that are read.
+
+        Returns:
+            Arrays (n, ...) by name, which `to_batch` turns into a batch.
+        """
         return self._to_arrays(self.clips.sample(rng, n, share))
 
     def fixed_sample(self, n: int, seed: int = 0) -> PriorBatch:

@@ -138,7 +138,19 @@ class Store:
         return {name: self.read(name, start, stop) for name in array_names or self.array_names}
 
     def read(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Read rows start .. stop of an array, at most up to the last committed row; `UserError` if it is damaged."""
+        """Read rows of an array.
+
+        Args:
+            name: The array, such as "frames".
+            start: First row.
+            stop: Row after the last one; rows beyond the last commit are left out.
+
+        Returns:
+            (rows, ...).
+
+        Raises:
+            UserError: If there is no such array, or it is damaged.
+        """
         path, stop = self._array_path(name), min(stop, self.n_rows)
         if self._shards is None or stop <= start:
             return self._read(path, start, stop)

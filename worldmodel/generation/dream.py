@@ -187,6 +187,7 @@ class Dream:
         """
         self.check_context(context)
         context, t = context.to(self.device), context.codes.shape[1]
+        # all lanes of a batch share one clock, so a lane that joins late starts at the time of the others
         start = (max(t, self.prior.config.attention_frames - 1) if time is None else time) - t
         memory: Memory = {} if context.state is None else {self.vqvae: context.state}
         frames = to_uint8(self.vqvae.decode(context.codes, memory, context.condition))
@@ -273,6 +274,7 @@ class Dream:
         expected = self.outcome.expected_variables(out.change_logits[:, 0], lanes.variables)
         lanes.variables = self.outcome.sample_variables(out.change_logits[:, 0], lanes.variables, noise[:, n + 1 :])
         done_prob = out.done_logit[:, 0].sigmoid()
+        # the numbers are drawn even if they are not used, so that both settings dream the same frames
         terminated = (noise[:, n] < done_prob) & self.sample_done
         # the outcome model predicts two rewards, with and without termination: take the one that was sampled
         reward = out.reward[:, 0].gather(1, terminated.long()[:, None])[:, 0]

@@ -110,7 +110,16 @@ def generate(
 
 @torch.no_grad()
 def decode_clips(vqvae: AnyVQVAE, batch: PriorBatch, codes: Tensor | None = None) -> Tensor:
-    """Decode clips of codes, by default those of the batch, as frames (b, t, H, W, channels) uint8."""
+    """Decode clips of codes.
+
+    Args:
+        vqvae: The VQ-VAE of the codes.
+        batch: The clips, with what the decoder needs besides codes: actions, and the state before the first code.
+        codes: Codes (b, t, h, w, g); by default those of the batch.
+
+    Returns:
+        Frames (b, t, H, W, channels) uint8.
+    """
     memory = None if batch.state is None else Memory({vqvae: batch.state})
     codes = batch.codes if codes is None else codes
     return to_uint8(vqvae.decode(codes, memory, actions_of(vqvae, batch.condition)))

@@ -66,9 +66,12 @@ def predictive_sample(
         guessed = cache.codes[lanes, at]
         features = chunk_features(prior, cache, kv, at, context)
         new = sample_positions(prior, features, partial(_choose, sampling, noise[lanes, at]))
+        # final codes stay: a shifted chunk computes them once more, and bfloat16 may round their logits differently
         new = torch.where((at < n_final[:, None])[..., None], guessed, new)
         cache.codes[lanes, at] = new
-        n_correct = (new == guessed).all(-1).cumprod(1).sum(1) + 1  # the first wrong guess has its right code now
+        # Up to the first wrong guess all inputs were right, so its own new code is right as well. Later codes were
+        # computed from a wrong input; they stay as guesses for the next pass.
+        n_correct = (new == guessed).all(-1).cumprod(1).sum(1) + 1
         n_final = at[:, 0] + n_correct.clamp(max=chunk_size)
     kv.copy_to_cache(cache)
     return prior.ungroup_codes(cache.codes.clone()[:, None])
@@ -81,6 +84,7 @@ def _choose(sampling: SamplingConfig, noise: Tensor, logits: Tensor, k: int) -> 
 
 def gumbel_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Standard Gumbel noise of a shape, from the generator's uniform numbers."""
+    # torch.rand can be exactly 0, whose logarithm is infinite
     return torch.rand(shape, generator=generator).clamp_min_(2**-25).log_().neg_().log_().neg_()
 
 

@@ -195,7 +195,7 @@ def load_state(model: nn.Module, state: dict[str, Tensor], path: Path) -> nn.Mod
             name = type(model).__name__
             raise UserError(
                 f"{path} does not fit {name} as {name.lower()}.py defines it: {key} is {shapes[0]} there and "
-                f"{shapes[1]} here"
+                f"{shapes[1]} here; give the weights of this network"
             )
     model.load_state_dict({k: v for k, v in state.items() if k not in counters}, strict=False)
     return model.float().eval().requires_grad_(False)

@@ -71,6 +71,7 @@ class KVCache:
         Returns:
             All keys and values that the pass may attend to, (b, a, 2, keys, d).
         """
+        # the current frame lies right behind the used slots, so what may be attended to is one slice, without copying
         start, m = self.n_used_slots * self.positions_per_frame + self.n_cached, kv.shape[3]
         self.kv[layer].narrow(3, start, m).copy_(kv)
         return self.kv[layer].narrow(3, 0, start + m)
@@ -93,7 +94,10 @@ class KVCache:
         slots, n = self.valid.shape[1], self.positions_per_frame
         if slots:
             at = self.time % slots
-            if self.time >= slots:  # the buffer is full: move the frame from the last slot to the oldest one
+            # While there are free slots, the current frame already lies in its own. When the buffer is full, it lies
+            # behind the last slot and takes the place of the oldest frame. Slots are then no longer in order of time,
+            # which attention does not notice: every key was rotated by the time of its own frame.
+            if self.time >= slots:
                 for pair in self.kv:
                     pair[:, :, :, at * n : (at + 1) * n] = pair[:, :, :, slots * n :]
             self.valid[:, at] = True
@@ -147,6 +151,7 @@ def rotary_embedding(times: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
 
 def apply_rotary(x: Tensor, rotary: Tensor) -> Tensor:
     """Rotate (..., t*n, d) by the angles of its frames; `rotary` (2, t*n or 1, d) is from `rotary_embedding`."""
+    # (even, odd) -> (even cos - odd sin, odd cos + even sin): the sign is stored with the sines
     even, odd = x.chunk(2, dim=-1)
     return torch.addcmul(x * rotary[0], torch.cat([odd, even], dim=-1), rotary[1])
 
@@ -269,7 +274,8 @@ class Attention(nn.Module):
         group_size, (k, v) = self.n_heads // self.n_kv_heads, kv.unbind(2)
         rows = mask.shape[-2] if isinstance(mask, Tensor) else 0
         if group_size > 1 and (mask is None or rows == 1 or (isinstance(mask, Tensor) and mask.dim() == 4)):
-            b, _, m, d = q.shape  # one problem for each key head, with group_size * m queries
+            # the queries of a group become rows of one problem, so keys and values are read once, not for each head
+            b, _, m, d = q.shape
             if isinstance(mask, Tensor) and rows > 1:
                 mask = mask.repeat(1, 1, group_size, 1)
             y = attend(q.reshape(b, self.n_kv_heads, group_size * m, d).to(k.dtype), k, v, mask).reshape(

@@ -82,6 +82,7 @@ class Prior(ClipPrior):
         slots = cache.valid.shape[1]
         memory = self.forward_clip(codes, condition, features, start)[1]
         for frame in range(max(0, t - slots), t):  # older frames are beyond the attention span
+            # within a slot, keys stand in the order in which a step writes them: pass by pass, not row by row
             at, source = (start + frame) % slots, frame * n + self.sequence
             for ring, pair in zip(cache.kv, memory, strict=True):
                 ring[:, :, :, at * n : (at + 1) * n] = pair[:, :, :, source]

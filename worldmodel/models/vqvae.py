@@ -154,7 +154,12 @@ class VQVAE(nn.Module):
     def reconstruct(
         self, frames: Tensor, memory: Memory | None = None, actions: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Encode frames and decode them again; arguments as in `encode`.
+        """Encode frames and decode them again.
+
+        Args:
+            frames: uint8 (b, t, h, w, c).
+            memory: As in `encode`.
+            actions: Not used; a recurrent VQ-VAE takes them.
 
         Returns:
             Codes (b, T, H, W, g), and frames (b, t, h, w, c) uint8.

@@ -46,7 +46,7 @@ from worldmodel.utils.ranks import n_ranks, rank
 
 TIMEOUT = timedelta(minutes=30)
 """How long a rank waits for the others, such as for an evaluation by the first one."""
-TIME_TO_TELL = timedelta(seconds=5)
+REPORT_TIME = timedelta(seconds=5)
 """How long the first rank that fails has to print its error."""
 Loss = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 """Turns a batch into scalars, one of them named "loss"."""
@@ -90,7 +90,7 @@ def only_first_failure() -> Iterator[None]:
     try:
         yield
     except SystemExit:  # of the command line, which is the same on all ranks
-        _let_first_rank_tell()
+        _let_first_rank_report()
         raise
     except (Exception, KeyboardInterrupt) as error:
         if threading.current_thread() is threading.main_thread():
@@ -107,32 +107,32 @@ def only_first_failure() -> Iterator[None]:
 
 
 def _fails_first() -> bool:
-    """Whether no other rank has failed before. If one has, wait until it has told its error."""
+    """Whether no other rank has failed before. If one has, wait until it has printed its error."""
     try:
         if dist.distributed_c10d._get_default_store().add("failures", 1) > 1:
-            _wait_until_told()
+            _wait_for_report()
             return False
-        _tell_at_exit()
+        _report_at_exit()
         return True
     except dist.DistError:  # the store has ended with the rank that kept it; that of torchrun stays
         return False
 
 
-def _let_first_rank_tell() -> None:
+def _let_first_rank_report() -> None:
     """At the first rank's exit, the others go on."""
     with suppress(dist.DistError):
-        (_wait_until_told if rank() else _tell_at_exit)()
+        (_wait_for_report if rank() else _report_at_exit)()
 
 
-def _tell_at_exit() -> None:
+def _report_at_exit() -> None:
     """Tell the other ranks when this one ends, with its error printed."""
-    atexit.register(dist.distributed_c10d._get_default_store().set, "told", "")
+    atexit.register(dist.distributed_c10d._get_default_store().set, "reported", "")
 
 
-def _wait_until_told() -> None:
+def _wait_for_report() -> None:
     """Wait for the rank that prints an error, because torchrun ends all ranks when one has ended."""
     with suppress(dist.DistError):
-        dist.distributed_c10d._get_default_store().wait(["told"], TIME_TO_TELL)
+        dist.distributed_c10d._get_default_store().wait(["reported"], REPORT_TIME)
 
 
 def _is_lost_rank(error: BaseException) -> bool:

@@ -51,7 +51,10 @@ def draw_windows(store: Store, split: str, context: int, length: int, n: int, rn
     bounds = np.array([store.episode_bounds(i) for i in store.episode_indices(split)])
     starts = np.maximum(bounds[:, 1] - bounds[:, 0] - first - context, 0)
     if not starts.any():
-        raise UserError(f"no {split} episode of {store.path} has more than {context} latent frames to dream from")
+        raise UserError(
+            f"no {split} episode of {store.path} has more than {context} latent frames to dream from; record longer "
+            "episodes, or give --n-dreams 0"
+        )
     at = rng.integers(starts.sum(), size=n)
     episode = np.searchsorted(starts.cumsum(), at, side="right")
     start = first + at - (starts.cumsum() - starts)[episode]

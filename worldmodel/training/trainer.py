@@ -70,7 +70,7 @@ def fit(
 ) -> None:
     """Train a model to the last step, resuming the run in `out` if there is one.
 
-    A run that is complete goes on if `config` has more steps. The learning rate is then that of a run of so many steps
+    A complete run continues if `config` has more steps. The learning rate is then that of a run of so many steps
     from the beginning, so a cosine schedule begins higher than it ended.
 
     Args:

@@ -15,7 +15,7 @@ class TrainerConfig(Settings):
     """How a model is trained, by Adam with betas 0.9 and 0.999."""
 
     steps: Positive = 100_000
-    """Number of training steps in all. A larger number makes a complete run go on."""
+    """Number of training steps in all. A larger number continues a complete run."""
     batch_size: Positive = 32
     """Number of clips of a step, of all ranks together."""
     accumulate: Positive = 1

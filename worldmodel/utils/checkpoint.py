@@ -139,7 +139,8 @@ class Checkpoint:
             there, here = (_describe(have), _describe(want))
             if there != here:
                 raise UserError(
-                    f"{self.path.parent} was trained with another config: {key} is {there} there and {here} here"
+                    f"{self.path.parent} was trained with another config: {key} is {there} there and {here} here; "
+                    "use that config, or train it again"
                 )
 
     def fill(self, model: nn.Module) -> None:

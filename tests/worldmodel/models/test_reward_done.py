@@ -22,7 +22,7 @@ from worldmodel.training.outcome_stage import EpisodeWindows
 ONE = {"n_variables": 1, "variable_mean": (50.0,), "variable_std": (20.0,), "variable_changes": ((-20.0, 0.0, 5.0),)}
 
 
-def build(foretell: bool = False, sight: int = 0, **variables: Any) -> OutcomeModel:
+def build(from_past: bool = False, n_stacked: int = 0, **variables: Any) -> OutcomeModel:
     torch.manual_seed(0)
     sizes: dict[str, Any] = {
         "latent_size": (2, 2),
@@ -32,14 +32,14 @@ def build(foretell: bool = False, sight: int = 0, **variables: Any) -> OutcomeMo
         "hidden_dim": 16,
     }
     config = OutcomeConfig(
-        **sizes, reward_rms=4.0, predict_from_past=foretell, n_stacked_frames=sight, **(variables or ONE)
+        **sizes, reward_rms=4.0, predict_from_past=from_past, n_stacked_frames=n_stacked, **(variables or ONE)
     )
     return OutcomeModel(config, torch.randn(1, 6, 3))
 
 
-@pytest.mark.parametrize(("foretell", "sight"), [(False, 0), (True, 0), (False, 3), (True, 1)])
-def test_streamed_outcomes_equal_whole_ones(foretell: bool, sight: int) -> None:
-    model = build(foretell, sight).double().eval()
+@pytest.mark.parametrize(("from_past", "n_stacked"), [(False, 0), (True, 0), (False, 3), (True, 1)])
+def test_streamed_outcomes_equal_whole_ones(from_past: bool, n_stacked: int) -> None:
+    model = build(from_past, n_stacked).double().eval()
     codes, condition = torch.randint(6, (3, 5, 2, 2, 1)), torch.randn(3, 5, 2).double()
     before = 100 * torch.rand(3, 5, 1).double()
     whole, last = model(codes, condition, before)
@@ -51,9 +51,9 @@ def test_streamed_outcomes_equal_whole_ones(foretell: bool, sight: int) -> None:
     torch.testing.assert_close(state, last)
 
 
-@pytest.mark.parametrize("sight", [0, 3])
-def test_images_are_seen_frame_by_frame_as_in_a_clip(sight: int) -> None:
-    model = build(False, sight, image_channels=4, frame_shape=(8, 8, 3)).double().eval()
+@pytest.mark.parametrize("n_stacked", [0, 3])
+def test_images_are_seen_frame_by_frame_as_in_a_clip(n_stacked: int) -> None:
+    model = build(False, n_stacked, image_channels=4, frame_shape=(8, 8, 3)).double().eval()
     codes, condition, before = torch.randint(6, (3, 5, 2, 2, 1)), torch.randn(3, 5, 2).double(), torch.rand(3, 5, 1)
     images = torch.randint(256, (3, 5, 8, 8, 3), dtype=torch.uint8)
     whole, last = model(codes, condition, before.double(), images=images)
@@ -68,10 +68,10 @@ def test_images_are_seen_frame_by_frame_as_in_a_clip(sight: int) -> None:
     assert not torch.allclose(other.done_logit, whole.done_logit)
 
 
-@pytest.mark.parametrize("sight", [0, 3])
-def test_an_episode_is_read_as_it_was_learned(sight: int) -> None:
+@pytest.mark.parametrize("n_stacked", [0, 3])
+def test_an_episode_is_read_as_it_was_learned(n_stacked: int) -> None:
     """Frame by frame, with what its convolutions saw before."""
-    model = build(True, sight, n_variables=0)
+    model = build(True, n_stacked, n_variables=0)
     codes, condition = torch.randint(6, (1, 9, 2, 2, 1)), torch.randn(1, 9, 2)
     episode = {"codes": codes[0].numpy(), "condition": condition[0].numpy(), "variables": np.zeros((9, 0), np.float32)}
     whole, _ = model(codes, condition, torch.zeros(1, 9, 0))
@@ -79,16 +79,16 @@ def test_an_episode_is_read_as_it_was_learned(sight: int) -> None:
     np.testing.assert_allclose(found["done_prob"], whole.done_logit[0].sigmoid().detach(), rtol=1e-4)
 
 
-@pytest.mark.parametrize(("foretell", "sight"), [(False, 0), (True, 0), (True, 2)])
-def test_what_is_foretold_does_not_know_its_frame(foretell: bool, sight: int) -> None:
-    model = build(foretell, sight).eval()
+@pytest.mark.parametrize(("from_past", "n_stacked"), [(False, 0), (True, 0), (True, 2)])
+def test_predictions_from_the_past_do_not_depend_on_the_frame(from_past: bool, n_stacked: int) -> None:
+    model = build(from_past, n_stacked).eval()
     codes, condition, before = torch.randint(6, (1, 4, 2, 2, 1)), torch.randn(1, 4, 2), 100 * torch.rand(1, 4, 1)
     out, _ = model(codes, condition, before)
     other = codes.clone()
     other[:, 2] = (codes[:, 2] + 1) % 6
     changed, _ = model(other, condition, before)
-    assert (out.done_logit != changed.done_logit)[0].tolist() == [False, False, not foretell, True]
-    assert (out.change_logits != changed.change_logits).any(-1)[0, :, 0].tolist() == [False, False, not foretell, True]
+    assert (out.done_logit != changed.done_logit)[0].tolist() == [False, False, not from_past, True]
+    assert (out.change_logits != changed.change_logits).any(-1)[0, :, 0].tolist() == [False, False, not from_past, True]
     assert (out.reward != changed.reward).any(-1)[0].tolist() == [False, False, True, True]
     pushed, _ = model(codes, condition + torch.eye(4)[2, None, :, None], before)
     assert (out.done_logit != pushed.done_logit)[0].tolist() == [False, False, True, True], (
@@ -96,7 +96,7 @@ def test_what_is_foretold_does_not_know_its_frame(foretell: bool, sight: int) ->
     )
 
 
-def test_sight_tells_where_something_goes() -> None:
+def test_stacked_frames_show_where_something_goes() -> None:
     """A dot crosses a row of eight, one place a frame, to the left or to the right; frame 2 of 3 looks the same."""
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"latent_size": (1, 8), "n_codes": 2, "embedding_dim": 2, "hidden_dim": 16}
@@ -192,11 +192,11 @@ def test_changes_are_those_within_episodes(tmp_path: Path) -> None:
     np.testing.assert_allclose(second, (0, 0.05), atol=1e-5)
 
 
-@pytest.mark.parametrize("foretell", [False, True])
-def test_it_remembers_what_cannot_be_seen(foretell: bool) -> None:
+@pytest.mark.parametrize("from_past", [False, True])
+def test_it_remembers_what_cannot_be_seen(from_past: bool) -> None:
     """Every third step takes 20; at zero the episode ends; the codes are noise. Only memory knows what step it is."""
     torch.manual_seed(0)
-    model, phase = build(foretell), torch.randint(3, (256, 1))
+    model, phase = build(from_past), torch.randint(3, (256, 1))
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     falls = (torch.arange(12) + phase) % 3 == 0
     falls[:, 0] = False
