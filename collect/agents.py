@@ -9,7 +9,6 @@ goes on with another instance.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import inspect
 import sys
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from gymnasium import spaces
 
-from envs.gym_frames import add_cwd_to_path
+from envs.gym_frames import add_cwd_to_path, import_named
 from envs.policies import Player
 from worldmodel.data.env_spec import EnvSpec
 from worldmodel.utils.errors import UserError, one_line
@@ -47,12 +46,10 @@ def is_agent(policy: str) -> bool:
     return is_zip(policy) or ":" in policy
 
 
-def import_named(name: str) -> Any:
+def import_agent(name: str) -> Any:
     """What `module:name` names; `UserError` if it cannot be imported."""
-    module, _, attribute = name.partition(":")
-    add_cwd_to_path()
     try:
-        return getattr(importlib.import_module(module), attribute)
+        return import_named(name)
     except Exception as error:  # a module may fail in any way
         raise UserError(f"there is no policy {name} ({one_line(error)}); {WAYS}") from None
 
@@ -77,7 +74,7 @@ def load_agent(
 
         add_cwd_to_path()  # for modules that are unpickled
         return load_sb3_agent(Path(policy), observed, actions, deterministic, trust)
-    agent = import_named(policy)
+    agent = import_agent(policy)
     if isinstance(agent, type):
         try:
             agent = agent()
@@ -113,7 +110,7 @@ def agent_digest(policy: str) -> str:
     """An identifier of an agent: the digest of its file, and its name in there."""
     if is_zip(policy):
         return hashlib.sha256(Path(policy).read_bytes()).hexdigest()
-    named = inspect.unwrap(import_named(policy))
+    named = inspect.unwrap(import_agent(policy))
     try:
         source = inspect.getsourcefile(named)
     except TypeError:  # a callable object, which has no source

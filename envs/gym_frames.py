@@ -133,9 +133,8 @@ def make_env(
 
 def wrap(env: gym.Env[Any, Any], name: str) -> gym.Env[Any, Any]:
     """Put the wrapper `module:name` around an environment; `UserError` if that cannot be done."""
-    module, _, attribute = name.partition(":")
     try:
-        wrapped = getattr(importlib.import_module(module), attribute)(env)
+        wrapped = import_named(name)(env)
     except Exception as error:  # wrappers raise errors of any type
         raise UserError(
             f"wrapper {name!r} failed: {one_line(error).rstrip('.')}; give module:name of a class or function that "
@@ -167,6 +166,13 @@ def parse_env_kwargs(text: str) -> dict[str, Any]:
     if not isinstance(made, dict) or "render_mode" in made:
         raise UserError(f"env_kwargs {text!r} must be a dictionary, and render_mode is chosen here; {example}")
     return made
+
+
+def import_named(name: str) -> Any:
+    """What `module:name` names; the module may be in the current folder, and may raise any error."""
+    add_cwd_to_path()
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def add_cwd_to_path() -> None:

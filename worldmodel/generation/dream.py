@@ -138,10 +138,10 @@ class Dream:
         Raises:
             UserError: If a shape, a type or a value does not fit the environment, or the context is too long.
         """
-        n, t = frames.shape[:2] if frames.ndim > 1 else (0, 0)
+        check_recording(frames, actions, variables, self.env_spec, MAX_CONTEXT_FRAMES * self.stride)
+        n, t = frames.shape[:2]
         if variables is None:
             variables = self.outcome.variable_mean.cpu().numpy()[None, None].repeat(n, 0).repeat(t, 1)
-        check_recording(frames, actions, variables, self.env_spec, MAX_CONTEXT_FRAMES * self.stride)
         led = torch.from_numpy(self.env_spec.action.encode_led(actions)).to(self.device)
         video = torch.as_tensor(frames, device=self.device)
         last_variables = torch.as_tensor(

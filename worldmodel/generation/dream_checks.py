@@ -38,14 +38,14 @@ def check_parts(vqvae: VQVAEConfig, prior: PriorConfig, outcome: OutcomeConfig, 
 
 
 def check_recording(
-    frames: np.ndarray, actions: np.ndarray, variables: np.ndarray, env_spec: EnvSpec, most: int
+    frames: np.ndarray, actions: np.ndarray, variables: np.ndarray | None, env_spec: EnvSpec, most: int
 ) -> None:
     """Check frames that a context is to be encoded from.
 
     Args:
         frames: (b, t, H, W, channels).
         actions: (b, t - 1, *action shape).
-        variables: (b, t, v).
+        variables: (b, t, v), or None if they are unknown.
         env_spec: The environment.
         most: Most frames.
 
@@ -63,6 +63,8 @@ def check_recording(
     if actions.shape[1:2] != (t - 1,):
         given = actions.shape[1] if actions.ndim > 1 else "none"
         raise UserError(f"{t} frames have {t - 1} actions between them, but {given} are given")
+    if variables is None:
+        return
     if variables.shape != (n, t, v):
         raise UserError(
             f"{env_spec.name} has {v} game variables at each of {t} frames, but {variables.shape[1:]} are given"

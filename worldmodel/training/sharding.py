@@ -61,6 +61,8 @@ def whole_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def shard_moments(optimizer: torch.optim.Optimizer) -> None:
     """Spread an optimizer's moments like their parameters, in place. Every rank has all of them."""
+    if n_ranks() == 1:
+        return
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     for parameter, moments in optimizer.state.items():
