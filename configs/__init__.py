@@ -40,6 +40,7 @@ SECTIONS = (
         "evaluate_outcome",
         "long_horizon",
         "controllability",
+        "report",
         "rollout_benchmark",
         "collect_benchmark",
         "train_benchmark",

@@ -266,6 +266,7 @@ def test_every_preset_fits_the_scripts(path: Path) -> None:
     import rollout.plan
     import rollout.play
     import rollout.rank
+    import rollout.report
     import rollout.sample
     import rollout.show
     import train.benchmark
@@ -305,6 +306,7 @@ def test_every_preset_fits_the_scripts(path: Path) -> None:
         "evaluate_outcome": rollout.evaluate_outcome,
         "long_horizon": rollout.long_horizon,
         "controllability": rollout.controllability,
+        "report": rollout.report,
         "rollout_benchmark": rollout.benchmark,
         "collect_benchmark": collect.benchmark,
         "train_benchmark": train.benchmark,

@@ -63,16 +63,17 @@ class ResBlock(nn.Module):
 
 
 class DownPath(nn.Module):
-    """Pictures (b, n, h, w) -> features at half of their size, then of each smaller one, down to that of the codes."""
+    """Pictures (b, n, h, w) -> features of patches of pixels, then of each smaller size, down to that of the codes."""
 
-    def __init__(self, n_channels: int, widths: list[int]) -> None:
+    def __init__(self, n_channels: int, widths: list[int], patch: int) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(4 * n_channels, widths[0], 3, padding=1)
+        self.patch = patch
+        self.stem = nn.Conv2d(n_channels * patch**2, widths[0], 3, padding=1)
         self.down = nn.ModuleList(nn.Conv2d(a, b, 4, 2, 1) for a, b in pairwise(widths))
         self.blocks = nn.ModuleList(ResBlock(width) for width in widths)
 
     def forward(self, pictures: Tensor, action: Tensor) -> list[Tensor]:
-        x = self.blocks[0](self.stem(F.pixel_unshuffle(pictures, 2)), action)
+        x = self.blocks[0](self.stem(F.pixel_unshuffle(pictures, self.patch)), action)
         features = [x]
         for conv, block in zip(self.down, list(self.blocks)[1:], strict=True):
             features.append(block(conv(features[-1]), action))
@@ -82,18 +83,19 @@ class DownPath(nn.Module):
 class UpPath(nn.Module):
     """Features of all sizes -> numbers (b, n, h, w) for each pixel."""
 
-    def __init__(self, n_channels: int, widths: list[int]) -> None:
+    def __init__(self, n_channels: int, widths: list[int], patch: int) -> None:
         super().__init__()
+        self.patch = patch
         pairs = list(pairwise(widths))[::-1]
         self.up = nn.ModuleList(nn.Conv2d(b, a, 3, padding=1) for a, b in pairs)
         self.blocks = nn.ModuleList(ResBlock(a) for a, _ in pairs)
-        self.norm, self.out = nn.GroupNorm(8, widths[0]), nn.Conv2d(widths[0], 4 * n_channels, 3, padding=1)
+        self.norm, self.out = nn.GroupNorm(8, widths[0]), nn.Conv2d(widths[0], n_channels * patch**2, 3, padding=1)
         nn.init.zeros_(self.out.weight)
 
     def forward(self, x: Tensor, skips: list[Tensor], action: Tensor) -> Tensor:
         for conv, block, skip in zip(self.up, self.blocks, reversed(skips), strict=True):
             x = block(conv(F.interpolate(x, scale_factor=2.0)) + skip, action)
-        return F.pixel_shuffle(self.out(F.silu(self.norm(x))), 2)
+        return F.pixel_shuffle(self.out(F.silu(self.norm(x))), self.patch)
 
 
 class RecurrentVQVAE(nn.Module):
@@ -106,20 +108,20 @@ class RecurrentVQVAE(nn.Module):
         super().__init__()
         self.config = config
         c, widths = config.channels, [*config.downsample_channels, config.hidden_channels]
-        features = config.embedding_dim * config.n_codebooks
+        features, patch = config.embedding_dim * config.n_codebooks, config.stride[-1] // 2 ** (len(widths) - 1)
         self.action = nn.Sequential(nn.Linear(max(1, config.action_dim), ACTION_DIM), nn.SiLU())
-        self.encoder, self.encoder_out = DownPath(4 * c, widths), ResBlock(widths[-1])
+        self.encoder, self.encoder_out = DownPath(4 * c, widths, patch), ResBlock(widths[-1])
         self.pre_vq_conv = nn.Conv2d(widths[-1], features, 1)
         self.quantizer = Quantizer(
             config.n_codes, config.embedding_dim, config.n_codebooks, code_reset_threshold=config.code_reset_threshold
         )
         self.past, self.post_vq_conv = (
-            DownPath((config.past_frames + 1) * c, widths),
+            DownPath((config.past_frames + 1) * c, widths, patch),
             nn.Conv2d(features, widths[-1], 1),
         )
         self.decoder_in = nn.ModuleList(ResBlock(widths[-1]) for _ in range(config.n_res_blocks))
-        self.decoder = UpPath(2 + 3 + c, widths)
-        favored = torch.zeros(2 + 3 + c, 4)
+        self.decoder = UpPath(2 + 3 + c, widths, patch)
+        favored = torch.zeros(2 + 3 + c, patch**2)
         self.register_buffer("action_scale", torch.tensor(config.action_scale or 1.0), persistent=False)
         favored[2] = 2.0  # before training the last picture mostly stays as it is
         self.decoder.out.bias = nn.Parameter(favored.flatten())

@@ -38,7 +38,8 @@ class VQVAESettings(Settings):
     """Channels of the convolutions."""
     downsample_channels: tuple[Channels, ...] = ()
     """Channels after each strided convolution except the last, highest resolution first; empty for `hidden_channels`
-    everywhere. A small model spends most of its time there."""
+    everywhere. A small model spends most of its time there. past_frames: with fewer of them the first convolution takes
+    larger patches of pixels, which is faster."""
     residual_channels: Channels = 128
     """Channels inside a residual block."""
     n_res_blocks: Layers = 4
@@ -81,13 +82,13 @@ class VQVAESettings(Settings):
             if n % s:
                 raise UserError(f"{n} {name} cannot be divided by a stride of {s}; choose a stride that divides {n}")
         depth = len(layer_strides(self.stride))
-        if self.downsample_channels and len(self.downsample_channels) != depth - 1:
+        if self.past_frames:
+            self._check_recurrent()
+        elif self.downsample_channels and len(self.downsample_channels) != depth - 1:
             raise UserError(
                 f"downsample_channels = {self.downsample_channels} has {len(self.downsample_channels)} entries; give "
                 f"one for each of the first {depth - 1} strided convolutions"
             )
-        if self.past_frames:
-            self._check_recurrent()
         if self.attention and self.hidden_channels % self.n_heads:
             raise UserError(
                 f"hidden_channels = {self.hidden_channels} cannot be divided among {self.n_heads} heads; choose a "
@@ -105,6 +106,11 @@ class VQVAESettings(Settings):
             raise UserError(
                 f"past_frames = {self.past_frames} needs a stride of 2, 4, 8 or another power of two in height and "
                 f"width, not {height} and {width}"
+            )
+        if 2 ** len(self.downsample_channels) > height:
+            raise UserError(
+                f"downsample_channels = {self.downsample_channels} has {len(self.downsample_channels)} entries, more "
+                f"than a stride of {height} can be halved; give at most {height.bit_length() - 1}"
             )
         if any(n % 8 for n in (*self.downsample_channels, self.hidden_channels)):
             raise UserError(

@@ -49,6 +49,21 @@ def test_a_stream_in_pieces_is_the_stream(frames: Tensor, actions: Tensor) -> No
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(("widths", "patch"), [((8,), 2), ((), 4), ((8, 8), 1)])
+def test_fewer_layers_take_larger_patches(widths: tuple[int, ...], patch: int, frames: Tensor, actions: Tensor) -> None:
+    made = model(downsample_channels=widths)
+    assert made.encoder.stem.in_channels == 4 * 3 * patch**2
+    codes, seen = made.reconstruct(frames, None, actions)
+    assert codes.shape == (LANES, STEPS, 4, 4, 1)
+    assert not torch.equal(seen[:, 1:], frames[:, 1:])
+
+
+def test_more_layers_than_a_stride_can_be_halved_are_refused() -> None:
+    with pytest.raises(UserError, match=r"has 3 entries, more than a stride of 4 can be halved; give at most 2"):
+        model(downsample_channels=(8, 8, 8))
+
+
+@torch.no_grad()
 def test_decoding_gives_what_encoding_went_on_from(frames: Tensor, actions: Tensor) -> None:
     made, encoder = model(), Memory()
     codes, seen = made.reconstruct(frames, encoder, actions)

@@ -27,7 +27,7 @@ from worldmodel.utils.checkpoint import read_tensors
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import Precision, verified_precision
 
-CPU, MULTIPLIED = torch.device("cpu"), hardware.supports_bfloat16
+CPU, MULTIPLIED, FASTER = torch.device("cpu"), hardware.supports_bfloat16, hardware.bfloat16_is_faster.__wrapped__
 FRAMES, BOOK = (16, 16, 3), (1, 8, 4)
 
 
@@ -35,6 +35,7 @@ FRAMES, BOOK = (16, 16, 3), (1, 8, 4)
 def units(monkeypatch: pytest.MonkeyPatch) -> None:
     """A processor that multiplies bfloat16, or so it says. Its peak is not measured, which emulation makes slow."""
     monkeypatch.setattr(hardware, "supports_bfloat16", lambda: True)
+    monkeypatch.setattr(hardware, "bfloat16_is_faster", lambda: True)
     monkeypatch.setattr("worldmodel.training.trainer.peak_flops", lambda device, precision: 1.0)
 
 
@@ -265,3 +266,18 @@ def test_a_processor_that_emulates_bfloat16_does_not_multiply_it(
     monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: wide)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: units)
     assert MULTIPLIED() == expected
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(0.5, "bfloat16"), (2.0, "float32")])
+def test_auto_takes_bfloat16_only_where_it_is_faster(
+    seconds: float, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some processors have the instructions and are slower with them."""
+    monkeypatch.setattr(hardware, "bfloat16_is_faster", FASTER)
+    monkeypatch.setattr(hardware, "seconds_per_product", {"bfloat16": seconds, "float32": 1.0}.__getitem__)
+    assert hardware.resolve_precision(CPU, "auto") == expected
+    assert hardware.resolve_precision(CPU, "bfloat16") == "bfloat16"
+
+
+def test_a_product_is_timed() -> None:
+    assert 1e-5 < hardware.seconds_per_product("float32") < 10
