@@ -26,10 +26,10 @@ from tests.rollout.browser import Browser
 KEYS = "aawawawwawwwdwaaawwaaaaaaaadwwwaaaaaaaaaaaaaaaaaaaaaawaawawwaa"
 """One key a step."""
 STEP = """(async () => {
-    const pressed = [...held].filter(key => key in keys).pop();
-    await ask("/step", {action: pressed ? keys[pressed] : 0});
+    await ask("/step", {action: action()});
     for (const key of document.querySelectorAll("#help kbd"))
         if (held.has(key.textContent)) { key.style.background = "#f2b04a"; key.style.color = "#000"; }
+        else { key.style.background = key.style.color = ""; }
 })()"""
 """What the page does in a tick; the key that is down is lit."""
 OUT = Path(__file__).with_name("play.gif")
@@ -47,7 +47,7 @@ def record(seed: int, width: int = 470, height: int = 330) -> list[Image.Image]:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     frames = []
     with (
-        tempfile.TemporaryDirectory() as profile,
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile,
         Browser(f"http://127.0.0.1:{server.server_port}/", Path(profile)) as page,
     ):
         page.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
@@ -56,7 +56,8 @@ def record(seed: int, width: int = 470, height: int = 330) -> list[Image.Image]:
         page.value("document.body.style = 'margin: 0.6rem; overflow: hidden; font-size: 13px'")
         for key in KEYS:
             page.key(key, down=True)
-            page.call("Runtime.evaluate", expression=STEP, awaitPromise=True)
+            done = page.call("Runtime.evaluate", expression=STEP, awaitPromise=True)
+            assert "exceptionDetails" not in done, done
             frames.append(screenshot(page, width, height))
             page.key(key, down=False)
     server.shutdown()
