@@ -14,10 +14,8 @@ passes costs quality.
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass
-from functools import reduce
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -33,7 +31,8 @@ import envs  # noqa: F401 - registers
 from configs import command
 from configs.written import Written
 from envs.vector import DreamVectorEnv
-from worldmodel.utils.checkpoint import weights_digest, write_json
+from rollout.report import read_results
+from worldmodel.utils.checkpoint import write_json
 from worldmodel.utils.hardware import Precision, calls_per_second, flop_counter, machine_rates
 from worldmodel.utils.run_args import DEVICE
 from worldmodel.utils.settings import AboveZero, NonEmpty, Positive, Settings
@@ -106,15 +105,12 @@ def measure(args: Args, run: str, precision: Precision, lanes: int) -> dict[str,
 
 def quality(run: str) -> dict[str, Any]:
     """Bits per code and delta-PSNR of a run, if rollout/evaluate.py and rollout/controllability.py measured them."""
+    results = read_results(Path(run))[0] if run else {}
     found: dict[str, Any] = {}
-    for name, file, keys in (
-        ("bits", "results.json", ("bits_per_dim", "true actions", "mean")),
-        ("delta_psnr", "controllability.json", ("delta_psnr", "mean")),
-    ):
-        path = Path(run) / "evaluation" / file
-        figures = json.loads(path.read_text()) if run and path.exists() else {}
-        if figures and figures["protocol"]["prior"] == weights_digest(Path(run) / "prior"):
-            found[name] = reduce(lambda value, key: value[key], keys, figures)
+    if "results" in results:
+        found["bits"] = results["results"]["bits_per_dim"]["true actions"]["mean"]
+    if "controllability" in results:
+        found["delta_psnr"] = results["controllability"]["delta_psnr"]["mean"]
     return found
 
 

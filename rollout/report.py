@@ -29,7 +29,7 @@ if not __package__:
 from configs import command
 from configs.scripts import command_words
 from configs.written import Written
-from worldmodel.utils.checkpoint import read_checkpoint, weights_digest, write_atomic
+from worldmodel.utils.checkpoint import Checkpoint, read_checkpoint, write_atomic
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.settings import Settings
 
@@ -54,10 +54,15 @@ class Args(Settings):
     """More run folders, a column each."""
 
 
+def trained_models(run: Path) -> dict[str, Checkpoint]:
+    """The models that a run has."""
+    return {part: read_checkpoint(run / part) for part in ("vqvae", "prior", "outcome") if (run / part).exists()}
+
+
 def read_results(run: Path) -> tuple[dict[str, Any], list[str]]:
     """The results of a run's present models, by file, and the commands for those that are missing."""
     found, missing = {}, []
-    digests = {part: weights_digest(run / part) for part in ("prior", "outcome") if (run / part).exists()}
+    digests = {part: model.digest for part, model in trained_models(run).items()}
     for name, script in SCRIPTS.items():
         path = run / "evaluation" / f"{name}.json"
         result = json.loads(path.read_text()) if path.exists() else None
@@ -133,9 +138,8 @@ ROWS = {"results": frame_rows, "controllability": control_rows, "outcome": outco
 
 
 def training_rows(run: Path) -> Column:
-    """How long each model was trained, from the heads of the checkpoints."""
-    parts = [part for part in ("vqvae", "prior", "outcome") if (run / part).exists()]
-    return {f"{part}: training steps": f"{read_checkpoint(run / part).steps('step'):,}" for part in parts}
+    """How long each model was trained."""
+    return {f"{part}: training steps": f"{model.steps('step'):,}" for part, model in trained_models(run).items()}
 
 
 def table(columns: dict[str, Column]) -> str:

@@ -52,6 +52,7 @@ class Browser:
             answer = self.read()
             if answer.get("id") == self.sent:
                 assert "error" not in answer, answer
+                assert "exceptionDetails" not in answer["result"], answer
                 return answer["result"]
 
     def read(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import sys
 import time
+import timeit
 import weakref
 from collections.abc import Callable
 from functools import cache
@@ -79,13 +80,9 @@ def bfloat16_is_faster() -> bool:
 
 
 def seconds_per_product(precision: str) -> float:
-    """The fastest of three 1024 x 1024 matrix products on this CPU, so that other work counts little."""
-    x, times = torch.ones(1024, 1024, dtype=getattr(torch, precision)), []
-    for _ in range(4):  # the first one also prepares the kernel
-        start = time.perf_counter()
-        torch.mm(x, x)
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
+    """The fastest of ten 512 x 512 matrix products on this CPU: short ones, of which other work spares at least one."""
+    x = torch.ones(512, 512, dtype=getattr(torch, precision))
+    return min(timeit.repeat(lambda: torch.mm(x, x), number=1, repeat=10))
 
 
 def verified_precision(
