@@ -56,7 +56,8 @@ def record(seed: int, width: int = 470, height: int = 330) -> list[Image.Image]:
         page.value("document.body.style = 'margin: 0.6rem; overflow: hidden; font-size: 13px'")
         for key in KEYS:
             page.key(key, down=True)
-            page.call("Runtime.evaluate", expression=STEP, awaitPromise=True)
+            done = page.call("Runtime.evaluate", expression=STEP, awaitPromise=True)
+            assert "exceptionDetails" not in done, done
             frames.append(screenshot(page, width, height))
             page.key(key, down=False)
     server.shutdown()
