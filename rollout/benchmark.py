@@ -31,7 +31,7 @@ import envs  # noqa: F401 - registers
 from configs import command
 from configs.written import Written
 from envs.vector import DreamVectorEnv
-from rollout.report import read_results
+from rollout.results import read_results
 from worldmodel.utils.checkpoint import write_json
 from worldmodel.utils.hardware import Precision, calls_per_second, flop_counter, machine_rates
 from worldmodel.utils.run_args import DEVICE

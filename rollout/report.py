@@ -2,21 +2,14 @@
 
     python rollout/report.py --run runs/mine --beside runs/another
 
-The figures come from the files that the scripts of evaluation wrote into <run>/evaluation:
-
-    results.json           rollout/evaluate.py          frames ahead, bits
-    controllability.json   rollout/controllability.py   does the dream follow its actions
-    outcome.json           rollout/evaluate_outcome.py  ends, returns, variables
-    long_horizon.json      rollout/long_horizon.py      a thousand steps
-
-A file that is missing, or was made of other weights than those in the run folder, is not used: the command that makes
-it is printed. Bits are of a whole frame, because models differ in how many codes a frame has. Writes
+The figures come from the files that the scripts of evaluation wrote into <run>/evaluation (`rollout/results.py`).
+A file that is missing, damaged, or made of other weights than those in the run folder is not used: the command that
+writes it is printed. Bits are of a whole frame, because models differ in how many codes a frame has. Writes
 <run>/evaluation/report.md, a Markdown table. Nothing is measured here, so it takes seconds.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass
 from math import prod
@@ -27,21 +20,14 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from configs import command
-from configs.scripts import command_words
 from configs.written import Written
-from worldmodel.utils.checkpoint import Checkpoint, read_checkpoint, write_atomic
+from rollout.results import read_results, trained_models
+from worldmodel.utils.checkpoint import write_atomic
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.settings import Settings
 
 Column = dict[str, str]
 """Row of the table -> its text for one run."""
-SCRIPTS = {
-    "results": "rollout/evaluate.py",
-    "controllability": "rollout/controllability.py",
-    "outcome": "rollout/evaluate_outcome.py",
-    "long_horizon": "rollout/long_horizon.py",
-}
-"""Result file -> the script that writes it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,27 +38,6 @@ class Args(Settings):
     """Run folder."""
     beside: tuple[Path, ...] = ()
     """More run folders, a column each."""
-
-
-def trained_models(run: Path) -> dict[str, Checkpoint]:
-    """The models that a run has."""
-    return {part: read_checkpoint(run / part) for part in ("vqvae", "prior", "outcome") if (run / part).exists()}
-
-
-def read_results(run: Path) -> tuple[dict[str, Any], list[str]]:
-    """The results of a run's present models, by file, and the commands for those that are missing."""
-    found, missing = {}, []
-    digests = {part: model.digest for part, model in trained_models(run).items()}
-    for name, script in SCRIPTS.items():
-        path = run / "evaluation" / f"{name}.json"
-        result = json.loads(path.read_text()) if path.exists() else None
-        part = "outcome" if name == "outcome" else "prior"
-        if result and (result.get("made_of") or result["protocol"]).get(part) == digests.get(part):
-            found[name] = result
-        else:
-            why = "made of other weights" if result else "not there"
-            missing.append(f"{path}: {why}; run {' '.join([*command_words(script), '--run', str(run)])}")
-    return found, missing
 
 
 def interval(value: dict[str, float], digits: int = 2, factor: float = 1.0) -> str:
@@ -151,16 +116,16 @@ def table(columns: dict[str, Column]) -> str:
 
 
 def main(args: Args) -> Written:
-    columns, missing = {}, list[str]()
+    columns, faults = {}, list[str]()
     for run in (args.run, *args.beside):
-        results, commands = read_results(run)
-        missing += commands
+        results, unread = read_results(run)
+        faults += unread
         rows = [ROWS[name](result) for name, result in results.items()]
         columns[str(run)] = {k: v for part in (training_rows(run), *rows) for k, v in part.items()}
         if not results:
-            raise UserError(f"{run} has no results of its models; " + commands[0].partition("; ")[2])
+            raise UserError(f"{run} has no results of its models; " + unread[0].partition("; ")[2])
     write_atomic(path := args.run / "evaluation" / "report.md", table(columns).encode())
-    print("\n".join([table(columns), *missing]))
+    print("\n".join([table(columns), *faults]))
     return Written(path)
 
 

@@ -197,8 +197,9 @@ def settings(args: Args) -> dict[str, Any]:
     """The settings that must be equal to resume a run; paths, stops and devices may differ."""
     elsewhere = ("out", "stop_at_step", "save_every", "keep_checkpoints", "export", "device")
     values = {k: v for k, v in asdict(args).items() if k not in elsewhere}
-    return values | {
-        "init_from": None if args.init_from is None else weights_digest(policy_folder(str(args.init_from)))
+    return values | {  # models are known by their weights, since a folder may move
+        "run": weights_digest(resolve_folder(args.run) / "prior") if args.run else "",
+        "init_from": None if args.init_from is None else weights_digest(policy_folder(str(args.init_from))),
     }
 
 

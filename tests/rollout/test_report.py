@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from rollout import controllability, evaluate, evaluate_outcome, long_horizon, report
+from rollout.results import read_results
 from worldmodel.utils.errors import UserError
 
 
@@ -73,8 +74,22 @@ def test_results_of_other_weights_are_not_used(run: Path, tmp_path: Path, toy_ru
     shutil.copytree(run, changed)
     shutil.rmtree(changed / "prior")
     shutil.copytree(changed / "vqvae", changed / "prior")
-    results, missing = report.read_results(changed)
+    results, missing = read_results(changed)
     assert list(results) == ["outcome"]
     assert sum("made of other weights; run " in line for line in missing) == 3
     with pytest.raises(UserError, match=r"has no results of its models; run .*evaluate"):
         report.main(report.Args(run=toy_run))
+
+
+def test_a_damaged_file_is_not_used_and_its_command_is_named(run: Path, tmp_path: Path) -> None:
+    torn = tmp_path / "torn"
+    shutil.copytree(run, torn)
+    for name, text in {
+        "results": '{"protocol": {',
+        "outcome": "[]",
+        "long_horizon": "{}",
+    }.items():
+        (torn / "evaluation" / f"{name}.json").write_text(text)
+    found, faults = read_results(torn)
+    assert list(found) == ["controllability"]
+    assert [fault.split(": ")[1].partition(";")[0] for fault in faults] == ["damaged"] * 3

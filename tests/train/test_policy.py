@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,7 +18,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from envs.policies import load_policy, policy_folder
 from rollout import evaluate_policy as rollout_policy
 from train import policy
-from worldmodel.utils.checkpoint import CHECKPOINT_FILE, read_header
+from worldmodel.models.loading import pretrained_run
+from worldmodel.utils.checkpoint import CHECKPOINT_FILE, read_header, weights_digest
 from worldmodel.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -141,6 +143,10 @@ def test_a_policy_learns_in_a_dream(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert load_policy(tmp_path).observation_space.shape == (6, 64, 64)
     policy.main(replace(args, out=tmp_path / "expected", expected_reward=True, termination_penalty=1.0))
     assert read_header(tmp_path / "expected")[1] == {"steps": 32}
+    moved = tmp_path / "moved"
+    shutil.copytree(pretrained_run("health_gathering_supreme"), moved)
+    settings = policy.settings(replace(args, run=str(moved)))
+    assert settings["run"] == weights_digest(moved / "prior"), "a run is known by its weights, wherever it is"
     with pytest.raises(UserError, match="no game variable AMMO2 to shape the reward with; give --reward-shaping"):
         policy.main(replace(args, out=tmp_path / "armed", reward_shaping=(("AMMO2", 0.1),)))
 

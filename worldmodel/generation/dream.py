@@ -147,11 +147,10 @@ class Dream:
         last_variables = torch.as_tensor(
             variables[:, self.stride - 1 :: self.stride], device=self.device, dtype=torch.float32
         )
-        if isinstance(self.vqvae, RecurrentVQVAE):  # the first frame is given, so codes start at the second one
-            if t < 2:
-                raise UserError("a context of this dream needs two frames or more, and the actions between them")
+        if isinstance(self.vqvae, RecurrentVQVAE):
             codes, state = self.vqvae.encode(video, actions=led), self.vqvae.start(video[:, 0])
-            return Context(codes[:, 1:], led[:, 1:], last_variables[:, 1:], state)
+            first = min(1, t - 1)  # the first frame is given, so its codes are left out if others follow
+            return Context(codes[:, first:], led[:, first:], last_variables[:, first:], state)
         codes = self.vqvae.encode(video)
         return Context(codes, led.reshape(*codes.shape[:2], -1), last_variables)
 

@@ -160,7 +160,7 @@ def test_contexts_of_ones_own(dream: Dream) -> None:
     frames[:, :, 4:12, 4:8] = (250, 200, 60)
     context = dream.encode_context(frames, np.zeros((1, 3), int), np.ones((1, 4, 1), np.float32))
     recurrent = context.state is not None
-    assert len(context.condition[0]) == 3 if recurrent else 4
+    assert len(context.condition[0]) == (3 if recurrent else 4)
     if not recurrent:  # a recurrent VQ-VAE is given the first frame
         assert context.condition[0, 0].tolist() == [0, 0, 0], "no action led into the first frame"
     assert context.condition[0, -1].tolist() == [1, 0, 0]
@@ -176,6 +176,15 @@ def test_contexts_of_ones_own(dream: Dream) -> None:
     ):
         with pytest.raises(UserError, match=sentence):
             dream.encode_context(*bad)
+
+
+def test_a_dream_starts_from_a_single_frame(dream: Dream) -> None:
+    frames = np.full((1, 1, 16, 16, 3), 40, np.uint8)
+    frames[:, :, 4:12, 4:8] = (250, 200, 60)
+    context = dream.encode_context(frames, np.zeros((1, 0), int), np.ones((1, 1, 1), np.float32))
+    assert context.condition.tolist() == [[[0, 0, 0]]], "no action led into the first frame"
+    _, frame, _ = dream.reset(context, [0])
+    assert np.abs(frame[0].numpy().astype(int) - frames[0, -1]).mean() < 20
 
 
 def test_mistakes_are_told_in_a_sentence(dream: Dream, contexts: Context, tmp_path: Path) -> None:
