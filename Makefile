@@ -9,20 +9,22 @@
 # make dream ENV=id
 #             makes a world model of any Gymnasium environment in half an hour, or in MINUTES=n
 # make gpu    measures everything that needs a GPU, in at most 8 minutes; runs/gpu/table.md has the results
-# An interrupted command resumes when it is run again. PYTHON=python3.12 make ... uses another interpreter.
+# An interrupted command resumes when it is run again. PYTHON=python3.12 make ... takes another interpreter, and
+# installs into a folder of its own, .venv-3.12.
 
 PYTHON ?= python3.11
-BIN := .venv/bin
+VENV := .venv$(patsubst python%,-%,$(filter-out python3.11,$(notdir $(PYTHON))))
+BIN := $(VENV)/bin
 SHELL := /bin/bash
 
 .PHONY: demo ucf101 ucf101_128 tgif test lint docs campaign dream gpu clean
 
-.venv/ready: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[all,dev,docs]"
 	touch $@
 
-demo: .venv/ready
+demo: $(VENV)/ready
 	$(BIN)/python collect/vizdoom.py --preset demo
 	$(BIN)/python train/vqvae.py --preset demo
 	$(BIN)/python train/tokens.py --preset demo
@@ -34,7 +36,7 @@ demo: .venv/ready
 ucf101 ucf101_128 tgif: PRESET = $@
 ucf101 ucf101_128 tgif: RUN = runs/$@$(patsubst %,_%,$(filter-out $@,$(basename $(notdir $(PRESET)))))
 ucf101 ucf101_128 tgif: NAME = prior$(subst --,_,$(firstword $(PRIOR)))
-ucf101 ucf101_128 tgif: .venv/ready
+ucf101 ucf101_128 tgif: $(VENV)/ready
 	$(if $(SOURCE),,$(error SOURCE is missing; give the folder of the data as published: make $@ SOURCE=folder))
 	$(BIN)/python collect/$(@:_128=).py --preset $(PRESET) --source "$(SOURCE)" --out $(RUN)/data.zarr
 	$(BIN)/python train/vqvae.py --preset $(PRESET) --run $(RUN)
@@ -42,27 +44,27 @@ ucf101 ucf101_128 tgif: .venv/ready
 	$(BIN)/python train/prior.py --preset $(PRESET) --run $(RUN) --out $(NAME) $(PRIOR)
 	$(BIN)/python rollout/sample.py --preset $(PRESET) --run $(RUN) --prior $(NAME)
 
-lint: .venv/ready
+lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: .venv/ready
+docs: $(VENV)/ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "the site: site/index.html"
 
 test: lint docs
 	$(BIN)/pytest -n 2 --dist worksteal
 
-campaign: .venv/ready
+campaign: $(VENV)/ready
 	$(BIN)/python -m tests.campaign --out docs/campaign.md
 
-dream: .venv/ready
+dream: $(VENV)/ready
 	$(BIN)/python train/world.py --env-id $(or $(ENV),$(error give an environment: make dream ENV=CartPole-v1)) \
 	  --run runs/$(lastword $(subst :, ,$(notdir $(ENV)))) --minutes $(or $(MINUTES),30)
 
-gpu: .venv/ready
+gpu: $(VENV)/ready
 	$(BIN)/python train/gpu.py
 
 clean:
-	rm -rf .venv runs site
+	rm -rf .venv .venv-* runs site

@@ -1,6 +1,6 @@
-"""Reads tables of actions, one beside each video: CSV by Python's own reader, parquet by pyarrow.
+"""Reads tables of actions, one beside each video: CSV with Python's own reader, parquet with pyarrow.
 
-The first line of a CSV file has the names of the columns. If all of it are numbers, the columns are named 0, 1, 2, ...
+The first line of a CSV file has the names of the columns. If it has only numbers, the columns are named 0, 1, 2, ...
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def check_column(path: Path, columns: dict[str, np.ndarray], name: str) -> None:
     if name not in columns:
         raise UserError(f"{path} has no column {name}; name one of {', '.join(columns)}")
     if columns[name].dtype.kind not in "iubf":
-        raise UserError(f"column {name} of {path} is not of numbers only; name another, or mend the table")
+        raise UserError(f"column {name} of {path} is not of numbers only; name another, or repair the table")
 
 
 def read_columns(path: Path, names: Sequence[str], skip: bool = False) -> np.ndarray:
@@ -81,14 +81,14 @@ def read_table(path: Path) -> dict[str, np.ndarray]:
         table = parquet.ParquetFile(path).read()
         return {name: table.column(name).to_numpy() for name in table.column_names}
     except Exception as error:  # pyarrow's errors, of many types
-        raise UserError(f"{path} cannot be read ({reason(error)}); fetch it again") from None
+        raise UserError(f"{path} cannot be read ({reason(error)}); download it again") from None
 
 
 def read_csv(path: Path) -> dict[str, np.ndarray]:
     try:
         lines = [line for line in csv.reader(read_text(path).lstrip("\ufeff").splitlines()) if line]
     except csv.Error as error:
-        raise UserError(f"{path} is not a CSV file ({error}); mend it") from None
+        raise UserError(f"{path} is not a CSV file ({error}); repair it") from None
     if not lines:
         raise UserError(f"{path} is empty; give a row for each frame")
     header = any(as_numbers([word]).dtype == object for word in lines[0])
@@ -97,7 +97,7 @@ def read_csv(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path} has no rows; give a row for each frame")
     odd = next((i for i, line in enumerate(lines, 1 + header) if len(line) != len(names)), None)
     if odd:
-        raise UserError(f"line {odd} of {path} has another number of columns than the first; mend it")
+        raise UserError(f"line {odd} of {path} has another number of columns than the first; repair it")
     return {name: as_numbers([line[i] for line in lines]) for i, name in enumerate(names)}
 
 

@@ -1,9 +1,9 @@
-"""Policies of one's own that are recorded: `module:function`, `module:Class`, and files of Stable-Baselines3.
+"""A user's own policies for recording: `module:function`, `module:Class`, and files of Stable-Baselines3.
 
 Each takes an observation of the environment and a `numpy.random.Generator`, and returns an action. A class, or a file,
-may remember the episode so far: its `reset` is called when an episode starts, and it gets every observation, also where
-exploration then replaces its action. All that it remembers has to end with the episode: a recording that was killed
-goes on with another instance.
+may remember the episode so far: its `reset` is called when an episode starts, and it gets every observation, even where
+exploration then replaces its action. It must not remember anything from earlier episodes: a recording that was killed
+continues with a new instance.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ WAYS = "give module:function or module:Class"
 
 
 class Observed(Protocol):
-    """What an agent plays."""
+    """The environment that an agent plays."""
 
     name: str
     env_spec: EnvSpec
@@ -37,12 +37,12 @@ class Observed(Protocol):
 
 
 def is_zip(policy: str) -> bool:
-    """Whether a policy is named as a file of Stable-Baselines3 is."""
+    """Whether a policy's name is that of a file of Stable-Baselines3."""
     return policy.endswith(".zip")
 
 
 def is_agent(policy: str) -> bool:
-    """Whether a policy is one of one's own; the others play frames (`envs.policies`)."""
+    """Whether a policy is a user's own; all others get frames (`envs.policies`)."""
     return is_zip(policy) or ":" in policy
 
 
@@ -107,7 +107,7 @@ def agent_player(policy: str, agent: Agent, env: Observed) -> Player:
 
 
 def agent_digest(policy: str) -> str:
-    """An identifier of an agent: the digest of its file, and its name in there."""
+    """An identifier of an agent: the digest of its file, and its name in that file."""
     if is_zip(policy):
         return hashlib.sha256(Path(policy).read_bytes()).hexdigest()
     named = inspect.unwrap(import_agent(policy))

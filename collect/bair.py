@@ -118,7 +118,9 @@ def make_episode(args: Args, path: Path, i: int, features: dict[str, Feature]) -
     try:
         action = make_env_spec(args).action.check(action)
     except UserError as error:
-        raise broken(path, f"record {i}: {error}", "fetch it again, or set other bounds if the file is fine") from None
+        raise broken(
+            path, f"record {i}: {error}", "download it again, or set other bounds if the file is fine"
+        ) from None
     action[-1] = 0
     truncated = np.zeros(STEPS, bool)
     truncated[-2] = True

@@ -9,10 +9,10 @@ one store, and from many stores that a manifest joins, which are copies of one. 
 the decoded arrays that a store keeps in its folder ("disk"), and decoding each clip ("off").
 
 Each measurement has a process of its own, and the stores take turns in every round, so that other load on the machine
-falls on all of them. The median of the rounds counts. Before the clock runs, every page of the mapped files is touched:
-the first access to a page is slow, and a training soon has all of them behind it. Copying the same number of bytes
-from anywhere in the arrays, without a reader, is timed too: it is slower the less of an array the processor's caches
-hold.
+falls on all of them. The median of the rounds counts. Before the clock starts, every page of the mapped files is
+touched: the first access to a page is slow, and a training has soon touched all of them. Copying the same number of
+bytes from random places in the arrays, without a reader, is timed too. It is slower if less of an array fits into the
+processor's caches.
 
 Memory is the anonymous memory of the process (RssAnon in /proc/self/status). Pages of mapped files are not part of it:
 the system drops them when it needs room.
@@ -57,7 +57,7 @@ POOL = 256
 PAGE = 4096
 """Bytes of a page of memory."""
 SPARE = 1.3
-"""Free space that is asked for, as a multiple of the decoded frames."""
+"""Free space that is required, as a multiple of the size of the decoded frames."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ class Args(Settings):
 
 
 def fill(path: Path, rows: int, size: int) -> None:
-    """Write a store of noise, or what is missing of it."""
+    """Write a store of noise, or its missing episodes."""
     rng = np.random.default_rng(0)
     pool = rng.integers(0, 256, (POOL, size, size, 3), dtype=np.uint8)
     pool = np.concatenate([pool] * (2 + EPISODE // POOL))
@@ -103,7 +103,7 @@ def fill(path: Path, rows: int, size: int) -> None:
 
 
 def make_stores(args: Args) -> dict[str, Path]:
-    """Write the stores, with their decoded arrays, unless they are there; by name, the largest one also in parts.
+    """Write the stores and their decoded arrays, unless they exist; returns paths by name, the largest also in parts.
 
     Raises:
         UserError: If there is too little space, or a folder holds stores of other settings.
@@ -160,7 +160,7 @@ def repeat(work: Callable[[], object], args: Args) -> tuple[float, float]:
 
 
 def copy_clips(arrays: Sequence[Sequence[np.ndarray]], rng: np.random.Generator, args: Args) -> None:
-    """Copy as many rows as a batch has, from anywhere: the least that reading them can take."""
+    """Copy as many rows as a batch has, from random places: a lower bound of the time to read a batch."""
     parts = rng.integers(len(arrays[0]), size=args.batch_size).tolist()
     starts = rng.integers(min(map(len, arrays[0])) - args.n_frames, size=args.batch_size).tolist()
     for of_name in arrays:

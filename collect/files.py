@@ -1,7 +1,7 @@
 """Fills a store from published files: in parallel, in order, and resumable.
 
 A reader is a list of items (a file and its labels) and a function that makes episodes of an item. A file that cannot be
-read is skipped, counted, and named with the reason in `<store>/skipped.txt`; it never ends the work. Each commit of
+read is skipped, counted, and named with the reason in `<store>/skipped.txt`; it never stops the reader. Each commit of
 episodes includes the position of the item and the number of its episodes in the store, so the same command resumes and
 ends with the same store. Readers that write more files (`collect/tgif.py`) also commit the item of each episode, since
 it cannot be derived by counting: any item may be skipped.
@@ -86,7 +86,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error}); fetch it again") from None
+        raise UserError(f"{path} is not UTF-8 text ({error}); download it again") from None
 
 
 def names_digest(names: Iterable[str]) -> str:

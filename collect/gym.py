@@ -3,13 +3,13 @@
     python collect/gym.py --env-id CartPole-v1 --episodes 100
     python collect/gym.py --env-id ale_py:ALE/Pong-v5 --policy my_agent:act --max-episode-steps 2000
 
-What is recorded as a frame, `envs/gym_frames.py` describes. A flat observation that is not an image is recorded too, as
+`envs/gym_frames.py` describes what is recorded as a frame. A flat observation that is not an image is recorded too, as
 the variables obs_0, obs_1, ...
 
 A policy is "random", a folder written by train/policy.py, or one of your own (`collect/agents.py`): a zip that
 Stable-Baselines3 has saved, `module:function` or `module:Class`. A module may be in the current folder.
-Exploration is added to any policy (`collect/episodes.py`); `--epsilon 0 --random-share 0` turns it off. If it is
-killed, the same command resumes and ends with the same store, provided that the environment is deterministic for a
+Exploration is added to any policy (`collect/episodes.py`); `--epsilon 0 --random-share 0` turns it off. If a recording
+is killed, the same command resumes and ends with the same store, provided that the environment is deterministic for a
 seed.
 """
 

@@ -9,7 +9,7 @@ after episode, cut after each step with a flag.
 
 Two layouts are known by name. robomimic has a group for each episode, and pictures in `obs`. D4RL has flat arrays with
 `terminals` and `timeouts`. Both may have the observation after each step too (`next_obs`, `next_observations`); the one
-of the last step is then the last frame of the episode. `collect/steps.py` documents what else is decided.
+of the last step is then the last frame of the episode. `collect/steps.py` documents the other decisions.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ LAYOUTS: dict[str, dict[str, str]] = {
 }
 """Keys of a layout, where no flag gives another one. All but the actions may be missing in a file."""
 NEXT = {"robomimic": ("obs/", "next_obs/"), "d4rl": ("observations", "next_observations")}
-"""Start of the key of an observation, and of the one after a step."""
+"""Start of the key of an observation, and of the key of the observation after a step."""
 MOST_KEYS = 20
 """Keys that a message lists."""
 
@@ -205,7 +205,7 @@ def find_parts(args: Args) -> tuple[list[Part], ActionSpec]:
             wrong.append(UserError(f"{part}: {error}"))
             parts.append(replace(part, why=str(wrong[-1])))
         except Exception as error:  # h5py raises errors of many types
-            parts.append(replace(part, why=f"{part}: {reason(error)}; fetch it again"))
+            parts.append(replace(part, why=f"{part}: {reason(error)}; download it again"))
 
     pattern = args.episodes or LAYOUTS[args.layout].get("episodes", "")
     for path in list_files(args):
@@ -228,7 +228,7 @@ def read_part(args: Args, spec: ActionSpec, part: Part) -> Sequence[Episode]:
         with h5py.File(part.path) as file:
             return (make_episode(args, spec, file[part.group], part),)
     except Exception as error:  # h5py raises errors of many types
-        raise BrokenFile(f"{part}: {reason(error)}; mend it or fetch it again") from None
+        raise BrokenFile(f"{part}: {reason(error)}; repair it or download it again") from None
 
 
 def make_episode(args: Args, spec: ActionSpec, group: h5py.Group, part: Part) -> Episode:

@@ -1,4 +1,4 @@
-"""Makes frames of the pictures of cameras, and of images of videos, which are cropped to the center square."""
+"""Makes frames from camera pictures, and from the images of videos, which are cropped to the center square."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def is_picture(shape: tuple[int, ...], dtype: np.dtype[Any] | None) -> bool:
 
 
 def channel_axes(shape: tuple[int, ...]) -> list[int]:
-    """Which axes of a picture's three can be that of its 1 or 3 channels; the last one is the usual one."""
+    """The axes of a picture with three axes that can be its 1 or 3 channels, the usual last axis first."""
     return [axis for axis in (2, 0) if len(shape) == 3 and shape[axis] in (1, 3)]
 
 

@@ -4,12 +4,12 @@
     python collect/lerobot.py --export runs/doom/data.zarr --dataset my_dataset              # version 3
 
 Reading. The dataset is a folder on this disk. `observation.state` becomes the variables. Several cameras are put side
-by side. `next.reward` and `next.done` are read where they are; `next.done` means that the task ended, unless
-`next.truncated` says that time was up. `collect/steps.py` documents what else is decided.
+by side. `next.reward` and `next.done` are read if present; `next.done` means that the task ended, unless
+`next.truncated` says that time was up. `collect/steps.py` documents the other decisions.
 
-Writing. A store has a row for the last frame of an episode, so its LeRobot episode has one too, with a zero action. As
-MP4 the frames lose a little, as `--pictures png` nothing. What LeRobot does not have (the environment, labels, splits)
-is added, so that a dataset that was written here is read again with equal numbers.
+Writing. A store has a row for the last frame of an episode, so its LeRobot episode has one too, with a zero action.
+MP4 is slightly lossy; `--pictures png` is lossless. What LeRobot does not have (the environment, labels, splits) is
+added, so that a dataset that was written here can be read again with all its values.
 
 pyarrow is an extra: `pip install 'worldmodel[parquet]'`.
 """
@@ -112,7 +112,7 @@ def own_spec(root: Path) -> EnvSpec | None:
     try:
         return EnvSpec.from_json(json.loads(path.read_text()), str(path))
     except ValueError as error:
-        raise UserError(f"{path} is damaged ({one_line(error)}); delete it, or fetch it again") from None
+        raise UserError(f"{path} is damaged ({one_line(error)}); delete it, or download it again") from None
 
 
 def read_span(dataset: Dataset, chosen: Chosen, spec: ActionSpec, size: int, span: Span) -> Sequence[Episode]:
@@ -120,7 +120,7 @@ def read_span(dataset: Dataset, chosen: Chosen, spec: ActionSpec, size: int, spa
     try:
         return (make_episode(dataset, chosen, spec, size, span),)
     except Exception as error:  # pyarrow, PyAV and Pillow raise errors of many types
-        raise BrokenFile(f"{dataset.root}: {span}: {reason(error)}; fetch it again") from None
+        raise BrokenFile(f"{dataset.root}: {span}: {reason(error)}; download it again") from None
 
 
 def make_episode(dataset: Dataset, chosen: Chosen, spec: ActionSpec, size: int, span: Span) -> Episode:

@@ -1,6 +1,6 @@
 """Writes a store as a LeRobot dataset of version 3.
 
-The dataset is written beside its place and moved there, so it is complete or not there.
+The dataset is written to a temporary folder next to its destination and then moved, so it is either complete or absent.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def write_dataset(store: Store, folder: Path, video: bool) -> None:
 
 
 def make_columns(rows: Episode, i: int, first: int, env_spec: EnvSpec) -> dict[str, np.ndarray]:
-    """The columns of an episode but for its pictures; `first` is its first row in the store."""
+    """The columns of an episode except its pictures; `first` is its first row in the store."""
     n = len(rows["frames"])
     state = {"observation.state": rows["variables"]} if env_spec.variables else {}
     return state | {
@@ -153,7 +153,7 @@ def write_metadata(
 
 
 def write_tasks(task: str, path: Path) -> None:
-    """Write the only task, as a table with its words as pandas' index, which LeRobot asks for."""
+    """Write the only task, as a table with the task's text as pandas' index, which LeRobot requires."""
     import pyarrow as pa
 
     about = [
@@ -183,5 +183,5 @@ def make_features(store: Store, video: bool) -> dict[str, dict[str, Any]]:
 
 
 def frame_rate(env_spec: EnvSpec) -> float:
-    """Frames per second, without a fraction if there is none, as LeRobot has it."""
+    """Frames per second, as an integer if it is a whole number, like LeRobot's."""
     return int(env_spec.fps) if env_spec.fps.is_integer() else env_spec.fps

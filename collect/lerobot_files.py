@@ -81,9 +81,9 @@ def open_dataset(root: Path) -> Dataset:
         return Dataset(root, float(info["fps"]), features, spans)
     except UserError:
         raise
-    except Exception as error:  # of JSON, of pyarrow, or of a value that is not there
+    except Exception as error:  # from JSON, from pyarrow, or for a missing value
         raise UserError(
-            f"the metadata of {root} cannot be read ({type(error).__name__}: {reason(error)}); fetch it again"
+            f"the metadata of {root} cannot be read ({type(error).__name__}: {reason(error)}); download it again"
         ) from None
 
 
@@ -128,7 +128,7 @@ def read_everywhere(dataset: Dataset, key: str) -> Iterator[np.ndarray]:
         try:
             table = parquet.ParquetFile(dataset.root / path).read([key])
             values = numbers(table.column(key))
-        except Exception:  # it is named when its episodes are read
+        except Exception:  # the error is reported when its episodes are read
             continue
         yield values
 

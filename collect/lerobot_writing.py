@@ -79,7 +79,7 @@ class Files:
 
 
 def pixel_format(env_spec: EnvSpec) -> str:
-    """The one that every player decodes, which needs even sizes."""
+    """yuv420p, which every player decodes but which needs even sizes, or else yuv444p."""
     return "yuv444p" if env_spec.frame_shape[0] % 2 or env_spec.frame_shape[1] % 2 else "yuv420p"
 
 
@@ -99,7 +99,7 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 class Statistics:
-    """Least, greatest, mean and deviation of the rows of a feature."""
+    """Minimum, maximum, mean and standard deviation of the rows of a feature."""
 
     def __init__(self, width: int) -> None:
         self.n, self.total, self.squares = 0, np.zeros(width), np.zeros(width)
@@ -113,7 +113,7 @@ class Statistics:
         self.low, self.high = np.minimum(self.low, rows.min(0)), np.maximum(self.high, rows.max(0))
 
     def to_json(self, shape: tuple[int, ...], scale: float = 1.0) -> dict[str, Any]:
-        """As LeRobot has them, divided by a scale."""
+        """The statistics in LeRobot's format, divided by a scale."""
         mean = self.total / self.n
         std = np.sqrt(np.maximum(self.squares / self.n - mean**2, 0))
         found = {"min": self.low, "max": self.high, "mean": mean, "std": std}

@@ -9,7 +9,7 @@ again is identical bit by bit. Frames are written raw, not as Minari's JPEGs. Ar
 
 Other Minari data sets can be read if their observations are images, or dictionaries with images at any depth (`--image
 robot/camera`). Channels may come first or last. Several images are put side by side. The other numbers and vectors of
-the observation become variables. Fewer than ten episodes are cut by time, see `collect/steps.py`.
+the observation become variables. If there are too few episodes to split, each is cut by time (`collect/steps.py`).
 
 Nothing is downloaded; use `minari download`. Minari is an extra: `pip install 'worldmodel[minari]'`.
 """
@@ -99,7 +99,7 @@ def open_dataset(folder: Path) -> MinariDataset:
     try:
         return MinariDataset(folder)
     except Exception as error:  # Minari's storages raise errors of many types
-        raise UserError(f"{folder} cannot be opened by Minari ({one_line(error)}); fetch it again") from None
+        raise UserError(f"{folder} cannot be opened by Minari ({one_line(error)}); download it again") from None
 
 
 def stored_metadata(dataset: MinariDataset) -> tuple[EnvSpec, list[str]] | None:
@@ -111,7 +111,7 @@ def stored_metadata(dataset: MinariDataset) -> tuple[EnvSpec, list[str]] | None:
         return EnvSpec.from_json(mine["world"], f"{dataset.id}: world"), [str(name) for name in mine["infos"]]
     except Exception as error:  # invalid JSON, or other fields
         raise UserError(
-            f"{dataset.id} has a damaged {METADATA_KEY} in its metadata ({one_line(error)}); fetch it again"
+            f"{dataset.id} has a damaged {METADATA_KEY} in its metadata ({one_line(error)}); download it again"
         ) from None
 
 
@@ -169,7 +169,7 @@ def read_file(folder: Path, paths: Sequence[str], size: int, i: int) -> Sequence
     try:
         return (make_episode(open_dataset(folder), paths, size, i),)
     except Exception as error:  # storages raise errors of many types
-        raise BrokenFile(f"{folder}: episode {i}: {one_line(error)}; fetch it again") from None
+        raise BrokenFile(f"{folder}: episode {i}: {one_line(error)}; download it again") from None
 
 
 def make_episode(dataset: MinariDataset, paths: Sequence[str], size: int, i: int) -> Episode:
@@ -191,7 +191,7 @@ def make_episode(dataset: MinariDataset, paths: Sequence[str], size: int, i: int
         rows |= {name: np.asarray(data.infos[name]) for name in mine[1]}
     else:
         numbers = [np.asarray(parts[path]).reshape(len(frames), n) for path, n in vectors(dataset).items()]
-        none = np.zeros((len(frames), 0))  # a dream can start from this
+        none = np.zeros((len(frames), 0))  # so that `variables` exists: dreams need the array
         with np.errstate(over="ignore"):
             rows["variables"] = np.concatenate([none, *numbers], axis=1).astype(np.float32)
     check(rows, make_env_spec(dataset, paths, size))
@@ -228,7 +228,7 @@ def import_dataset(args: Args) -> None:
         {"size": args.size} if args.size else {}
     )
     env_spec, read = make_env_spec(dataset, paths, args.size), partial(read_file, folder, paths, args.size)
-    if stored_metadata(dataset):  # it comes back as it was
+    if stored_metadata(dataset):  # an exported store, which is read back unchanged
         fill_store(files, env_spec, range(len(dataset)), read, **made)
     else:
         fill_with_steps(files, env_spec, range(len(dataset)), read, len(dataset), **made)

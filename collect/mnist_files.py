@@ -30,7 +30,7 @@ PUBLISHED = "tnhw"
 FRAMES = 20
 """Frames of a published video."""
 FAR_MORE, AT_LEAST = 20, 100
-"""Videos are so many times as many as frames, and so many, where only that tells them apart."""
+"""With no axis of length 20, the longer one counts videos if it is this many times the other and at least this long."""
 IDX_IMAGES = 0x00000803
 """First bytes of an MNIST image file: type uint8, three dimensions."""
 
@@ -58,7 +58,7 @@ class VideoArray:
         if videos.dtype == np.uint8:
             return videos
         if not ((videos >= 0) & (videos <= 1)).all():
-            raise BrokenFile(f"{self.name}: videos from {start} on are not between 0 and 1; fetch it again")
+            raise BrokenFile(f"{self.name}: videos from {start} on are not between 0 and 1; download it again")
         return np.rint(255 * videos.astype(np.float32)).astype(np.uint8)
 
 
@@ -129,7 +129,7 @@ def of_frames(name: Path, path: Path, clips: np.ndarray | None, length: int) -> 
         length = clip_length(name, clips)
         if len(array) != clips.shape[1] * length:
             told = f"{clips.shape[1]} videos of {length} frames"
-            raise UserError(f"{name} has {len(array)} frames, but its clips need {told}; fetch it again")
+            raise UserError(f"{name} has {len(array)} frames, but its clips need {told}; download it again")
     if array.shape[1] != 1 or len(array) % length:
         raise UserError(f"{name} holds {array.shape}, which are not videos of {length} frames; give their --length")
     return VideoArray(name, path, (len(array) // length, length, *array.shape[2:]), "nthw")
@@ -157,7 +157,7 @@ def read_array(name: Path, path: Path, dimensions: tuple[int, ...], what: str, f
     if len(shape) not in dimensions or not known or 0 in shape:
         raise UserError(f"{name} holds {dtype} {shape}, but {what}; give another file")
     if path.stat().st_size != size:
-        raise UserError(f"{name} is longer than the {dtype} {shape} that it says it holds; fetch it again")
+        raise UserError(f"{name} is longer than the {dtype} {shape} that it says it holds; download it again")
     return array
 
 
@@ -175,4 +175,4 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def unreadable(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path} cannot be read ({one_line(error)}); fetch it again")
+    return UserError(f"{path} cannot be read ({one_line(error)}); download it again")

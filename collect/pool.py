@@ -169,7 +169,7 @@ def _follow() -> None:
 
 
 def _worker_main(connection: Connection, make: WorkerContext) -> None:
-    if hasattr(os, "setpgid"):  # not on Windows, where what a process has started may outlive it
+    if hasattr(os, "setpgid"):  # not on Windows, where the processes that this one starts may outlive it
         os.setpgid(0, 0)
     threading.Thread(target=_follow, daemon=True).start()
     os.set_inheritable(connection.fileno(), False)  # an engine that outlived us would keep the pipe open

@@ -8,8 +8,8 @@ on the other. Episodes have 30 frames; the split is 8:1:1.
 
 The pusher's object and goal are not visible in a frame, so its actions have added noise and the exploration of
 `collect/episodes.py`. Random actions have the distribution of BAIR's robot, and each is held for one step, or for four
-on average. If it is killed, the same command resumes and ends with the same store. At the end the speed is compared
-with that of the renderer alone, in the same number of processes.
+on average. If a recording is killed, the same command resumes and ends with the same store. At the end the speed is
+compared with that of the renderer alone, in the same number of processes.
 """
 
 from __future__ import annotations

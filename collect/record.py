@@ -87,7 +87,7 @@ def record_store(
 
 
 def split_seed(seed: int) -> int:
-    """The seed of a rank's splits: with the same one, small stores would all lack the same split."""
+    """The seed of a rank's splits; with equal seeds, the small stores of all ranks could lack the same split."""
     return seed if n_ranks() == 1 else int(np.random.SeedSequence([seed, rank()]).generate_state(1)[0] >> 1)
 
 
@@ -175,5 +175,5 @@ def record_episodes(pool: WorkerPool, writer: StoreWriter, group_size: int, tota
 
 def given_up(why: str, length: int) -> str:
     if why:
-        return f"{MAX_SHORT_EPISODES} episodes in a row could not be recorded, of the last one {why}; mend what plays"
+        return f"{MAX_SHORT_EPISODES} episodes in a row could not be recorded, of the last one {why}; fix what plays"
     return f"{MAX_SHORT_EPISODES} episodes in a row had fewer than {length} frames; ask for a shorter length"

@@ -4,12 +4,12 @@
 
 A record is an episode. Its features have the values of all steps, one after another: encoded pictures such as
 `steps/observation/image`, numbers such as `steps/action`, `steps/reward` and `steps/is_terminal`. How many numbers a
-step has follows from the number of pictures, so `features.json` is not needed. A wrong name is answered with the
-features that are there. An action in several features is put together by `--action A B C`.
+step has follows from the number of pictures, so `features.json` is not needed. If a name is wrong, the error lists the
+features that exist. `--action A B C` joins an action that is stored in several features.
 
-Split. Names of files such as `bridge-train.tfrecord-00000-of-01024` tell a published split. If all are of one split,
-the store draws its own. A damaged record is skipped; if its length is damaged, so is the rest of its file.
-`collect/steps.py` documents what else is decided.
+Split. File names such as `bridge-train.tfrecord-00000-of-01024` give the published split. If all files are of one
+split, the store draws its own. A damaged record is skipped; if its length is damaged, so is the rest of its file.
+`collect/steps.py` documents the other decisions.
 
 Bounds of actions need a first pass over the data, unless `--low` and `--high` are given.
 """
@@ -108,7 +108,7 @@ def features_of(record: Record) -> dict[str, Feature]:
     try:
         return example(record_at(record.path, record.place))
     except (OSError, ValueError, IndexError) as error:
-        raise BrokenFile(f"{record} is not an Example ({reason(error)}); fetch it again") from None
+        raise BrokenFile(f"{record} is not an Example ({reason(error)}); download it again") from None
 
 
 def image_features(args: Args, features: dict[str, Feature]) -> list[str]:
@@ -175,7 +175,7 @@ def read_record(args: Args, spec: ActionSpec, record: Record) -> Sequence[Episod
         check_names(args, features)
         rows = make_episode(args, spec, features)
     except Exception as error:  # Pillow raises errors of many types
-        raise BrokenFile(f"{record}: {reason(error)}; fetch it again") from None
+        raise BrokenFile(f"{record}: {reason(error)}; download it again") from None
     return (rows if record.split is None else with_labels(rows, split=record.split),)
 
 

@@ -90,7 +90,7 @@ def read_file(args: Args, path: Path) -> Sequence[Episode]:
     except UserError as error:
         raise BrokenFile(f"{path}: {error}") from None
     except Exception as error:  # h5py, PyAV and Pillow raise errors of many types
-        raise BrokenFile(f"{path}: {reason(error)}; fetch it again") from None
+        raise BrokenFile(f"{path}: {reason(error)}; download it again") from None
 
 
 def make_episode(args: Args, file: h5py.File) -> Episode:
@@ -107,7 +107,7 @@ def make_episode(args: Args, file: h5py.File) -> Episode:
     try:
         action[:-1] = make_env_spec(args).action.check(actions[: rows - 1])
     except UserError as error:
-        raise UserError(f"{error}; fetch it again, or set other bounds if the file is fine") from None
+        raise UserError(f"{error}; download it again, or set other bounds if the file is fine") from None
     truncated = np.zeros(rows, bool)
     truncated[-2] = True
     return {
@@ -123,12 +123,12 @@ def make_episode(args: Args, file: h5py.File) -> Episode:
 def read_array(file: h5py.File, name: str, width: int, flag: str) -> np.ndarray:
     """A finite array (t, width)."""
     if name not in file:
-        raise UserError(f"there is no {name}; fetch it again")
+        raise UserError(f"there is no {name}; download it again")
     array = np.asarray(file[name], np.float32)
     if array.ndim != 2 or array.shape[1] != width:
         raise UserError(f"{name} has shape {array.shape}, not (t, {width}); give {flag} to read files like it")
     if not np.isfinite(array).all():
-        raise UserError(f"{name} is not finite; fetch it again")
+        raise UserError(f"{name} is not finite; download it again")
     return array
 
 
@@ -145,13 +145,13 @@ def read_frames(file: h5py.File, camera: int, size: int) -> np.ndarray:
         count = sum(key.startswith("frame") for key in group)
         missing = [t for t in range(count) if f"frame{t}" not in group]
         if missing:
-            raise UserError(f"{name} has {count} frames, but no frame{missing[0]}; fetch it again")
+            raise UserError(f"{name} has {count} frames, but no frame{missing[0]}; download it again")
         frames = [photo(group, f"frame{t}") for t in range(count)]
         mixed = channel_order(group["frame0"]) == "RGB"
     else:
-        raise UserError(f"{name} has neither frames nor frame0; fetch it again")
+        raise UserError(f"{name} has neither frames nor frame0; download it again")
     if not frames:
-        raise UserError(f"{name} has no frames; fetch it again")
+        raise UserError(f"{name} has no frames; download it again")
     small = np.stack([crop_and_resize(frame, size) for frame in frames])
     return np.ascontiguousarray(small[..., ::-1]) if mixed else small
 
@@ -161,7 +161,7 @@ def channel_order(dataset: h5py.Dataset) -> Literal["RGB", "BGR", ""]:
     said = dataset.attrs.get("image_format", "")
     said = said.decode() if isinstance(said, bytes) else str(said)
     if said not in ("RGB", "BGR", ""):
-        raise UserError(f"image_format is {said!r}, not RGB or BGR; fetch it again")
+        raise UserError(f"image_format is {said!r}, not RGB or BGR; download it again")
     return said  # type: ignore[return-value]
 
 
@@ -170,7 +170,7 @@ def photo(group: h5py.Group, name: str) -> Image.Image:
     try:
         return Image.open(io.BytesIO(group[name][:].tobytes())).convert("RGB")
     except UnidentifiedImageError:  # its own message has a memory address
-        raise UserError(f"cannot identify image {name}; fetch it again") from None
+        raise UserError(f"cannot identify image {name}; download it again") from None
 
 
 def decode_mp4(data: bytes) -> list[Image.Image]:

@@ -1,8 +1,8 @@
-"""Makes a store's rows of steps that others recorded, for the readers of robot and offline data.
+"""Makes a store's rows from steps that other software recorded, for the readers of robot and offline data.
 
 Last step. Most formats have as many actions as frames: the frame after the last action was not recorded. That action is
-dropped, since no frame is made up. Its reward and its end go to the step before, so that an episode keeps its return,
-and a success at its very end is not lost.
+dropped, because its next frame is missing. Its reward and its termination go to the step before, so that an episode
+keeps its return, and a success in its last step is not lost.
 
 Actions. Whole numbers are a Discrete or MultiDiscrete space, all others a Box. Its bounds are the range of all actions
 in the data, unless they are given.
@@ -35,7 +35,7 @@ N_BLOCKS, MIN_BLOCK = 10, 16
 """Blocks of time of an episode, and the fewest frames of one: the paper's clip length. Short episodes have fewer."""
 
 MAX_CHOICES = 2**16
-"""Whole numbers from this on are not choices, but an amount."""
+"""Whole numbers from this on are not choices but amounts, so they make a Box."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ def action_spec(
             ranges.setdefault(finite.shape[1], ActionRange()).add(finite)
     if not ranges and unusable:
         raise UserError(f"{source} has no actions that are finite numbers; give data with actions")
-    if not ranges:  # no episode can be read, and that is said later
+    if not ranges:  # no episode can be read, which is reported later
         return ActionSpec(kind="Box")
     found = max(ranges.values(), key=lambda found: found.n)
     if found.whole and not (low_bound or high_bound) and found.low.min() >= 0 and found.high.max() < MAX_CHOICES:
@@ -122,7 +122,7 @@ def make_rows(
         frames: (n, h, w, 3).
         actions: (n - 1, ...), or (n, ...) with one after the last frame.
         spec: Their space.
-        rewards: One for each action; none are zeros.
+        rewards: One for each action; None for zeros.
         terminals: Whether an action ended the episode; only those of the last steps count.
         variables: (n, k).
 
@@ -168,7 +168,7 @@ def make_rows(
 
 
 def is_few(n_episodes: int, seed: int) -> bool:
-    """Whether a split of so many whole episodes would lack validation or test."""
+    """Whether a split of this many whole episodes would lack validation or test."""
     return len(set(draw_splits(n_episodes, seed))) < len(SPLITS)
 
 
@@ -200,7 +200,7 @@ def checked(read: Read[Item], env_spec: EnvSpec, in_time: bool, item: Item) -> l
 def fill_with_steps(
     args: ReaderArgs, env_spec: EnvSpec, items: Sequence[Item], read: Read[Item], n_episodes: int, **how: Any
 ) -> Written:
-    """Fill a store as `fill_store` does; few episodes are cut by time, and that is said."""
+    """Fill a store like `fill_store`. If there are few episodes, they are cut by time, and a message says so."""
     in_time = n_episodes > 0 and is_few(n_episodes, args.seed)
     if in_time:
         print(

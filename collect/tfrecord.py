@@ -90,7 +90,7 @@ def examples(path: Path) -> Iterator[dict[str, Feature]]:
         raise broken(path, "it is empty")
 
 
-def broken(path: Path, why: str, cure: str = "fetch it again") -> BrokenFile:
+def broken(path: Path, why: str, cure: str = "download it again") -> BrokenFile:
     return BrokenFile(f"{path}: {why}; {cure}")
 
 
@@ -105,7 +105,7 @@ def example(record: bytes) -> dict[str, Feature]:
 
 
 def table(features: dict[str, Feature], name: str, rows: int) -> np.ndarray:
-    """A feature that has equally many numbers for each row, as (rows, n); `ValueError` if it has not."""
+    """A feature that has equally many numbers for each row, as (rows, n); `ValueError` if it does not."""
     values = features[name]
     if isinstance(values, list) or not rows or len(values) % rows:
         what = "texts" if isinstance(values, list) else "numbers"

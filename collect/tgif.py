@@ -67,7 +67,7 @@ def read_sentences(path: Path) -> dict[str, list[str]]:
         if tab and name_of(address):
             sentences[name_of(address)].append(sentence.strip())
         elif line.strip():
-            raise UserError(f"{path}, line {number} is not an address, a tab and a sentence; fetch it again")
+            raise UserError(f"{path}, line {number} is not an address, a tab and a sentence; download it again")
     return sentences
 
 
@@ -79,10 +79,10 @@ def read_splits(folder: Path) -> dict[str, int]:
     for split, name in enumerate(SPLIT_FILES):
         path = folder / name
         if not path.is_file():
-            raise UserError(f"{folder} has no {name}; fetch it, or remove the folder for a random split")
+            raise UserError(f"{folder} has no {name}; download it, or remove the folder for a random split")
         for gif in listed(path):
             if splits.setdefault(gif, split) != split:
-                raise UserError(f"{path}: {gif} is in {SPLIT_FILES[splits[gif]]} too; fetch both again")
+                raise UserError(f"{path}: {gif} is in {SPLIT_FILES[splits[gif]]} too; download both again")
     return splits
 
 
@@ -92,7 +92,7 @@ def listed(path: Path) -> list[str]:
     wrong = next((name for name in names if not name.lower().endswith(".gif")), None)
     if wrong is not None or not names:
         raise UserError(
-            f"{path} lists {repr(wrong[:40]) if wrong else 'no GIFs'}, not addresses of GIFs; fetch it again"
+            f"{path} lists {repr(wrong[:40]) if wrong else 'no GIFs'}, not addresses of GIFs; download it again"
         )
     return names
 

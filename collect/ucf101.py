@@ -62,7 +62,7 @@ def read_lines(args: Args, name: str) -> tuple[Path, list[list[str]]]:
         raise UserError(f"{path} does not exist; give the folder that contains {VIDEOS}/ and {LISTS}/")
     rows = [words for line in read_text(path).splitlines() if (words := line.split())]
     if not rows:
-        raise UserError(f"{path} is empty; fetch it again")
+        raise UserError(f"{path} is empty; download it again")
     return path, rows
 
 
@@ -70,7 +70,7 @@ def read_classes(args: Args) -> list[str]:
     """The names of the classes; the lists count from 1, labels from 0."""
     path, rows = read_lines(args, "classInd.txt")
     if any(len(row) != 2 or row[0] != str(i) for i, row in enumerate(rows, 1)):
-        raise UserError(f"{path} should have lines such as `1 ApplyEyeMakeup`, counted from 1; fetch it again")
+        raise UserError(f"{path} should have lines such as `1 ApplyEyeMakeup`, counted from 1; download it again")
     return [name for _, name in rows]
 
 
@@ -81,10 +81,10 @@ def read_list(args: Args, kind: str, classes: list[str]) -> list[tuple[str, int]
     for name, *number in rows:
         folder = name.partition("/")[0]
         if folder not in classes:
-            raise UserError(f"{path}: {name} has a class that is not in classInd.txt; fetch both again")
+            raise UserError(f"{path}: {name} has a class that is not in classInd.txt; download both again")
         label = classes.index(folder)
         if number and number != [str(label + 1)]:
-            raise UserError(f"{path}: {name} has label {number[0]}, but its class is {label + 1}; fetch it again")
+            raise UserError(f"{path}: {name} has label {number[0]}, but its class is {label + 1}; download it again")
         found.append((name, label))
     return found
 
@@ -99,7 +99,8 @@ def find_clips(args: Args, classes: list[str]) -> list[Clip]:
     train, test = read_list(args, "train", classes), read_list(args, "test", classes)
     twice = next((name for name, times in Counter(name for name, _ in train + test).items() if times > 1), None)
     if twice:
-        raise UserError(f"{args.source / LISTS}: {twice} is listed twice for fold {args.fold}; fetch the lists again")
+        where = f"{args.source / LISTS}: {twice}"
+        raise UserError(f"{where} is listed twice for fold {args.fold}; download the lists again")
     groups = sorted({group_of(name) for name, _ in train})
     drawn = np.random.default_rng(args.seed).permutation(len(groups))[: math.ceil(args.valid * len(groups))]
     valid = {groups[i] for i in drawn}

@@ -16,8 +16,8 @@ frame durations of GIFs are handled too.
 Decoding. Videos are decoded by `video_decoding`, GIFs by `gif_decoding`. Transparency becomes white. A truncated file
 is skipped. A whole video is kept in memory at the small size; `max_frames` limits it.
 
-Actions. With `actions_table` a CSV or parquet file beside each video has a row for each frame; `collect/steps.py` has
-what is decided about them. A video whose table does not fit is skipped.
+Actions. With `actions_table` a CSV or parquet file beside each video has a row for each frame; `collect/steps.py`
+describes how they are used. A video whose table does not fit is skipped.
 
 Split. Videos are split 8:1:1 by the store. Segments of one video stay in one split. If there are so few videos that a
 split would be empty, segments are split one by one, and neighboring segments can be in different splits.

@@ -4,9 +4,9 @@
     python collect/vizdoom.py --paper        # the paper's data set: 1000 trajectories of 100 frames
 
 Each process plays four episodes at a time, in four engines. `--length` cuts episodes into segments of exactly that many
-frames, drops the rest, and records until there are `--episodes` segments. If it is killed, the same command resumes and
-ends with the same store. At the end the speed is compared with that of the engine alone: the same number of processes
-that only call `DoomGame.make_action`.
+frames, drops the rest, and records until there are `--episodes` segments. If a recording is killed, the same command
+resumes and ends with the same store. At the end the speed is compared with that of the engine alone: the same number of
+processes that only call `DoomGame.make_action`.
 """
 
 from __future__ import annotations

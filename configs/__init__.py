@@ -35,8 +35,9 @@ from worldmodel.utils.settings import Address, check_value, declared_types, shor
 FOLDER = Path(__file__).parent
 SECTIONS = (
     *("loop", "world", "policy", "evaluate_policy", "imitate", "pusher", "evaluate_pusher"),
-    *("collect", "vqvae", "tune_hysteresis", "tokens", "prior", "outcome", "export", "push", "dream", "evaluate"),
+    *("collect", "vqvae", "tune_hysteresis", "tokens", "prior", "outcome", "export", "push", "dream"),
     *(
+        "evaluate",
         "evaluate_outcome",
         "long_horizon",
         "controllability",
@@ -65,8 +66,8 @@ T = TypeVar("T")
 class PresetLoader(yaml.SafeLoader):
     """A YAML loader with three changes.
 
-    YAML 1.1 reads 1e-3 as text; here it is a number. YAML takes the last of two equal keys; here that is an error. So
-    is an alias, because a few lines of aliases can expand to more than the memory.
+    YAML 1.1 reads 1e-3 as text; here it is a number. YAML takes the last of two equal keys; here that is an error. An
+    alias is an error too, because a few lines of aliases can expand to more than fits into memory.
     """
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
@@ -107,7 +108,7 @@ def read_preset(name: str) -> dict[str, Any]:
         raise UserError(f"{path} is larger than {MAX_PRESET_BYTES:,} bytes, too large for a preset; give another file")
     try:
         sections = yaml.load(data.decode(), PresetLoader)
-    except Exception as error:  # PyYAML also passes on errors of its parsers of dates, numbers and nested nodes
+    except Exception as error:  # PyYAML also raises other errors, from parsing dates, numbers and nested nodes
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}; correct it") from None
     if not isinstance(sections, dict) or not sections:
         raise UserError(f"{path} has no sections; add one, such as `vqvae:`")
@@ -128,7 +129,7 @@ def read_section(name: str, section: str, kind: type) -> dict[str, Any]:
     Args:
         name: Name or path of the preset.
         section: The stage.
-        kind: Dataclass of the stage's settings. It decides whether the preset's run folder is one of them.
+        kind: Dataclass of the stage's settings. If it has a path `run`, the preset's run folder becomes its value.
 
     Raises:
         UserError: See `read_preset`, or the preset has no such section.
@@ -178,7 +179,7 @@ def overlay(default: T, values: dict[str, Any], where: str) -> T:
 
 
 def placed(error: UserError, where: str, kind: type) -> UserError:
-    """The error of a group of settings, prefixed with the place of the group."""
+    """The error, with the name of the group of settings that it comes from in front."""
     joint = "." if str(error).split()[0] in declared_types(kind) else ": "
     return UserError(f"{where}{joint}{error}".removeprefix(joint))
 
@@ -237,7 +238,7 @@ def from_flags(kind: type[T], default: T, flags: Sequence[str]) -> T:
 def check_places(settings: Any) -> None:
     """`UserError` for a device that is not available, or a URL where a local path is needed.
 
-    A setting that is a `Path` is one. Text may also be a run on the hub: `hf://owner/name`.
+    Only a setting of type `Address` may be a URL. A setting of type `str` may be a run on the hub: `hf://owner/name`.
     """
     types = get_type_hints(type(settings))
     for field in dataclasses.fields(settings):
@@ -267,7 +268,7 @@ def ranks() -> contextlib.AbstractContextManager[None]:
 
 
 def report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print a `UserError` of a script's imports, such as a missing engine, as one line with exit status 2."""
+    """Print a `UserError` that a script's imports raise, such as for a missing engine, as one line; exit status 2."""
     if not isinstance(error, UserError):
         return sys.__excepthook__(kind, error, trace)
     print(f"error: {error}", file=sys.stderr)

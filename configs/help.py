@@ -67,7 +67,7 @@ def flattened(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def shown(value: Any) -> str:
-    """A default as it is typed on the command line."""
+    """A default as a user would type it on the command line."""
     if isinstance(value, tuple):
         return ",".join(map(str, value)) or "-"
     return "" if value is None else str(value)

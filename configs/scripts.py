@@ -1,7 +1,7 @@
-"""How a script is run and what it is called: a file of the clone, or a script of the command `worldmodel`.
+"""How a script is run and named: as a file of the clone, or as a subcommand of `worldmodel`.
 
-What a person reads fits what they have typed. `python train/tokens.py` speaks of `python train/prior.py`; `worldmodel
-train tokens`, and everything in the wheel, of `worldmodel train prior`.
+Messages name other scripts in the form that the user typed. `python train/tokens.py` prints `python train/prior.py`.
+`worldmodel train tokens`, and everything in the wheel, prints `worldmodel train prior`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ COMMAND = "worldmodel"
 ROOT = Path(__file__).resolve().parents[1]
 """The folder that has collect/, train/ and rollout/."""
 PART = "WORLDMODEL_PART"
-"""Variable of the environment of a script that another one runs. That one says what comes next, and how to resume."""
+"""Environment variable that is set when one script runs another. Then the outer script says what comes next, and how
+to resume, and the inner one does not."""
 PACKAGE = __name__.removesuffix("configs.scripts")
-"""What stands before `train.tokens` in the name of a module: nothing in the clone, `worldmodel.` in the wheel."""
+"""Prefix of module names such as `train.tokens`: empty in the clone, `worldmodel.` in the wheel."""
 
 SHORT = {script: [verb] for verb, script in VERBS.items() if script.endswith(".py")}
-"""Scripts that the command `worldmodel` has under a word of their own."""
+"""Scripts with a short subcommand: `worldmodel dream` instead of `worldmodel train world`."""
 
 
 def by_command() -> bool:
@@ -30,7 +31,7 @@ def by_command() -> bool:
 
 
 def command_words(script: str) -> list[str]:
-    """The words with which a person runs a script such as train/tokens.py."""
+    """The command line, as words, that runs a script such as train/tokens.py."""
     if not by_command():
         return ["python", script]
     return [COMMAND, *SHORT.get(script, script.removesuffix(".py").split("/"))]

@@ -25,11 +25,11 @@ class Written:
     path: Path | str
     """The file or folder."""
     next: str = ""
-    """The next script, or a line of Python; "" at the end of the way."""
+    """The next script, or a line of Python; "" if nothing comes next."""
     flags: dict[str, Any] = field(default_factory=dict)
     """Settings of the next script. None and False are left out, True is a flag without a value."""
     without_preset: dict[str, Any] = field(default_factory=dict)
-    """More settings of the next script, which a preset would have."""
+    """More settings of the next script, for when no preset gives them."""
 
 
 def recorded(out: Path | str) -> Written:

@@ -7,7 +7,7 @@ pipe closes without a message, the watcher removes the leftovers. Each start of 
 in case a watcher was killed.
 
 A folder is a leftover if it has a lock file that is not locked, because a lock ends with its process. The lock file
-also has the names in shared memory. Folders without a lock file are not ours and are not touched.
+also contains the names in shared memory. Folders without a lock file are not ours and are not touched.
 
 The watcher runs this file by its path, so it only imports the standard library. Engines and shared memory are found
 through Linux's /proc and /dev/shm; on other systems only folders are removed. Windows has no such locks: there an

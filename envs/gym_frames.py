@@ -1,8 +1,8 @@
-"""Any Gymnasium environment as an environment of small frames, the way it is recorded and played beside its dream.
+"""Any Gymnasium environment as one with small frames, as it is recorded and played beside its dream.
 
     gymnasium.make("GymFrames-v0", env_id="ale_py:ALE/Pong-v5", size=96)
 
-These arguments are the recipe that a store of such an environment keeps, so the environment can be made again.
+A store that is recorded from such an environment keeps these arguments, so the environment can be made again.
 """
 
 from __future__ import annotations
@@ -152,12 +152,12 @@ def time_limit(env_id: str, env_kwargs: dict[str, Any]) -> int:
 
 
 def limit_of(env: gym.Env[Any, Any]) -> int:
-    """The time limit in steps of an environment that is made; 0 if it has none."""
+    """The time limit in steps of an environment object; 0 if it has none."""
     return int(env.spec.max_episode_steps or 0) if env.spec else 0
 
 
 def parse_env_kwargs(text: str) -> dict[str, Any]:
-    """Keyword arguments of an environment from JSON; `UserError` if they are none."""
+    """Keyword arguments of an environment from JSON; `UserError` if the text is not a valid JSON dictionary."""
     example = """give something like '{"level": 1}'"""
     try:
         made = load_json(text)

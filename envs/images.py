@@ -1,4 +1,4 @@
-"""Images of observations as frames."""
+"""Converts observations that are images to frames."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def is_image(space: spaces.Space[Any]) -> bool:
 
 
 def resize_image(picture: np.ndarray, size: int) -> np.ndarray:
-    """Scale such an image to (size, size, 3) without cropping; size 0 keeps its height and width."""
+    """Scale an image that fits `is_image` to (size, size, 3) without cropping; size 0 keeps its height and width."""
     image = Image.fromarray(picture.squeeze(-1) if picture.shape[2:] == (1,) else picture).convert("RGB")
     smaller = size <= min(image.size)
     to = (size, size) if size else image.size

@@ -1,4 +1,4 @@
-"""How a person plays an environment: keys, and sliders for what a key alone cannot say."""
+"""How a person plays an environment: with keys, and with sliders for numbers that keys cannot set."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ BATTLE2: dict[str, Binding] = {
     **{"w": (0, 1), "s": (0, 2), "d": (1, 1), "a": (1, 2), "f": (2, 1), "r": (3, 1)},
     **{"q": (4, 2), "e": (4, 8)},  # a turn by 6 degrees a tic
 }
+CHOICES = "0123456789qertyuiopfghjklzxcvbnm"
+"""Keys of the actions of a Discrete space, in order. Letters that arrow keys stand for are left out."""
 ROWS = ("1234567890", "qwertyuiop", "asdfghjkl", "zxcvbnm")
-"""Keys of the factors of a MultiDiscrete space: the first key of a row is choice 1, without a key it is choice 0."""
+"""Keys of the factors of a MultiDiscrete space. The first key of a row is choice 1; with no key pressed it is 0."""
 PAIRS = ("ad", "sw", "fr", "gt", "hy", "ju")
 """Keys of the numbers of a Box: the lowest and the highest value."""
 ARROWS = {"arrowleft": "a", "arrowright": "d", "arrowup": "w", "arrowdown": "s"}
@@ -24,10 +26,10 @@ ARROWS = {"arrowleft": "a", "arrowright": "d", "arrowup": "w", "arrowdown": "s"}
 
 
 def keys_to_actions(env_spec: EnvSpec) -> dict[str, int]:
-    """Key -> action of a Discrete space: the digit of each action, and letters for the environments in `KEYS`."""
+    """Key -> action of a Discrete space, for its first 32 actions; other letters for the environments in `KEYS`."""
     n = env_spec.action.nvec[0] if env_spec.action.kind == "Discrete" else 0
     letters = {key: a for a, key in enumerate(KEYS.get(env_spec.name, ())) if key}
-    return letters | {str(a): a for a in range(min(n, 10))}
+    return letters | dict(zip(CHOICES, range(n), strict=False))
 
 
 def controls(env_spec: EnvSpec) -> dict[str, Any]:

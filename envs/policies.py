@@ -141,7 +141,7 @@ def with_random_actions(actions: np.ndarray, spec: ActionSpec, epsilon: float, r
 def scripted_player(name: str, env_spec: EnvSpec) -> Player:
     """A player that repeats a fixed script: "cycle:1x20,2x20" is action 1 for 20 steps, then 2 for 20, then again.
 
-    The script restarts with each episode, which is recognized by its single frame.
+    The script restarts with each episode. A new episode is recognized by having a single frame.
 
     Raises:
         UserError: The name is not a script, or it has actions that the environment does not have.

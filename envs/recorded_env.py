@@ -1,8 +1,8 @@
 """Makes the environment that a store was recorded from.
 
-A run folder may come from anyone, and making an environment id runs code: Gymnasium imports the module before a colon.
-So by default only ids of this package are made, without wrappers. Others need an explicit `trusted`, also inside
-GymFrames-v0.
+A run folder may come from anyone, and making an environment from its id can run code: Gymnasium imports the module that
+the id names before a colon. So by default only ids of this package are made, without wrappers. All others need an
+explicit `trusted`, even inside GymFrames-v0.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TRUSTED = tuple(name for name in ENVIRONMENTS if name != FRAMES)
 
 
 def recorded_id(env_spec: EnvSpec) -> Any:
-    """The id of the environment itself, also if GymFrames-v0 made its frames; from a run that may be anyone's."""
+    """The id of the environment itself, even if GymFrames-v0 made its frames. Untrusted: a run may come from anyone."""
     return env_spec.env_kwargs.get("env_id") if env_spec.env_id == FRAMES else env_spec.env_id
 
 

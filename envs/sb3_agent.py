@@ -1,8 +1,8 @@
-"""A policy that Stable-Baselines3 has saved, playing one environment: stacks of observations, states, and sampling.
+"""Plays one environment with a policy that Stable-Baselines3 saved: stacks observations, keeps states, samples actions.
 
-The policy is rebuilt on the environment's own spaces, as an algorithm of Stable-Baselines3 does: images with their
-channels first, and stacked if the policy was trained on `VecFrameStack`. Statistics of `VecNormalize` are not in the
-file.
+The policy is rebuilt for the environment's own spaces, as Stable-Baselines3 would do: images get their channels first,
+and are stacked if the policy was trained on `VecFrameStack`. The file does not contain the statistics of
+`VecNormalize`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ with extra("sb3"):
 MAX_STACK = 64
 """Largest number of stacked observations."""
 SHARED = re.compile(r"^(pi|vf)_(?=features_extractor\.)")
-"""Other names of a shared extractor, which Stable-Baselines3 wrote only once before 1.7."""
+"""Prefixes of the further names of a shared extractor. Before 1.7, Stable-Baselines3 saved it under one name only."""
 
 
 class SB3Agent:
@@ -100,7 +100,7 @@ def load_sb3_agent(
 
 
 def check_actions(text: dict[str, Any], space: spaces.Space) -> None:
-    """Compare the action space with that of the file; `MultiDiscrete([2, 3])` has the same weights as `Discrete(5)`."""
+    """Compare the action space with the file's: weights do not tell `MultiDiscrete([2, 3])` from `Discrete(5)`."""
     kind, sizes = kind_of(text), [name for name in ("n", "nvec") if hasattr(space, name)]
     if kind != type(space).__name__ or any(str(text.get(name)) != str(getattr(space, name)) for name in sizes):
         trained = f"{kind}({brief(text.get('n', text.get('nvec', '...')))})"
@@ -108,13 +108,13 @@ def check_actions(text: dict[str, Any], space: spaces.Space) -> None:
 
 
 def kind_of(text: dict[str, Any]) -> str:
-    """The class of a space by the text of the file."""
+    """The class name of a space, from its text in the file."""
     found = re.fullmatch(r"<class '[\w.]*\.(\w+)'>", str(text.get(":type:")))
     return found[1] if found else "without a class"
 
 
 def policy_space(text: dict[str, Any], space: spaces.Space) -> tuple[spaces.Space, StackedObservations | None]:
-    """What a policy of that text observes in an environment of that space, and what stacks it if it must be stacked."""
+    """The space that the saved policy observes in an environment with `space`, and a frame stacker if it has one."""
     shape, stack, kind = saved_shape(text), None, kind_of(text)
     if shape and isinstance(space, spaces.Box):
         n, rest = divmod(math.prod(shape), math.prod(space.shape))
@@ -127,7 +127,7 @@ def policy_space(text: dict[str, Any], space: spaces.Space) -> tuple[spaces.Spac
 
 
 def saved_shape(text: dict[str, Any]) -> tuple[int, ...] | None:
-    """The shape of a space by the text of the file; None if it has none."""
+    """The shape of a space, from its text in the file; None if the text has none."""
     shape = text.get("_shape", text.get("shape"))
     if isinstance(shape, list) and all(isinstance(n, int) and n > 0 for n in shape):
         return tuple(shape)
@@ -135,7 +135,7 @@ def saved_shape(text: dict[str, Any]) -> tuple[int, ...] | None:
 
 
 def channels_first(space: spaces.Space) -> spaces.Space:
-    """The space with its images channel-first, as an algorithm of Stable-Baselines3 gives them to its policy."""
+    """The space with channel-first images, as Stable-Baselines3 passes them to a policy."""
     if isinstance(space, spaces.Dict):
         return spaces.Dict({name: channels_first(part) for name, part in space.items()})
     if is_image_space(space) and not is_image_space_channels_first(space):  # type: ignore[arg-type]

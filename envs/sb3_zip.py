@@ -1,10 +1,11 @@
 """Reads a policy that Stable-Baselines3 has saved (`model.save`), without unpickling anything.
 
-Such a zip has weights (`policy.pth`) and a JSON (`data`). What JSON cannot hold is a pickle in there, beside a text of
-its fields. A pickle can run any code, so only weights and text are read. The text names a class and its arguments; a
-class is taken only from the libraries themselves. Whoever needs more has to say so: `unpickle_policy`.
+Such a zip has weights (`policy.pth`) and JSON (`data`). The JSON holds a pickle of each value that JSON cannot
+represent, beside a text that describes its fields. A pickle can run any code, so only the weights and the text are
+read. The text names a class and its arguments. Only classes of the libraries themselves are used. A user who needs more
+has to allow it: `unpickle_policy`.
 
-Stable-Baselines3 compresses nothing. So compressed parts are refused, and no part can be larger than its file.
+Stable-Baselines3 does not compress. So compressed parts are refused, and no part can be larger than its file.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def rebuildable_policy(data: dict[str, Any], weights: dict[str, Tensor]) -> tupl
     """The class of a policy and its arguments, from the text of the JSON.
 
     Raises:
-        UserError: The text names something that is not a library's own, or sizes that the weights do not have.
+        UserError: The text names a class that is not a library's, or sizes that do not fit the weights.
     """
     text = {name: value for name, value in group(data, "policy_kwargs").items() if name not in NOT_NEEDED}
     arguments = {name: read_argument(name, value) for name, value in text.items()}
@@ -141,8 +142,8 @@ def library_class(module: str, name: str, kind: type) -> Any:
 
 
 def numbers(value: Any) -> Iterator[float]:
-    """All numbers in a value of JSON; true and false are none."""
-    left = [value]  # no recursion, however deep it is
+    """All numbers in a JSON value; true and false do not count."""
+    left = [value]  # not recursive, because deep nesting would overflow the stack
     while left:
         item = left.pop()
         if isinstance(item, dict | list):
@@ -152,14 +153,14 @@ def numbers(value: Any) -> Iterator[float]:
 
 
 def unpickle_policy(path: Path, data: dict[str, Any]) -> tuple[type[BasePolicy], dict[str, Any]]:
-    """The class of a policy and its arguments, unpickled. This can run any code. The rest stays pickled."""
+    """Unpickle the class of a policy and its arguments, which can run any code. The rest is not unpickled."""
     others: dict[str, Any] = dict.fromkeys(data.keys() - {"policy_class", "policy_kwargs"})
     try:
         found, _, _ = load_from_zip_file(path, custom_objects=others, device="cpu")
         assert found is not None
         kind, arguments = found["policy_class"], found["policy_kwargs"]
         if not issubclass(kind, BasePolicy) or not isinstance(arguments, dict):
-            raise TypeError(f"{brief(kind)} is no policy")
+            raise TypeError(f"{brief(kind)} is not a policy")
     except Exception as error:  # unpickling may raise any error
         raise UserError(
             f"it cannot be unpickled ({brief(error)}); install what it needs, or give module:Class"
@@ -168,6 +169,6 @@ def unpickle_policy(path: Path, data: dict[str, Any]) -> tuple[type[BasePolicy],
 
 
 def brief(text: object) -> str:
-    """The start of a text that is not ours, on one line and without what a terminal would not print."""
+    """The start of an untrusted text, on one line, with `?` for unprintable characters."""
     short = textwrap.shorten(one_line(text), 200, placeholder=" ...")
     return "".join(letter if letter.isprintable() else "?" for letter in short)

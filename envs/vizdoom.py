@@ -80,7 +80,7 @@ def open_game(scenario: Scenario, folder: Path) -> vzd.DoomGame:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Report a Ctrl-C as such. It ends the engine too, and the engine's error may come first."""
+    """Report a Ctrl-C as Ctrl-C. It also ends the engine, whose error may come first."""
     try:
         yield
     except vzd.ViZDoomUnexpectedExitException:

@@ -2,7 +2,7 @@
 
 A policy trained in a dream has only observed decoded frames. This wrapper gives it the same kind of frames in the
 engine, as the controller of "World Models" (Ha and Schmidhuber, 2018) observes the real game through its autoencoder.
-Frames are encoded and decoded one by one, each after those of the episode so far.
+Frames are encoded and decoded one by one, each in the context of the episode so far.
 
 The original frame is in `info["frame"]`. Recording with this wrapper also matters for the prior. A policy that
 observes the original frames reacts to details that the codes do not contain yet, such as a small fireball, so its

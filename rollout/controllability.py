@@ -8,7 +8,7 @@
   (rollout/inverse_dynamics.py). The measure is its balanced accuracy on dreams divided by that on real frames under the
   same kind of actions. Dreams under the true actions are compared with the held-out frames. Dreams under random actions
   are compared with the engine under random actions, from states that a policy reached. This matters because the player
-  has momentum: an action against the previous one is harder to recognize in the engine too. Accuracy on
+  has momentum: an action that reverses the previous one is harder to recognize in the engine too. Accuracy on
   reconstructions shows the effect of blur alone. Without an engine, both are compared with held-out frames.
 
 Intervals are over episodes, or over starting states of the engine, each from a separate episode.

@@ -1,4 +1,4 @@
-"""The episodes of a store for the page of `rollout/show.py`: curves, films, and what a VQ-VAE makes of them."""
+"""The episodes of a store for the page of `rollout/show.py`: curves, videos, and a VQ-VAE's reconstructions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from worldmodel.utils.errors import UserError
 FRAMES = 32
 """Frames of a response."""
 HUE_STEP = 0.618034
-"""Between the hues of two codes that follow each other, as a fraction of a circle, so that they look different."""
+"""Difference in hue of consecutive codes, as a fraction of a circle; it makes them look different."""
 
 
 class EpisodeViewer:
@@ -49,7 +49,7 @@ class EpisodeViewer:
             return commands[command](**told)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing, because nothing is open."""
 
     def describe(self) -> dict[str, Any]:
         """What the store has."""
@@ -64,7 +64,7 @@ class EpisodeViewer:
         }
 
     def episode(self, episode: int) -> dict[str, Any]:
-        """The curves of an episode by name, a value a frame, and how it ended."""
+        """The curves of an episode by name, with a value per frame, and how the episode ended."""
         names = [name for name in self.store.array_names if name not in ("frames", "split")]
         rows, spec = self.store.read_episode(episode, names), self.store.env_spec
         curves: dict[str, np.ndarray] = {}
@@ -96,7 +96,7 @@ class EpisodeViewer:
 
 
 class Rebuilt:
-    """Reconstructions and codes of the episode that is looked at, made as far as they are asked for.
+    """Reconstructions and codes of the episode on the page, computed only as far as the page has asked for them.
 
     Args:
         store: Store of frames.
@@ -121,7 +121,7 @@ class Rebuilt:
         """Frames that are encoded at once: a clip, or some of a stream."""
 
     def get(self, episode: int, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-        """Reconstructions (n, h, w, c) and codes (n, H, W, g) of frames; fewer at an end that does not fill a clip."""
+        """Reconstructions (n, h, w, c) and codes (n, H, W, g) of frames; fewer where the end does not fill a clip."""
         if episode != self.episode:
             self.episode, self.memory = episode, Memory()
             self.pictures.clear()
@@ -133,7 +133,7 @@ class Rebuilt:
 
     @torch.inference_mode()
     def _extend(self) -> bool:
-        """Encode the next frames; whether there were any."""
+        """Encode the next frames; returns whether there were any."""
         start, stop = self.store.episode_bounds(self.episode)
         stride, done = self.vqvae.config.stride[0], len(self.pictures)
         n = min(self.at_once, stop - start - done)

@@ -6,10 +6,10 @@ The model processes whole episodes. It is given the game variables at the first 
 them: each particle samples the variables as a dream does, and particles are resampled by their predicted probability
 that the episode continued.
 
-* Termination: the probability that the episode terminates with a step. "Predicted" is before the frame: the dream
-  gets the `context_frames` frames and game variables before the step, and its action, and generates the step
-  `n_dreams` times. "Read" is from all real frames up to and including the step, and the game variables of the first
-  frame only. Its last frame may reveal the termination: ViZDoom has no frame for it, so the previous one is
+* Termination: the probability that the episode terminates with a step. "Predicted" does not use the step's frame: the
+  dream gets the `context_frames` frames and game variables before the step, and its action, and generates the step
+  `n_dreams` times. "Read" uses all real frames up to and including the step, and the game variables of the first
+  frame only. The last of these frames may reveal the termination: ViZDoom has no frame for it, so the previous one is
   repeated. AUROC measures discrimination, the expected calibration error (15 bins) measures calibration. The predicted
   and the observed rate have intervals.
 * Return: the sum of rewards over the next `steps` steps, as Pearson's r with the true return. "Read" sums the rewards
@@ -248,9 +248,9 @@ def main(args: Args) -> Written:
     result = measure(args, dream, store)
     for name, end in result["end"].items():
         error = f"expected calibration error {end['expected_calibration_error']:.4f}"
-        print(f"end, {name:9}   AUROC {end['auroc']:.3f}, {error}")
+        print(f"termination, {name:9} AUROC {end['auroc']:.3f}, {error}")
         said, came = (f"{r.mean:.2%} [{r.low:.2%}, {r.high:.2%}]" for r in (end["expected"], end["happened"]))
-        print(f"                 expected in {said} of steps, happened in {came}")
+        print(f"                        predicted in {said} of steps, happened in {came}")
     for name, r in result["return"].items():
         print(f"return, {name:9} r = {r} over {args.steps} steps, {r.n} starting points")
     for name, parts in result["variables"].items():

@@ -65,7 +65,7 @@ class Args(Settings):
 
 
 class HeldRandomActions:
-    """Uniform random actions, each held for `HOLD` steps on average."""
+    """Uniform random actions, each held for `HOLD_STEPS` steps on average."""
 
     def __init__(self) -> None:
         self.action = np.zeros(0)
@@ -112,7 +112,7 @@ def render_episodes(act: Act, seed: int, count: int = 4) -> np.ndarray:
 
 
 def table(scores: dict[str, dict[str, Any]]) -> str:
-    lines = [f"{'metres, all objects of an episode':<34}{'moved':>24}{'came':>24}{'moved, x robot':>24}"]
+    lines = [f"{'meters, all objects of an episode':<34}{'moved':>24}{'displaced':>24}{'moved, x robot':>24}"]
     for name, s in scores.items():
         cells = [f"{s[k]['mean']:.2f} [{s[k]['low']:.2f}, {s[k]['high']:.2f}]" for k in ("moved", "came", "ratio")]
         lines.append(f"{name:<34}" + "".join(f"{cell:>24}" for cell in cells))

@@ -36,7 +36,7 @@ class SplitArgs(Settings):
     run: Path = Path("runs/health_gathering_supreme")
     """Run folder."""
     split: str = "test"
-    """Split of the episodes: train, valid, test or all."""
+    """Split: train, valid, test, held-out (the last two), or all."""
     seed: Seed = 0
     """Seed of everything that is sampled."""
 
@@ -208,7 +208,7 @@ def real_clips(run: Path, prior: Prior, stride: int, n: int, split: str, data: s
 def encode_given(vqvae: AnyVQVAE, truth: RealClips, context: int) -> PriorBatch:
     """The prior's inputs with codes of the first `context` latent frames, encoded from these frames alone."""
     if not context or not vqvae.config.causal or vqvae.config.past_frames:
-        return truth.batch  # with past frames the clip's codes follow reconstructions from before the clip
+        return truth.batch  # a recurrent VQ-VAE's codes build on reconstructions from before the clip
     frames = torch.from_numpy(truth.frames[:, : context * vqvae.config.stride[0]])
     codes = [vqvae.encode(part.to(vqvae.pre_vq_conv.weight.device)).cpu() for part in frames.split(16)]
     return replace(truth.batch, codes=torch.cat(codes))

@@ -10,7 +10,7 @@ policy, which is fairer to a model that was trained on recordings of a policy. M
     codes       perplexity of the code usage
     bits        negative log-likelihood per sampled code, in bits
 
-Real episodes of the held-out split, decoded from their true codes, give the range in which a dream should stay. The
+Real episodes of the test split, decoded from their true codes, give the range in which a dream should stay. The
 drift of a metric is its mean over the last window minus that over the first, in standard deviations of real windows.
 """
 
@@ -88,7 +88,7 @@ class Args(SplitArgs):
 
 
 def sharpness(frames: np.ndarray) -> np.ndarray:
-    """Mean absolute difference of neighbouring pixels (..., h, w, 3) -> (...), in grey levels."""
+    """Mean absolute difference of neighboring pixels (..., h, w, 3) -> (...), in gray levels."""
     grey = frames.astype(np.float32).mean(-1)
     across, down = np.abs(np.diff(grey, axis=-1)), np.abs(np.diff(grey, axis=-2))
     return (across.mean((-2, -1)) + down.mean((-2, -1))) / 2

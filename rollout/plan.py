@@ -54,7 +54,7 @@ class Args(Settings):
     """Episodes per policy and for planning."""
     replan_every: Positive = 2
     """Steps played before the next plan."""
-    context_frames: AtLeast2 = 8
+    context_frames: Positive = 8
     """Real frames that a dream starts from; fewer at the start of an episode."""
     precision: Precision = "float32"
     """Precision of the dream's models."""

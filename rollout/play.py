@@ -78,13 +78,13 @@ class Args(Settings):
 
 
 def make_engine(args: Args, env_spec: EnvSpec) -> Engine | None:
-    """The engine of the recorded environment; None if it is not wanted or cannot be had, which is printed."""
+    """The engine of the recorded environment; None with --no-engine, or if it cannot be made, which is printed."""
     if not args.engine:
         return None
     try:
         env = make_recorded_env(env_spec, args.trust_env)
     except UserError as error:
-        print(f"the dream is played alone: {error}")
+        print(f"playing without the engine: {error}")
         return None
     return Engine(env, args.context_frames, env_spec.variables)
 

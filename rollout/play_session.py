@@ -1,4 +1,4 @@
-"""A dream that is played step by step, with its engine beside it if there is one, and the past of both."""
+"""A dream that is played step by step, beside its engine if there is one, and that can be rewound and forked."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Engine:
 
     def reset(self, seed: int, rest: Any) -> dict[str, Any]:
         """Start an episode and play some steps of the action `rest`; returns the context for `DreamEnv.reset`."""
-        self.over = True  # unless all goes well
+        self.over = True  # stays so if the engine fails
         actions = [rest] * (self.context_frames - 1)
         with one_sentence():
             frame, info = self.env.reset(seed=seed)
@@ -56,7 +56,7 @@ class Engine:
     def step(self, action: Any) -> None:
         """Play an action, unless the episode is over."""
         if not self.over:
-            self.over = True  # unless all goes well
+            self.over = True  # stays so if the engine fails
             with one_sentence():
                 self.frame, reward, terminated, truncated, self.info = self.env.step(action)
             self.reward = float(reward)
@@ -131,7 +131,7 @@ class Session:
 
     def rewind(self, steps: int) -> None:
         if steps < 0:
-            raise UserError(f"steps to take back must be at least 0, not {steps}")
+            raise UserError(f"steps to rewind must be at least 0, not {steps}")
         if taken := [self.history.pop() for _ in range(min(steps, len(self.history)))]:
             self.restore(taken[-1])
 
@@ -167,7 +167,7 @@ class Session:
         figures: dict[str, list[float]] = {
             "step": [self.time],
             "frames/s": [self.rate],
-            "entropy, bits a code": [self.step_info.get("entropy", 0.0) / math.log(2) / codes],
+            "entropy, bits per code": [self.step_info.get("entropy", 0.0) / math.log(2) / codes],
             "reward": [self.step_info["reward"]],
         }
         figures |= {name.lower(): [self.step_info[name]] for name in variables}

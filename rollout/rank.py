@@ -104,7 +104,8 @@ def rank_correlation(dream: np.ndarray, engine: np.ndarray, seed: int) -> tuple[
 
 def main(args: Args) -> Written:
     if (several := len(set(args.policy))) < 3 or args.episodes < 2:
-        raise UserError(f"ranking needs at least 3 policies and 2 episodes, not {several} policies; give more")
+        given = f"{several} policies and {args.episodes} episodes"
+        raise UserError(f"ranking needs at least 3 policies and 2 episodes, not {given}; give more")
     how: dict[str, Any] = {"temperature": args.temperature, "precision": args.precision}
     dream = gym.make_vec("VideoGPTDream-v0", num_envs=args.episodes, model=args.run, world=args.world, **how)
     assert isinstance(dream, DreamVectorEnv)

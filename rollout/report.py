@@ -4,7 +4,7 @@
 
 The figures come from the files that the scripts of evaluation wrote into <run>/evaluation (`rollout/results.py`).
 A file that is missing, damaged, or made of other weights than those in the run folder is not used: the command that
-writes it is printed. Bits are of a whole frame, because models differ in how many codes a frame has. Writes
+writes it is printed. Bits are per frame, because models differ in how many codes a frame has. Writes
 <run>/evaluation/report.md, a Markdown table. Nothing is measured here, so it takes seconds.
 """
 
@@ -55,10 +55,10 @@ def frame_rows(result: dict[str, Any]) -> Column:
     gain = result["difference"]["psnr"]
     return {
         "held-out episodes": f"{result['protocol']['episodes']}",
-        "codes a frame": f"{codes} of {prior['n_codes']:,}",
+        "codes per frame": f"{codes} of {prior['n_codes']:,}",
         **{f"{name}: PSNR {ahead} steps ahead, dB": text for name, text in means.items()},
         **{f"true minus shuffled, {n} ahead, dB": interval(v) for n, v in zip(steps, gain, strict=True)},
-        **{f"bits a frame, {name}": interval(v, 0, codes) for name, v in result["bits_per_dim"].items()},
+        **{f"bits per frame, {name}": interval(v, 0, codes) for name, v in result["bits_per_dim"].items()},
     }
 
 

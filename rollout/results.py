@@ -1,4 +1,4 @@
-"""The files of <run>/evaluation, which the scripts of evaluation write and the tables of figures read.
+"""The files in <run>/evaluation, which evaluation scripts write, and which the tables of results read.
 
 results.json           rollout/evaluate.py          frames ahead, bits
 controllability.json   rollout/controllability.py   does the dream follow its actions
@@ -33,8 +33,8 @@ def read_results(run: Path) -> tuple[dict[str, Any], list[str]]:
     """The results of a run's present models, by file.
 
     Returns:
-        The results, and a sentence for each file that is missing, damaged, or made of other weights: it has the
-        command that writes it.
+        The results, and a sentence for each file that is missing, damaged, or made of other weights. The sentence has
+        the command that writes the file.
     """
     found, faults = {}, []
     digests = {part: model.digest for part, model in trained_models(run).items()}

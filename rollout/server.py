@@ -111,7 +111,7 @@ class PageServer(ThreadingHTTPServer):
             return
         request.setblocking(False)
         with contextlib.suppress(OSError):
-            request.recv(1 << 16)  # a connection that is closed over what it was sent may lose its answer
+            request.recv(1 << 16)  # closing a connection with unread data may lose the response
         with contextlib.suppress(OSError):
             request.send(BUSY_RESPONSE)
         self.shutdown_request(request)
@@ -198,19 +198,21 @@ class Handler(BaseHTTPRequestHandler):
         here = f"open http://127.0.0.1:{self.server.server_port} on this machine"
         hosts, origins = self.headers.get_all("Host", []), self.headers.get_all("Origin", [])
         if len(hosts) != 1 or hosts[0].lower() not in self.server.hosts:
-            raise Refused(HTTPStatus.FORBIDDEN, f"this page has no other host than this machine; {here}")
+            raise Refused(HTTPStatus.FORBIDDEN, f"the Host header must name this machine; {here}")
         if not {origin.lower() for origin in origins} <= {f"http://{host}" for host in self.server.hosts}:
-            raise Refused(HTTPStatus.FORBIDDEN, f"another page may not use this one; {here}")
+            raise Refused(HTTPStatus.FORBIDDEN, f"requests from other web pages are refused; {here}")
 
     def page_response(self) -> tuple[str, bytes]:
         if self.path != "/":
-            raise Refused(HTTPStatus.NOT_FOUND, "there is one page here, at /")
+            raise Refused(HTTPStatus.NOT_FOUND, "the only page is /")
         return "text/html; charset=utf-8", self.server.page
 
     def command_response(self) -> tuple[str, bytes]:
         name = self.path.removeprefix("/")
         if name not in self.server.takes:
-            raise Refused(HTTPStatus.NOT_FOUND, f"there is no such command; known are {', '.join(self.server.takes)}")
+            raise Refused(
+                HTTPStatus.NOT_FOUND, f"there is no such command; known names: {', '.join(self.server.takes)}"
+            )
         info, wanted = parsed(self.body()), self.server.takes[name]
         if set(info) != set(wanted):
             raise UserError(f"{name} takes {' and '.join(wanted) or 'nothing'}, but was given {sorted(info) or 'none'}")
@@ -248,7 +250,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send(code, "application/json", json.dumps(info).encode())
 
     def send(self, status: int, kind: str, body: bytes) -> None:
-        self.request_version = "HTTP/1.0"  # to 0.9, which is http.server's guess at garbage, it would give no status
+        self.request_version = "HTTP/1.0"  # http.server takes garbage for HTTP/0.9, and would send no status
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))

@@ -55,7 +55,7 @@ def make_viewer(args: Args) -> EpisodeViewer:
     if not is_url(args.path) and (run / "vqvae").is_dir():
         return EpisodeViewer(open_store(args.data or run / "data.zarr"), load_vqvae(run / "vqvae"))
     if args.data:
-        raise UserError(f"{args.path} has no VQ-VAE, so it is no run to show --data with; give --path {args.data}")
+        raise UserError(f"{args.path} has no VQ-VAE, so it is not a run to show --data with; give --path {args.data}")
     return EpisodeViewer(open_store(args.path))
 
 

@@ -72,7 +72,7 @@ def stages(
         mode=mode, decoding_order="raster" if mode == "paper" else "diagonal", window=4,
         d_model=32, n_heads=2, n_layers=2, d_ff=64, dropout=0.0, image_input=recurrent,
     )  # fmt: skip
-    often = {"log_every": 10, "eval_every": steps, "save_every": 50}
+    often = {"log_every": 10, "eval_every": steps, "save_every": 50, "precision": "float32"}  # the same on all hosts
     return (
         vqvae.Args(run=run, model=small, trainer=TrainerConfig(steps=steps, batch_size=8, learning_rate=3e-3, **often)),
         tokens.Args(run=run, n_contexts=4, context_frames=4, clip_stride=8),

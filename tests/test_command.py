@@ -64,8 +64,8 @@ def test_it_lists_every_script(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("trian", "there is no command worldmodel trian; did you mean 'train'?"),
         ("train tokns --help", "there is no command worldmodel train tokns; did you mean 'tokens'?"),
-        ("train gym", "there is no command worldmodel train gym; known are benchmark"),
-        ("--preset demo", "there is no command worldmodel --preset; known are collect"),
+        ("train gym", "there is no command worldmodel train gym; known names: benchmark"),
+        ("--preset demo", "there is no command worldmodel --preset; known names: collect"),
     ],
 )
 def test_a_command_that_is_none(words: str, said: str) -> None:

@@ -13,15 +13,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hatch_build import FOLDERS
+from tests.rollout.browser import CHROMIUM, Browser
 from worldmodel import __version__
 from worldmodel.utils.extras import EXTRAS
 
 ROOT = Path(__file__).parents[1]
-ENGINES = "vizdoom,mujoco,stable_baselines3,sb3_contrib,tensorboard,minari,moviepy,s3fs"
+ENGINES = "vizdoom,mujoco,stable_baselines3,sb3_contrib,tensorboard,minari,moviepy,s3fs,pyarrow,huggingface_hub"
 """Packages of all extras."""
 SITE = """
 import os, sys
@@ -73,16 +75,21 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(site: Path, tmp_path: Path) -> Run:
-    """Runs Python in an empty folder, with the wheel and an empty home."""
+def away(site: Path, tmp_path: Path) -> dict[str, Any]:
+    """Where a command runs, as arguments of `subprocess`: an empty folder, with the wheel and an empty home."""
+    env = {"PYTHONPATH": str(site), "HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1", "PATH": os.environ["PATH"]}
+    for name in ("home", "here"):
+        (tmp_path / name).mkdir()
+    return {"cwd": tmp_path / "here", "env": env, "text": True}
+
+
+@pytest.fixture
+def run(away: dict[str, Any]) -> Run:
+    """Runs Python there; `hidden` has the packages that cannot be imported."""
 
     def run(*words: str, hidden: str = "") -> subprocess.CompletedProcess[str]:
-        env = {"PYTHONPATH": str(site), "HOME": str(tmp_path / "home"), "HIDDEN": hidden, "OMP_NUM_THREADS": "1"}
-        env["PATH"] = os.environ["PATH"]
-        (tmp_path / "home").mkdir(exist_ok=True)
-        (tmp_path / "here").mkdir(exist_ok=True)
-        line = [sys.executable, *words]
-        return subprocess.run(line, cwd=tmp_path / "here", env=env, capture_output=True, text=True)
+        env = away["env"] | {"HIDDEN": hidden}
+        return subprocess.run([sys.executable, *words], **away | {"env": env}, capture_output=True)
 
     return run
 
@@ -202,10 +209,39 @@ for made in (play.serve(play.Args(run="runs/mine", port=0)), show.serve(show.Arg
         made.shutdown()
 """
     done = run("-c", code)
-    alone = (
-        "the dream is played alone: Blink-v0 was recorded from 'envs.blink:Blink-v0', which is not part of this project"
-    )
+    alone = "playing without the engine: Blink-v0 was recorded from 'envs.blink:Blink-v0', which is not part of"
     assert done.stdout.startswith(alone) and done.stdout.endswith("\nTrue\nTrue\n"), done
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium here to play in; the path of a new user is not tested")
+def test_one_command_makes_a_world_that_is_played_in_a_browser(
+    run: Run, site: Path, away: dict[str, Any], tmp_path: Path
+) -> None:
+    """The path of a new user, with nothing replaced: too short a time for a good model, which it says."""
+    here, command = tmp_path / "here", str(site / "bin" / "worldmodel")
+    (here / "my_env.py").write_text(MINE)
+    flags = "--run runs/mine --minutes 1 --size 32"
+    done = run(command, "dream", "my_env:Blink-v0", *flags.split(), hidden="vizdoom,mujoco,stable_baselines3")
+    assert done.returncode == 0, done.stderr
+    for name in ("reconstruction.png", "evaluation/results.json", "dreams/strip.png", "world.json"):
+        assert (here / "runs/mine" / name).is_file(), name
+    said = dict(re.findall(r"^(\w[\w ]*): +(.*)$", done.stdout, re.MULTILINE))
+    assert said["better"].startswith("the time was too short for vqvae")
+    for verdict in ("runs/mine/vqvae: reconstructions are ", "runs/mine/prior: actions ", "runs/mine: the dream is "):
+        assert f"\n{verdict}" in done.stdout, done.stdout
+    assert said["play it"] == "worldmodel play --run runs/mine"
+    play = [sys.executable, command, "play", "--run", "runs/mine", "--port", "0"]
+    with subprocess.Popen(play, **away, stdout=subprocess.PIPE) as server:
+        try:
+            assert server.stdout is not None
+            url = next(found[0] for line in server.stdout if (found := re.search(r"http://[\d.:]+", line)))
+            with Browser(url, tmp_path / "profile") as page:
+                page.wait("document.querySelectorAll('#figures tr').length > 3")
+                page.key(" ", down=True)
+                page.wait("+document.querySelector('#figures tr').cells[1].innerText >= 3")
+                assert page.value("document.querySelector('#dream').naturalWidth") == 32
+        finally:
+            server.terminate()
 
 
 def test_a_robot_needs_no_vizdoom(run: Run) -> None:
@@ -236,6 +272,9 @@ def test_each_missing_extra_is_asked_for(run: Run) -> None:
         "collect gym --env-id CartPole-v1 --policy health_gathering_supreme": "sb3",
         "train gpu --device cpu": "tensorboard",
         "collect minari": "minari",
+        "collect lerobot": "parquet",
+        "dream CartPole-v1": "tensorboard",
+        "play --run hf://somebody/dream": "hub",
     }
     done = run("-c", lines(*asking), hidden=ENGINES)
     said = [f"error: {EXTRAS[name]} is not installed; run pip install 'worldmodel[{name}]'" for name in asking.values()]

@@ -204,7 +204,7 @@ def measure_in_process(task: Task, checkout: Path | None, args: Args) -> Row:
 
 def compare(task: Task, args: Args, folder: Path) -> list[Row]:
     """The rows of our code and, if given, of the checkout, in alternating processes."""
-    official = args.official if task.workload != "bucket" else None  # it reads HDF5 files only
+    official = args.official if task.workload != "bucket" else None  # the official code reads HDF5 files only
     sides: dict[str, Path | None] = {"ours": None} | ({"official": official} if official else {})
     found: dict[str, list[Row]] = {side: [] for side in sides}
     for _ in range(args.rounds):

@@ -21,18 +21,18 @@ def run_python(
     cwd: Path | None = None,
     is_part: bool = False,
 ) -> int:
-    """Run `python` with arguments and wait for its end.
+    """Run `python` with arguments and wait until it ends.
 
-    After Ctrl-C, or when its time is over, it is asked once to stop, and has the time it needs: a training finishes its
-    step and saves a checkpoint. It has a session of its own, so that Ctrl-C does not reach it as well, because a second
-    request makes it stop at once.
+    After Ctrl-C, or when its time is over, the process gets one SIGTERM, and then as much time as it needs: a training
+    finishes its step and saves a checkpoint. A second signal would make it stop at once. So the process runs in a
+    session of its own, which Ctrl-C does not reach.
 
     Args:
         line: The arguments.
-        seconds: Most seconds.
+        seconds: Time limit in seconds.
         output: File for what it prints; by default the terminal.
         cwd: Folder to run it in; by default this process's.
-        is_part: Whether it leaves it to this process to say what comes next, and how to resume.
+        is_part: Whether this process, and not the new one, tells the user what comes next and how to resume.
 
     Returns:
         Its exit status.
@@ -57,12 +57,12 @@ def run_script(script: str, flags: Sequence[str], name: str = "", output: IO[str
     Args:
         script: The script, such as train/vqvae.py.
         flags: Its flags.
-        name: What it is called in the caller's list; by default its own name.
+        name: Name of the script in the messages; by default its command.
         output: File for what it prints, but not for its errors and progress; by default the terminal.
 
     Raises:
         UserError: It has failed.
-        KeyboardInterrupt: It was interrupted by itself, or as `run_python`.
+        KeyboardInterrupt: The script was interrupted, or this process was, as in `run_python`.
     """
     print(f"{name}{': ' * bool(name)}{shlex.join([*command_words(script), *flags])}", flush=True)
     status = run_python([*python_arguments(script), *flags], output=output, is_part=True)

@@ -2,8 +2,8 @@
 
 Each part is a command with a result file in <out>: the tests marked gpu, training steps of the paper's VQ-VAE and prior
 (clips/s, share of the peak rate, memory), dense and sparse attention over 8 x 32 x 32 codes, sampling, steps of a dream
-at up to 4,096 lanes, and PPO in it. Most important parts come first. A part that does not fit into `--minutes` any more
-is left for the next call of the same command; parts that have a result are not run again. The table of all results is
+at up to 4,096 lanes, and PPO in it. The most important parts come first. A part that no longer fits into `--minutes` is
+left for the next call of the same command; parts that have a result are not run again. The table of all results is
 printed and written to <out>/table.md.
 
     python train/gpu.py                              # at most 8 minutes
@@ -157,7 +157,7 @@ def run_part(args: Args, part: Part, seconds: float) -> bool:
     is_script = line[0].endswith(".py")
     words = [*command_words(line[0]), *line[1:]] if is_script else ["python", *line]
     print(f"{part.name}: {shlex.join(words)}", flush=True)
-    if out.is_dir():  # of another line, or without its end
+    if out.is_dir():  # left by other settings, or by a run that did not finish
         shutil.rmtree(out)
     out.unlink(missing_ok=True)
     try:
@@ -193,9 +193,12 @@ def main(args: Args) -> Written:
     rows: list[Row] = []
     for part in parts(args):
         left, made = end - time.monotonic(), f"{args.device}: {part.line}"
-        if done.get(part.name) != made and left > 0 and run_part(args, part, left):
-            done[part.name] = made
+        if done.get(part.name) != made and left > 0:
+            done.pop(part.name, None)  # its old result is about to go
             write_json(state, done)
+            if run_part(args, part, left):
+                done[part.name] = made
+                write_json(state, done)
         if done.get(part.name) == made:
             rows += part.rows(result_path(args, part))
         else:

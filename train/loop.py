@@ -2,22 +2,22 @@
 
     python train/loop.py --preset health_gathering_loop
 
-The first round records random play. Every later one records the policy that the round before has trained, with some
-random actions. A round:
+The first round records random play. Every later round records the policy of the previous round, with some random
+actions. A round:
 
     record     collect/vizdoom.py            into <run>/data.zarr/<round>; all rounds are read as one store
-    tokenizer  train/vqvae.py                on all data, from the round before
+    tokenizer  train/vqvae.py                on all data, initialized from the previous round
     codes      train/tokens.py               and the contexts that dreams start from
-    prior      train/prior.py                from the round before
-    outcome    train/outcome.py              anew
-    policy     train/policy.py               in the dream, from the round before
+    prior      train/prior.py                initialized from the previous round
+    outcome    train/outcome.py              from scratch
+    policy     train/policy.py               in the dream, initialized from the previous round
     score      rollout/evaluate_policy.py    in the engine, always on the same seeds
 
 The policy never learns in the engine. Its score against the number of engine steps is in TensorBoard (<run>/log) and in
 <run>/score.png. With `--engine-steps`, PPO is also trained in the engine alone, and its scores are plotted too.
 
-The preset has a section for each of these scripts, with their settings, and one for the loop. Every stage is the script
-itself, as a command that is printed first. So an interrupted loop resumes within the stage it was in.
+The preset has a section for each of these scripts, with their settings, and one for the loop. Every stage runs its
+script as a command, which is printed first. So an interrupted loop resumes within the stage it was in.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def loop(args: Args, presets: list[str]) -> Written:
             if k >= before:
                 write_manifest(str(data), [str(i) for i in range(state.recorded)])
             run_stages(state, rest, presets)
-            frames = sum(Store(data / str(i)).n_rows for i in range(k + 1))
+            stores = [Store(data / str(i)) for i in range(k + 1)]
+            frames = sum(store.n_rows - len(store.episode_ends) for store in stores)  # the last one has no action
             curves.setdefault("in the dream", []).append((frames, read_score(args.run / f"round-{k}")))
             if k >= before - 1:
                 report(args.run, curves)

@@ -15,11 +15,11 @@ from worldmodel.training.logging import open_log
 from worldmodel.utils.checkpoint import write_json
 
 Curves = dict[str, list[tuple[int, dict[str, Any]]]]
-"""For each label, its pairs of engine steps and score."""
+"""Label of a curve -> pairs of engine steps and score."""
 
 
 def read_score(folder: Path) -> dict[str, Any]:
-    """The tics that the policy of a round, or of the engine, survives: "mean" and "interval95"; "random" beside it."""
+    """Tics that the policy in a folder survives: "mean" and "interval95", and the mean of random play, "random"."""
     scores = json.loads((folder / "scores.json").read_text())["scores"]
     random = scores.pop("random")
     (policy,) = scores.values()
@@ -42,7 +42,7 @@ def draw(path: Path, curves: Curves) -> None:
 
 
 def report(run: Path, curves: Curves) -> None:
-    """Write score.json, score.png and the TensorBoard log anew from all scores so far, and print the last one."""
+    """Rewrite score.json, score.png and the TensorBoard log with all scores so far, and print the last one."""
     for old in (run / "log").glob("*/events.*"):
         old.unlink()
     for label, points in curves.items():

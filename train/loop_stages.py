@@ -62,7 +62,7 @@ class Stage:
 
 
 def of_round(values: tuple[Any, ...], k: int) -> Any:
-    """The value for round k."""
+    """The value for round k; the last value also holds for all later rounds."""
     return values[min(k, len(values) - 1)]
 
 
@@ -151,7 +151,7 @@ class State(RunState):
         return sum(name.startswith("round-") and name.endswith("/score") for name in self.value)
 
     def add(self, name: str) -> None:
-        """Note that a command is done."""
+        """Record that a command is done."""
         self.value.append(name)
         self.write()
 

@@ -174,14 +174,17 @@ class ExpectedReward(ShapedReward):
 class TrainingCallback(CheckpointCallback):
     """Logs the settings to TensorBoard, and trains only the value function during its warmup."""
 
-    def __init__(self, args: Args, ppo: PPO) -> None:
-        super().__init__(lambda steps: save(args, ppo, steps), args.save_every, ppo.num_timesteps)
-        self.args = args
+    def __init__(self, args: Args, ppo: PPO, settings: dict[str, Any]) -> None:
+        def save(steps: int) -> None:
+            save_policy(args.out, ppo.policy, settings, {"steps": steps}, keep=args.keep_checkpoints)  # type: ignore[arg-type]
+
+        super().__init__(save, args.save_every, ppo.num_timesteps)
+        self.args, self.settings = args, settings
 
     def _on_training_start(self) -> None:
         for output in self.logger.output_formats:
             if isinstance(output, TensorBoardOutputFormat) and not self.saved_steps:
-                log_settings(output.writer, settings(self.args))
+                log_settings(output.writer, self.settings)
 
     def _on_rollout_start(self) -> None:
         super()._on_rollout_start()
@@ -189,18 +192,16 @@ class TrainingCallback(CheckpointCallback):
             parameter.requires_grad = name.startswith("value_net") or self.num_timesteps >= self.args.value_warmup_steps
 
 
-def save(args: Args, ppo: PPO, steps: int) -> None:
-    save_policy(args.out, ppo.policy, settings(args), {"steps": steps}, keep=args.keep_checkpoints)  # type: ignore[arg-type]
-
-
 def settings(args: Args) -> dict[str, Any]:
     """The settings that must be equal to resume a run; paths, stops and devices may differ."""
     elsewhere = ("out", "stop_at_step", "save_every", "keep_checkpoints", "export", "device")
     values = {k: v for k, v in asdict(args).items() if k not in elsewhere}
-    return values | {  # models are known by their weights, since a folder may move
-        "run": weights_digest(resolve_folder(args.run) / "prior") if args.run else "",
-        "init_from": None if args.init_from is None else weights_digest(policy_folder(str(args.init_from))),
-    }
+    if args.run and args.env_id == "VideoGPTDream-v0":  # a dream is known by its weights, since its folder may move
+        folder = resolve_folder(args.run)
+        values["run"] = "+".join(weights_digest(folder / part) for part in ("prior", "outcome"))
+    if args.init_from is not None:
+        values["init_from"] = weights_digest(policy_folder(str(args.init_from)))
+    return values
 
 
 def make_envs(args: Args) -> VecEnv:
@@ -251,22 +252,22 @@ def engine_scenario(args: Args) -> str:
 
 
 def main(args: Args) -> Written:
-    last = min(args.stop_at_step or args.total_timesteps, args.total_timesteps)
+    last, made_with = min(args.stop_at_step or args.total_timesteps, args.total_timesteps), settings(args)
     environments = make_envs(args)
     try:
         with folder_lock(args.out):
             ppo = make_ppo(args, environments, last)
             if checkpoints(args.out):
-                resume(ppo, args.out, read_header(args.out)[0] | {"training": settings(args)}, args.seed)
+                resume(ppo, args.out, read_header(args.out)[0] | {"training": made_with}, args.seed)
             elif args.init_from is not None:
                 load_weights(policy_folder(str(args.init_from)), ppo.policy)
-            learn(ppo, TrainingCallback(args, ppo), last)
+            learn(ppo, TrainingCallback(args, ppo, made_with), last)
     finally:
         environments.close()
     if args.export is not None:
         small = load_policy(args.out).half()
         with folder_lock(args.export):
-            save_policy(args.export, small, settings(args), {"steps": ppo.num_timesteps}, resumable=False)
+            save_policy(args.export, small, made_with, {"steps": ppo.num_timesteps}, resumable=False)
     print(f"finished after {ppo.num_timesteps:,} steps")
     policy, scenario = args.export or args.out, engine_scenario(args)
     return Written(policy, scenario and "rollout/evaluate_policy.py", {"policy": policy, "scenario": scenario})

@@ -20,8 +20,8 @@ class RunState:
         kind: What the command makes, such as "world".
         args: The settings of this call, a dataclass.
         may_change: Names of settings that may differ from those in the file.
-        key: The name of what is kept beside the settings.
-        value: What is kept; replaced by what the file has.
+        key: Name of the other entry of the file.
+        value: Its initial value; if the file exists, its value is used instead.
 
     Raises:
         UserError: The file is damaged, or it was written by a call with other settings.

@@ -2,8 +2,8 @@
 
     python train/scaling.py
 
-1. Steps of a small VQ-VAE and a small prior are timed at `batch_sizes`, in one process, and in two that train at the
-   same time without knowing of each other: processes share caches, memory and power. All-reduces of gloo are timed on
+1. Steps of a small VQ-VAE and a small prior are timed at `batch_sizes`: in one process, and in two that train
+   independently at the same time, because processes share caches, memory and power. All-reduces of gloo are timed on
    two ranks at many sizes. Lines are fitted: time against clips, and time against bytes.
 2. With them, train/step_cost.py predicts a step at `batch_size` clips on one rank, on two ranks that share them (strong
    scaling), and on two ranks with as many each (weak scaling). All are then measured. The bytes that a step sends are
@@ -11,7 +11,7 @@
 3. The same model predicts steps of the paper's models on 1 to 1,024 GPUs, from the published rates of `gpu`. This table
    is not measured.
 
-The fastest step counts, because other load on the machine only adds. Rounds on one rank and on two take turns.
+The fastest step counts, because other load on the machine can only add time. Rounds on one rank and on two take turns.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class GPU(Settings):
     network_gb: AboveZero = 50.0
     """Gigabytes a second from a GPU to other machines: one adapter of 400 gigabits for each."""
     latency_us: AboveZero = 10.0
-    """Microseconds of an operation of several GPUs, however near they are."""
+    """Fixed latency of a collective operation in microseconds."""
     near_us: AboveZero = 1.2
     """Microseconds from GPU to GPU in a machine."""
     far_us: AboveZero = 8.5
@@ -142,7 +142,7 @@ def step_work(model: nn.Module, clips: Tensor) -> tuple[float, int]:
 
 
 def build_model(name: str, vqvae: VQVAEConfig, prior: PriorConfig) -> tuple[nn.Module, Tensor]:
-    """A model and a clip for it; the prior's have no values, because its operations do not ask for them."""
+    """A model and a clip for it. The prior and its clip have no values (meta device), because none are needed."""
     if name == "vqvae":
         clip = torch.zeros(1, vqvae.n_frames, *vqvae.frame_size, vqvae.channels, dtype=torch.uint8)
         return VQVAE(vqvae), clip
@@ -177,7 +177,7 @@ def measure(args: Args) -> dict[Ranks, Times]:
 
 def compare(args: Args, times: dict[Ranks, Times]) -> tuple[dict[str, Any], list[Row]]:
     """The fitted lines, and a row for each step: predicted and measured, in seconds and in bytes that a rank sends."""
-    latency, per_byte = fit_line(REDUCED, times[2, True].reduced)  # of two ranks: each sends as many bytes as there are
+    latency, per_byte = fit_line(REDUCED, times[2, True].reduced)  # of two ranks, each sends the tensor's size
     links, rows = Links(bandwidth=1 / per_byte, latency=latency), list[Row]()
     fitted: dict[str, Any] = {"latency": latency, "bandwidth": 1 / per_byte, "lines": []}
     for name in MODELS:
@@ -228,7 +228,7 @@ def print_here(fitted: dict[str, Any], rows: list[Row]) -> None:
     print(f"all-reduce on two ranks: {1e6 * fitted['latency']:.0f} us + bytes / {fitted['bandwidth'] / 1e9:.2f} GB/s")
     for line in fitted["lines"]:
         step, clip = 1e3 * line["per_step"], 1e3 * line["per_clip"]
-        print(f"{line['model']}, {line['processes']} at once: {step:.1f} ms + {clip:.1f} ms a clip")
+        print(f"{line['model']}, {line['processes']} at once: {step:.1f} ms + {clip:.1f} ms per clip")
     print("| model | ranks | clips | predicted, ms | measured, ms | measured / predicted | MB sent by a rank |")
     print("|---|---|---|---|---|---|---|")
     for row in rows:
@@ -243,12 +243,12 @@ def print_gpus(gpu: GPU, sizes: dict[str, Any], rows: list[Row]) -> None:
     """Print the prediction for GPUs."""
     for name, what in sizes.items():
         print(
-            f"{name}: {what['flops_per_clip'] / 1e12:.2f} TFLOP a clip, gradients of {what['bytes'] / 1e6:.0f} MB, "
+            f"{name}: {what['flops_per_clip'] / 1e12:.2f} TFLOP per clip, gradients of {what['bytes'] / 1e6:.0f} MB, "
             f"{what['operations']:,} operations"
         )
     for name in MODELS:
         print(
-            f"| GPUs ({name}; a prediction) | ms, {gpu.batch_size} clips a GPU | clips/s | efficiency "
+            f"| GPUs ({name}; a prediction) | ms, {gpu.batch_size} clips per GPU | clips/s | efficiency "
             f"| ms, {gpu.global_batch_size} clips in all | clips/s | efficiency | MB sent by a GPU | sharded: ms | MB |"
         )
         print("|" + "---|" * 10)

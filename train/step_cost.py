@@ -1,14 +1,14 @@
 """What a training step costs on n ranks: its time, and the bytes that each rank sends. train/scaling.py uses it.
 
-    step     = compute(b) + small + max(0, large - overlap * compute(b))      b clips on each rank
-    one of them = latency(n) + share(n) * bytes / bandwidth(n)
+    step      = compute(b) + small + max(0, large - overlap * compute(b))     b clips on each rank
+    operation = latency(n) + share(n) * bytes / bandwidth(n)                  small and large are sums of operations
 
 * compute: per_step + per_clip * b, and never less than the host takes to launch a step.
-* small: reductions that the step waits for. A VQ-VAE has five for its codebook, and every training has one that asks
-  whether a rank is to stop.
+* small: reductions that the step waits for. A VQ-VAE has five for its codebook, and every training has one to ask
+  whether any rank should stop.
 * large: the gradients, in float32. A part of the step can hide them, because they are reduced while the backward pass
-  goes on. With FSDP2 they are scattered, and weights are gathered too.
-* share: a ring sends 2 (n - 1) / n of the bytes to reduce them everywhere, and half of that to gather or scatter them.
+  is still running. With FSDP2 they are scattered, and weights are gathered too.
+* share: a ring sends 2 (n - 1) / n of the bytes for an all-reduce, and half of that for a gather or a scatter.
 * latency: that of a tree, as NCCL counts it (src/graph/tuning.cc): through a machine, then over the machines.
 """
 
@@ -51,15 +51,15 @@ class Links:
     """What connects the ranks; seconds, and bytes per second of each rank."""
 
     bandwidth: float
-    """Between ranks of a machine."""
+    """Bandwidth between ranks of a machine."""
     latency: float
-    """Of an operation, however near the ranks are."""
+    """Latency of any operation, however close the ranks are."""
     near: float = 0.0
     """Latency from rank to rank in a machine."""
     far: float = 0.0
     """Latency from machine to machine."""
     network: float = math.inf
-    """Bandwidth of each rank to other machines, all ranks of a machine at once."""
+    """Bandwidth of each rank to other machines, while all ranks of its machine send."""
     ranks_per_machine: int = 8
 
     def seconds(self, collective: Collective, n: int) -> float:
@@ -77,7 +77,7 @@ class Compute:
     """Time of a step on one rank, in seconds."""
 
     per_step: float
-    """Of the optimizer and whatever else does not depend on the clips."""
+    """Time of the optimizer and of everything else that does not depend on the number of clips."""
     per_clip: float
     least: float = 0.0
     """Time that the host takes to launch a step."""
@@ -155,7 +155,7 @@ def codebook(config: VQVAEConfig) -> tuple[Collective, ...]:
 
 
 def fit_line(x: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
-    """The line a + b x of the least squares of relative errors, with neither below zero: (a, b)."""
+    """Fit a line a + b x by least squares of relative errors, with a and b not below zero; returns (a, b)."""
     design = np.stack([np.ones(len(x)), np.asarray(x, float)], 1) / np.asarray(seconds)[:, None]
     a, b = np.linalg.lstsq(design, np.ones(len(x)), rcond=None)[0].tolist()
     if min(a, b) >= 0:

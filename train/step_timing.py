@@ -1,4 +1,4 @@
-"""Training steps and reductions timed on several ranks, for train/scaling.py. Nothing here decides anything."""
+"""Times training steps and reductions on several ranks, for train/scaling.py."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ class Timing:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of the fastest steps and all-reduces, and what the collective operations of each step were given."""
+    """Seconds of the fastest steps and all-reduces, and the work of each step."""
 
     steps: list[float]
     reduced: list[float]
     operations: list[int]
-    """Of PyTorch, in a step."""
+    """Number of PyTorch operations in a step."""
     collectives: list[dict[str, int]]
-    """Bytes by kind, in a step."""
+    """Bytes of the collective operations in a step, by kind."""
 
 
 class Operations(TorchDispatchMode):
@@ -67,13 +67,13 @@ class Operations(TorchDispatchMode):
         kind = next((kind for kind in KINDS if kind.replace("_", "") in name.replace("_", "")), "")
         if kind and "c10d" in name:
             sizes = [leaf.nbytes for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-            whole = max if kind in ("all_gather", "reduce_scatter") else sum  # the others are given one tensor
+            whole = max if kind in ("all_gather", "reduce_scatter") else sum  # other kinds have only one tensor
             self.bytes[kind] += whole(sizes)
         return func(*args, **(kwargs or {}))
 
 
 def on_ranks(n: int, timing: Timing) -> Times:
-    """`measure` on n ranks, started as torchrun starts them; what the first one finds.
+    """Run `measure` on n ranks, started as torchrun starts them; returns the result of the first one.
 
     Raises:
         UserError: If a rank has failed.
@@ -105,7 +105,7 @@ def measure(timing: Timing) -> Times:
 
 
 def measure_step(task: Task, steps: int) -> tuple[float, int, dict[str, int]]:
-    """The fastest step of a task in seconds, and what one does."""
+    """Seconds of the fastest step of a task, its number of operations, and its bytes of collective operations."""
     train = training_step(task)
 
     def step() -> None:
@@ -113,20 +113,20 @@ def measure_step(task: Task, steps: int) -> tuple[float, int, dict[str, int]]:
         any_rank(False, False)  # as `fit` asks after each step
 
     step()
-    step()  # DistributedDataParallel arranges its buckets anew at the second one
+    step()  # DistributedDataParallel rearranges its buckets at the second step
     with Operations() as count:
         step()
     return fastest(step, steps), count.n, dict(count.bytes)
 
 
 def measure_reduction(size: int, times: int) -> float:
-    """The fastest all-reduce of some bytes, in seconds."""
+    """Seconds of the fastest all-reduce of a number of bytes."""
     tensor = torch.zeros(size // 4)
     return fastest(lambda: dist.all_reduce(tensor), times)
 
 
 def fastest(work: Callable[[], object], times: int) -> float:
-    """The shortest time of a call; every rank calls it as often."""
+    """Seconds of the fastest of several calls; every rank makes the same number of calls."""
     seconds = []
     for _ in range(times):
         start = time.perf_counter()

@@ -3,8 +3,8 @@
     python train/tune_hysteresis.py --run runs/pushing                            # measure
     python train/tune_hysteresis.py --run runs/pushing --set-hysteresis 0.05      # measure, and set it
 
-Many codes of a codebook are nearly equal. Which of them is nearest changes from frame to frame by noise, which a prior
-cannot predict. With hysteresis a position keeps its code unless another one is closer by a margin, a fraction of the
+Many codes of a codebook are nearly equal. Noise changes which of them is nearest from frame to frame, and no prior can
+predict noise. With hysteresis a position keeps its code unless another one is closer by a margin, a fraction of the
 codes' variance (`VQVAEConfig.hysteresis`). The weights do not change. For each value, over held-out episodes:
 
     still    fraction of still positions that keep their code from frame to frame; a position is still if its pixels

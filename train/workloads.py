@@ -3,7 +3,7 @@
 A workload is a call without arguments, the clips or codes it processes, its FLOPs (worldmodel.utils.hardware), and the
 least number of bytes it has to move:
 
-* training: value, gradient and two moments of each weight, read and written, and the value once more each way;
+* training: value, gradient and two moments of each weight, read and written once, and the value a second time;
 * sampling: all weights once per pass, and the cached keys and values;
 * reading: each clip, read and written.
 

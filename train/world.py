@@ -2,16 +2,17 @@
 
     python train/world.py --env-id ale_py:ALE/Breakout-v5 --minutes 30 --run runs/breakout
 
-    look        a few episodes, to see how fast it runs, how much moves, and how small that is
-    record      random play, or a policy's, into <run>/data.zarr
+    look        a few episodes, to see how fast the environment runs, how much moves, and how small the moving parts are
+    record      random play, or that of a policy, into <run>/data.zarr
     tokenizer   a recurrent VQ-VAE; its verdict and <run>/reconstruction.png come before the rest of the time is spent
     prior       the model of the next frame
-    outcome     rewards, ends and variables
+    outcome     rewards, terminations and variables
     judge       dreams of held-out episodes beside the truth, with verdicts in words
 
-Each stage is the script that it is anywhere else, as a command that is printed first, with the preset `world`. What was
-chosen is in <run>/world.json: the frame size, the weight of what moves, and the steps that fit into the time. The same
-command resumes an interrupted run.
+Each stage runs the usual script as a command with the preset `world`; the command is printed first. What was chosen is
+in <run>/world.json: the frame size, the loss weight of moving pixels, and the numbers of steps that fit into the time.
+The same command resumes an interrupted run. With more --minutes it trains the prior and the outcome model of a finished
+run further.
 
 Random play shows little of most games. Record a better policy with `--policy` when you have one.
 """
@@ -53,20 +54,21 @@ from worldmodel.utils.errors import UserError
 from worldmodel.utils.lock import folder_lock
 from worldmodel.utils.settings import Count, Positive, Settings
 
-SHARES = {"record": 0.08, "vqvae": 0.38, "tokens": 0.10, "prior": 0.32, "outcome": 0.06, "judge": 0.06}
-"""How the time is divided. What was recorded decides how long its tokens take; the others divide the rest."""
+SHARES = {"record": 0.06, "vqvae": 0.26, "tokens": 0.10, "prior": 0.46, "outcome": 0.06, "judge": 0.06}
+"""Share of the time for each stage. Once data is recorded, the time for its tokens is known; others share the rest."""
 FREE = ("run", "minutes", "trust_policy")
 """Settings that a resumed run may change."""
 STAGES = ("vqvae", "prior", "outcome")
 """Stages that train."""
 LOOK_EPISODES, LOOK_SIZE = 4, 128
 START = 6.0
-"""Seconds in which a recorder starts."""
+"""Seconds that a recorder takes to start."""
 TRIAL_STEPS = 40
-"""Steps of a training that is started only to see how fast it is."""
+"""Training steps of a trial, which measures the speed."""
 MAX_STEPS = 1000
-"""Steps of an episode, unless they are asked for."""
+"""Time limit of an episode in steps, unless the user sets one."""
 CHOSEN = {
+    "minutes": "{} minutes for everything",
     "max_episode_steps": "episodes of at most {} steps",
     "motion": "{changed:.2%} of the pixels change in a step; the smallest moving parts have {smallest:.0f} pixels of "
     f"{LOOK_SIZE}x{LOOK_SIZE}",
@@ -78,7 +80,7 @@ CHOSEN = {
     "prior_steps": "{} training steps of the prior",
     "outcome_steps": "{} training steps of the outcome model",
 }
-"""What is printed of each choice."""
+"""What is printed for each choice."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +114,7 @@ class Choices(RunState):
         super().__init__(args.run, "world", args, FREE, "chosen", {})
 
     def once(self, name: str, choose: Callable[[], Any]) -> Any:
-        """The value that was chosen before, or else one that is chosen now."""
+        """The value of an earlier choice, or else a value that is chosen now."""
         if name not in self.value:
             self.value[name] = value = choose()
             self.write()
@@ -131,11 +133,34 @@ class World:
     """The stages, and the time that is left for them."""
 
     def __init__(self, args: Args, choices: Choices) -> None:
-        self.args, self.choices, self.end = args, choices, time.monotonic() + 60 * args.minutes
+        self.args, self.choices = args, choices
+        self.minutes = self.lengthen() or args.minutes
+        self.end = time.monotonic() + 60 * self.minutes
         self.encoding = 0.0
-        """Seconds that the tokens of what was recorded take."""
+        """Seconds that encoding the recorded data takes."""
         self.lengths: dict[str, dict[str, Any]] = {}
         """Flags of the stages if episodes are short."""
+
+    def lengthen(self) -> int:
+        """If a finished run is given more minutes than before, plan more steps of the prior and the outcome model.
+
+        The VQ-VAE stays, because everything after it depends on its codes.
+
+        Returns:
+            The minutes that it is given more.
+        """
+        chosen, stages = self.choices.value, ("prior", "outcome", "judge")
+        extra = self.args.minutes - self.choices.once("minutes", lambda: self.args.minutes)
+        if "judged" not in chosen or extra <= 0:
+            return 0
+        for stage in stages[:2]:
+            seconds = 60 * extra * SHARES[stage] / sum(SHARES[name] for name in stages)
+            chosen[f"{stage}_steps"] += steps_for(steps_per_second(self.args.run / stage / "log"), seconds)
+            print(f"chosen: {CHOSEN[f'{stage}_steps'].format(chosen[f'{stage}_steps'])}, with {extra} minutes more")
+        del chosen["judged"]
+        chosen["minutes"] = self.args.minutes
+        self.choices.write()
+        return extra
 
     def seconds(self, stage: str, now: str = "") -> float:
         """A stage's share of the time that is left when `now` is about to start, by default the stage itself."""
@@ -148,9 +173,7 @@ class World:
     def announce(self, stage: str) -> None:
         """Say which stage starts, and how much time is left."""
         number, left = list(SHARES).index(stage) + 1, max(0.0, self.end - time.monotonic()) / 60
-        print(
-            f"\nstage {number} of {len(SHARES)}: {stage} ({left:.0f} of {self.args.minutes} minutes left)", flush=True
-        )
+        print(f"\nstage {number} of {len(SHARES)}: {stage} ({left:.0f} of {self.minutes} minutes left)", flush=True)
 
     def record(self) -> None:
         """Look at a few episodes, choose sizes, and record."""
@@ -184,7 +207,7 @@ class World:
         self.lengths = flags_for_lengths(recording)
 
     def train(self, stage: str, sizes: dict[str, Any] | None = None) -> None:
-        """Train a stage for as many steps as fit into its time, by the speed of a trial."""
+        """Train a stage for as many steps as fit into its time, at the speed that a trial measures."""
         self.announce(stage)
         script, folder, key = f"train/{stage}.py", self.args.run / stage, f"{stage}_steps"
         flags = {"run": self.args.run} | self.lengths.get(stage, {}) | (sizes or {})
@@ -210,7 +233,7 @@ class World:
         self.train("prior")
         self.train("outcome")
         if "judged" in chosen:
-            print(f"\n{run}: complete already")
+            print(f"\n{run}: complete already; more --minutes train its prior and its outcome model further")
             return
         self.announce("judge")
         for stage in ("dream", "evaluate"):
@@ -236,13 +259,14 @@ def main(args: Args) -> Written:
     args.run.mkdir(parents=True, exist_ok=True)
     with folder_lock(args.run, "world.lock"):
         choices = Choices(args)
-        World(args, choices).all()
+        (world := World(args, choices)).all()
     play, policy = (" ".join(command_words(script)) for script in ("rollout/play.py", "train/policy.py"))
-    better = "another --run and more --minutes, or a --policy that plays well"
+    better = "more --minutes, or another --run with a --policy that plays well"
     if short := [stage for stage in STAGES if choices.value[f"{stage}_steps"] <= MIN_STEPS]:
-        better = f"the time was too short for {' and '.join(short)}; use another --run and more --minutes"
+        cure = "use another --run and more --minutes" if "vqvae" in short else "use more --minutes"
+        better = f"the time was too short for {' and '.join(short)}; {cure}"
     print(
-        f"\ntime:     {(time.monotonic() - before) / 60:.0f} minutes ({args.minutes} asked for)"
+        f"\ntime:     {(time.monotonic() - before) / 60:.0f} minutes ({world.minutes} asked for)"
         f"\nvideos:   {args.run}/dreams has the truth beside dreams of the same actions"
         f"\nplay it:  {play} --run {args.run}"
         f"\npolicy:   {policy} --env-id VideoGPTDream-v0 --run {args.run} --reward-shaping"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from configs import parse
 from worldmodel.data.clips import Clips
@@ -22,21 +22,25 @@ from worldmodel.training.step import autocast
 from worldmodel.training.tokens_stage import LANES
 from worldmodel.training.vqvae_stage import VQVAEStage, encode_actions
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.extras import extra
 from worldmodel.utils.memory import keep_freed_memory
 from worldmodel.utils.run_args import DEVICE
 from worldmodel.utils.video_io import save_png, upscale, video_grid
+
+with extra("tensorboard"):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 SIZES = (64, 96)
 """Heights and widths of frames to choose from."""
 MIN_AREA = 3.0
 """A region that moves should have this many pixels; fewer are easily lost."""
 MIN_FRAMES, MAX_FRAMES = 4_000, 100_000
-"""Of short episodes a look has so few frames that it says little of the speed of recording."""
+"""Fewest and most frames to record. If episodes are short, a look has too few frames to measure the recording speed."""
 MIN_EPISODES, MIN_STEPS = 20, 50
 MIN_LENGTH, LONG = 6, 33
 """Frames of an episode: fewer are too short, more are long enough for every stage."""
 START_AND_END = 25.0
-"""Seconds of a training in which no steps are done: imports, and the evaluation at the end."""
+"""Seconds of a training that are not spent on steps: imports, and the evaluation at the end."""
 
 
 def choose_size(motion: Motion, size: int) -> int:
@@ -50,7 +54,7 @@ def choose_motion_weight(motion: Motion) -> float:
 
 
 def episodes_for(frames: float, length: float) -> int:
-    """How many episodes to record: for so many frames, if an episode has `length`; within limits."""
+    """Number of episodes to record for a number of frames, if an episode has `length` of them; within limits."""
     return max(MIN_EPISODES, round(min(max(frames, MIN_FRAMES), MAX_FRAMES) / length))
 
 
@@ -65,7 +69,7 @@ def flags_for_lengths(store: Store) -> dict[str, dict[str, Any]]:
     if longest < MIN_LENGTH:
         raise UserError(
             f"held-out episodes are shorter than {MIN_LENGTH} frames, too short to learn from; give a --policy that "
-            "lives longer, and another --run"
+            "survives longer, and another --run"
         )
     if longest > LONG and usual > LONG:
         return {}
@@ -83,7 +87,7 @@ def flags_for_lengths(store: Store) -> dict[str, dict[str, Any]]:
 def encoding_speed(size: int) -> float:
     """Frames that train/tokens.py encodes in a second with the VQ-VAE of the preset `world`, measured on noise."""
     stage = parse(VQVAEStage, "vqvae", ["--preset", "world", "--model.frame-size", str(size), str(size)])
-    model = build_vqvae(VQVAEConfig(**vars(stage.model))).to(DEVICE)
+    model = build_vqvae(VQVAEConfig(**vars(stage.model))).to(DEVICE).eval()
     frames = torch.randint(256, (LANES[DEVICE], 4, size, size, 3), dtype=torch.uint8, device=DEVICE)
     memory = Memory()
     keep_freed_memory()
@@ -95,15 +99,22 @@ def encoding_speed(size: int) -> float:
 
 
 def steps_per_second(log: Path) -> float:
-    """The speed of a training, from the last two entries of its log."""
+    """The speed of a training: the median over the last intervals of its log, some of which have an evaluation.
+
+    Raises:
+        UserError: The log is gone.
+    """
     events = EventAccumulator(str(log))
-    events.Reload()
-    before, last = events.Scalars("train/loss")[-2:]
-    return (last.step - before.step) / (last.wall_time - before.wall_time)
+    if log.is_dir():
+        events.Reload()
+    if "train/loss" not in events.Tags()["scalars"]:
+        raise UserError(f"{log} does not have the speed of its training any more; use another --run")
+    pairs = pairwise(events.Scalars("train/loss")[-10:])
+    return float(np.median([(last.step - first.step) / (last.wall_time - first.wall_time) for first, last in pairs]))
 
 
 def steps_for(speed: float, seconds: float) -> int:
-    """How many steps fit into some seconds, with start and evaluation; rounded down to two digits."""
+    """Number of steps that fit into a time besides start and evaluation, rounded down to two significant digits."""
     steps = max(MIN_STEPS, int(speed * (seconds - START_AND_END)))
     unit = 10 ** max(0, len(str(steps)) - 2)
     return steps // unit * unit

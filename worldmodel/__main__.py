@@ -2,7 +2,7 @@
 
 The scripts are in the folders collect, train and rollout, which the wheel has inside `worldmodel` and the clone beside
 it (hatch_build.py). A script is imported under its own name and its `main` is called, so that spawned processes can
-import what it defines. The lists of scripts are read from the files, and import nothing.
+import what it defines. Listing the scripts only reads their files and imports nothing.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Script:
         return f"  {self.words:<36} {text.partition(chr(10))[0]}"
 
     def run(self, flags: list[str]) -> None:
-        """Run it as its file would run."""
+        """Run the script as if its file were run."""
         (section,) = MAIN.findall(self.path.read_text())
         name = ".".join(self.path.relative_to(ROOT).with_suffix("").parts)
         sys.argv = [self.words, *flags]
@@ -77,7 +77,7 @@ def listing(verbs: list[str]) -> str:
 
 
 def with_first_flags(verb: str, words: list[str]) -> list[str]:
-    """The words after a verb, with the flags of `FIRST` before those that have none."""
+    """The words after a verb, with the flags of `FIRST` inserted where the user left them out."""
     given = list(takewhile(lambda word: not word.startswith("-"), words))[: len(FIRST.get(verb, ()))]
     pairs = zip(FIRST.get(verb, ()), given, strict=False)
     return [part for pair in pairs for part in pair] + words[len(given) :]
@@ -105,7 +105,7 @@ def run(words: list[str]) -> None:
 def main() -> None:
     """Run the command line; the entry point of the installed command."""
     if not IN_WHEEL:
-        sys.path.insert(0, str(ROOT))  # before a folder `train` or `envs` of the user
+        sys.path.insert(0, str(ROOT))  # ahead of the user's own folders named `train` or `envs`
     try:
         run(sys.argv[1:])
     except UserError as error:

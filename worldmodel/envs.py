@@ -1,7 +1,7 @@
 """The environments under the name that they have in the wheel: `import worldmodel.envs` works in both.
 
-In the clone they are the folder `envs`, and this is that very package, so that nothing is registered twice. The wheel
-has the folder itself in this place.
+In the clone the environments are in the folder `envs`. This module is replaced by that package, so that nothing is
+registered twice. In the wheel the folder itself is here.
 """
 
 import sys

@@ -1,5 +1,5 @@
-"""A player that plans: every few steps it opens a dream from the last real frames, and searches the best actions in it
-with the cross-entropy method.
+"""A player that plans: every few steps it starts a dream from the last real frames, and searches for the best actions
+in it with the cross-entropy method.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ its last position. The value of a future is minus the mean distance of the objec
 never touch the object, so the distance from the hand to the position behind the object counts too, with a smaller
 weight. Real frames are tracked in the same way. After the start the planner only gets frames and the hand's position.
 
-Tracking uses the hue, because shading, and the blur of a dream into the gray bin, only change the amount of a hue.
+Tracking uses the hue, because shading, and a dream's blur into the gray of the bin, only change the amount of a hue.
 Within 29 steps of the pusher's play the tracking error exceeds 4 pixels in 10% of episodes; with color distances it was
 38%. Only the horizontal move of the hand is planned (`cem.n_dims` 2). With perfect foresight, plans that also lift the
 hand and close the gripper were not better.
@@ -45,9 +45,9 @@ from worldmodel.utils.settings import Count, Settings
 TRACKING_STD = 5.0
 """Standard deviation of the search window around an object's last position, in pixels."""
 OTHER_HUE_COST, MIN_HUE = 1.5, 20.0
-"""What a unit of another hue costs, and how much of its own (0 to 255) an object's pixel has over the bin's."""
+"""A pixel's amount of the object's hue is reduced by this factor times its other hues, and by this (0 to 255)."""
 MIN_MASS = 1.0
-"""Pixels' worth of the object's hue below which it is hidden, and stays where it was."""
+"""If the object's hue fills fewer pixels than this, the object counts as hidden, and its position stays."""
 PUSH_DISTANCE, APPROACH_WEIGHT = 5.0, 0.3
 """Pixels from the object to where the hand pushes from, and the weight of the hand's distance from there."""
 GOAL_HEIGHT = 0.03
@@ -152,8 +152,8 @@ class PushValue:
         return -cost / actions.shape[1]
 
 
-TrackedVideo = list[tuple[np.ndarray, np.ndarray]]
-"""The frames (h, w, 3) of an episode, each with the true position of an object (2,)."""
+TrackedVideo = list[tuple[np.ndarray, np.ndarray, np.ndarray]]
+"""The frames (h, w, 3) of an episode, each with the true position of an object (2,) and the action taken at it."""
 
 
 @torch.no_grad()
@@ -164,10 +164,11 @@ def tracking_error(dream: Dream, videos: list[TrackedVideo]) -> dict[str, np.nda
     """
     errors: dict[str, list[float]] = {"frames": [], "reconstructions": [], "still": []}
     for film in videos:
-        frames, truth = (np.stack(part) for part in zip(*film, strict=True))
+        frames, truth, actions = (np.stack(part) for part in zip(*film, strict=True))
         tint = color_at(frames[0], truth[0])
         video = torch.from_numpy(frames[None]).to(dream.device)
-        remade = dream.vqvae.reconstruct(video)[1][0].cpu().numpy()
+        led = torch.from_numpy(dream.env_spec.action.encode_led(actions[None, :-1])).to(dream.device)
+        remade = dream.vqvae.reconstruct(video, actions=led)[1][0].cpu().numpy()
         for name, shown in {"frames": frames, "reconstructions": remade, "still": frames[:1]}.items():
             place = truth[:1]
             for frame in shown[1:]:
@@ -217,8 +218,9 @@ def score_planning(
         videos.append(film)
 
         def act(env: Pushing, frame: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-            film.append((frame, env.project(env.robot.objects[task.object][None])[0]))
-            return task.env_action(policy.predict(task.observation(), deterministic=True)[0])
+            action = task.env_action(policy.predict(task.observation(), deterministic=True)[0])
+            film.append((frame, env.project(env.robot.objects[task.object][None])[0], action))
+            return action
 
         return act
 
@@ -237,14 +239,14 @@ def score_planning(
         for name, begin in {"random": at_random, "pusher": pushing, "planned": planning}.items():
             bar = Progress(range(episodes), unit=" episodes", desc=name)
             played[name] = np.array([push_episode(env, seed, i, begin, push_goal) for i in bar])
-    lines = [f"{'metres to the goal':20}{'at first':>24}{'at the end':>24}{'nearer by':>24}{'reached':>10}"]
+    lines = [f"{'distance to goal, m':20}{'at the start':>24}{'at the end':>24}{'reduced by':>24}{'reached':>10}"]
     for name, ways in played.items():
         first, last = ways.T
         cells = "".join(f"{bootstrap(x)!s:>24}" for x in (first, last, first - last))
         lines.append(f"{name:20}{cells}{(last < GOAL_RADIUS).mean():>10.0%}")
     pixels = tracking_error(dream.vector_env.dream, videos)
     text = "; ".join(f"{name} {bootstrap(off)}" for name, off in pixels.items())
-    lines.append(f"an object followed through the pusher's play, pixels off at the end: {text}")
+    lines.append(f"tracking error at the end of the pusher's episodes, in pixels: {text}")
     return "\n".join(lines), {name: ways.tolist() for name, ways in played.items()} | {
         "pixels_off": {name: off.tolist() for name, off in pixels.items()}
     }

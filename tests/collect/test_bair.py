@@ -202,7 +202,7 @@ def with_value(name: str, value: bytes) -> bytes:
 
 
 BROKEN: dict[str, tuple[Callable[[], bytes], str]] = {
-    "a picture's bit": (lambda: flipped(written(1), 5000), r"record 0 does not match its checksum; fetch it again"),
+    "a picture's bit": (lambda: flipped(written(1), 5000), r"record 0 does not match its checksum; download it again"),
     "a length's bit": (lambda: flipped(written(1), 2), r"the length of record 0 does not match its checksum"),
     "a checksum's bit": (lambda: flipped(written(1), 9), r"the length of record 0 does not match"),
     "the second record": (lambda: written(1) + flipped(written(2), -1), r"record 1 does not match its checksum"),

@@ -131,7 +131,7 @@ def test_a_world_among_the_metadata_that_is_damaged(tmp_path: Path, damaged: obj
     send_out(recorded(tmp_path / "data.zarr", BOX))
     path = tmp_path / "minari/toys/noise-v0/data/metadata.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {script.METADATA_KEY: damaged}))
-    with pytest.raises(UserError, match=r"toys/noise-v0 has a damaged worldmodel in its metadata \(.*\); fetch it"):
+    with pytest.raises(UserError, match=r"toys/noise-v0 has a damaged worldmodel in its metadata \(.*\); download it"):
         bring_in(tmp_path)
 
 

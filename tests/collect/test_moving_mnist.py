@@ -125,7 +125,7 @@ def test_frames_that_are_no_pictures_are_skipped(here: None, tmp_path: Path) -> 
     mm.main(args(tmp_path, "--source", str(tmp_path / "a.npz")))
     assert len(Store(tmp_path / "data.zarr").episode_ends) == 50
     text = (tmp_path / "data.zarr" / "skipped.txt").read_text()
-    assert text == f"{tmp_path}/a.npz: videos from 50 on are not between 0 and 1; fetch it again\n"
+    assert text == f"{tmp_path}/a.npz: videos from 50 on are not between 0 and 1; download it again\n"
 
 
 def test_a_npz_of_something_else(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_a_npz_of_something_else(tmp_path: Path) -> None:
     flipped[len(whole) // 2] ^= 1
     for damaged in (whole[:-100], bytes(flipped), b"", b"text"):
         (tmp_path / "a.npz").write_bytes(damaged)
-        with pytest.raises(UserError, match=r"a.npz cannot be read \(.*\); fetch it again"):
+        with pytest.raises(UserError, match=r"a.npz cannot be read \(.*\); download it again"):
             mm.main(args(tmp_path, "--source", str(tmp_path / "a.npz")))
 
 

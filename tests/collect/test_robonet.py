@@ -183,8 +183,8 @@ BROKEN: dict[str, tuple[dict, Callable[[Path], None] | None, str]] = {
     "too great a number": ({"env__state": np.full((STEPS, 5), 1e39)}, None, "env/state is not finite"),
     "a missing frame": ({"kind": "jpg"}, drop_a_frame, "has 5 frames, but no frame3"),
     "another camera": ({}, drop_the_camera, "there is no camera 0; .*it has 2"),
-    "no picture": ({"kind": "jpg"}, spoil("frame2"), "cannot identify image frame2; fetch it again"),
-    "no film": ({}, spoil("frames"), "Invalid data found when processing input; fetch it again"),
+    "no picture": ({"kind": "jpg"}, spoil("frame2"), "cannot identify image frame2; download it again"),
+    "no film": ({}, spoil("frames"), "Invalid data found when processing input; download it again"),
     "an unknown order": ({"said": "YUV"}, None, "image_format is 'YUV'"),
 }
 

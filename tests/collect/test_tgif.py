@@ -115,15 +115,15 @@ def test_the_published_split(source: Path) -> None:
     store = Store(source.parent / "data.zarr")
     assert [store.episode_indices(split).tolist() for split in ("train", "valid", "test")] == [[0], [2], [1]]
     for text, told in (
-        ("", "val.txt lists no GIFs, not addresses of GIFs; fetch it again"),
+        ("", "val.txt lists no GIFs, not addresses of GIFs; download it again"),
         ("<html>404</html>", "val.txt lists 'html>', not addresses of GIFs"),
-        (f"{HOST}tumblr_a_500.gif", "val.txt: tumblr_a_500.gif is in train.txt too; fetch both again"),
+        (f"{HOST}tumblr_a_500.gif", "val.txt: tumblr_a_500.gif is in train.txt too; download both again"),
     ):
         (folder / "val.txt").write_text(text)
         with pytest.raises(UserError, match=told):
             tgif.main(args(source))
     (folder / "val.txt").unlink()
-    with pytest.raises(UserError, match=r"splits has no val.txt; fetch it"):
+    with pytest.raises(UserError, match=r"splits has no val.txt; download it"):
         tgif.main(args(source))
 
 

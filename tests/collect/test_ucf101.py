@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("here")
 
 
 def write_video(path: Path, colour: tuple[int, int, int]) -> None:
-    """As the real ones: MPEG-4 in AVI, 4:3, 25 frames a second; white where the centre is not."""
+    """As the real ones: MPEG-4 in AVI, 4:3, 25 frames per second; white where the centre is not."""
     path.parent.mkdir(parents=True, exist_ok=True)
     picture = np.full((48, 64, 3), 255, np.uint8)
     picture[:, 8:56] = colour
@@ -150,13 +150,13 @@ def test_lists_that_are_wrong_or_not_there(source: Path, tmp_path: Path) -> None
         ucf101.main(args(source))
     for text, told in (
         (right + right.splitlines()[0], "is listed twice for fold 1"),
-        ("", "trainlist01.txt is empty; fetch it"),
+        ("", "trainlist01.txt is empty; download it"),
     ):
         train.write_text(text)
         with pytest.raises(UserError, match=told):
             ucf101.main(args(source))
     train.write_text(right + f"{name(0, 1, 1)} 1\n")  # which is for testing
-    with pytest.raises(UserError, match=r"v_ApplyEyeMakeup_g01_c01.avi is listed twice for fold 1; fetch the lists"):
+    with pytest.raises(UserError, match=r"v_ApplyEyeMakeup_g01_c01.avi is listed twice for fold 1; download the lists"):
         ucf101.main(args(source))
     train.unlink()
     with pytest.raises(UserError, match=r"trainlist01.txt does not exist; give the folder that contains UCF-101/"):

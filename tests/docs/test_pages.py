@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from configs import parse
+from worldmodel.__main__ import VERBS, with_first_flags
 from worldmodel.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-COMMAND = re.compile(
-    r"(?:python (?=\w+/)|worldmodel )(collect|train|rollout)[/ ](\w+)(?:\.py)?((?:[^`\n\\]|\\\n)*)", re.ASCII
-)
+FLAGS = r"((?:[^`\n\\]|\\\n)*)"
+COMMAND = re.compile(r"(?:python (?=\w+/)|worldmodel )(collect|train|rollout)[/ ](\w+)(?:\.py)?" + FLAGS, re.ASCII)
+SHORT = re.compile(r"worldmodel (dream|play|show|push)\b" + FLAGS, re.ASCII)
 
 
 def commands(page: Path) -> list[tuple[str, list[str]]]:
@@ -25,10 +26,9 @@ def commands(page: Path) -> list[tuple[str, list[str]]]:
     for line, name, value in re.findall(r'^( *(\w+)="([^"]+)")$', text, re.MULTILINE):
         text = text.replace(line, "").replace(f"${name}", value)
     text = re.sub(r"`[^`\n]*\n[^`\n]*`", lambda code: code[0].replace("\n", " "), text)  # code that goes over a line
-    return [
-        (f"{folder}/{name}.py", shlex.split(flags.replace("\\\n", " "), comments=True))
-        for folder, name, flags in COMMAND.findall(text)
-    ]
+    split = lambda flags: shlex.split(flags.replace("\\\n", " "), comments=True)  # noqa: E731
+    long = [(f"{folder}/{name}.py", split(flags)) for folder, name, flags in COMMAND.findall(text)]
+    return long + [(VERBS[verb], with_first_flags(verb, split(flags))) for verb, flags in SHORT.findall(text)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

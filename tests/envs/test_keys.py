@@ -60,3 +60,11 @@ def test_sliders_rest_where_nothing_is_done_and_keys_reach_their_ends() -> None:
 def test_other_worlds_have_digits() -> None:
     env_spec = EnvSpec(name="x", frame_shape=(16, 16, 3), action=ActionSpec(kind="Discrete", nvec=(3,)))
     assert keys_to_actions(env_spec) == {"0": 0, "1": 1, "2": 2}
+
+
+def test_letters_follow_the_digits() -> None:
+    """All 18 actions of Atari; arrow keys do nothing, since they stand for letters that mean something else."""
+    env_spec = EnvSpec(name="x", frame_shape=(16, 16, 3), action=ActionSpec(kind="Discrete", nvec=(18,)))
+    found = controls(env_spec)["keys"]
+    assert list(found) == [*"0123456789", *"qertyuio"]
+    assert list(found.values()) == [(0, action) for action in range(18)]

@@ -35,7 +35,7 @@ def run(request: pytest.FixtureRequest, tmp_path: Path, toy_stages: Callable) ->
     return trained_on_noise(tmp_path / request.param, env_spec, toy_stages)
 
 
-def trained_on_noise(folder: Path, env_spec: EnvSpec, toy_stages: Callable) -> Path:
+def trained_on_noise(folder: Path, env_spec: EnvSpec, toy_stages: Callable, recurrent: bool = False) -> Path:
     """A run folder of a few steps on noise: what is dreamed does not matter."""
     spec, rng = env_spec.action, np.random.default_rng(0)
     with StoreWriter(folder / "data.zarr", env_spec, {}) as writer:
@@ -51,8 +51,10 @@ def trained_on_noise(folder: Path, env_spec: EnvSpec, toy_stages: Callable) -> P
                     "variables": rng.random((21, len(env_spec.variables)), np.float32),
                 }
             )
-    for stage, args in zip((vqvae, tokens, prior, outcome), toy_stages(folder, steps=4), strict=True):
-        stage.main(replace(args, n_latent_frames=8) if stage is outcome else args)
+    stages = toy_stages(folder, steps=4, recurrent=recurrent)
+    short = {vqvae: {"n_eval_frames": 20}, outcome: {"n_latent_frames": 8}}
+    for stage, args in zip((vqvae, tokens, prior, outcome), stages, strict=True):
+        stage.main(replace(args, **short.get(stage, {})))
     return folder
 
 

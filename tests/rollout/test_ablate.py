@@ -143,7 +143,7 @@ def test_rows_that_are_the_same_model_share_it(toy_store: Path, called: list[str
     assert [row["runs"][0]["settings"]["prior"]["model"]["n_layers"] for row in rows] == [2, 4, 8, 16]
     for row in rows:
         ours = row["ours"]
-        assert ours["bits/frame"]["mean"] == pytest.approx(4 * ours["bits/code"]["mean"]), "2 x 2 codes a frame"
+        assert ours["bits/frame"]["mean"] == pytest.approx(4 * ours["bits/code"]["mean"]), "2 x 2 codes per frame"
         assert len(ours["samples_real"]["trials"]) == 2
         assert ours["NMSE"] == rows[0]["ours"]["NMSE"]
     weights = weights_digest(base / "vqvae")

@@ -39,6 +39,8 @@ def test_the_table_tells_true_actions_from_shuffled_ones(run: Path, capsys: pyte
     assert result["protocol"]["steps_ahead"] == [1, 5, 10]
     assert f"{bits['true actions']['mean']:.3f} [" in printed
     assert "VideoGPTDream-v0" in written.next
+    for good in ("is better than repeating the last frame", "follows its actions"):
+        assert f"{run}: the dream {good}" in printed
     assert (run / "evaluation" / "results.txt").read_text().strip() in printed
 
 

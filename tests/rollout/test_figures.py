@@ -214,7 +214,7 @@ def test_speeds_stand_beside_what_the_run_is_worth(
 
 def test_the_end_of_a_future_is_worth_what_the_critic_of_a_policy_says() -> None:
     dream, actions = DreamEnv(horizon=0), np.array([[0, 1], [2, 3]])
-    dream.reset(seed=0)
+    dream.reset(seed=2)
     terminal_value = TerminalValue.from_policy("health_gathering_supreme_dream", dream.env_spec)
     assert (terminal_value.gamma, terminal_value.variable_weights, terminal_value.n_stack) == (
         0.99,

@@ -82,7 +82,7 @@ def test_dream_and_engine_go_the_same_way(ask: Ask) -> None:
     assert state["figures"]["step"] == [4, 4]
     assert state["figures"]["column"] == [pytest.approx(2, abs=0.5), 2]
     assert state["figures"]["reward"] == [pytest.approx(1, abs=0.3), 1]
-    assert {"entropy, bits a code", "frames/s"} <= state["figures"].keys()
+    assert {"entropy, bits per code", "frames/s"} <= state["figures"].keys()
 
 
 def test_rewind_fork_and_reset(ask: Ask) -> None:
@@ -127,7 +127,7 @@ def test_what_a_request_may_not_ask_for_changes_nothing(ask: Ask) -> None:
         ("step", {"action": [[1]]}, "lists of numbers"),
         ("step", {"action": ["1"]}, "lists of numbers"),
         ("reset", {"seed": [1]}, "seed must be a whole number, not [1]"),
-        ("rewind", {"steps": -3}, "steps to take back must be at least 0, not -3"),
+        ("rewind", {"steps": -3}, "steps to rewind must be at least 0, not -3"),
         ("goto", {"fork": -1}, "there is no fork -1, only 0 forks"),
     ):
         with pytest.raises(urllib.error.HTTPError) as error:
@@ -196,8 +196,8 @@ def test_without_its_engine_the_dream_is_played_alone(
     """Where there is none, where nobody trusts it, and where it is not wanted; the first two are told."""
     monkeypatch.setattr(ToyEngine, "__init__", lambda self: pytest.fail("nobody asked for the engine"))
     for args, told in (
-        (Args(run=str(toy_run)), "the dream is played alone: toy was not recorded from a Gymnasium environment"),
-        (Args(run=str(run)), "the dream is played alone: toy was recorded from 'ToyEngine-v0', which is not part of"),
+        (Args(run=str(toy_run)), "playing without the engine: toy was not recorded from a Gymnasium environment"),
+        (Args(run=str(run)), "playing without the engine: toy was recorded from 'ToyEngine-v0', which is not part of"),
         (Args(run=str(run), engine=False, trust_env=True), ""),
     ):
         with contextlib.closing(make_session(args)) as session:

@@ -58,10 +58,10 @@ def test_figures_are_those_of_the_files() -> None:
     }
     assert report.frame_rows(result) == {
         "held-out episodes": "7",
-        "codes a frame": "12 of 1,024",
+        "codes per frame": "12 of 1,024",
         "true actions: PSNR 1 steps ahead, dB": "0.50",
         "true minus shuffled, 1 ahead, dB": "0.50 [0.25, 0.75]",
-        "bits a frame, true actions": "6 [3, 9]",
+        "bits per frame, true actions": "6 [3, 9]",
     }
     windows = {"real": {"bits": [2.0, 1.0]}, "run, temperature 0.5": {"bits": [0.0, 0.0]}}
     windows["run, temperature 1"] = {"bits": [3.0, 9.0, 4.0]}

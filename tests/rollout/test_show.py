@@ -150,7 +150,7 @@ def test_what_cannot_be_shown_is_one_sentence(tmp_path: Path, recurrent_run: Pat
     other = tmp_path / "other.zarr"
     for args, sentence in (
         ({"path": "nothing"}, "nothing"),
-        ({"path": other, "data": "x"}, "has no VQ-VAE, so it is no run to show --data with; give --path x"),
+        ({"path": other, "data": "x"}, "has no VQ-VAE, so it is not a run to show --data with; give --path x"),
         ({"path": recurrent_run, "data": other}, r"has frames of shape \(8, 8, 3\), but the VQ-VAE takes"),
     ):
         with pytest.raises(UserError, match=sentence):
@@ -182,3 +182,19 @@ def test_the_page_in_a_browser(ask: Callable[..., dict[str, Any]], tmp_path: Pat
             "svg.dispatchEvent(new MouseEvent('click', {clientX: b.left + b.width / 3, clientY: b.top + 5})) }"
         )
         assert page.value("at") == 10, "a third of the way through 31 frames"
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium here to open the page in; the requests it makes are tested")
+def test_a_store_in_a_browser(tmp_path: Path) -> None:
+    """It has no VQ-VAE, so there is nothing beside its frames."""
+    videos(tmp_path / "data.zarr", 12)
+    with (
+        served(Args(path=str(tmp_path / "data.zarr"), port=0)) as port,
+        Browser(f"http://127.0.0.1:{port}/", tmp_path / "profile") as page,
+    ):
+        page.wait("Boolean(films[11])")
+        assert page.value("document.querySelector('#name').innerText") == "films"
+        page.value("seek(11)")
+        assert page.value("document.querySelector('#at').innerText") == "frame 11 of 11"
+        assert page.value("document.querySelector('#frame').naturalWidth") == 16
+        assert page.value("document.querySelector('#reconstruction').offsetParent === null"), "it is hidden"

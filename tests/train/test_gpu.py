@@ -44,6 +44,11 @@ def test_parts_run_once_and_those_without_time_are_left(tmp_path: Path, monkeypa
     monkeypatch.setattr(gpu, "parts", lambda args: [quick("broken", "raise SystemExit(2)")])
     with pytest.raises(UserError, match=r"broken has failed; its error is above\. Fix that"):
         gpu.main(replace(SMALL, out=tmp_path))
+    assert "first" in json.loads((tmp_path / "done.json").read_text())
+    monkeypatch.setattr(gpu, "parts", lambda args: [quick("first", "raise SystemExit(2)")])
+    with pytest.raises(UserError, match="first has failed"):
+        gpu.main(replace(SMALL, out=tmp_path))
+    assert "first" not in json.loads((tmp_path / "done.json").read_text()), "its result of other flags is gone"
     (tmp_path / "done.json").write_text("[")
     with pytest.raises(UserError, match=r"done\.json is damaged; delete it, and every part runs again"):
         gpu.main(replace(SMALL, out=tmp_path))

@@ -146,7 +146,8 @@ def test_a_policy_learns_in_a_dream(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     moved = tmp_path / "moved"
     shutil.copytree(pretrained_run("health_gathering_supreme"), moved)
     settings = policy.settings(replace(args, run=str(moved)))
-    assert settings["run"] == weights_digest(moved / "prior"), "a run is known by its weights, wherever it is"
+    known = f"{weights_digest(moved / 'prior')}+{weights_digest(moved / 'outcome')}"
+    assert settings["run"] == known, "a run is known by its weights, wherever it is"
     with pytest.raises(UserError, match="no game variable AMMO2 to shape the reward with; give --reward-shaping"):
         policy.main(replace(args, out=tmp_path / "armed", reward_shaping=(("AMMO2", 0.1),)))
 

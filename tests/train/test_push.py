@@ -138,7 +138,7 @@ def test_a_damaged_download_is_one_sentence(name: str, pushed: Hub, tmp_path: Pa
         ("hf://toy", "'hf://toy' is not a run on the hub; write hf://owner/name or hf://owner/name@revision"),
         ("hf://somebody/../../x", "is not a run on the hub"),
         ("hf://somebody/a--b", "hf://somebody/a--b is not a valid name"),
-        ("hf://somebody/empty", "hf://somebody/empty has no checkpoint.safetensors, so it is no run; give one that"),
+        ("hf://somebody/empty", "hf://somebody/empty has no checkpoint.safetensors, so it is not a run; give one that"),
     ],
 )
 def test_what_cannot_be_had_is_one_sentence(name: str, said: str, pushed: Hub) -> None:
@@ -179,7 +179,7 @@ def test_an_engine_that_a_download_names_needs_trust(
     play.serve(play.Args(run="hf://somebody/toy", port=0)).server_close()
     why = "which is not part of this project and may run any code; give --trust-env"
     assert (
-        f"the dream is played alone: toy was recorded from 'foreign_module:Foreign-v0', {why}"
+        f"playing without the engine: toy was recorded from 'foreign_module:Foreign-v0', {why}"
         in capsys.readouterr().out
     )
 

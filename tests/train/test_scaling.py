@@ -104,7 +104,7 @@ def predict(task: Task) -> Traffic:
 
 
 def test_the_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    """Of a machine that the model describes: 10 ms and 2 or 4 ms a clip, and reductions of 10^9 bytes a second."""
+    """Of a machine that the model describes: 10 ms and 2 or 4 ms per clip, and reductions of 10^9 bytes a second."""
     started = []
 
     def pretend(n: int, timing: Timing) -> Times:

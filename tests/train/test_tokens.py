@@ -100,6 +100,19 @@ def test_contexts_of_a_recurrent_vqvae_have_the_pictures_before_them(recurrent_r
     assert starts.any() and not starts.all()
 
 
+def test_contexts_with_equal_codes_may_have_different_pictures(tmp_path: Path) -> None:
+    """Codes of a recurrent VQ-VAE describe changes. In these episodes nothing changes, and two of them are equal."""
+    with StoreWriter(tmp_path / "store", TOY, {}) as writer:
+        for gray in (50, 100, 150, 50):
+            rows: dict[str, np.ndarray] = {"reconstruction": np.full((6, 16, 16, 3), gray, np.uint8)}
+            rows |= {"codes": np.zeros((6, 1, 1, 1), np.uint16), "condition": np.zeros((6, 3), np.float32)}
+            writer.append(rows | {"variables": np.zeros((6, 1), np.float32)})
+    args = tokens.Args(n_contexts=8, context_frames=4, split="train")
+    found = make_contexts(Store(tmp_path / "store"), args, past_frames=2)
+    assert found.state is not None
+    assert sorted(found.state[:, 0, 0, 0, 0].tolist()) == [50, 100, 150]
+
+
 def test_encoding_goes_on_where_it_stopped(
     toy_run: Path, tmp_path: Path, toy_fill: Callable, toy_stages: Stages
 ) -> None:

@@ -4,9 +4,9 @@ A cache file is used only if its size, its header and the CRC-32C of all its row
 cache that is damaged, half-written, or from another recording under the same name is detected and written again.
 
 Each process checks the file once, when it maps it. Reading all of it takes about a second for 10 GB in the page cache.
-From a disk it takes as long as the first epoch would, in a better order. Comparing sizes and times of files would be
-cheaper, but a bad disk does not change them. Checking each shard at its first use would slow down every read, and
-damage would only be found in the middle of a run.
+From a disk it takes about as long as the first epoch would, but the reads are sequential. Comparing file sizes and
+modification times would be cheaper, but would not detect a bad disk. Checking each shard at its first use would slow
+down every read, and damage would only be found in the middle of a run.
 
 While it is filled, the file is written and not mapped, and its space is reserved first: on a full disk a write raises
 an error, but writing to a mapped page kills the process.

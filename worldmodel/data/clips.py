@@ -5,8 +5,8 @@ decoded once: into `<store>/cache/<name>-<rows>.npy` (see `array_cache`), or int
 written. A store in a bucket may be larger than this machine: its clips are read one by one, and `shard_cache` keeps
 what was read.
 
-Codes of a recurrent VQ-VAE say what changes after the reconstructions before them. So a store of such codes has
-reconstructions too, and its clips do not start at the first row of an episode, which has nothing before it.
+Codes of a recurrent VQ-VAE describe what changes relative to the previous reconstructions. So a store of such codes
+also holds the reconstructions. Its clips do not start at the first row of an episode, which has no previous one.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from worldmodel.utils.errors import UserError
 
 CacheMode = Literal["disk", "memory", "off"]
 ALL = slice(None)
-"""The share of a batch that is all of it."""
+"""The whole batch, as a share."""
 RECONSTRUCTION = "reconstruction"
 """Array of a store of codes: the reconstruction of each row by a recurrent VQ-VAE."""
 READERS = 8
-"""Clips that are read at a time where no arrays are kept; a bucket answers several requests at once."""
+"""Clips that are read in parallel if no arrays are kept; a bucket answers several requests at once."""
 
 
 class Clips:
@@ -49,7 +49,7 @@ class Clips:
 
         Args:
             store: The store.
-            split: "train", "valid", "test" or "all".
+            split: As in `Store.episode_indices`.
             length: Rows of a clip.
             array_names: Arrays of a clip, by default all.
             cache: Where decoded arrays are kept: "disk" by default if the store's folder can be written, else "memory".
@@ -88,9 +88,9 @@ class Clips:
         """Sample n clips uniformly, and read a share of them.
 
         Args:
-            rng: Where the clips come from.
+            rng: Draws the clips.
             n: Number of clips.
-            share: Those of the n that are read.
+            share: Which of the n are read.
 
         Returns:
             Arrays (n, length, ...) by name. In addition, "episode" (n,) is the index of each clip's episode in the
@@ -99,7 +99,7 @@ class Clips:
         return self._read(rng.integers(len(self), size=n)[share])
 
     def fixed_sample(self, n: int, seed: int = 0) -> dict[str, np.ndarray]:
-        """The same n clips every time, spread evenly over the split; they overlap only if n do not fit otherwise.
+        """The same n clips every time, spread evenly over the split. They overlap only if n do not fit otherwise.
 
         Args:
             n: Number of clips.
@@ -146,7 +146,7 @@ class Clips:
 
 
 def n_given_rows(store: Store) -> int:
-    """Rows at the start of an episode that have nothing before them: the first one of a recurrent VQ-VAE's codes."""
+    """Rows at an episode's start that no clip may start at: the first one, if the codes are a recurrent VQ-VAE's."""
     return int(RECONSTRUCTION in store.array_names)
 
 
@@ -162,7 +162,7 @@ def read_windows(
 
 
 def decoded(store: Store, name: str, cache: CacheMode) -> JoinedRows:
-    """A decoded array, which is kept; of several stores each has its own cache."""
+    """A decoded array, which is kept for later calls. Of joined stores, each has its own cache."""
     if name not in store.decoded:
         decode = memory_map if cache == "disk" else decode_array
         parts = store.parts if isinstance(store, JoinedStore) else (store,)
@@ -189,7 +189,7 @@ def read_state(store: Store, rows: np.ndarray, start: np.ndarray, past_frames: i
 
 
 def read_windows_clamped(store: Store, name: str, starts: np.ndarray, length: int, stops: np.ndarray) -> np.ndarray:
-    """`read_windows`, but rows from a window's stop on repeat the row before it, as train/tokens.py does."""
+    """Like `read_windows`, but from its stop on, a window repeats the last row before it, as train/tokens.py does."""
     assert (starts < stops).all()
     size = min(length, store.n_rows)
     first = np.minimum(starts, store.n_rows - size)  # of windows that are wholly in the store

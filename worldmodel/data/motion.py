@@ -1,4 +1,4 @@
-"""How much moves in the frames of a store, and how small it is: what the sizes of a model are chosen by."""
+"""How much of the picture moves in a store's frames, and how small the moving regions are, to choose model sizes."""
 
 from __future__ import annotations
 

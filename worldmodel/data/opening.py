@@ -1,4 +1,4 @@
-"""Opening what a script is given: a store, or a folder whose manifest names several (`joined`)."""
+"""Opens the store that a script is given, or all stores that a manifest names (`joined`)."""
 
 from __future__ import annotations
 

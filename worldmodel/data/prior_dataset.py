@@ -142,9 +142,9 @@ class PriorDataset:
         """Sample n clips, and read a share of them.
 
         Args:
-            rng: Where the clips come from.
+            rng: Draws the clips.
             n: Number of clips.
-            share: Those of the n that are read.
+            share: Which of the n are read.
 
         Returns:
             Arrays (n, ...) by name, which `to_batch` turns into a batch.

@@ -57,7 +57,7 @@ class ShardCache:
         """
         self.folder, self.max_bytes = folder, max_bytes
         self._mapped: dict[Path, np.ndarray] = {}
-        self._locks = [threading.Lock() for _ in range(64)]  # of several threads that want a shard, only one reads it
+        self._locks = [threading.Lock() for _ in range(64)]  # if several threads want the same shard, only one reads it
 
     def __reduce__(self) -> tuple[type[ShardCache], tuple[Path, int]]:
         return ShardCache, (self.folder, self.max_bytes)  # another process maps the files itself
@@ -65,10 +65,10 @@ class ShardCache:
     def get(
         self, key: str, shape: tuple[int, ...], dtype: np.dtype[np.generic], load: Callable[[], np.ndarray]
     ) -> np.ndarray:
-        """The rows of a shard, from its file, or from `load`, and then they are kept.
+        """The rows of a shard: from its file, or else from `load`, and then they are written to the file.
 
         Args:
-            key: Name of the shard, which says all that its rows depend on.
+            key: Name of the shard. It identifies everything that the rows depend on.
             shape: Its shape.
             dtype: Its type.
             load: Reads it from the bucket.
@@ -98,7 +98,7 @@ class ShardCache:
         return self._mapped[path]
 
     def _keep(self, path: Path, rows: np.ndarray) -> None:
-        """Write a file, after older ones were deleted to make room for it; rows larger than the limit are not kept."""
+        """Write rows to a file, after deleting older files if there is no room; rows above the limit are not kept."""
         data = rows.tobytes() + extend_crc32c(0, rows).to_bytes(CRC_BYTES, "little")
         if len(data) > self.max_bytes:
             return
@@ -114,7 +114,7 @@ class ShardCache:
             ) from None
 
     def _make_room(self, size: int) -> None:
-        """Delete what killed processes left half written, then shards, until there is room; forget what is deleted."""
+        """Delete half-written files of killed processes, then old shards until there is room; unmap what is gone."""
         for part in self.folder.glob("*.part"):
             part.unlink()
         files = {path: path.stat() for path in self.folder.glob("*.shard")}
@@ -124,7 +124,7 @@ class ShardCache:
                 break
             path.unlink()
             total -= files.pop(path).st_size
-        for path in self._mapped.keys() - files.keys():  # a mapped file takes its space until it is forgotten
+        for path in self._mapped.keys() - files.keys():  # a deleted file takes up space for as long as it is mapped
             self._mapped.pop(path, None)
 
 

@@ -3,10 +3,10 @@
     folder   an object is written to a temporary file and renamed; the folder is locked while a process writes
     bucket   an object is put as a whole; there are no renames and no locks that end with their process
 
-Both replace an object as a whole, and that is all that a store needs: its commit record is put last. Objects are asked
-for by name, and nothing is ever listed, so it does not matter how a bucket lists what it has. fsspec's configuration
-(its files and the environment) says how to reach a bucket. Only waiting times are set here, where it does not set
-them, so that a bucket that does not answer is an error and not a hang.
+Both replace an object as a whole, and that is all that a store needs: its commit record is put last. Objects are
+requested by name, and nothing is ever listed, so it does not matter how a bucket lists what it has. fsspec's
+configuration (its files and environment variables) says how to reach a bucket. Only timeouts are set here, unless the
+configuration sets them. With them, a bucket that does not answer raises an error instead of hanging.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ S3 = {
     "max_concurrency": 1,  # an object is one request; otherwise s3fs first asks for its size
 }
 S3_RETRIES = 2
-"""Options of s3fs, and how often it tries again what botocore has given up. A bucket that cannot be reached is an
-error after 10 seconds, and one that stops answering after 80."""
+"""Options of s3fs, and how often it repeats a request that botocore has given up. A bucket that cannot be reached is
+an error after 10 seconds, and one that stops answering after 80."""
 LONGEST = 300.0
 """Seconds after which a request is given up, whatever the file system itself would wait."""
 CHECK_BUCKET = "check the endpoint, the keys and their rights, or give another URL"
@@ -48,7 +48,7 @@ class DurableStore(LocalStore):
 
 
 class Bucket(FsspecStore):
-    """A bucket. What goes wrong while it is read is no damage of the store, and is told apart from it."""
+    """A bucket. An error while reading it does not mean that the store is damaged, so it has a message of its own."""
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         try:
@@ -72,7 +72,7 @@ class Bucket(FsspecStore):
                 await self.fs._rm_file(f"{self.path}/{key}")
 
     def why_missing(self, key: str) -> str:
-        """What the bucket says of an object that is not there, since it may be the bucket that is missing."""
+        """The bucket's own error for a missing object, because the bucket itself may be missing."""
         try:
             sync(self.fs._cat_file(f"{self.path}/{key}"))
         except FileNotFoundError as error:
@@ -92,7 +92,7 @@ def open_storage(address: str, write: bool = False) -> Storage:
     """Open the place of a store; nothing is read or written yet.
 
     Raises:
-        UserError: If it is a URL that was shortened, or fsspec cannot open URLs of this kind.
+        UserError: If `Path` has collapsed the two slashes of a URL, or fsspec cannot open URLs of this kind.
     """
     folder = local_folder(address)
     if folder is not None:
@@ -117,7 +117,7 @@ def read_object(storage: Storage, name: str) -> bytes | None:
     """The content of an object; None if there is no such object."""
     try:
         found = sync(StorePath(storage, name).get())
-    except FileNotFoundError:  # of a folder that is not there
+    except FileNotFoundError:  # the folder does not exist
         return None
     return None if found is None else found.to_bytes()
 
@@ -160,10 +160,10 @@ def telling(address: str) -> Iterator[None]:
 def one_writer(address: str) -> Iterator[None]:
     """Lock a folder until the block or this process ends, however it ends, and delete what killed writers left there.
 
-    A bucket cannot be locked so; there the writer notices commits of others.
+    A bucket cannot be locked like this. There the writer notices the commits of other writers.
 
     Raises:
-        UserError: If the folder has something else, cannot be written, or is being written by another process.
+        UserError: If the folder holds files but no store, cannot be written, or another process is writing to it.
     """
     path = local_folder(address)
     if path is None:

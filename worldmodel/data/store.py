@@ -40,7 +40,12 @@ from worldmodel.utils.errors import UserError
 __all__ = ["Store", "StoreWriter", "draw_splits"]
 
 KEPT_BYTES = 8 << 20
-"""Bytes that are kept together of an array with small shards."""
+"""Small shards of an array are cached together, in files of about this many bytes."""
+
+
+def in_split(labels: np.ndarray, split: str) -> np.ndarray:
+    """Whether episodes with the labels (n,) of `draw_splits` are in a split; "held-out" is all but "train"."""
+    return labels != "train" if split == "held-out" else labels == split
 
 
 class Store:
@@ -84,7 +89,7 @@ class Store:
         """Indices of the episodes of a split.
 
         Args:
-            split: "train", "valid", "test" or "all".
+            split: "train", "valid", "test", "held-out" for the last two together, or "all".
 
         Raises:
             UserError: If the split is unknown or has no episodes.
@@ -92,9 +97,9 @@ class Store:
         n = len(self.episode_ends)
         if split == "all":
             return np.arange(n)
-        if split not in SPLITS:
-            raise UserError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}, all")
-        (indices,) = np.nonzero(self.episode_splits() == split)
+        if split not in (*SPLITS, "held-out"):
+            raise UserError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}, held-out, all")
+        (indices,) = np.nonzero(in_split(self.episode_splits(), split))
         if not len(indices):
             raise self.missing_split(split)
         return indices
@@ -104,7 +109,7 @@ class Store:
         if "split" in self.array_names:
             return UserError(f"{self.path} was recorded without a {split} split; record one, or use another split")
         n = len(self.episode_ends)
-        more = next(k for k in itertools.count(1) if split in draw_splits(n + k, self.split_seed))
+        more = next(k for k in itertools.count(1) if in_split(draw_splits(n + k, self.split_seed), split).any())
         return UserError(f"{self.path} has no episodes in split {split!r}; collect at least {more} more")
 
     def episode_splits(self) -> np.ndarray:
@@ -157,7 +162,7 @@ class Store:
         return self._read_kept(self._shards, path, start, stop)
 
     def _read_kept(self, shards: ShardCache, name: str, start: int, stop: int) -> np.ndarray:
-        """As `_read`, from shards that are kept; small ones are put together."""
+        """Like `_read`, but from cached shards; small shards are cached together."""
         array = self._open(name, self.n_rows)
         size = (array.shards or array.chunks)[0]
         size *= max(1, KEPT_BYTES // max(1, size * math.prod(array.shape[1:]) * array.dtype.itemsize))

@@ -1,8 +1,8 @@
-"""Streams: lanes that read episodes from start to end, a few steps at a time, as a recurrent model is trained.
+"""Streams: lanes that read episodes from start to end, a few steps per batch, to train a recurrent model.
 
-A recurrent tokenizer must learn to go on from its own reconstructions. So a lane keeps its state from one batch to the
-next, and needs the rows that follow. What a lane reads at a step depends on the seed, the lane and the step alone: a
-run that goes on after a break reads what it would have read.
+A recurrent tokenizer must learn to continue from its own reconstructions. So a lane keeps its state from one batch to
+the next, and needs the rows that follow. What a lane reads at a step depends only on the seed, the lane and the step.
+A resumed run therefore reads the same rows as an uninterrupted one.
 
 Dimensions: b lanes, n steps of a batch.
 """
@@ -29,9 +29,9 @@ class Streams:
     start at different places, so that a batch is not full of first frames.
 
     A recurrent model is given the first frame of what a lane reads, and keeps it. In some games the first frame of an
-    episode looks like no other: Pong begins on another background. A model that was only ever given such frames fails
-    on any other, and where episodes are long it sees few of them. So there are three kinds of lanes, by their number
-    modulo 8: 0, 2, 4 and 6 read whole episodes, 1, 3 and 5 read pieces from anywhere, 7 reads starts.
+    episode looks like no other frame: Pong begins with another background. A model that is only given such frames fails
+    when it is given any other. With long episodes it also sees few of them. So there are three kinds of lanes, by their
+    number modulo 8: 0, 2, 4 and 6 read whole episodes, 1, 3 and 5 read pieces from anywhere, 7 reads starts.
     """
 
     def __init__(
@@ -58,12 +58,12 @@ class Streams:
         """Batches in which a lane reads every episode once."""
 
     def read(self, step: int, share: slice = ALL) -> dict[str, np.ndarray]:
-        """The batch of a step: arrays (b, n + 1, ...), whose first row is the last one of the batch before.
+        """The batch of a step: arrays (b, n + 1, ...), whose first row is the last row of the previous batch.
 
-        Only a share of the lanes is read if asked for.
+        `share` selects the lanes that are read.
 
-        "fresh" (b) is True for lanes that are at the first batch of what they read. At step 0 all are, wherever they
-        are.
+        "fresh" (b) is True for lanes that begin an episode, a piece or a start. At step 0 it is True for all lanes,
+        even those that begin in the middle of an episode.
         """
         places = np.array([self._place(lane, step) for lane in range(self.lanes)[share]])
         arrays = {
@@ -81,7 +81,7 @@ class Streams:
         batch = within - int(ends[i] - batches[order[i]])
         return int(first[order[i]] + batch * self.n), batch
 
-    @lru_cache(maxsize=1024)  # noqa: B019 - as long as the streams live
+    @lru_cache(maxsize=1024)  # noqa: B019 - the cache may live as long as the streams
     def _order(self, lane: int, round_: int) -> tuple[np.ndarray, np.ndarray]:
         """The parts in the order in which a lane reads them in a round, and where each ends, in batches."""
         batches = self._parts(lane)[1]

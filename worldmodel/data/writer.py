@@ -60,7 +60,7 @@ class StoreWriter:
             env_spec: The environment that is recorded.
             settings: How it is recorded, as JSON.
             split_seed: Seed of the split into train, valid and test.
-            cure: What to do if there is a store with other settings, for the message.
+            cure: What to do if there is a store with other settings; the error message says it.
 
         Raises:
             UserError: If there is something else, it cannot be written, or another process is writing to it.
@@ -179,7 +179,7 @@ class StoreWriter:
             ) from error
 
     def _reread(self) -> None:
-        """Read the commit record again: an earlier one may be there although its writing failed, or be of another."""
+        """Read the commit record again: a failed write may have stored it after all, or another process may have."""
         there = open_root(self.path)[1]
         if _same(there, self._tried):
             del self._buffer[: there.commit.episodes - self._mark.commit.episodes]

@@ -35,7 +35,7 @@ SPLITS = ("train", "valid", "test")
 CHUNK, SHARD, SHARD_BYTES = 16, 1024, 64 << 20
 """Rows of a chunk, rows of a shard, and most bytes of a shard, for which large frames have fewer rows."""
 SMALL_ROW, SMALL_CHUNK = 1024, 4096
-"""Arrays with rows of fewer bytes than the first have no shards, but chunks of the second number of rows."""
+"""Arrays whose rows have fewer than `SMALL_ROW` bytes have no shards, and chunks of `SMALL_CHUNK` rows."""
 OTHER_VALUES = "its values do not match its checksum"
 
 

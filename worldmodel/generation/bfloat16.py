@@ -22,7 +22,7 @@ from worldmodel.utils.hardware import Precision
 
 
 class GivenCodes(SamplingConfig):
-    """Returns the codes that are passed in place of random numbers, so that given codes can be scored."""
+    """Takes its codes from the argument for random numbers, so that given codes can be scored."""
 
     def sample(self, logits: Tensor, noise: Tensor, share: Tensor | None = None) -> Tensor:
         return noise

@@ -44,9 +44,10 @@ class Context:
         return {name: tensor for name, tensor in vars(self).items() if tensor is not None}
 
     def is_episode_start(self, action_dim: int) -> Tensor:
-        """Which contexts start at the start of an episode, (b,) bool: no action led into their first frame.
+        """Which contexts begin at the start of an episode, (b,) bool: no action led into their first frame.
 
-        With a recurrent VQ-VAE they start one frame later, from a state that is nothing but the frame before.
+        With a recurrent VQ-VAE they begin one frame later, unless they are a single frame. Then every picture of their
+        state is the episode's first frame.
 
         Args:
             action_dim: Length of one encoded action, `ActionSpec.encoded_dim`.

@@ -159,10 +159,10 @@ class Dream:
         check_context(context, self.vqvae.config, self.prior.config, self.outcome.config)
 
     def check_memory(self, lanes: int, context: Context) -> None:
-        """Check that the device has memory for a number of lanes; resets one lane to measure what it takes.
+        """Check that the device has memory for a number of lanes. Resets one lane to measure its memory.
 
         Raises:
-            UserError: If it has not.
+            UserError: If it does not.
         """
         with PeakMemory() as peak:
             self.reset(context[:1], [0])

@@ -4,17 +4,17 @@ Only the architecture is here. A state dict that fits has the names of the publi
 
     conv1a, conv2a, conv3a, conv3b, conv4a, conv4b, conv5a, conv5b    (out, in, 3, 3, 3) and a bias
     fc6, fc7, fc8                                                     8192 -> 4096 -> 4096 -> 101
-    mean            (3, 16, h, w), blue green red, 0 to 255: what the network was trained to see subtracted
+    mean            (3, 16, h, w), blue green red, 0 to 255: subtracted from the clips, as in the network's training
 
 each as `<name>.weight` and `<name>.bias`, except `mean`. TGAN2 publishes the first two groups in
-`conv3d_deepnetA_ucf.npz`, as `conv1a/W` and `conv1a/b`, and the mean in `mean2.npz`. They become a file for us by
+`conv3d_deepnetA_ucf.npz`, as `conv1a/W` and `conv1a/b`, and the mean in `mean2.npz`. To convert them:
 
     w, m = np.load("conv3d_deepnetA_ucf.npz"), np.load("mean2.npz")
     d = {k.replace("/W", ".weight").replace("/b", ".bias"): torch.from_numpy(w[k]) for k in w.files}
     safetensors.torch.save_file(d | {"mean": torch.from_numpy(m["mean"])}, "c3d.safetensors")
 
-A mean larger than 112 x 112 is cut to rows and columns 8 to 119, as TGAN2 does. Pools keep the last odd row, as those
-of Caffe do, so 7 x 7 becomes 4 x 4.
+A mean larger than 112 x 112 is cut to rows and columns 8 to 119, as in TGAN2. Pooling rounds sizes up, as in Caffe, so
+7 x 7 becomes 4 x 4.
 
 Dimensions: b clips, c channels, t h w time and space, k classes.
 """
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 FRAMES, SIZE, CUT = 16, 112, 8
 WIDTHS = {"1a": 64, "2a": 128, "3a": 256, "3b": 256, "4a": 512, "4b": 512, "5a": 512, "5b": 512}
 POOLED = ("1a", "2a", "3b", "4b", "5b")
-"""A max pool follows these; the first one leaves time alone."""
+"""Convolutions that a max pool follows; the first pool does not pool over time."""
 
 
 class C3D(nn.Module):
@@ -55,7 +55,7 @@ class C3D(nn.Module):
         return self.fc8(F.relu(self.fc7(F.relu(self.fc6(x.flatten(1))))))
 
     def prepare(self, x: Tensor) -> Tensor:
-        """Blue first, 112 x 112 (bilinear, corners on corners), without the mean."""
+        """Blue first, resized to 112 x 112 (bilinear, with aligned corners), minus the mean."""
         b, c, t, h, w = x.shape
         frames = x.flip(1).transpose(1, 2).reshape(b * t, c, h, w)
         frames = F.interpolate(frames, (SIZE, SIZE), mode="bilinear", align_corners=True)

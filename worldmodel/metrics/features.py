@@ -9,9 +9,9 @@ hash is refused, and the hash is part of every result. Kinds:
                  returns (b, 400). A script is a program: only the hash shows that it is the one you trust
     c3d          state dict of C3D with UCF-101 logits and its mean (c3d.py)
     random_conv  no file: a small network with random weights of a fixed seed, to test a pipeline. Its results cannot be
-                 compared with published ones and never have the name of a published metric
+                 compared with published ones, and never get the name of a published metric
 
-A file with 400 logits does not show whether it was trained on Kinetics-400; the user has to make sure.
+The toolkit cannot tell whether a file with 400 logits was trained on Kinetics-400; the user has to make sure.
 
 Dimensions: n b clips, t h w time and space, d features.
 """
@@ -134,7 +134,7 @@ def load_features(
         return _torchscript(weights, data, found, device)
     if kind == "i3d":
         model = load_state(I3D(epsilon=epsilon), read_state(weights, data), weights).to(device)
-        other = "" if epsilon == 1e-5 else f", batch norm epsilon {epsilon:g}"  # than that of the paper's code
+        other = "" if epsilon == 1e-5 else f", batch norm epsilon {epsilon:g}"  # not that of the paper's code
         return Features(
             kind=kind, network=I3D_LOGITS + other, sha256=found, input_size=224, preprocessing=TO_224,
             prepare=to_224, model=model, device=device,
@@ -179,7 +179,7 @@ def read_state(path: Path, data: bytes) -> dict[str, Tensor]:
         if not all(isinstance(value, Tensor) for value in state.values()):
             raise TypeError("it holds more than tensors")
         return dict(state)
-    except Exception as error:  # each format has errors of its own, and torch.load those of pickle and of zip
+    except Exception as error:  # each format raises its own errors, and torch.load also those of pickle and zip
         message = " ".join(str(error).split())[:80] or type(error).__name__
         cure = "" if isinstance(error, SafetensorError) else ", or its kind is torchscript"
         raise UserError(f"{path} is not a state dict of tensors ({message}); convert it to safetensors{cure}") from None

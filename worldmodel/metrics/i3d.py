@@ -1,4 +1,4 @@
-"""I3D (Carreira and Zisserman, 2017): Inception-v1 with 3D convolutions; its Kinetics-400 logits make FVD.
+"""I3D (Carreira and Zisserman, 2017): Inception-v1 with 3D convolutions. FVD is computed from its Kinetics-400 logits.
 
 Only the architecture is here. A state dict that fits has the names of the layers of the published network:
 
@@ -9,9 +9,9 @@ Only the architecture is here. A state dict that fits has the names of the layer
 
 which is how the paper's own code and most ports to PyTorch name them (a file `rgb_imagenet.pt` or
 `i3d_pretrained_400.pt`). Padding is TensorFlow's "same": where it cannot be even, the end gets more. The epsilon of the
-batch norm is no weight, and sources differ: the paper's code has 1e-5, DeepMind's 1e-3.
+batch norm is not in the file, and sources differ: the paper's code has 1e-5, DeepMind's 1e-3.
 
-Space is averaged whole, which at 224 pixels is the published 7 x 7 pool, so that other sizes run too.
+The last pool averages over all of space, so that other sizes run too. At 224 pixels it is the published 7 x 7 pool.
 
 Dimensions: b clips, c channels, t h w time and space, k classes.
 """
@@ -35,7 +35,7 @@ MIXED: dict[str, tuple[int, ...]] = {
     "Mixed_5b": (256, 160, 320, 32, 128, 128),
     "Mixed_5c": (384, 192, 384, 48, 128, 128),
 }
-"""Channels of the branches b0, b1a, b1b, b2a, b2b, b3b; the four that end a branch are joined."""
+"""Channels of the branches b0, b1a, b1b, b2a, b2b, b3b; the last ones of each branch are concatenated."""
 POOLS: dict[str, tuple[Triple, Triple]] = {
     "Conv3d_1a_7x7": ((1, 3, 3), (1, 2, 2)),
     "Conv3d_2c_3x3": ((1, 3, 3), (1, 2, 2)),
@@ -63,7 +63,7 @@ def pool(x: Tensor, kernel: Triple, stride: Triple) -> Tensor:
 
 
 class Unit(nn.Module):
-    """Convolution, batch norm, ReLU; the last of the network is a convolution with a bias alone."""
+    """Convolution, batch norm, ReLU. The network's last unit is only a convolution, with a bias."""
 
     def __init__(
         self, channels: tuple[int, int], kernel: int = 1, stride: int = 1, epsilon: float | None = None
@@ -79,7 +79,7 @@ class Unit(nn.Module):
 
 
 class Mixed(nn.Module):
-    """Four branches side by side: 1; 1 and 3; 1 and 3; pool and 1."""
+    """Four parallel branches of convolutions, by kernel size: 1; 1 then 3; 1 then 3; a max pool, then 1."""
 
     def __init__(self, channels: int, widths: tuple[int, ...], epsilon: float) -> None:
         super().__init__()

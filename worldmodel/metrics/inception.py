@@ -2,7 +2,7 @@
 
     IS = exp(mean over x of KL(p(y|x) || p(y))),  p(y) the mean of p(y|x)
 
-It is from 1, if the classifier does not distinguish the samples, to the number of classes. The paper follows the
+It ranges from 1, if the classifier does not distinguish the samples, to the number of classes. The paper follows the
 protocol of TGAN2: C3D trained on UCF-101, one score for each of ten sets of 2048 samples, and their mean and standard
 deviation (dividing by ten, not nine). The score grows with the number of samples, which is part of the protocol.
 

@@ -4,13 +4,13 @@ A Fréchet distance depends on the number of clips and of samples for each clip:
 the same model may be tens of points apart. So each result carries its protocol, and is compared with a published one
 only if both protocols are equal in every field.
 
-    paper   Tables 1 and 3 to 7: 256 clips of 16 frames, and for each one sample that continues its first frame; mean
+    paper   Tables 1 and 3 to 7: 256 clips of 16 frames, and one sample per clip, which continues its first frame; mean
             and standard deviation of ten trials
-    pooled  later papers on BAIR: 100 samples for each of 256 clips together, against those clips
+    pooled  later papers on BAIR: 100 samples per clip, all pooled, against the 256 clips
     large   2,048 unconditional samples against 2,048 clips, once
     tgan2   Table 2's inception score: 2,048 unconditional samples, ten times
 
-The conditioning frames count among the 16, and samples contain them as the model decodes them, not copied. Standard
+The conditioning frames are among the 16. Samples contain them as the model decodes them, not copied. Standard
 deviations divide by the number of trials (ten, not nine), as in the paper's code and TGAN2's. Two things differ from
 the paper's code: decoded frames are rounded to uint8, not truncated, and R-FVD is the mean of all trials, not of one.
 """
@@ -94,14 +94,14 @@ class Protocol(Settings):
         if clips.shape[1] != self.n_frames:
             raise UserError(
                 f"protocol {self.name} compares clips of {self.n_frames} frames, but {what} have {clips.shape[1]}; give"
-                f" such clips, or alter it with --n-frames {clips.shape[1]}"
+                f" such clips, or change the protocol with --n-frames {clips.shape[1]}"
             )
         if self.frame_size and clips.shape[2:4] != (self.frame_size, self.frame_size):
             h, w = clips.shape[2:4]
             raise UserError(
                 f"protocol {self.name} compares clips of {self.frame_size} x {self.frame_size}, but {what} have "
                 f"{h} x {w};"
-                f" give such clips, or alter it with --frame-size {h if h == w else 0}"
+                f" give such clips, or change the protocol with --frame-size {h if h == w else 0}"
             )
 
     def to_json(self) -> dict[str, Any]:

@@ -53,7 +53,7 @@ class ClipPrior(nn.Module):
         self.register_buffer("codebook", torch.zeros(shape) if codebook is None else codebook.clone())
         self.register_buffer("condition_scale", torch.tensor(config.condition_scale or 1.0), persistent=False)
         self.register_buffer("sequence", torch.cat(self.order.passes), persistent=False)
-        # what the newest frame may attend to when the ring buffer is full, frame by frame in the order of caching
+        # what the newest frame may attend to when the ring buffer is full; a frame's keys are in the order of caching
         if config.local_window:
             last = clip_mask(self.order, config.attention_frames, config.attention_frames, config.local_window)[
                 -len(self.order) :

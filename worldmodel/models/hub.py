@@ -1,8 +1,8 @@
 """Runs on the Hugging Face Hub: `hf://owner/name`, or `hf://owner/name@revision` for a branch, tag or commit.
 
 huggingface_hub downloads into its own cache, where a run is found again without a network. Only the tensors and the
-JSON of a run are downloaded, no pickle and no code. Each tensor file has a digest of its bytes, which is checked here,
-because a damaged file of the cache needs another cure than one of a run folder.
+JSON of a run are downloaded, no pickle and no code. Each tensor file has a digest of its bytes. It is checked here,
+because the fix for a damaged file in the cache differs from that for one in a run folder.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DOWNLOADED = [f"*{name}" for name in (*TENSOR_FILES, "config.json")]
 """Files that are downloaded; the rest of a repository stays there."""
 REPOSITORY = r"[A-Za-z0-9][\w.-]*/[\w.-]+"
 NAME = re.compile(rf"hf:/{{1,2}}({REPOSITORY})(?:@([\w./-]+))?", re.ASCII)
-"""With one slash it is what `Path` leaves of a name."""
+"""A single slash is accepted too, because `Path` collapses the two."""
 
 
 def is_hub_name(name: object) -> bool:
@@ -52,7 +52,7 @@ def download(name: str) -> Path:
         folder = Path(snapshot_download(found[1], revision=found[2], allow_patterns=DOWNLOADED))
     files = [path for file in TENSOR_FILES for path in sorted(folder.rglob(file))]
     if not files:
-        raise UserError(f"{name} has no {TENSOR_FILES[0]}, so it is no run; give one that train/push.py uploaded")
+        raise UserError(f"{name} has no {TENSOR_FILES[0]}, so it is not a run; give one that train/push.py uploaded")
     for path in files:
         tensor_file.read(path, f"delete {folder.parents[1]} and run it again to download it again")
     return folder
@@ -87,7 +87,7 @@ def upload(files: dict[str, Path], card: str, repo: str, private: bool) -> None:
 
 @contextmanager
 def hub_errors(name: str) -> Iterator[None]:
-    """Turn whatever fails on the way to the hub and back into a `UserError` that starts with the name of the run."""
+    """Turn any error of a request to the hub into a `UserError` that starts with the name of the run."""
     from huggingface_hub import errors
 
     try:
@@ -107,7 +107,7 @@ def hub_errors(name: str) -> Iterator[None]:
     except errors.HfHubHTTPError as error:
         cure = "log in with `hf auth login`" if error.response.status_code in (401, 403) else "try again later"
         raise UserError(f"{name}: the hub refused ({one_line(error)}); {cure}") from None
-    except Exception as error:  # of the HTTP library, which changes with the version of huggingface_hub
+    except Exception as error:  # of the HTTP library, which differs between versions of huggingface_hub
         raise UserError(
             f"{name}: the hub cannot be reached ({one_line(error)}); run it again with a network connection"
         ) from None

@@ -1,6 +1,6 @@
 """A small CNN that turns images into a grid of features, one vector for each position of a frame's codes.
 
-The codes of a recurrent VQ-VAE say what changes, not what is there. So the models that read these codes also receive
+The codes of a recurrent VQ-VAE describe what changes, not what is there. So the models that read these codes also get
 the reconstructions (after delta-IRIS, Micheli et al. 2024, whose transformer takes features of the last frame as
 input). Each position gets the features of its own part of the image and of what is around it.
 

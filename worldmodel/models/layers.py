@@ -1,7 +1,7 @@
 """Layers of the VQ-VAE: convolutions, norms and axial attention that can also run frame by frame.
 
-Each temporal layer has two modes. In the paper's it takes the whole clip. In the causal one, for streaming, frame t
-depends on a finite number of frames up to t. The past before the first frame is zeros. Between calls a causal layer
+Each temporal layer has two modes. In paper mode it takes the whole clip. In causal mode, for streaming, frame t depends
+only on a finite number of frames up to t. The past before the first frame is zeros. Between calls a causal layer
 keeps its past activations in a `Memory`, keyed by the layer. A clip in one call and the same clip frame by frame thus
 go through the same code and give the same result.
 
@@ -95,7 +95,7 @@ class ConvTranspose(nn.Module):
 
     A transposed convolution with stride s is an ordinary convolution that computes s neighboring outputs for each input
     position; with kernel 2s each output depends on two inputs. It is implemented that way because streaming needs only
-    the outputs of the newest inputs, and PyTorch's transposed convolution would compute more, to be cut off. The
+    the outputs of the newest inputs; PyTorch's transposed convolution would compute more, which would be cut off. The
     function, its parameters, the receptive field and the speed on a CPU are the same.
     """
 

@@ -114,7 +114,7 @@ def _load(folder: Path, kind: str, build: Callable[[dict[str, Any]], Model]) -> 
 
 @contextmanager
 def refuse_other_versions(folder: Path, script: str) -> Iterator[None]:
-    """Turn whatever fails while a model is built from its config into a `UserError` that names the training script."""
+    """Turn any error of building a model from its config into a `UserError` that names the training script."""
     try:
         yield
     except UserError as error:

@@ -1,4 +1,4 @@
-"""Pixels as numbers, and how much each counts in the loss."""
+"""Conversion of pixels between uint8 and floats, and their weights in the loss."""
 
 from __future__ import annotations
 

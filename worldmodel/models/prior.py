@@ -18,9 +18,9 @@ Three additions to the paper, for speed and for long dreams:
 * `code_noise`: in training some of the input codes, never the targets, are replaced by random ones, so that the model
   learns to continue from its own errors. A little is enough: with up to a fifth of the codes random, a dream of Take
   Cover treated its fireballs as errors and removed them.
-* `image_input`: the codes of a recurrent VQ-VAE say what changes. What is there is in the last reconstruction, whose
-  features are added to the inputs of the positions that they belong to. With `image_noise` the model learns to go on
-  from pictures that are not quite right, as those of a long dream are (GameNGen, Valevski et al. 2024).
+* `image_input`: the codes of a recurrent VQ-VAE describe what changes, not what is there. The last reconstruction shows
+  what is there. Its features are added to the inputs of the positions that they belong to. With `image_noise` the model
+  learns to continue from imperfect pictures, like those of a long dream (GameNGen, Valevski et al. 2024).
 
 Dimensions: b batch, t latent frames, h w g rows, columns and codebooks, n positions of a frame with m codes each, k
 code values, c condition. Codes are (b, t, h, w, g), or (b, t, n, m) by position; positions count in raster order.
@@ -82,7 +82,7 @@ class Prior(ClipPrior):
         slots = cache.valid.shape[1]
         memory = self.forward_clip(codes, condition, features, start)[1]
         for frame in range(max(0, t - slots), t):  # older frames are beyond the attention span
-            # within a slot, keys stand in the order in which a step writes them: pass by pass, not row by row
+            # within a slot, keys are in the order in which a step writes them: pass by pass, not row by row
             at, source = (start + frame) % slots, frame * n + self.sequence
             for ring, pair in zip(cache.kv, memory, strict=True):
                 ring[:, :, :, at * n : (at + 1) * n] = pair[:, :, :, source]

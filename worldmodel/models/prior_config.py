@@ -136,7 +136,9 @@ class PriorConfig(PriorSettings):
                 f"{self.patch_size} x {self.patch_size}; choose --model.patch-size so that it divides both"
             )
         if (self.conditioning == "none") != (self.condition_dim == 0):
-            raise UserError(f"conditioning = {self.conditioning} does not go with condition_dim = {self.condition_dim}")
+            raise UserError(
+                f"conditioning = {self.conditioning} is incompatible with condition_dim = {self.condition_dim}"
+            )
         if self.condition_scale and len(self.condition_scale) != self.condition_dim:
             raise UserError(
                 f"a condition of {self.condition_dim} numbers needs as many scales, not {len(self.condition_scale)}"

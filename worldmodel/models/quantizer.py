@@ -4,7 +4,7 @@ Codes follow the features by exponential moving averages instead of a codebook l
 of encoder outputs, and an unused code is reset to some output of the current batch (section 4.1, after Jukebox). Three
 things differ from the official code:
 
-* Whether the codebook is initialized is a buffer, so a resumed run keeps its codes.
+* A buffer records whether the codebook is initialized, so a resumed run keeps its codes.
 * A code is unused if its average count per batch is below `code_reset_threshold`. The official code has 1, with 256
   vectors per code in a batch (Table 8). With two vectors per code, as on a small machine, that would reset half of the
   codes at every step.
@@ -95,7 +95,7 @@ class Quantizer(nn.Module):
     def _distances(self, flat: Tensor) -> Tensor:
         """(g, n, d) -> (g, n, k): |x - e|^2, without the term |x|^2, which is the same for all codes.
 
-        Never in bfloat16, with which training would choose a quarter of the codes differently from encoding.
+        Never in bfloat16: training would then choose another code than encoding for a quarter of the vectors.
         """
         with torch.autocast(flat.device.type, enabled=False):
             return torch.baddbmm(self.embedding.square().sum(-1)[:, None], flat, self.embedding.mT, alpha=-2)

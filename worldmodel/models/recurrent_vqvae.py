@@ -1,22 +1,22 @@
-"""A recurrent VQ-VAE: encoder and decoder receive what the decoder made of earlier frames.
+"""A recurrent VQ-VAE: encoder and decoder also receive the decoder's reconstructions of earlier frames.
 
-A VQ-VAE of single frames paints every frame from its codes alone, so whatever a prior forgets to repeat is gone. Here
-the decoder composes a frame of three pictures, mixed by masks:
+A VQ-VAE of single frames decodes every frame from its codes alone. Whatever the prior fails to repeat then disappears.
+Here the decoder blends three pictures into a frame, with masks:
 
-* the last reconstruction, moved by a small flow: what stays or moves needs no codes (SAVP, Lee et al. 2018; skip
+* the last reconstruction, warped by a small flow: what stays or moves needs no codes (SAVP, Lee et al. 2018; skip
   connections for planning, Ebert et al. 2017);
-* the anchor, the first picture of the episode or dream: what comes into view again is still known;
-* new content, painted from the codes.
+* the anchor, which is the first picture of the episode or dream: what was hidden can come back into view;
+* new content, decoded from the codes.
 
-The codes carry only what the past and the action do not give (delta-IRIS, Micheli et al. 2024). Training is closed
-loop: the model goes on from its own reconstructions, over many updates, so that errors do not add up in a long dream.
+The codes carry only what the past and the action do not tell (delta-IRIS, Micheli et al. 2024). Training is closed
+loop: the model continues from its own reconstructions over many updates, so that errors do not accumulate in a dream.
 
 Decisions:
 
-* The state is made of pictures of uint8, rounded as an observer would receive them. Encoding, decoding and dreaming
-  therefore go on from the same bits.
-* The first frame is given, so it is its own reconstruction. Its codes say "nothing has changed", roughly.
-* A bicubic warp: a bilinear one blurs a moving object a little more with every step.
+* The state consists of uint8 pictures, rounded like the frames that an observer gets. Encoding, decoding and dreaming
+  therefore continue from identical bits.
+* The first frame is given, so it is its own reconstruction. Its codes mean, roughly, that nothing has changed.
+* The warp is bicubic: a bilinear one would blur a moving object a little more with every step.
 
 Dimensions: b lanes, t frames, h w space (H W for codes), c channels, a numbers of an action, p pictures of a state.
 Frames are uint8 (b, t, h, w, c); inside, pictures are (b, c, h, w) in [-0.5, 0.5]. Codes are int64 (b, t, H, W, g).
@@ -42,7 +42,7 @@ LAST, ANCHOR = 0, -1
 ACTION_DIM = 64
 """Channels of an embedded action."""
 N_WORST, CHANGE = 0.01, 0.06
-"""Fraction of a picture's pixels that count as its worst; by how much a pixel changes that moves."""
+"""Fraction of a picture's pixels that count as its worst, and the change above which a pixel counts as changed."""
 
 
 class ResBlock(nn.Module):
@@ -63,7 +63,7 @@ class ResBlock(nn.Module):
 
 
 class DownPath(nn.Module):
-    """Pictures (b, n, h, w) -> features of patches of pixels, then of each smaller size, down to that of the codes."""
+    """Pictures (b, n, h, w) -> features at each size, from patches of pixels down to the size of the codes."""
 
     def __init__(self, n_channels: int, widths: list[int], patch: int) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class RecurrentVQVAE(nn.Module):
         self.decoder = UpPath(2 + 3 + c, widths, patch)
         favored = torch.zeros(2 + 3 + c, patch**2)
         self.register_buffer("action_scale", torch.tensor(config.action_scale or 1.0), persistent=False)
-        favored[2] = 2.0  # before training the last picture mostly stays as it is
+        favored[2] = 2.0  # before training, the frame is mostly the last picture
         self.decoder.out.bias = nn.Parameter(favored.flatten())
         rows, columns = (torch.arange(n, dtype=torch.float32) for n in config.frame_size)
         self.register_buffer("grid", torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1), persistent=False)
@@ -148,7 +148,7 @@ class RecurrentVQVAE(nn.Module):
 
         Args:
             codes: (b, t, H, W, g).
-            memory: Has the state before the first code under this model; updated in place.
+            memory: Holds the state before the first code, with this model as the key; updated in place.
             actions: Encoded actions that led into each frame (b, t, a).
 
         Returns:
@@ -196,7 +196,7 @@ class RecurrentVQVAE(nn.Module):
         """The training loss of t steps. No gradient passes from one step to the next.
 
         Args:
-            frames: uint8 (b, t + 1, h, w, c). The first one is before the steps; it shows what moves.
+            frames: uint8 (b, t + 1, h, w, c). The first one precedes the steps, and only serves to find what changes.
             actions: Encoded actions that led into the others (b, t, a).
             state: Pictures (b, p, h, w, c) before the steps.
 
@@ -222,9 +222,9 @@ class RecurrentVQVAE(nn.Module):
         return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}, state
 
     def _weighted(self, error: Tensor, changed: Tensor) -> Tensor:
-        """The mean squared error (b, c, h, w) over the data's variance. What changed, and what is worst, counts more.
+        """The mean of squared errors (b, c, h, w) over the data's variance. Changed and worst pixels count more.
 
-        A plain mean hardly notices that something small is lost.
+        With a plain mean, losing a small object would hardly change the loss.
         """
         weights = (1 + self.config.motion_loss_weight * changed).to(error.dtype)
         mean = (error * weights / batch_mean(weights.mean())).mean()
@@ -254,7 +254,7 @@ class RecurrentVQVAE(nn.Module):
         for block in self.decoder_in:
             x = block(x, embedded)
         out = self.decoder(x, skips, embedded)
-        out = at_least_float32(out)  # a bfloat16 pixel has 8 bits, a flow fewer
+        out = at_least_float32(out)  # bfloat16 has 8 significant bits, which is too few for pixels and flow
         flow, masks, new = out.split((2, 3, self.config.channels), dim=1)
         flow, masks = self.config.max_flow * torch.tanh(flow / self.config.max_flow), masks.softmax(1)
         last, anchor = (to_float(state[:, i], out.dtype).movedim(-1, 1) for i in (LAST, ANCHOR))
@@ -296,7 +296,7 @@ def _bytes(picture: Tensor) -> Tensor:
 
 
 def _next(state: Tensor, frame: Tensor) -> Tensor:
-    """The state after a frame (b, h, w, c): it is the last, the one before it the second, the anchor stays."""
+    """The state after a frame (b, h, w, c): the frame comes first, earlier ones move back by one, the anchor stays."""
     return torch.cat([frame[:, None], state[:, : ANCHOR - 1], state[:, ANCHOR:]], 1)
 
 

@@ -12,7 +12,7 @@ takes the frame's codes, the actions that led into it, and the previous game var
   before it: from the hidden state, the action and the variables. ViZDoom renders no image of a death but repeats the
   previous frame. A model that gets that frame learns to detect the repetition, which a dream samples too rarely. Hits
   are also predicted better from the past than from a generated frame, perhaps for the same reason.
-* `image_channels`. Codes of a recurrent VQ-VAE say what changes, so the model also takes the reconstruction.
+* `image_channels`. Codes of a recurrent VQ-VAE describe only what changes, so the model also takes the reconstruction.
 * `n_stacked_frames`. Convolutions over the last latent frames show the model where things are moving. A linear layer
   over all codes of one frame cannot: it would have to learn the same motion separately at every position.
 

@@ -216,7 +216,7 @@ class VQVAE(nn.Module):
         return self.position_embedding() if self.config.attention else None
 
     def _check_frames(self, frames: Tensor) -> None:
-        """Check the shape here, where the message can say what is expected."""
+        """Check the shape, so that the error message says what is expected."""
         wanted = (*self.config.frame_size, self.config.channels)
         lengths = (
             frames.shape[1] % self.config.stride[0] == 0

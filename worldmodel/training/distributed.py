@@ -3,12 +3,12 @@
 PyTorch does the work: DistributedDataParallel averages gradients, or FSDP2 spreads the model (training/sharding.py),
 and gloo or NCCL carries them. Decided here:
 
-* The batch of a config is that of all ranks. Each trains on its share, and N ranks take the step that one would take.
-  utils/ranks.py has what that needs of the models.
-* Only the first rank writes files and prints. All ranks read the same data and checkpoints, and compare what they see
-  before the first step: ranks that train different models would not notice otherwise, or wait for each other forever.
-* An error on one rank ends all of them. The rank that fails first prints its sentence; the others see that a rank is
-  gone, and end without one.
+* A config's batch size is that of all ranks together. Each rank trains on its share, so N ranks take the same step as
+  one rank would. utils/ranks.py explains what models have to do for this.
+* Only the first rank writes files and prints. All ranks read the same data and checkpoints, and compare them before the
+  first step. Otherwise ranks could train different models without noticing, or wait for each other forever.
+* An error on one rank ends all of them. The rank that fails first prints its error. The others notice that a rank is
+  gone, and exit without a message.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def process_group() -> Iterator[None]:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     store = dist.PrefixStore(f"start-{_restarts()}", store)
     dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=TIMEOUT)
-    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")  # of 1x1 convolutions
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")  # from 1x1 convolutions
     with only_first_failure(), quiet_unless_first():
         yield
     dist.destroy_process_group()
@@ -78,7 +78,7 @@ def process_group() -> Iterator[None]:
 def _restarts() -> str:
     """How often torchrun has restarted the ranks: its store still has the addresses of those that have ended.
 
-    Nodes count for themselves, so the numbers of several nodes may differ and are not used.
+    Each node counts its own restarts. With several nodes the counts may differ, so they are not used.
     """
     alone = os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if alone else "0"
@@ -89,7 +89,7 @@ def only_first_failure() -> Iterator[None]:
     """Context in which an error ends all ranks: it is raised on the rank that fails first, the others just exit."""
     try:
         yield
-    except SystemExit:  # of the command line, which is the same on all ranks
+    except SystemExit:  # from the command line, on all ranks alike
         _let_first_rank_report()
         raise
     except (Exception, KeyboardInterrupt) as error:
@@ -114,18 +114,18 @@ def _fails_first() -> bool:
             return False
         _report_at_exit()
         return True
-    except dist.DistError:  # the store has ended with the rank that kept it; that of torchrun stays
+    except dist.DistError:  # the rank that hosted the store has ended; a store of torchrun would still be there
         return False
 
 
 def _let_first_rank_report() -> None:
-    """At the first rank's exit, the others go on."""
+    """Make the other ranks wait until the first one has printed its message."""
     with suppress(dist.DistError):
         (_wait_for_report if rank() else _report_at_exit)()
 
 
 def _report_at_exit() -> None:
-    """Tell the other ranks when this one ends, with its error printed."""
+    """Tell the other ranks when this one exits, after it has printed its error."""
     atexit.register(dist.distributed_c10d._get_default_store().set, "reported", "")
 
 

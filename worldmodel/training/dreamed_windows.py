@@ -1,9 +1,9 @@
-"""Dreamed sequences with recorded outcomes, to train an outcome model on pictures as it will meet them.
+"""Dreamed sequences with recorded outcomes, to train an outcome model on the kind of frames that it gets in a dream.
 
 Dreamed frames are less sharp than recorded ones, and a policy learns to exploit whatever the outcome model mistakes for
 a medkit. So the prior continues real contexts under the recorded actions, and the model learns what really happened
-after them. A dream may go another way than the recording did, the more so the longer it is; `steps` should be few
-enough that it seldom does.
+after them. A dream may diverge from the recording, and a longer one diverges more. `steps` should be small enough that
+this is rare.
 
 Dimensions: n sequences of context + steps latent frames.
 """
@@ -16,6 +16,7 @@ import torch
 from worldmodel.data.clips import RECONSTRUCTION, n_given_rows, read_state, read_windows_clamped
 from worldmodel.data.prior_dataset import PriorBatch
 from worldmodel.data.store import Store
+from worldmodel.data.zarr_format import SPLITS
 from worldmodel.generation.generate import continue_clips
 from worldmodel.models.loading import AnyVQVAE
 from worldmodel.models.prior import Prior
@@ -30,7 +31,7 @@ Rows = dict[str, np.ndarray]
 
 
 def draw_windows(store: Store, split: str, context: int, length: int, n: int, rng: np.random.Generator) -> Rows:
-    """Draw rows to continue from: all rows of a split are equally likely, also those shortly before an end.
+    """Draw rows to continue from: all rows of a split are equally likely, including those shortly before an end.
 
     Args:
         store: Store of codes.
@@ -77,7 +78,7 @@ class DreamedWindows:
         seed: int = 0,
         precision: Precision = "float32",
     ) -> None:
-        """Dream them.
+        """Dream the sequences.
 
         Args:
             vqvae: The VQ-VAE.
@@ -93,9 +94,10 @@ class DreamedWindows:
         Raises:
             UserError: If no episode is long enough.
         """
-        rng, generator = np.random.default_rng([seed, len(split)]), torch.Generator().manual_seed(seed)
+        rng = np.random.default_rng([seed, SPLITS.index(split)])
         length, device = context + steps, prior.start_token.device
         drawn = draw_windows(store, split, context, length, n, rng)
+        generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
         self.rows = {"mask": drawn["mask"]}
         for name in ("codes", "condition", "reward", "done", "variables"):
             self.rows[name] = read_windows_clamped(store, name, drawn["row"], length, drawn["stop"])

@@ -166,7 +166,7 @@ def init_prior_from(folder: Path, prior: Prior, vqvae: Path) -> None:
 
     Args:
         folder: Folder of the other prior.
-        prior: Prior to initialize, in place. It keeps its own codebook, which the other one's weights soon get used to.
+        prior: Prior to initialize, in place. It keeps its own codebook; the other prior's weights soon adapt to it.
         vqvae: Folder of its VQ-VAE.
 
     Raises:
@@ -193,7 +193,7 @@ def train_prior(args: PriorStage) -> None:
     path = args.data or args.run / "data.zarr"
     data = open_frame_store(store, path, args.shard_cache(path)) if config.n_cond_frames else None
     train, valid = (PriorDataset(config, store, split, data, args.terminal_frames) for split in ("train", "valid"))
-    if args.actions and env_spec.action.kind == "Box":  # else there is nothing to divide, nor to read for it
+    if args.actions and env_spec.action.kind == "Box":  # one-hot actions are not scaled, so nothing is read
         some = train.sample(np.random.default_rng(0), 256)["condition"]
         config = replace(config, condition_scale=condition_scale(env_spec, some, config.n_classes))
     prior = Prior(config, vqvae.quantizer.embedding).to(args.device)

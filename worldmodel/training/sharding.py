@@ -6,7 +6,7 @@ Decided here:
 * The blocks of the prior's transformer are units of their own. Everything else is one unit, gathered for the step.
 * The model is built and loaded whole before it is spread, and so is the optimizer of a run that resumes. To evaluate,
   every rank gathers the weights. So these must fit on one device; their gradients and activations need not.
-* Checkpoints are those of one rank. A run may go on under another number of ranks, or without sharding.
+* Checkpoints are the same as those of one rank. A run may resume with another number of ranks, or without sharding.
 * FSDP2 is imported only where it is used, because that takes almost a second. Elsewhere its tensors and modules are
   recognized by their methods.
 """
@@ -30,7 +30,7 @@ def shard(step_loss: nn.Module) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # which nothing changes in place
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # no view is changed in place
     mesh = init_device_mesh(next(step_loss.parameters()).device.type, (n_ranks(),))
     for block in step_loss.modules():
         if isinstance(block, Block):
@@ -74,7 +74,7 @@ def shard_moments(optimizer: torch.optim.Optimizer) -> None:
 
 @contextmanager
 def whole_weights(step_loss: Any) -> Iterator[None]:
-    """Context in which every rank has all weights, so that one can compute by itself. All ranks have to enter it."""
+    """Context in which every rank has all weights, so that one rank can compute alone. All ranks have to enter it."""
     units = [module for module in step_loss.modules() if is_spread(module)] if is_spread(step_loss) else []
     for unit in units:
         unit.unshard()

@@ -25,9 +25,9 @@ from worldmodel.utils.ranks import Pass, forward_pass, rank
 
 Batch = dict[str, Tensor]
 Sample = Callable[[np.random.Generator, int], dict[str, np.ndarray]]
-"""A rank's share of a batch from the random numbers of a step, and its number."""
+"""Draws a rank's share of a batch, from the random generator of a step and the number of the step."""
 SEPARABLE: WeakSet[nn.Module] = WeakSet()
-"""Models that have been found to ask nothing of the whole batch, so that its parts need no pass before them."""
+"""Models that need nothing from the whole batch, as a first pass has shown. Their parts need no pass before them."""
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:

@@ -1,6 +1,6 @@
 """The second stage, run by train/tokens.py: frames are encoded once, into a store of codes (Figure 2).
 
-Episode i of the codes is episode i of the frames, and has its split. The episodes of several stores follow one another.
+Episode i of the codes is episode i of the frames, in the same split. The episodes of several stores follow one another.
 Row t describes latent frame t and what led into it:
 
     codes         (h, w, g) uint16
@@ -12,8 +12,8 @@ Row t describes latent frame t and what led into it:
     split         its split, if it was published with the data or there are several stores
     frame_row     row of its first frame in the store of frames, where a prior finds its conditioning frames
     reconstruction
-                  (H, W, channels) uint8, what the decoder of a recurrent VQ-VAE made of it; its first one of an episode
-                  is the frame itself, which is given
+                  (H, W, channels) uint8, what the decoder of a recurrent VQ-VAE made of the frame; the first one of an
+                  episode is the frame itself, which is given
 
 Arrays that were not recorded are left out: a store of videos may have frames only.
 
@@ -31,7 +31,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from worldmodel.data.clips import Clips, n_given_rows, read_state, read_windows
+from worldmodel.data.clips import RECONSTRUCTION, Clips, n_given_rows, read_state, read_windows
 from worldmodel.data.joined import JoinedStore
 from worldmodel.data.opening import open_store
 from worldmodel.data.shard_cache import CacheArgs
@@ -113,9 +113,14 @@ def make_contexts(tokens: Store, args: TokensStage, past_frames: int) -> Context
     anywhere = clips.fixed_sample(min(2 * args.n_contexts, len(clips)))
 
     def distinct(places: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        rows = [tokens.episode_bounds(i)[0] + start for i, start in places]
-        codes = list(read_windows(tokens, "codes", np.array(rows), t)) if rows else []
-        return list({c.tobytes(): place for c, place in zip(codes, places, strict=True)}.values())
+        if not places:
+            return []
+        rows = np.array([tokens.episode_bounds(i)[0] + start for i, start in places])
+        content = [read_windows(tokens, "codes", rows, t)]
+        if past_frames:  # equal codes change different pictures
+            content.append(read_windows(tokens, RECONSTRUCTION, rows, 1))
+        keys = [hash(b"".join(part.tobytes() for part in parts)) for parts in zip(*content, strict=True)]
+        return list(dict(zip(keys, places, strict=True)).values())
 
     before = distinct(before)[:near]
     chosen = distinct(starts)[: (args.n_contexts - len(before)) // 2] + before
@@ -188,7 +193,7 @@ def write(args: TokensStage, store: Store, model: AnyVQVAE, weights: str) -> Non
 
 
 def joined_split(store: Store, i: int, n: int) -> Rows:
-    """The split of episode i as n rows, for a joined store; a draw by the episode's number there would differ."""
+    """The split of episode i as n rows, for a joined store, where drawing it by the episode's number would be wrong."""
     if not isinstance(store, JoinedStore):
         return {}
     return {"split": np.full(n, SPLITS.index(store.episode_splits()[i]))}

@@ -4,7 +4,7 @@ Everything random in step s (the batch, dropout, resets of codes) comes from gen
 no random state to save, so a resumed run equals an uninterrupted one, bit for bit on a CPU. Evaluations in between do
 not change the result either.
 
-A batch may be split over ranks (training/distributed.py) and into parts (`accumulate`); the step stays the same, to
+A batch may be split over ranks (training/distributed.py) and into parts (`accumulate`); the step stays the same, up to
 rounding. Only dropout and code noise differ: each part draws them from a seed of its own.
 
 Ctrl-C and SIGTERM finish the step, write a checkpoint and stop; a second one stops at once.
@@ -70,8 +70,8 @@ def fit(
 ) -> None:
     """Train a model to the last step, resuming the run in `out` if there is one.
 
-    A complete run continues if `config` has more steps. The learning rate is then that of a run of so many steps
-    from the beginning, so a cosine schedule begins higher than it ended.
+    A complete run continues if `config` has more steps. The learning rate is then that of a run that had this number of
+    steps from the beginning, so a cosine schedule restarts higher than it ended.
 
     Args:
         model: The model, on its device; trained in place.
@@ -85,7 +85,7 @@ def fit(
             returns at the end is printed: its verdicts, in words.
         restart: Start over and overwrite the run in `out`.
         state: Tensors (b, ...) that a run carries from step to step, this rank's share of them. `loss` finds them in
-            the batch and returns each of them anew under its name, and checkpoints keep them.
+            the batch and returns the new value of each under its name. Checkpoints keep them.
         data: Checksums of the data, which all ranks must have.
 
     Raises:
@@ -168,19 +168,19 @@ class Training:
         return self.verdicts + judge_loss(self.losses)
 
     def verify_precision(self) -> Meter:
-        """Settle the precision by a trial step; returns a meter of the speed at it."""
+        """Decide on the precision with a trial step; returns a meter of the speed in that precision."""
         config = self.config
         figures = partial(trial_step, self.model, self.loss, self.sample, config, self.step, state=self.state)
         precision = verified_precision(str(self.out), self.device, config.precision, figures)
         self.config = replace(config, precision=precision)
         meter = Meter(1.0 if rank() else peak_flops(str(self.device), precision))
-        if n_ranks() > 1:  # DDP adds gradients up in another order at its first step, and while operations are counted
+        if n_ranks() > 1:  # DDP sums gradients in another order at its first step, and while operations are counted
             share = config.batch_size // n_ranks()
             meter.count_flops_of(lambda: figures(precision), share / trial_clips(share, config))
         return meter
 
     def is_due(self, every: int) -> bool:
-        """Whether something that is done every so many steps, and at the end, is to be done now."""
+        """Whether something that is done every `every` steps, and at the end, is due now."""
         return self.step % every == 0 or self.step == self.config.steps
 
     def train(self, batch: Batch) -> None:
@@ -200,7 +200,7 @@ class Training:
                 self.verdicts = list(self.evaluate(writer, self.step) or ())
 
     def save_or_stop(self, stop: bool) -> None:
-        """Save a checkpoint if one is due, or before the run is stopped by a signal or for lack of time."""
+        """Save a checkpoint if one is due, and before a signal or the time limit stops the run."""
         config = self.config
         late = config.max_minutes > 0 and time.monotonic() - self.started > 60 * config.max_minutes
         stopping, out_of_time = any_rank(stop, late)
@@ -259,7 +259,7 @@ def check_ranks(
 
 
 def resume(model: nn.Module, out: Path, settings: dict[str, Any], state: dict[str, Tensor]) -> Checkpoint | None:
-    """Load the newest checkpoint of the run in `out`, if there is one, but for the optimizer's state.
+    """Load the newest checkpoint of the run in `out`, if there is one, except for the optimizer's state.
 
     Returns:
         The checkpoint; None if there is none.

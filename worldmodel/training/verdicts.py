@@ -1,6 +1,6 @@
 """Verdicts at the end of a training: what its figures mean, in words, and what to do about it.
 
-Each verdict compares a figure with what costs nothing, such as copying the last frame. Differences are taken clip by
+Each verdict compares a figure with a trivial baseline, such as copying the last frame. Differences are taken clip by
 clip, and count only if their 95% interval over held-out episodes does not contain zero.
 """
 
@@ -15,7 +15,7 @@ from worldmodel.metrics.interval import MeanInterval, bootstrap
 FEW_EPISODES = 10
 """Below this many held-out episodes an interval says little."""
 STILL_FALLING = 0.01
-"""Fraction of the loss that it must fall in the last tenth of the steps to be worth training on."""
+"""If the loss falls by this fraction or more in the last tenth of the steps, training longer is worthwhile."""
 
 
 def judge_reconstructions(nmse: np.ndarray, copied: np.ndarray, episode: np.ndarray) -> str:
@@ -56,7 +56,7 @@ def judge_actions(bits: np.ndarray, shuffled: np.ndarray, episode: np.ndarray) -
 def judge_dream(
     over_copy: Sequence[MeanInterval], over_shuffled: Sequence[MeanInterval], ahead: Sequence[int]
 ) -> list[str]:
-    """Say how far ahead a dream is better than nothing, and how far it follows its actions.
+    """Say how many steps ahead a dream is better than copying the last frame, and for how many it follows its actions.
 
     Args:
         over_copy: PSNR of the dream minus that of the last frame copied, for each number of steps ahead.
@@ -65,7 +65,7 @@ def judge_dream(
     """
     far, close = _gains(over_copy, ahead), f"{over_copy[0]} dB, {ahead[0]} ahead"
     if far:
-        verdicts = [f"the dream is better than repeating the last frame {far} dB"]
+        verdicts = [f"the dream is better than repeating the last frame {far}"]
     else:
         verdicts = [
             f"the dream is {_how_bad(over_copy[0])} repeating the last frame ({close}); look at the reconstructions "
@@ -75,7 +75,7 @@ def judge_dream(
     if far:
         return [
             *verdicts,
-            f"the dream follows its actions: it is better than under the actions of other clips {far} dB",
+            f"the dream follows its actions: it is better than under the actions of other clips {far}",
         ]
     return [
         *verdicts,
@@ -85,14 +85,18 @@ def judge_dream(
 
 
 def _how_bad(gain: MeanInterval) -> str:
-    """What a gain that is not above zero means."""
+    """A gain that is not above zero, in words."""
     return "worse than" if gain.high < 0 else "no better than"
 
 
 def _gains(gains: Sequence[MeanInterval], ahead: Sequence[int]) -> str:
-    """The numbers of steps ahead at which a gain is above zero, and the last gain; "" if it is at none."""
+    """The numbers of steps ahead at which a gain is above zero, and the last such gain; "" if there are none."""
     good = [(n, gain) for n, gain in zip(ahead, gains, strict=True) if gain.low > 0]
-    return f"{', '.join(str(n) for n, _ in good)} steps ahead, at last by {good[-1][1]}" if good else ""
+    if not good:
+        return ""
+    *others, last = (str(n) for n, _ in good)
+    steps = f"{', '.join(others)} and {last}" if others else last
+    return f"{steps} {'step' if last == '1' else 'steps'} ahead (by {good[-1][1]} dB at {last})"
 
 
 def judge_split(episode: np.ndarray) -> list[str]:
@@ -112,4 +116,6 @@ def judge_loss(losses: Sequence[float]) -> list[str]:
     if before - last < STILL_FALLING * abs(before):
         return []
     fall = (before - last) / abs(before)
-    return [f"the loss still falls, by {fall:.0%} in the last tenth of the steps; train on with more --trainer.steps"]
+    return [
+        f"the loss still falls, by {fall:.0%} in the last tenth of the steps; continue with a larger --trainer.steps"
+    ]

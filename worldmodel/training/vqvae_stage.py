@@ -96,8 +96,8 @@ def pixel_variance(clips: Clips, seed: int = 0, n: int = 256) -> float:
 def evaluate(model: AnyVQVAE, clips: dict[str, Tensor], fps: float, writer: SummaryWriter, step: int) -> list[str]:
     """Log the reconstruction of held-out clips: NMSE, PSNR, codebook usage and a video.
 
-    A recurrent VQ-VAE is given the first frame, and makes the others from its own reconstructions. Its PSNR is that of
-    the next frame and that of the last one, which show whether errors add up.
+    A recurrent VQ-VAE is given the first frame, and makes the others from its own reconstructions. PSNR is also
+    logged for the next frame and for the last one, which shows whether errors accumulate.
 
     Args:
         model: The VQ-VAE.

@@ -230,7 +230,7 @@ def commit(
 
 
 def _rotate(folder: Path, keep: int) -> None:
-    """Renumber the checkpoints to make place for a new one; the newest keep - 1 stay."""
+    """Renumber the checkpoints to make room for a new one; the newest keep - 1 stay."""
     names = [folder / CHECKPOINT_FILE, *(folder / f"previous-{i}.safetensors" for i in range(1, keep))]
     for surplus in set(checkpoints(folder)) - set(names):
         surplus.unlink()
@@ -256,7 +256,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     for path in files:
         try:
             found = _read(path)
-        except FileNotFoundError:  # renamed by a trainer, and next in the list
+        except FileNotFoundError:  # a trainer has just renamed it; it is the next one in the list
             continue
         except UserError as error:
             fault = fault or str(error)

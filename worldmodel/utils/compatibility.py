@@ -1,6 +1,6 @@
 """Whether what is on disk belongs together: a run and the config that is asked for, codes and their VQ-VAE.
 
-Configs are compared as JSON, setting by setting, so that a refusal names the first one that differs. Codes and a VQ-VAE
+Configs are compared as JSON, setting by setting, so that an error names the first one that differs. Codes and a VQ-VAE
 are compared by `Checkpoint.codes_digest`.
 """
 

@@ -15,7 +15,7 @@ class UserError(ValueError):
 
 
 def is_url(path: object) -> bool:
-    """Whether a path is a URL, including one that `Path` has shortened to `http:/x`; `C:/x` is not."""
+    """Whether a path is a URL, even if `Path` has collapsed it to `http:/x`; `C:/x` is not one."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.:-]+:/", str(path)) is not None
 
 

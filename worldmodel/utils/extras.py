@@ -1,7 +1,7 @@
 """Packages that only some work needs, such as engines. Each is an extra: `pip install 'worldmodel[vizdoom]'`.
 
-Where one is imported, `extra` turns its absence into a sentence that says how to install it. A module that is of no use
-without the package imports it at its top, so that the sentence comes before any work; others where they need it.
+Where one is imported, `extra` turns its absence into an error that says how to install it. A module that is useless
+without the package imports it at the top, so that the error comes before any work. Others import it where needed.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ from worldmodel.utils.errors import UserError
 from worldmodel.utils.settings import short_repr
 
 Precision = Literal["auto", "float32", "bfloat16"]
-"""auto: bfloat16 where the processor is faster at it and it is `verified_precision`, float32 elsewhere."""
+"""auto: bfloat16 if the processor is faster with it and `verified_precision` accepts it, else float32."""
 TOLERANCE = {"loss": 0.1, "gradient": 1.0, "nats a code": 0.1, "picture": 0.1}
 """Largest relative difference of bfloat16 from float32 that is accepted. On correct hardware losses differ by at most
 0.012 (all presets and pretrained models), and the results of a dream by 0.003. Gradients differ by up to 0.06 at the
@@ -73,14 +73,14 @@ def supports_bfloat16() -> bool:
 def bfloat16_is_faster() -> bool:
     """Whether this CPU multiplies matrices faster in bfloat16 than in float32; measured once per process.
 
-    Not every processor that has the instructions is: an Intel Xeon whose AMX units are hidden by the virtual machine
-    reaches half of its float32 rate. The others reach two to five times that rate.
+    Not every processor that has the instructions is faster: an Intel Xeon whose AMX units are hidden by the virtual
+    machine reaches half of its float32 rate. Other processors reach two to five times their float32 rate.
     """
     return seconds_per_product("bfloat16") < seconds_per_product("float32")
 
 
 def seconds_per_product(precision: str) -> float:
-    """The fastest of ten 512 x 512 matrix products on this CPU: short ones, of which other work spares at least one."""
+    """Seconds of the fastest of ten 512 x 512 matrix products on this CPU; other work rarely slows down all of them."""
     x = torch.ones(512, 512, dtype=getattr(torch, precision))
     return min(timeit.repeat(lambda: torch.mm(x, x), number=1, repeat=10))
 
@@ -91,8 +91,8 @@ def verified_precision(
     """Resolve "auto" like `resolve_precision`, but test bfloat16 against float32 first.
 
     On some processors a few bfloat16 operations return NaN or uninitialized memory. If bfloat16 differs by more than
-    `TOLERANCE`, a message on stderr says so and the result is float32. Values that are not finite in float32 either are
-    not counted against bfloat16.
+    `TOLERANCE`, a message on stderr says so and the result is float32. A value that is not finite in float32 does not
+    count against bfloat16.
 
     Args:
         part: What is run, for the message.

@@ -1,14 +1,14 @@
-"""A training step whose batch is split: over the ranks of torchrun, and on each rank into parts that follow each other.
+"""A training step whose batch is split: over the ranks of torchrun, and on each rank into parts, one after another.
 
-Most of a step is a mean over clips, and the mean of equal parts is the mean of the whole. The rest has to be asked of
-the whole batch: sums and means that something is divided by, and the codebook, which follows all features. Models ask
-through this module, and get the same answer on every rank and in every part:
+Most of a step is a mean over clips, and the mean of equal parts is the mean of the whole. The rest has to be computed
+from the whole batch: sums and means that something is divided by, and the codebook, which follows all features. Models
+compute these with this module, and get the same result on every rank and in every part:
 
-* Ranks add up what they have (`sum_over_ranks`), and take the first one's random choice (`from_first_rank`).
-* Parts come after a pass over the whole batch without gradients. It notes what was decided (`decide_once`), and each
-  part repeats it.
+* Ranks sum their tensors (`sum_over_ranks`), and take over the first rank's random choices (`from_first_rank`).
+* Before the parts there is a pass over the whole batch without gradients. It records each result (`decide_once`), and
+  every part reuses it.
 
-All of this happens only inside a training step. Elsewhere a rank is alone, so the first one can evaluate by itself.
+All of this happens only inside a training step. Elsewhere each rank works alone, so the first one can evaluate alone.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Pass:
     """A forward pass of a training step."""
 
     notes: list[Tensor] | None = None
-    """Where to note what the whole batch decides, if parts follow."""
+    """Where to record the results of the whole batch, if parts follow."""
     noted: Iterator[Tensor] | None = None
-    """What it has decided, if this is the pass of a part."""
+    """The recorded results, if this is the pass of a part."""
 
 
 _pass: Pass | None = None

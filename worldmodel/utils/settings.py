@@ -177,4 +177,4 @@ def as_array(value: Any) -> np.ndarray:
 def suggestion(word: str, known: Sequence[str]) -> str:
     """'did you mean X?' for the known word closest to a mistyped one; if none is close, the list of known words."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.4)
-    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(known))}"
+    return f"did you mean {close[0]!r}?" if close else f"known names: {', '.join(sorted(known))}"

@@ -137,11 +137,12 @@ def test_with_a_perfect_dream_a_plan_brings_the_object_nearer(env: Pushing) -> N
     assert task.goal_distance < first - 0.05
 
 
+@pytest.mark.parametrize("recurrent", [False, True])
 def test_the_command_scores_all_three_from_the_same_beginnings(
-    tmp_path: Path, toy_stages: Callable, capsys: pytest.CaptureFixture
+    recurrent: bool, tmp_path: Path, toy_stages: Callable, capsys: pytest.CaptureFixture
 ) -> None:
     with contextlib.closing(Pushing(size=16)) as env:
-        run = trained_on_noise(tmp_path / "run", env.env_spec, toy_stages)
+        run = trained_on_noise(tmp_path / "run", env.env_spec, toy_stages, recurrent)
     how = CEMConfig(n_candidates=4, n_elite=2, n_rounds=1, horizon=3, hold_steps=1, n_dims=2)
     plan.main(
         plan.Args(run=str(run), world="pushing", episodes=2, context_frames=4, cem=how, out=tmp_path / "plan.json")
@@ -153,7 +154,7 @@ def test_the_command_scores_all_three_from_the_same_beginnings(
     first = {name: [ways[0] for ways in episodes] for name, episodes in scores.items()}
     assert first["random"] == first["pusher"] == first["planned"]
     assert np.mean([ways[1] for ways in scores["pusher"]]) < np.mean(first["pusher"]) - 0.1, "it knows where things are"
-    assert "metres to the goal" in capsys.readouterr().out
+    assert "distance to goal, m" in capsys.readouterr().out
     with pytest.raises(UserError, match="leave --value-policy out"):
         plan.main(plan.Args(run=str(run), value_policy="health_gathering_supreme", cem=how))
     with pytest.raises(UserError, match=r"this bin has objects 0 to .*, not 20"):

@@ -220,14 +220,13 @@ def test_splits_are_eight_one_one_in_every_ten_and_never_change() -> None:
     assert draw_splits(95, seed=4).tolist() != labels.tolist()
 
 
-def test_an_empty_split_says_how_many_episodes_it_needs(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("split", "at"), [("test", [6]), ("valid", [8]), ("held-out", [6, 8])])
+def test_an_empty_split_says_how_many_episodes_it_needs(split: str, at: list[int], tmp_path: Path) -> None:
     fill(tmp_path / "s", [3])
-    missing = next(s for s in ("valid", "test") if s not in draw_splits(1, 0))
-    needed = draw_splits(10, 0).tolist().index(missing)
-    with pytest.raises(UserError, match=f"no episodes in split '{missing}'; collect at least {needed} more"):
-        Store(tmp_path / "s").episode_indices(missing)
-    fill(tmp_path / "s", [3] * needed, first=1)
-    assert Store(tmp_path / "s").episode_indices(missing).tolist() == [needed]
+    with pytest.raises(UserError, match=f"no episodes in split '{split}'; collect at least {at[0]} more"):
+        Store(tmp_path / "s").episode_indices(split)
+    fill(tmp_path / "s", [3] * 9, first=1)
+    assert Store(tmp_path / "s").episode_indices(split).tolist() == at
 
 
 def test_clips_lie_in_their_episodes_and_every_start_is_as_likely(tmp_path: Path) -> None:
@@ -338,7 +337,7 @@ def test_rows_without_numbers_and_a_published_split(tmp_path: Path) -> None:
     store = Store(tmp_path / "s")
     assert store.read_episode(1)["variables"].shape == (3, 0)
     assert store.episode_indices("train").tolist() == [0, 1, 2]
-    assert store.episode_indices("test").tolist() == [3]
+    assert store.episode_indices("test").tolist() == store.episode_indices("held-out").tolist() == [3]
     assert Clips(store, "test", 2).fixed_sample(2)["value"].tolist() == [[3, 3], [3, 3]]
     with pytest.raises(UserError, match="without a valid split"):
         store.episode_indices("valid")

@@ -45,7 +45,7 @@ def test_rows_are_recorded_ones_up_to_the_context_and_dreamed_after_it(
     rows, again, other = made
     assert all(np.array_equal(rows[name], again[name]) for name in rows)
     assert not np.array_equal(rows["codes"], other["codes"])
-    drawn = draw_windows(store, "valid", CONTEXT, CONTEXT + STEPS, 70, np.random.default_rng([0, len("valid")]))
+    drawn = draw_windows(store, "valid", CONTEXT, CONTEXT + STEPS, 70, np.random.default_rng([0, 1]))
     differ = 0
     for i in range(70):
         n, first = int(rows["mask"][i].sum()), int(drawn["row"][i])

@@ -38,9 +38,9 @@ def test_actions_matter_if_those_of_other_clips_cost_bits() -> None:
 def test_a_dream_is_judged_by_how_far_ahead_it_gains() -> None:
     none, some = MeanInterval(0.1, -0.2, 0.4, 9), MeanInterval(2.5, 2.1, 2.9, 9)
     assert judge_dream([none, some, some], [some, none, none], (1, 5, 10)) == [
-        "the dream is better than repeating the last frame 5, 10 steps ahead, at last by 2.500 [2.100, 2.900] dB",
-        "the dream follows its actions: it is better than under the actions of other clips 1 steps ahead, at last by "
-        "2.500 [2.100, 2.900] dB",
+        "the dream is better than repeating the last frame 5 and 10 steps ahead (by 2.500 [2.100, 2.900] dB at 10)",
+        "the dream follows its actions: it is better than under the actions of other clips 1 step ahead "
+        "(by 2.500 [2.100, 2.900] dB at 1)",
     ]
     poor, apart = judge_dream([none], [none], (1,))
     assert "no better than repeating the last frame (0.100 [-0.200, 0.400] dB, 1 ahead)" in poor
@@ -57,7 +57,7 @@ def test_few_episodes_are_told() -> None:
 
 def test_a_loss_that_still_falls_is_told() -> None:
     assert judge_loss(list(np.linspace(2, 1, 100))) == [
-        "the loss still falls, by 9% in the last tenth of the steps; train on with more --trainer.steps"
+        "the loss still falls, by 9% in the last tenth of the steps; continue with a larger --trainer.steps"
     ]
     assert judge_loss([*np.linspace(2, 1, 80), *[1.0] * 20]) == []
     assert judge_loss([2.0, 1.0]) == [], "too few to say"

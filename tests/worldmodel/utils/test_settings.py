@@ -115,5 +115,5 @@ def test_training_refuses_a_gradient_that_is_clipped_at_nan() -> None:
 
 
 def test_a_number_too_long_to_be_written_is_refused_as_well() -> None:
-    with pytest.raises(UserError, match="x cannot be a very long int; known are a, b"):
+    with pytest.raises(UserError, match="x cannot be a very long int; known names: a, b"):
         check_value(Literal["a", "b"], 10**5000, "x")
