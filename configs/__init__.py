@@ -35,9 +35,8 @@ from worldmodel.utils.settings import Address, check_value, declared_types, shor
 FOLDER = Path(__file__).parent
 SECTIONS = (
     *("loop", "world", "policy", "evaluate_policy", "imitate", "pusher", "evaluate_pusher"),
-    *("collect", "vqvae", "tune_hysteresis", "tokens", "prior", "outcome", "export", "push", "dream"),
+    *("collect", "vqvae", "tune_hysteresis", "tokens", "prior", "outcome", "export", "push", "dream", "evaluate"),
     *(
-        "evaluate",
         "evaluate_outcome",
         "long_horizon",
         "controllability",

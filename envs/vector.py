@@ -306,7 +306,7 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if not {"frames", "actions"} <= options.keys():
             raise UserError("a context needs both frames and the actions between them; add the missing option")
         frames, actions = (as_array(options[name])[None] for name in ("frames", "actions"))
-        if not actions.size:  # a single frame; an empty list does not have the shape of an action
+        if actions.shape == (1, 0):  # an empty list, for a single frame, does not have the shape of an action
             actions = actions.reshape(1, 0, *self.env_spec.action.shape)
         variables = options.get("variables")
         if variables is not None:

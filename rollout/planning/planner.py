@@ -55,7 +55,7 @@ class Planner:
         spec = self.dream.env_spec.action
         options = {
             "frames": np.stack(self.frames),
-            "actions": np.array(self.actions, spec.dtype).reshape(-1, *spec.shape),
+            "actions": np.array(self.actions, spec.dtype),
             "variables": list(self.variables),
         }
         self.dream.reset(seed=int(rng.integers(2**31)), options=options)

@@ -58,6 +58,14 @@ def trained_on_noise(folder: Path, env_spec: EnvSpec, toy_stages: Callable, recu
     return folder
 
 
+def test_a_single_frame_has_no_actions_whatever_their_shape(run: Path) -> None:
+    env = gym.make("VideoGPTDream-v0", model=run)
+    frame = np.zeros((1, 16, 16, 3), np.uint8)
+    for actions in ([], np.zeros((0, *env.action_space.shape), env.action_space.dtype)):
+        env.reset(seed=0, options={"frames": frame, "actions": actions})
+        assert env.step(env.action_space.sample())[0].shape == (16, 16, 3)
+
+
 def test_the_dream_has_the_spaces_that_were_recorded_and_its_actions_are_read_back(run: Path) -> None:
     env = gym.make("VideoGPTDream-v0", model=run)
     assert env.action_space == SPACES[run.name][1]

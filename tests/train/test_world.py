@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from configs import parse
 from configs.scripts import ROOT
 from tests.conftest import TOY, fill, toy_episode
-from train import commands, world
+from train import commands, world, world_choices
 from train.world_choices import (
     choose_motion_weight,
     choose_size,
@@ -51,9 +52,18 @@ def test_times_become_numbers() -> None:
     assert episodes_for(frames=1.0, length=50.0) == 80
     assert episodes_for(frames=1.0, length=1000.0) == 20
     assert episodes_for(frames=1e9, length=50.0) == 2000
-    assert encoding_speed(64) > 0
     assert steps_for(speed=10.0, seconds=154.9) == 1200
     assert steps_for(speed=10.0, seconds=1.0) == 50
+
+
+def test_the_speed_of_encoding_is_that_of_a_model_that_does_not_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two frames in each of the lanes, in four seconds."""
+    made, build, ticks = [], world_choices.build_vqvae, itertools.count(0.0, 4.0)
+    monkeypatch.setattr(world_choices, "build_vqvae", lambda config: made.append(build(config)) or made[-1])
+    monkeypatch.setattr(world_choices, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    monkeypatch.setitem(world_choices.LANES, world_choices.DEVICE, 3)
+    assert encoding_speed(64) == 1.5
+    assert made[0].config.frame_size == (64, 64) and not made[0].training
 
 
 @pytest.mark.parametrize(
