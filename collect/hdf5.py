@@ -9,17 +9,16 @@ after episode, cut after each step with a flag.
 
 Two layouts are known by name. robomimic has a group for each episode, and pictures in `obs`. D4RL has flat arrays with
 `terminals` and `timeouts`. Both may have the observation after each step too (`next_obs`, `next_observations`); the one
-of the last step is then the last frame of the episode. `collect/steps.py` documents the other decisions.
+of the last step is then the last frame of the episode. robomimic's lists `mask/train` and `mask/valid` give the split;
+there is then no test split. `collect/steps.py` documents the other decisions.
 """
 
 from __future__ import annotations
 
 import contextlib
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +29,8 @@ if not __package__:
 import h5py
 import numpy as np
 
-from collect.files import BrokenFile, names_digest, reason
+from collect.files import BrokenFile, names_digest, reason, with_labels
+from collect.hdf5_groups import groups, known, list_files, published_split
 from collect.images import frames_of, is_picture
 from collect.steps import StepArgs, action_spec, fill_with_steps, make_rows
 from configs import command
@@ -40,7 +40,6 @@ from worldmodel.data.writer import Episode
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.settings import AboveZero, Address
 
-SUFFIXES = (".hdf5", ".h5", ".hdf")
 LAYOUTS: dict[str, dict[str, str]] = {
     "": {"actions": "actions"},
     "robomimic": {"episodes": "data/*", "actions": "actions", "rewards": "rewards", "terminals": "dones"},
@@ -49,8 +48,6 @@ LAYOUTS: dict[str, dict[str, str]] = {
 """Keys of a layout, where no flag gives another one. All but the actions may be missing in a file."""
 NEXT = {"robomimic": ("obs/", "next_obs/"), "d4rl": ("observations", "next_observations")}
 """Start of the key of an observation, and of the key of the observation after a step."""
-MOST_KEYS = 20
-"""Keys that a message lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +78,13 @@ class Args(StepArgs):
 
 @dataclass(frozen=True)
 class Part:
-    """Where an episode is: its file and group, and its first and last action, or why it cannot be read."""
+    """Where an episode is: its file and group, its first and last action and published split, or why it is broken."""
 
     path: Path
     group: str = "/"
     start: int = 0
     stop: int = 0
+    split: int | None = None
     why: str = ""
 
     def __str__(self) -> str:
@@ -102,14 +100,6 @@ def key_of(args: Args, group: h5py.Group, name: str) -> str:
     if given or name == "actions":
         raise UserError(f"there is no array {key}, only {known(group)}; choose one with --{name}")
     return ""
-
-
-def known(group: h5py.Group) -> str:
-    """The keys of a group's arrays, for messages."""
-    keys: list[str] = []
-    group.visititems(lambda key, value: keys.append(key) if isinstance(value, h5py.Dataset) else None)
-    more = f" and {len(keys) - MOST_KEYS} more" if len(keys) > MOST_KEYS else ""
-    return (", ".join(keys[:MOST_KEYS]) or "no arrays") + more
 
 
 def picture_keys(args: Args, group: h5py.Group) -> tuple[str, ...]:
@@ -149,31 +139,9 @@ def check_keys(args: Args, group: h5py.Group) -> None:
             raise UserError(f"there is no array {key}, only {known(group)}; choose with --variables")
 
 
-def list_files(args: Args) -> list[Path]:
-    """The file, or all files of the folder at any depth."""
-    if args.source.is_file():
-        return [args.source]
-    return sorted((p for p in args.source.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()), key=by_number)
-
-
-def by_number(name: object) -> list[tuple[bool, int, str]]:
-    """Sort key: demo_2 comes before demo_10."""
-    words = re.split(r"(\d+)", str(name))
-    return [(word.isdigit(), int(word) if word.isdigit() else 0, word) for word in words]
-
-
-def groups(file: h5py.File, pattern: str) -> list[h5py.Group]:
-    """The groups whose name fits a pattern."""
-    found: list[h5py.Group] = [file]
-    for part in filter(None, pattern.split("/")):
-        inside = [g[key] for g in found for key in sorted(g, key=by_number) if fnmatchcase(key, part)]
-        found = [group for group in inside if isinstance(group, h5py.Group)]
-    if not found:
-        raise UserError(f"no group matches {pattern!r}, only {', '.join(list(file)[:MOST_KEYS])}; set --episodes")
-    return found
-
-
-def parts_of(args: Args, group: h5py.Group, path: Path, whole: bool) -> Iterator[tuple[Part, np.ndarray]]:
+def parts_of(
+    args: Args, group: h5py.Group, path: Path, whole: bool, split: int | None
+) -> Iterator[tuple[Part, np.ndarray]]:
     """The episodes of a group, with their actions; one if it is a whole episode."""
     key = key_of(args, group, "actions")
     actions = np.asarray(group[key])
@@ -187,7 +155,7 @@ def parts_of(args: Args, group: h5py.Group, path: Path, whole: bool) -> Iterator
     ends = [] if whole else sorted({int(i) + 1 for key in keys for i in np.flatnonzero(group[key][()])})
     for start, stop in zip([0, *ends], [*ends, len(actions)], strict=True):
         if start < stop:
-            yield Part(path, str(group.name), start, stop), actions[start:stop]
+            yield Part(path, str(group.name), start, stop, split), actions[start:stop]
 
 
 def find_parts(args: Args) -> tuple[list[Part], ActionSpec]:
@@ -208,15 +176,19 @@ def find_parts(args: Args) -> tuple[list[Part], ActionSpec]:
             parts.append(replace(part, why=f"{part}: {reason(error)}; download it again"))
 
     pattern = args.episodes or LAYOUTS[args.layout].get("episodes", "")
-    for path in list_files(args):
+    for path in list_files(args.source):
         with noting(Part(path)), h5py.File(path) as file:
-            for group in groups(file, pattern):
+            there = groups(file, pattern)
+            splits = published_split(file, there) if args.layout == "robomimic" else {}
+            for group in there:
                 with noting(Part(path, str(group.name))):
-                    found = list(parts_of(args, group, path, bool(pattern)))
+                    found = list(parts_of(args, group, path, bool(pattern), splits.get(str(group.name))))
                     parts += [part for part, _ in found]
                     actions += [taken for _, taken in found]
     if wrong and not actions:
         raise wrong[0]
+    if any(part.split is None and not part.why for part in parts):  # a split counts only if it covers all files
+        parts = [replace(part, split=None) for part in parts]
     return parts, action_spec(actions, args.source, args.low, args.high)
 
 
@@ -242,7 +214,8 @@ def make_episode(args: Args, spec: ActionSpec, group: h5py.Group, part: Part) ->
     numbers = [observed(args, group, key, part).reshape(len(frames), -1) for key in args.variables]
     variables = np.concatenate(numbers, axis=1) if numbers else None
     actions = np.asarray(steps("actions"))
-    return make_rows(frames, actions, spec, steps("rewards"), steps("terminals"), variables)
+    rows = make_rows(frames, actions, spec, steps("rewards"), steps("terminals"), variables)
+    return rows if part.split is None else with_labels(rows, split=part.split)
 
 
 def observed(args: Args, group: h5py.Group, key: str, part: Part) -> np.ndarray:
@@ -275,8 +248,9 @@ def main(args: Args) -> Written:
     how = {name: getattr(args, name) for name in ("layout", "actions", "rewards", "terminals", "timeouts", "episodes")}
     how |= {"frames": list(args.frames), "variables": list(args.variables)}
     root = args.source if args.source.is_dir() else args.source.parent
-    files = names_digest(f"{p.path.relative_to(root)} {p.group} {p.start} {p.stop}" for p in parts)
-    n_episodes = sum(not part.why for part in parts)
+    files = names_digest(f"{p.path.relative_to(root)} {p.group} {p.start} {p.stop} {p.split}" for p in parts)
+    published = any(part.split is not None for part in parts)
+    n_episodes = 0 if published else sum(not part.why for part in parts)
     return fill_with_steps(
         args, make_env_spec(args, spec, parts), parts, partial(read_part, args, spec), n_episodes, **how, files=files
     )

@@ -16,10 +16,14 @@ for name in ("killpg", "setpgid", "getpgid", "getuid", "geteuid", "posix_falloca
     delattr(os, name)
 """
 CHAIN = '''
+import importlib
+from pathlib import Path
+
 import gymnasium
 import envs
 from collect import gym
 from configs import parse
+from rollout import evaluate, play
 from train import outcome, prior, tokens, vqvae
 
 VQVAE = """
@@ -38,12 +42,18 @@ STAGES = (
     (tokens, "tokens", "--run run --n-contexts 2 --context-frames 2"),
     (prior, "prior", f"--run run {PRIOR} {SHORT}"),
     (outcome, "outcome", f"--run run --hidden-dim 8 --n-latent-frames 4 {SHORT}"),
+    (evaluate, "evaluate", "--run run --split all --context-frames 2 --steps-ahead 1 2 --n-clips 2 --n-dreams 1"),
 )
 
 
 def main():
     for script, section, flags in STAGES:
         script.main(parse(script.Args, section, flags.split()))
+    with play.serve(play.Args(run="run", port=0, engine=False)) as server:
+        print("played", server.answer("step", action=1)["world"])
+    for room in ("collect", "envs", "rollout", "train"):
+        for path in Path(importlib.import_module(room).__path__[0]).glob("[!_]*.py"):
+            importlib.import_module(f"{room}.{path.stem}")
     env = gymnasium.make("VideoGPTDream-v0", model="run")
     env.reset(seed=0)
     print("dreamed", env.step(1)[0].shape)
@@ -61,6 +71,6 @@ def test_the_chain_runs_without_what_windows_lacks(tmp_path: Path) -> None:
     env = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     done = subprocess.run([sys.executable, "chain.py"], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith("dreamed (16, 16, 3)\n")
+    assert done.stdout.endswith("played CartPole-v1\ndreamed (16, 16, 3)\n")
     code = "import os, envs.engine_cleanup as c; f = c.EngineFolder(); f.close(); assert not os.path.exists(f.path)"
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, check=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from worldmodel.training.logging import log_on_disk
+from worldmodel.training.verdicts import judge_returns
 from worldmodel.utils.checkpoint import restore_newest
 from worldmodel.utils.compatibility import check_same_config
 from worldmodel.utils.errors import UserError
@@ -50,14 +51,15 @@ def check_ppo_args(args: Any) -> None:
 
 
 class ProgressCallback(BaseCallback):
-    """Moves a progress bar."""
+    """Moves a progress bar, and keeps the returns of finished episodes."""
 
     def __init__(self, bar: Progress) -> None:
         super().__init__()
-        self.bar = bar
+        self.bar, self.returns = bar, list[float]()
 
     def _on_step(self) -> bool:
         self.bar.update(self.training_env.num_envs)
+        self.returns += [info["episode"]["r"] for info in self.locals["infos"] if "episode" in info]
         return True
 
 
@@ -136,8 +138,10 @@ def learn(ppo: PPO, saver: CheckpointCallback, last: int) -> None:
         if done < last:
             folder = Path(ppo.tensorboard_log or "")
             with log_on_disk(folder), Progress(total=last, initial=done, unit=" steps", desc=folder.name) as bar:
-                both = [saver, ProgressCallback(bar)]
-                ppo.learn(last - done, both, reset_num_timesteps=done == 0, tb_log_name="log")
+                progress = ProgressCallback(bar)
+                ppo.learn(last - done, [saver, progress], reset_num_timesteps=done == 0, tb_log_name="log")
+            for verdict in judge_returns(progress.returns):
+                print(f"{folder}: {verdict}")
     except (FloatingPointError, ValueError) as error:  # torch's distributions refuse NaN logits
         if isinstance(error, ValueError) and "to satisfy the constraint" not in str(error):
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,27 @@ def test_robomimic(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (store.env_spec.name, store.env_spec.fps) == ("demos", 20)
     assert store.env_spec.action == ActionSpec(kind="Box", low=(0, 0), high=(float(np.float32(0.55)),) * 2)
     assert "too few" not in capsys.readouterr().out
+
+
+def test_robomimic_with_a_published_split(tmp_path: Path) -> None:
+    path = robomimic(tmp_path / "demos.hdf5")
+    with h5py.File(path, "a") as file:
+        del file["mask/train"]
+        file["mask/train"] = np.array([f"demo_{i}".encode() for i in range(9)])
+        file["mask/valid"] = np.array([b"demo_9", b"demo_10"])
+    with pytest.raises(UserError, match="demo_11 is in neither of mask/train and mask/valid; repair these lists"):
+        read(tmp_path, path, layout="robomimic")
+    with h5py.File(path, "a") as file:
+        del file["mask/valid"]
+        file["mask/valid"] = np.array([b"demo_9", b"demo_10", b"demo_11"])
+    store = read(tmp_path, path, layout="robomimic")
+    assert [list(store.episode_indices(split)) for split in ("train", "valid")] == [list(range(9)), [9, 10, 11]]
+    with pytest.raises(UserError, match="was recorded without a test split"):
+        store.episode_indices("test")
+    robomimic(tmp_path / "more/demos.hdf5")
+    path.rename(tmp_path / "more/listed.hdf5")
+    shutil.rmtree(store.path)
+    assert "split" not in read(tmp_path, tmp_path / "more", layout="robomimic").array_names, "not all are listed"
 
 
 def test_robomimic_with_the_observation_after_each_step(tmp_path: Path) -> None:

@@ -237,6 +237,34 @@ class OutcomeModel(nn.Module):
             self.variable_low[:, None], self.variable_high[:, None]
         )
 
+    def errors(
+        self, out: OutcomePrediction, reward: Tensor, ended: Tensor, variables: Tensor, previous: Tensor
+    ) -> dict[str, Tensor]:
+        """Errors (b, t) of predictions: the scaled reward's squared error, and cross entropies of the others in nats.
+
+        Args:
+            out: Predictions, of this model or of another kind.
+            reward: (b, t).
+            ended: Whether the episode terminated at the row, (b, t) bool.
+            variables: Game variables (b, t, v).
+            previous: Game variables before each row (b, t, v).
+
+        Returns:
+            "reward", "done", and "variables" if there are any.
+        """
+        predicted = out.reward.gather(-1, ended.long()[..., None])[..., 0]
+        done = F.binary_cross_entropy_with_logits(out.done_logit, ended.to(out.done_logit.dtype), reduction="none")
+        errors = {"reward": ((predicted - reward) / self.config.reward_rms).square(), "done": done}
+        if self.config.n_variables:
+            change = self.change_index(variables, previous)
+            entropy = F.cross_entropy(out.change_logits.flatten(0, 2), change.flatten(), reduction="none")
+            errors["variables"] = entropy.view_as(change).mean(-1)
+        return errors
+
+    def change_index(self, variables: Tensor, previous: Tensor) -> Tensor:
+        """Which of the possible changes each game variable made, (b, t, v)."""
+        return (self.variable_changes - (variables - previous)[..., None]).abs().argmin(-1)
+
     def loss(
         self,
         codes: Tensor,
@@ -247,16 +275,16 @@ class OutcomeModel(nn.Module):
         mask: Tensor,
         images: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The training loss: squared error of the scaled reward plus cross entropies of termination and changes.
+        """The training loss: the sum of the means of `errors`.
 
         The variables before the first row are unknown; those of the first row are used instead.
 
         Args:
             codes: (b, t, h, w, g).
             condition: Encoded actions (b, t, c).
-            reward: (b, t).
-            ended: Whether the episode terminated at the row, (b, t) bool.
-            variables: Game variables (b, t, v).
+            reward: As in `errors`, like the next two.
+            ended: (b, t) bool.
+            variables: (b, t, v).
             mask: Rows that count, (b, t) bool; the others are padding.
             images: As in `forward`.
 
@@ -264,15 +292,8 @@ class OutcomeModel(nn.Module):
             Scalars: "loss" and its parts.
         """
         previous = previous_variables(variables)
-        out, _ = self(codes, condition, previous, images=images)
-        predicted_reward = out.reward.gather(-1, ended.long()[..., None])[..., 0]
-        done_loss = F.binary_cross_entropy_with_logits(out.done_logit, ended.to(out.done_logit.dtype), reduction="none")
-        parts = {"reward": ((predicted_reward - reward) / self.config.reward_rms).square(), "done": done_loss}
-        if self.config.n_variables:
-            change = (self.variable_changes - (variables - previous)[..., None]).abs().argmin(-1)
-            entropy = F.cross_entropy(out.change_logits.flatten(0, 2), change.flatten(), reduction="none")
-            parts["variables"] = entropy.view_as(change).mean(-1)
-        filled = mask.to(done_loss.dtype).mean()
+        parts = self.errors(self(codes, condition, previous, images=images)[0], reward, ended, variables, previous)
+        filled = mask.to(parts["done"].dtype).mean()
         share = filled / batch_mean(filled)  # 1 if the batch is not split; the first row of a sequence always counts
         means = {name: part[mask].mean() * share for name, part in parts.items()}
         return {"loss": torch.stack(list(means.values())).sum(), **means}

@@ -17,10 +17,12 @@ from worldmodel.data.store import Store
 from worldmodel.generation.bfloat16 import trial_outputs
 from worldmodel.models.loading import AnyVQVAE, load_prior, load_vqvae
 from worldmodel.models.reward_done import OutcomeConfig, OutcomeModel
+from worldmodel.training.constant_outcome import outcome_verdicts
 from worldmodel.training.dreamed_windows import DreamedWindows, Rows
 from worldmodel.training.step import Batch, eval_mode
 from worldmodel.training.trainer import fit, rank_share
 from worldmodel.training.trainer_config import TrainerConfig
+from worldmodel.training.verdicts import judge_split
 from worldmodel.utils.checkpoint import checkpoints, read_header, weights_digest
 from worldmodel.utils.compatibility import check_vqvae
 from worldmodel.utils.errors import UserError
@@ -110,7 +112,11 @@ class EpisodeWindows:
 
     def sample(self, rng: np.random.Generator, n: int, share: slice = ALL) -> Rows:
         """Sample n sequences (n, length, ...), each starting at any row, and read a share of them."""
-        start = rng.integers(len(self.episode_stop), size=(n, 1))[share]
+        return self.read(rng.integers(len(self.episode_stop), size=n)[share])
+
+    def read(self, start: np.ndarray) -> Rows:
+        """Read the sequences (n, length, ...) that start at rows (n,) of the split."""
+        start = start[:, None]
         index = start + np.arange(self.length)
         within = np.minimum(index, self.episode_stop[start] - 1)
         sample = {name: rows[within] for name, rows in self.rows.items()} | {"mask": index < self.episode_stop[start]}
@@ -204,7 +210,8 @@ def train_outcome(args: OutcomeStage) -> None:
         codes, condition, reward, done, variables, mask = (batch[name] for name in ("codes", *TARGETS, "mask"))
         return model.loss(codes, condition, reward, done, variables, mask, batch.get("images"))
 
-    held = {"held_out": valid.sample(np.random.default_rng(0), args.n_eval_clips)}
+    start = np.random.default_rng(0).integers(len(valid.episode_stop), size=args.n_eval_clips)
+    held = {"held_out": valid.read(start)}
     if dreams:
         held["held_out_dreams"] = dreams["valid"].rows
     batches = {
@@ -212,11 +219,13 @@ def train_outcome(args: OutcomeStage) -> None:
         for name, rows in held.items()
     }
 
-    def evaluate(writer: SummaryWriter, step: int) -> None:
+    def evaluate(writer: SummaryWriter, step: int) -> list[str]:
         with eval_mode(model):
             for where, batch in batches.items():
                 for name, value in loss(batch).items():
                     writer.add_scalar(f"{where}/{name}", value, step)
+            episode = valid.episode_stop[start]
+            return judge_split(episode) + outcome_verdicts(model, batches["held_out"], episode)
 
     fit(
         model,

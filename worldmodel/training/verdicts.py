@@ -10,10 +10,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from worldmodel.metrics.interval import MeanInterval, bootstrap
+from worldmodel.metrics.interval import MeanInterval, bootstrap, percentile_interval
 
 FEW_EPISODES = 10
 """Below this many held-out episodes an interval says little."""
+NEVER_CHANGES = 1e-6
+"""If the best constant prediction has a smaller error, there is nothing to predict."""
 STILL_FALLING = 0.01
 """If the loss falls by this fraction or more in the last tenth of the steps, training longer is worthwhile."""
 
@@ -97,6 +99,51 @@ def _gains(gains: Sequence[MeanInterval], ahead: Sequence[int]) -> str:
     *others, last = (str(n) for n, _ in good)
     steps = f"{', '.join(others)} and {last}" if others else last
     return f"{steps} {'step' if last == '1' else 'steps'} ahead (by {good[-1][1]} dB at {last})"
+
+
+OUTCOMES = {"reward": "rewards", "done": "ends of episodes", "variables": "game variables"}
+"""Names of what an outcome model predicts."""
+
+
+def judge_outcomes(ours: dict[str, np.ndarray], constant: dict[str, np.ndarray], episode: np.ndarray) -> list[str]:
+    """Compare predicted outcomes with the best constant prediction. What never changes is left out.
+
+    Args:
+        ours: Error of each sequence (n,), by a name of `OUTCOMES`.
+        constant: Error of the best constant prediction of each sequence (n,).
+        episode: Episode of each sequence (n,).
+    """
+    verdicts = []
+    for name, errors in ours.items():
+        if constant[name].mean() < NEVER_CHANGES:
+            continue
+        better = bootstrap(constant[name] - errors, episode)
+        what, figures = OUTCOMES[name], f"error {errors.mean():.3g} against {constant[name].mean():.3g}"
+        if better.low > 0:
+            verdicts.append(f"{what} are predicted better than by a constant ({figures})")
+        else:
+            verdicts.append(
+                f"{what} are predicted {_how_bad(better)} by a constant ({figures}); train longer, or record more "
+                "episodes in which they change"
+            )
+    return verdicts
+
+
+def judge_returns(returns: Sequence[float]) -> list[str]:
+    """Compare the returns of the first and the last fifth of the episodes of a policy's training."""
+    fifth = len(returns) // 5
+    if fifth < FEW_EPISODES // 2:
+        return []
+    first, last = np.array(returns[:fifth]), np.array(returns[-fifth:])
+    resampled = np.random.default_rng(0).integers(fifth, size=(2, 2000, fifth))
+    gain = percentile_interval(
+        last.mean() - first.mean(), last[resampled[1]].mean(1) - first[resampled[0]].mean(1), fifth
+    )
+    figures = f"mean return {first.mean():.3g} in the first fifth of the episodes, {last.mean():.3g} in the last"
+    if gain.low > 0:
+        return [f"the policy improved ({figures})"]
+    worse = "got worse" if gain.high < 0 else "did not improve"
+    return [f"the policy {worse} ({figures}); train longer, or change --learning-rate or the reward"]
 
 
 def judge_split(episode: np.ndarray) -> list[str]:

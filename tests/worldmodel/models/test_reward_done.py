@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from worldmodel.data.store import Store
 from worldmodel.data.writer import StoreWriter
 from worldmodel.models.layers import Memory
 from worldmodel.models.reward_done import OutcomeConfig, OutcomeModel, previous_variables
+from worldmodel.training.constant_outcome import best_constant
 from worldmodel.training.outcome_stage import EpisodeWindows
 
 ONE = {"n_variables": 1, "variable_mean": (50.0,), "variable_std": (20.0,), "variable_changes": ((-20.0, 0.0, 5.0),)}
@@ -190,6 +192,24 @@ def test_changes_are_those_within_episodes(tmp_path: Path) -> None:
     first, second = sequences.variable_changes(most=2)
     assert first == (-8.0, 0.0), "one quantile of what is not zero, the least, and zero"
     np.testing.assert_allclose(second, (0, 0.05), atol=1e-5)
+
+
+def test_the_best_constant_has_the_error_of_means() -> None:
+    """Rewards 0 and 2; one end in four rows; changes of -1, 0, 0 and 0. A padded row does not count."""
+    model = build(**ONE | {"variable_changes": ((-1.0, 0.0),)})
+    mask = torch.tensor([[True] * 4 + [False]])
+    rows = {
+        "mask": mask,
+        "reward": torch.tensor([[0.0, 2.0, 0.0, 2.0, 99.0]]),
+        "done": torch.tensor([[False, False, False, True, True]]),
+        "variables": torch.tensor([5.0, 5.0, 4.0, 4.0, 0.0]).view(1, 5, 1),
+    }
+    previous = previous_variables(rows["variables"])
+    out = best_constant(model, rows)
+    errors = model.errors(out, rows["reward"], rows["done"], rows["variables"], previous)
+    quarter = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
+    for name, error in (("reward", 1 / 16), ("done", quarter), ("variables", quarter)):
+        assert errors[name][mask].mean().item() == pytest.approx(error, rel=1e-5), name
 
 
 @pytest.mark.parametrize("from_past", [False, True])

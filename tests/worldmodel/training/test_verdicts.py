@@ -7,9 +7,17 @@ import re
 import numpy as np
 import pytest
 
-from train import prior, tokens, vqvae
+from train import outcome, prior, tokens, vqvae
 from worldmodel.metrics.interval import MeanInterval
-from worldmodel.training.verdicts import judge_actions, judge_dream, judge_loss, judge_reconstructions, judge_split
+from worldmodel.training.verdicts import (
+    judge_actions,
+    judge_dream,
+    judge_loss,
+    judge_outcomes,
+    judge_reconstructions,
+    judge_returns,
+    judge_split,
+)
 
 EPISODE = np.arange(20).repeat(2)
 
@@ -48,6 +56,27 @@ def test_a_dream_is_judged_by_how_far_ahead_it_gains() -> None:
     assert "is worse than repeating the last frame" in judge_dream([MeanInterval(-1, -2, -0.5, 9)], [none], (1,))[0]
 
 
+def test_outcomes_are_compared_with_the_best_constant() -> None:
+    ones = np.ones(len(EPISODE))
+    ours = {"reward": 0.5 * ones, "done": ones, "variables": 2 * ones}
+    assert judge_outcomes(ours, {"reward": ones, "done": 1.5 * ones, "variables": 1.8 * ones}, EPISODE) == [
+        "rewards are predicted better than by a constant (error 0.5 against 1)",
+        "ends of episodes are predicted better than by a constant (error 1 against 1.5)",
+        "game variables are predicted worse than by a constant (error 2 against 1.8); train longer, or record more "
+        "episodes in which they change",
+    ]
+    assert judge_outcomes({"done": 1e-9 * ones}, {"done": 0 * ones}, EPISODE) == [], "nothing ends here"
+
+
+def test_a_policy_is_judged_by_its_first_and_last_episodes() -> None:
+    rng = np.random.default_rng(0)
+    better, same = np.linspace(0, 10, 100) + rng.normal(size=100), rng.normal(size=100)
+    assert judge_returns(list(better))[0].startswith("the policy improved (mean return 0.776 in the first fifth of")
+    assert judge_returns(list(better[::-1]))[0].startswith("the policy got worse")
+    assert judge_returns(list(same))[0].startswith("the policy did not improve")
+    assert judge_returns([0.0, 1.0] * 12) == [], "too few to say"
+
+
 def test_few_episodes_are_told() -> None:
     assert judge_split(EPISODE) == []
     assert judge_split(np.array([3, 3, 8])) == [
@@ -69,6 +98,7 @@ def test_stages_end_with_their_verdicts(toy_store, toy_stages, capsys: pytest.Ca
         (vqvae, stages[0], "reconstructions are (better|worse|no better)( than)? copying"),
         (tokens, stages[1], ""),
         (prior, stages[2], "actions (matter|have no effect)"),
+        (outcome, stages[3], "rewards are predicted (better|worse|no better)( than)? by a constant"),
     ):
         stage.main(args)
         said = capsys.readouterr().out
