@@ -178,16 +178,20 @@ def find_parts(args: Args) -> tuple[list[Part], ActionSpec]:
     pattern = args.episodes or LAYOUTS[args.layout].get("episodes", "")
     for path in list_files(args.source):
         with noting(Part(path)), h5py.File(path) as file:
-            there = groups(file, pattern)
-            splits = published_split(file, there) if args.layout == "robomimic" else {}
-            for group in there:
+            episodes = groups(file, pattern)
+            splits = published_split(file, episodes) if args.layout == "robomimic" else {}
+            for group in episodes:
                 with noting(Part(path, str(group.name))):
                     found = list(parts_of(args, group, path, bool(pattern), splits.get(str(group.name))))
                     parts += [part for part, _ in found]
                     actions += [taken for _, taken in found]
     if wrong and not actions:
         raise wrong[0]
-    if any(part.split is None and not part.why for part in parts):  # a split counts only if it covers all files
+    given = {part.split for part in parts if not part.why}
+    if given > {None} or len(given) == 1:
+        if given != {None}:
+            why = "not all files have one" if None in given else "all episodes are in the same list"
+            print(f"the split of mask/train and mask/valid is not used, because {why}")
         parts = [replace(part, split=None) for part in parts]
     return parts, action_spec(actions, args.source, args.low, args.high)
 
@@ -248,9 +252,11 @@ def main(args: Args) -> Written:
     how = {name: getattr(args, name) for name in ("layout", "actions", "rewards", "terminals", "timeouts", "episodes")}
     how |= {"frames": list(args.frames), "variables": list(args.variables)}
     root = args.source if args.source.is_dir() else args.source.parent
-    files = names_digest(f"{p.path.relative_to(root)} {p.group} {p.start} {p.stop} {p.split}" for p in parts)
     published = any(part.split is not None for part in parts)
-    n_episodes = 0 if published else sum(not part.why for part in parts)
+    files = names_digest(
+        f"{p.path.relative_to(root)} {p.group} {p.start} {p.stop}{f' {p.split}' if published else ''}" for p in parts
+    )
+    n_episodes = 0 if published else sum(not part.why for part in parts)  # with 0 none is cut by time
     return fill_with_steps(
         args, make_env_spec(args, spec, parts), parts, partial(read_part, args, spec), n_episodes, **how, files=files
     )

@@ -7,7 +7,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import h5py
-import numpy as np
 
 from worldmodel.utils.errors import UserError
 
@@ -43,24 +42,27 @@ def groups(file: h5py.File, pattern: str) -> list[h5py.Group]:
 
 
 def published_split(file: h5py.File, found: list[h5py.Group]) -> dict[str, int]:
-    """The split of each group (its path) in a robomimic file; empty if the file does not have both lists.
+    """The split of each group, by its path, in a robomimic file; empty if the file does not have both lists.
 
     Raises:
-        UserError: A group is in both lists or in none.
+        UserError: A group is in both lists or in none, or a list is not one of names.
     """
-    if not all(isinstance(file.get(mask), h5py.Dataset) for mask in MASKS):
+    lists = {mask: file.get(mask) for mask in MASKS}
+    if not all(isinstance(names, h5py.Dataset) for names in lists.values()):
         return {}
-    names = {split: {name.decode() for name in np.asarray(file[mask])} for mask, split in MASKS.items()}
+    for mask, names in lists.items():
+        if h5py.check_string_dtype(names.dtype) is None:
+            raise UserError(f"{mask} is an array of {names.dtype}, not of names; repair it, or delete it")
+    members = {mask: set(names.asstr()[()]) for mask, names in lists.items()}
     splits = {}
     for group in found:
         name = str(group.name).rsplit("/", 1)[-1]
-        of = [split for split, members in names.items() if name in members]
-        if len(of) != 1:
-            raise UserError(
-                f"{name} is in {'both' if of else 'neither'} of {' and '.join(MASKS)}; repair these lists, or delete "
-                "them for a random split"
-            )
-        splits[str(group.name)] = of[0]
+        in_lists = [mask for mask in MASKS if name in members[mask]]
+        if len(in_lists) > 1:
+            raise UserError(f"{name} is in both mask/train and mask/valid; repair these lists, or delete them")
+        if not in_lists:
+            raise UserError(f"{name} is neither in mask/train nor in mask/valid; add it to one, or delete both")
+        splits[str(group.name)] = MASKS[in_lists[0]]
     return splits
 
 

@@ -51,15 +51,28 @@ def check_ppo_args(args: Any) -> None:
 
 
 class ProgressCallback(BaseCallback):
-    """Moves a progress bar, and keeps the returns of finished episodes."""
+    """Moves a progress bar."""
 
     def __init__(self, bar: Progress) -> None:
         super().__init__()
-        self.bar, self.returns = bar, list[float]()
+        self.bar = bar
 
     def _on_step(self) -> bool:
         self.bar.update(self.training_env.num_envs)
-        self.returns += [info["episode"]["r"] for info in self.locals["infos"] if "episode" in info]
+        return True
+
+
+class ReturnsCallback(BaseCallback):
+    """Keeps the returns of the finished episodes of each environment."""
+
+    def __init__(self, num_envs: int) -> None:
+        super().__init__()
+        self.returns = [list[float]() for _ in range(num_envs)]
+
+    def _on_step(self) -> bool:
+        for returns, info in zip(self.returns, self.locals["infos"], strict=True):
+            if "episode" in info:
+                returns.append(info["episode"]["r"])
         return True
 
 
@@ -128,20 +141,18 @@ def resume(ppo: PPO, folder: Path, config: dict[str, Any], seed: int) -> None:
 
 
 def learn(ppo: PPO, saver: CheckpointCallback, last: int) -> None:
-    """Train until step `last` and save, also after Ctrl-C.
+    """Train until step `last` and save, also after Ctrl-C. A run from its first step ends with a verdict.
 
     Raises:
         UserError: The policy diverged; nothing is saved after its last checkpoint.
     """
-    done = ppo.num_timesteps
+    done, returns = ppo.num_timesteps, ReturnsCallback(ppo.n_envs)
     try:
         if done < last:
             folder = Path(ppo.tensorboard_log or "")
             with log_on_disk(folder), Progress(total=last, initial=done, unit=" steps", desc=folder.name) as bar:
-                progress = ProgressCallback(bar)
-                ppo.learn(last - done, [saver, progress], reset_num_timesteps=done == 0, tb_log_name="log")
-            for verdict in judge_returns(progress.returns):
-                print(f"{folder}: {verdict}")
+                every = [saver, ProgressCallback(bar), returns]
+                ppo.learn(last - done, every, reset_num_timesteps=done == 0, tb_log_name="log")
     except (FloatingPointError, ValueError) as error:  # torch's distributions refuse NaN logits
         if isinstance(error, ValueError) and "to satisfy the constraint" not in str(error):
             raise
@@ -150,3 +161,6 @@ def learn(ppo: PPO, saver: CheckpointCallback, last: int) -> None:
         raise UserError(f"the policy diverged within {steps:,} steps; run again with a lower --learning-rate") from None
     finally:
         saver.finish()
+    if not done:
+        for verdict in judge_returns(returns.returns):
+            print(f"{ppo.tensorboard_log}: {verdict}")

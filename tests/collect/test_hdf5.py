@@ -68,13 +68,13 @@ def test_robomimic(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "too few" not in capsys.readouterr().out
 
 
-def test_robomimic_with_a_published_split(tmp_path: Path) -> None:
+def test_robomimic_with_a_published_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = robomimic(tmp_path / "demos.hdf5")
     with h5py.File(path, "a") as file:
         del file["mask/train"]
         file["mask/train"] = np.array([f"demo_{i}".encode() for i in range(9)])
         file["mask/valid"] = np.array([b"demo_9", b"demo_10"])
-    with pytest.raises(UserError, match="demo_11 is in neither of mask/train and mask/valid; repair these lists"):
+    with pytest.raises(UserError, match="demo_11 is neither in mask/train nor in mask/valid; add it to one"):
         read(tmp_path, path, layout="robomimic")
     with h5py.File(path, "a") as file:
         del file["mask/valid"]
@@ -83,10 +83,15 @@ def test_robomimic_with_a_published_split(tmp_path: Path) -> None:
     assert [list(store.episode_indices(split)) for split in ("train", "valid")] == [list(range(9)), [9, 10, 11]]
     with pytest.raises(UserError, match="was recorded without a test split"):
         store.episode_indices("test")
+    shutil.rmtree(store.path)
+    only_train = read(tmp_path, path, layout="robomimic", episodes="data/demo_[0-4]")
+    assert "is not used, because all episodes are in the same list\n5 episodes are too few" in capsys.readouterr().out
+    assert len(only_train.episode_ends) == 5
+    shutil.rmtree(only_train.path)
     robomimic(tmp_path / "more/demos.hdf5")
     path.rename(tmp_path / "more/listed.hdf5")
-    shutil.rmtree(store.path)
-    assert "split" not in read(tmp_path, tmp_path / "more", layout="robomimic").array_names, "not all are listed"
+    assert "split" not in read(tmp_path, tmp_path / "more", layout="robomimic").array_names
+    assert "not all files have one" in capsys.readouterr().out
 
 
 def test_robomimic_with_the_observation_after_each_step(tmp_path: Path) -> None:

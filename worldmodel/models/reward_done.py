@@ -240,17 +240,18 @@ class OutcomeModel(nn.Module):
     def errors(
         self, out: OutcomePrediction, reward: Tensor, ended: Tensor, variables: Tensor, previous: Tensor
     ) -> dict[str, Tensor]:
-        """Errors (b, t) of predictions: the scaled reward's squared error, and cross entropies of the others in nats.
+        """Errors of predictions, row by row.
 
         Args:
-            out: Predictions, of this model or of another kind.
+            out: The predictions.
             reward: (b, t).
             ended: Whether the episode terminated at the row, (b, t) bool.
             variables: Game variables (b, t, v).
             previous: Game variables before each row (b, t, v).
 
         Returns:
-            "reward", "done", and "variables" if there are any.
+            "reward": squared error of the scaled reward; "done": cross entropy of the termination; "variables", if
+            there are any: mean cross entropy of their changes. All are (b, t); entropies are in nats.
         """
         predicted = out.reward.gather(-1, ended.long()[..., None])[..., 0]
         done = F.binary_cross_entropy_with_logits(out.done_logit, ended.to(out.done_logit.dtype), reduction="none")
@@ -262,7 +263,7 @@ class OutcomeModel(nn.Module):
         return errors
 
     def change_index(self, variables: Tensor, previous: Tensor) -> Tensor:
-        """Which of the possible changes each game variable made, (b, t, v)."""
+        """The index of the possible change that is nearest to that of each game variable, (b, t, v)."""
         return (self.variable_changes - (variables - previous)[..., None]).abs().argmin(-1)
 
     def loss(
@@ -282,9 +283,9 @@ class OutcomeModel(nn.Module):
         Args:
             codes: (b, t, h, w, g).
             condition: Encoded actions (b, t, c).
-            reward: As in `errors`, like the next two.
-            ended: (b, t) bool.
-            variables: (b, t, v).
+            reward: (b, t).
+            ended: Whether the episode terminated at the row, (b, t) bool.
+            variables: Game variables (b, t, v).
             mask: Rows that count, (b, t) bool; the others are padding.
             images: As in `forward`.
 

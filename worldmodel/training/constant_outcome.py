@@ -1,9 +1,9 @@
-"""The baseline of an outcome model: its best prediction without looking.
+"""The baseline of an outcome model: the best prediction that ignores its inputs.
 
-It predicts the same reward, probability of an end and distribution of changes for every frame. They are the means of
-the rows that it is judged on, so no constant does better there.
+It predicts the same reward, probability of a termination and distribution of changes for every frame. They are the
+means of the rows that it is judged on. A sequence's first row is left out, since nothing is known of what led into it.
 
-Dimensions: b sequences, t latent frames, v variables, k changes.
+Dimensions: b sequences, t latent frames, n rows that count, v variables, k changes.
 """
 
 from __future__ import annotations
@@ -17,38 +17,46 @@ from worldmodel.models.reward_done import OutcomeModel, OutcomePrediction, previ
 from worldmodel.training.verdicts import judge_outcomes
 
 
-def best_constant(model: OutcomeModel, rows: dict[str, Tensor]) -> OutcomePrediction:
-    """The constant prediction for rows: "reward", "done" and "mask" (b, t), "variables" (b, t, v)."""
-    mask, ends, shares = rows["mask"], rows["done"].float(), model.variable_changes
+def best_constant(model: OutcomeModel, rows: dict[str, Tensor], counts: Tensor) -> OutcomePrediction:
+    """The constant prediction for all rows.
+
+    Args:
+        model: Knows the possible changes of the variables.
+        rows: "reward" and "done" (b, t), "variables" (b, t, v).
+        counts: Rows to take the means of, (b, t) bool.
+    """
+    reward, done, shares = rows["reward"][counts], rows["done"][counts], model.variable_changes
+    means = [reward[there].mean() if there.any() else reward.mean() for there in (~done, done)]
     if model.config.n_variables:
-        change = model.change_index(rows["variables"], previous_variables(rows["variables"]))[mask]
+        change = model.change_index(rows["variables"], previous_variables(rows["variables"]))[counts]
         shares = F.one_hot(change, shares.shape[-1]).float().mean(0)  # (v, k)
     return OutcomePrediction(
-        rows["reward"][mask].mean().expand(*mask.shape, 2),
-        torch.logit(ends[mask].mean()).clamp(-100, 100).expand_as(ends),
-        shares.clamp(min=1e-30).log().expand(*mask.shape, *shares.shape),
+        torch.stack(means).expand(*counts.shape, 2),
+        torch.logit(done.float().mean()).clamp(-100, 100).expand(counts.shape),
+        shares.log().expand(*counts.shape, *shares.shape),
     )
 
 
 @torch.no_grad()
 def outcome_verdicts(model: OutcomeModel, rows: dict[str, Tensor], episode: np.ndarray) -> list[str]:
-    """Compare a model with `best_constant`, kind by kind.
+    """Compare a model with `best_constant`.
 
     Args:
-        model: The outcome model.
-        rows: What `best_constant` takes, "codes", "condition", and "images" if the model takes them.
+        model: The outcome model, in eval mode.
+        rows: As in `best_constant`; also "mask" (b, t), and the inputs "codes", "condition", and "images" if it takes
+            them.
         episode: Episode of each sequence (b,).
     """
-    previous, mask = previous_variables(rows["variables"]), rows["mask"]
-    predictions = (
-        model(rows["codes"], rows["condition"], previous, images=rows.get("images"))[0],
-        best_constant(model, rows),
-    )
+    counts, previous = rows["mask"].clone(), previous_variables(rows["variables"])
+    counts[:, 0] = False
+    if not counts.any():
+        return []
     ours, constant = (
-        {
-            name: ((error * mask).sum(1) / mask.sum(1)).cpu().numpy()
-            for name, error in model.errors(out, rows["reward"], rows["done"], rows["variables"], previous).items()
-        }
-        for out in predictions
+        model.errors(out, rows["reward"], rows["done"], rows["variables"], previous)
+        for out in (
+            model(rows["codes"], rows["condition"], previous, images=rows.get("images"))[0],
+            best_constant(model, rows, counts),
+        )
     )
-    return judge_outcomes(ours, constant, episode)
+    by_row = [{name: error[counts].cpu().numpy() for name, error in errors.items()} for errors in (ours, constant)]
+    return judge_outcomes(*by_row, np.repeat(episode, counts.sum(1).cpu().numpy()))

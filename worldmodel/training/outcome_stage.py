@@ -90,7 +90,7 @@ class EpisodeWindows:
         self.rows["codes"] = self.rows["codes"].astype(np.int32)  # torch does not index with uint16
         sizes = [b - a for a, b in bounds]
         self.episode_stop = np.repeat(np.cumsum(sizes), sizes)
-        """For each row, the row after the last one of its episode."""
+        """For each row, the row after the last one of its episode, which also identifies the episode."""
         self.store_row = np.concatenate([np.arange(a, b) for a, b in bounds])
 
     def variable_changes(self, most: int = 64) -> tuple[tuple[float, ...], ...]:
@@ -224,8 +224,10 @@ def train_outcome(args: OutcomeStage) -> None:
             for where, batch in batches.items():
                 for name, value in loss(batch).items():
                     writer.add_scalar(f"{where}/{name}", value, step)
-            episode = valid.episode_stop[start]
-            return judge_split(episode) + outcome_verdicts(model, batches["held_out"], episode)
+            verdicts = judge_split(valid.episode_stop)
+            if step == args.trainer.steps:  # only the last verdicts are printed
+                verdicts += outcome_verdicts(model, batches["held_out"], valid.episode_stop[start])
+        return verdicts
 
     fit(
         model,

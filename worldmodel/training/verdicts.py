@@ -1,7 +1,8 @@
 """Verdicts at the end of a training: what its figures mean, in words, and what to do about it.
 
-Each verdict compares a figure with a trivial baseline, such as copying the last frame. Differences are taken clip by
-clip, and count only if their 95% interval over held-out episodes does not contain zero.
+Each verdict on a model compares a figure with a trivial baseline, such as copying the last frame. Differences are taken
+clip by clip, and count only if their 95% interval over held-out episodes does not contain zero. The verdict on a policy
+compares its last episodes of training with its first ones.
 """
 
 from __future__ import annotations
@@ -10,10 +11,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from worldmodel.metrics.interval import MeanInterval, bootstrap, percentile_interval
+from worldmodel.metrics.interval import MeanInterval, bootstrap
 
 FEW_EPISODES = 10
 """Below this many held-out episodes an interval says little."""
+OUTCOMES = {
+    "reward": ("rewards", "scaled squared error", "more episodes with rewards"),
+    "done": ("terminations", "cross entropy", "more episodes that terminate"),
+    "variables": ("changes of variables", "cross entropy", "more episodes"),
+}
+"""For each prediction of an outcome model: its name, the unit of its error, and what else to record."""
 NEVER_CHANGES = 1e-6
 """If the best constant prediction has a smaller error, there is nothing to predict."""
 STILL_FALLING = 0.01
@@ -101,49 +108,52 @@ def _gains(gains: Sequence[MeanInterval], ahead: Sequence[int]) -> str:
     return f"{steps} {'step' if last == '1' else 'steps'} ahead (by {good[-1][1]} dB at {last})"
 
 
-OUTCOMES = {"reward": "rewards", "done": "ends of episodes", "variables": "game variables"}
-"""Names of what an outcome model predicts."""
-
-
 def judge_outcomes(ours: dict[str, np.ndarray], constant: dict[str, np.ndarray], episode: np.ndarray) -> list[str]:
-    """Compare predicted outcomes with the best constant prediction. What never changes is left out.
+    """Compare predicted outcomes with the best constant prediction.
 
     Args:
-        ours: Error of each sequence (n,), by a name of `OUTCOMES`.
-        constant: Error of the best constant prediction of each sequence (n,).
-        episode: Episode of each sequence (n,).
+        ours: Error of each row (n,), by a key of `OUTCOMES`.
+        constant: Error of the best constant prediction of each row (n,).
+        episode: Episode of each row (n,).
     """
     verdicts = []
     for name, errors in ours.items():
+        what, unit, cure = OUTCOMES[name]
         if constant[name].mean() < NEVER_CHANGES:
+            verdicts.append(f"{what} never vary in the held-out sequences, so they are not judged")
             continue
         better = bootstrap(constant[name] - errors, episode)
-        what, figures = OUTCOMES[name], f"error {errors.mean():.3g} against {constant[name].mean():.3g}"
+        figures = f"{unit} {errors.mean():.3g} against {constant[name].mean():.3g}"
         if better.low > 0:
             verdicts.append(f"{what} are predicted better than by a constant ({figures})")
         else:
             verdicts.append(
-                f"{what} are predicted {_how_bad(better)} by a constant ({figures}); train longer, or record more "
-                "episodes in which they change"
+                f"{what} are predicted {_how_bad(better)} by a constant ({figures}); train longer, or record {cure}"
             )
     return verdicts
 
 
-def judge_returns(returns: Sequence[float]) -> list[str]:
-    """Compare the returns of the first and the last fifth of the episodes of a policy's training."""
-    fifth = len(returns) // 5
-    if fifth < FEW_EPISODES // 2:
-        return []
-    first, last = np.array(returns[:fifth]), np.array(returns[-fifth:])
-    resampled = np.random.default_rng(0).integers(fifth, size=(2, 2000, fifth))
-    gain = percentile_interval(
-        last.mean() - first.mean(), last[resampled[1]].mean(1) - first[resampled[0]].mean(1), fifth
+def judge_returns(returns: Sequence[Sequence[float]]) -> list[str]:
+    """Compare the first and the last fifth of the episodes of a policy's training.
+
+    Args:
+        returns: Those of the episodes of each environment, in order. Environments are taken apart, because short
+            episodes finish first.
+    """
+    fifth = min(map(len, returns), default=0) // 5
+    first, last = (
+        np.array([part for each in returns for part in each[where]]) for where in (slice(fifth), slice(-fifth, None))
     )
-    figures = f"mean return {first.mean():.3g} in the first fifth of the episodes, {last.mean():.3g} in the last"
-    if gain.low > 0:
-        return [f"the policy improved ({figures})"]
-    worse = "got worse" if gain.high < 0 else "did not improve"
-    return [f"the policy {worse} ({figures}); train longer, or change --learning-rate or the reward"]
+    if not fifth or len(first) < FEW_EPISODES:
+        return []
+    before, after = first.mean(), last.mean()
+    gain, error = after - before, 1.96 * np.sqrt((first.var() + last.var()) / len(first))
+    figures = f"the mean return was {before:,.1f} in the first fifth of the episodes, {after:,.1f} in the last"
+    if gain > error:
+        return [f"the policy improved: {figures}"]
+    if gain < -error:
+        return [f"the policy got worse: {figures}; lower --learning-rate"]
+    return [f"the policy did not improve: {figures}; if it is not good yet, train longer"]
 
 
 def judge_split(episode: np.ndarray) -> list[str]:

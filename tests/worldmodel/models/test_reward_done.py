@@ -18,7 +18,7 @@ from worldmodel.data.store import Store
 from worldmodel.data.writer import StoreWriter
 from worldmodel.models.layers import Memory
 from worldmodel.models.reward_done import OutcomeConfig, OutcomeModel, previous_variables
-from worldmodel.training.constant_outcome import best_constant
+from worldmodel.training.constant_outcome import best_constant, outcome_verdicts
 from worldmodel.training.outcome_stage import EpisodeWindows
 
 ONE = {"n_variables": 1, "variable_mean": (50.0,), "variable_std": (20.0,), "variable_changes": ((-20.0, 0.0, 5.0),)}
@@ -194,22 +194,48 @@ def test_changes_are_those_within_episodes(tmp_path: Path) -> None:
     np.testing.assert_allclose(second, (0, 0.05), atol=1e-5)
 
 
-def test_the_best_constant_has_the_error_of_means() -> None:
-    """Rewards 0 and 2; one end in four rows; changes of -1, 0, 0 and 0. A padded row does not count."""
-    model = build(**ONE | {"variable_changes": ((-1.0, 0.0),)})
-    mask = torch.tensor([[True] * 4 + [False]])
-    rows = {
-        "mask": mask,
-        "reward": torch.tensor([[0.0, 2.0, 0.0, 2.0, 99.0]]),
-        "done": torch.tensor([[False, False, False, True, True]]),
-        "variables": torch.tensor([5.0, 5.0, 4.0, 4.0, 0.0]).view(1, 5, 1),
+def outcomes() -> dict[str, torch.Tensor]:
+    """A reward of -9 at the end; one end in four rows; changes of 0, -1, 0 and 0. The last row is padding."""
+    return {
+        "mask": torch.tensor([[True] * 5 + [False]]),
+        "reward": torch.tensor([[50.0, 0.0, 2.0, 1.0, -9.0, 99.0]]),
+        "done": torch.tensor([[False, False, False, False, True, True]]),
+        "variables": torch.tensor([5.0, 5.0, 4.0, 4.0, 4.0, 0.0]).view(1, 6, 1),
+        "codes": torch.zeros(1, 6, 2, 2, 1, dtype=torch.long),
+        "condition": torch.zeros(1, 6, 2),
     }
+
+
+def test_the_best_constant_has_the_error_of_means() -> None:
+    model, rows = build(**ONE | {"variable_changes": ((-1.0, 0.0),)}), outcomes()
+    counts = torch.tensor([[False] + [True] * 4 + [False]])
     previous = previous_variables(rows["variables"])
-    out = best_constant(model, rows)
+    out = best_constant(model, rows, counts)
     errors = model.errors(out, rows["reward"], rows["done"], rows["variables"], previous)
     quarter = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
-    for name, error in (("reward", 1 / 16), ("done", quarter), ("variables", quarter)):
-        assert errors[name][mask].mean().item() == pytest.approx(error, rel=1e-5), name
+    for name, error in (("reward", 2 / 4 / 16), ("done", quarter), ("variables", quarter)):
+        assert errors[name][counts].mean().item() == pytest.approx(error, rel=1e-5), name
+
+
+def test_an_outcome_model_that_knows_nothing_does_not_beat_a_constant() -> None:
+    model, rows = build(**ONE | {"variable_changes": ((-1.0, 0.0),)}), outcomes()
+    many = {name: row.repeat(40, *[1] * (row.dim() - 1)) for name, row in rows.items()}
+    said = outcome_verdicts(model.eval(), many, np.arange(40))
+    assert len(said) == 3 and all("predicted worse than by a constant" in verdict for verdict in said)
+    never = many | {"done": torch.zeros_like(many["done"])}
+    assert "terminations never vary in the held-out sequences, so they are not judged" in outcome_verdicts(
+        model, never, np.arange(40)
+    )
+    knows = torch.nn.Parameter(torch.tensor([0.0, 0.0, -1.0, 1.0, 3.0]))
+    model.head.bias = knows  # a better guess than zeros: ends are rare, and most rows change nothing
+    assert "terminations are predicted worse" not in outcome_verdicts(model, many, np.arange(40))[1]
+
+
+def test_outcomes_without_variables_are_judged() -> None:
+    rows = outcomes() | {"variables": torch.zeros(1, 6, 0)}
+    said = outcome_verdicts(build(n_variables=0).eval(), rows, np.zeros(1))
+    assert [verdict.split(" are ")[0] for verdict in said] == ["rewards", "terminations"]
+    assert outcome_verdicts(build(n_variables=0), {k: v[:, :1] for k, v in rows.items()}, np.zeros(1)) == []
 
 
 @pytest.mark.parametrize("from_past", [False, True])

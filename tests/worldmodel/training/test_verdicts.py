@@ -60,21 +60,32 @@ def test_outcomes_are_compared_with_the_best_constant() -> None:
     ones = np.ones(len(EPISODE))
     ours = {"reward": 0.5 * ones, "done": ones, "variables": 2 * ones}
     assert judge_outcomes(ours, {"reward": ones, "done": 1.5 * ones, "variables": 1.8 * ones}, EPISODE) == [
-        "rewards are predicted better than by a constant (error 0.5 against 1)",
-        "ends of episodes are predicted better than by a constant (error 1 against 1.5)",
-        "game variables are predicted worse than by a constant (error 2 against 1.8); train longer, or record more "
-        "episodes in which they change",
+        "rewards are predicted better than by a constant (scaled squared error 0.5 against 1)",
+        "terminations are predicted better than by a constant (cross entropy 1 against 1.5)",
+        "changes of variables are predicted worse than by a constant (cross entropy 2 against 1.8); train longer, or "
+        "record more episodes",
     ]
-    assert judge_outcomes({"done": 1e-9 * ones}, {"done": 0 * ones}, EPISODE) == [], "nothing ends here"
+    assert judge_outcomes({"done": 1e-9 * ones}, {"done": 0 * ones}, EPISODE) == [
+        "terminations never vary in the held-out sequences, so they are not judged"
+    ]
 
 
 def test_a_policy_is_judged_by_its_first_and_last_episodes() -> None:
     rng = np.random.default_rng(0)
-    better, same = np.linspace(0, 10, 100) + rng.normal(size=100), rng.normal(size=100)
-    assert judge_returns(list(better))[0].startswith("the policy improved (mean return 0.776 in the first fifth of")
-    assert judge_returns(list(better[::-1]))[0].startswith("the policy got worse")
-    assert judge_returns(list(same))[0].startswith("the policy did not improve")
-    assert judge_returns([0.0, 1.0] * 12) == [], "too few to say"
+    same = rng.normal(size=(2, 50))
+    better = np.linspace(0, 2000, 50) + same
+    assert judge_returns(better.tolist()) == [
+        "the policy improved: the mean return was 183.6 in the first fifth of the episodes, 1,816.7 in the last"
+    ]
+    assert judge_returns(better[:, ::-1].tolist())[0].endswith("; lower --learning-rate")
+    assert judge_returns(same.tolist())[0].startswith("the policy did not improve")
+    assert judge_returns(same[:, :20].tolist()) == [], "8 episodes are too few"
+    assert judge_returns([]) == judge_returns([[], [1.0] * 500]) == []
+
+
+def test_short_episodes_that_finish_first_are_no_improvement() -> None:
+    """The first ones to finish are short, so that the order of all episodes would show better returns."""
+    assert judge_returns([[1.0] * 100, [9.0] * 40])[0].startswith("the policy did not improve")
 
 
 def test_few_episodes_are_told() -> None:
@@ -98,7 +109,7 @@ def test_stages_end_with_their_verdicts(toy_store, toy_stages, capsys: pytest.Ca
         (vqvae, stages[0], "reconstructions are (better|worse|no better)( than)? copying"),
         (tokens, stages[1], ""),
         (prior, stages[2], "actions (matter|have no effect)"),
-        (outcome, stages[3], "rewards are predicted (better|worse|no better)( than)? by a constant"),
+        (outcome, stages[3], "terminations are predicted (better|worse|no better)( than)? by a constant"),
     ):
         stage.main(args)
         said = capsys.readouterr().out
