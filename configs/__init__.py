@@ -29,32 +29,16 @@ from configs.help import short_help
 from configs.scripts import PART, ROOT, program
 from configs.written import Written, last_line
 from worldmodel.utils import memory
-from worldmodel.utils.errors import UserError, is_url
+from worldmodel.utils.errors import UserError, is_hub_name, is_url
 from worldmodel.utils.settings import Address, check_value, declared_types, short_repr, suggestion
 
 FOLDER = Path(__file__).parent
 SECTIONS = (
-    *("loop", "world", "policy", "evaluate_policy", "imitate", "pusher", "evaluate_pusher"),
-    *("collect", "vqvae", "tune_hysteresis", "tokens", "prior", "outcome", "export", "push", "dream", "evaluate"),
-    *(
-        "evaluate_outcome",
-        "long_horizon",
-        "controllability",
-        "report",
-        "rollout_benchmark",
-        "collect_benchmark",
-        "train_benchmark",
-        "scaling",
-        "gpu",
-        "rank",
-        "plan",
-        "play",
-        "show",
-        "sample",
-        "fvd",
-        "ablate",
-    ),
-    "divergence",
+    *("collect", "vqvae", "tune_hysteresis", "tokens", "prior", "outcome", "export", "push"),
+    *("loop", "world", "policy", "imitate", "pusher"),
+    *("dream", "evaluate", "evaluate_outcome", "evaluate_policy", "evaluate_pusher", "long_horizon", "controllability"),
+    *("divergence", "report", "rank", "plan", "play", "show", "sample", "fvd", "ablate"),
+    *("rollout_benchmark", "collect_benchmark", "train_benchmark", "scaling", "gpu"),
 )
 """Sections of a preset, one per stage."""
 MAX_PRESET_BYTES = 10**5
@@ -247,7 +231,7 @@ def check_places(settings: Any) -> None:
             raise UserError(f"{field.name} is empty; give a path, or leave it out")
         if not store:
             given = value if isinstance(value, tuple) else (value,)
-            for path in (p for p in given if is_url(p) and not (isinstance(p, str) and p.startswith("hf://"))):
+            for path in (p for p in given if is_url(p) and not (isinstance(p, str) and is_hub_name(p))):
                 raise UserError(f"{field.name} must be a local path, but {path} is a URL; give a path on this machine")
         if dataclasses.is_dataclass(value):
             check_places(value)

@@ -56,7 +56,7 @@ KINDS = ("box", "cylinder", "ellipsoid", "capsule", "sphere")
 
 def sample_object(kind: str, hue: float, rng: np.random.Generator) -> SceneObject:
     a, b, h = rng.uniform((0.022, 0.022, 0.02), (0.038, 0.038, 0.042)).tolist()
-    colour = colorsys.hsv_to_rgb(hue, float(rng.uniform(0.65, 1)), float(rng.uniform(0.7, 1)))
+    color = colorsys.hsv_to_rgb(hue, float(rng.uniform(0.65, 1)), float(rng.uniform(0.7, 1)))
     size, radius, height = {
         "box": ((a, b, h), float(np.hypot(a, b)), h),
         "cylinder": ((a, h), a, h),
@@ -64,7 +64,7 @@ def sample_object(kind: str, hue: float, rng: np.random.Generator) -> SceneObjec
         "capsule": ((0.75 * a, b), 0.75 * a + b, 0.75 * a),
         "sphere": ((a,), a, a),
     }[kind]
-    return SceneObject(kind, size, radius, height, colour)
+    return SceneObject(kind, size, radius, height, color)
 
 
 def sample_positions(found: list[SceneObject], keep_off: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -138,27 +138,27 @@ def make_job(args: Args, row: Row, seed: int) -> Job:
     return Job(row, seed, run, "prior" if usual else f"prior_{row.folder_name}")
 
 
-def stage_args(args: Args, work: Job) -> tuple[VQVAEStage, TokensStage, PriorStage | None]:
+def stage_args(args: Args, job: Job) -> tuple[VQVAEStage, TokensStage, PriorStage | None]:
     """The settings of each stage; no prior for rows about the VQ-VAE alone."""
-    where: dict[str, Any] = {"run": work.run, "device": args.device}
-    v, p, row = args.vqvae, args.prior, work.row
-    fits = [replace(trainer, seed=work.seed) for trainer in (v.trainer, p.trainer)]
+    where: dict[str, Any] = {"run": job.run, "device": args.device}
+    v, p, row = args.vqvae, args.prior, job.row
+    fits = [replace(trainer, seed=job.seed) for trainer in (v.trainer, p.trainer)]
     first = VQVAEStage(**where, data=args.data, model=row.vqvae, trainer=fits[0])
     second = TokensStage(**where, data=(args.data,), clip_stride=args.clip_stride)
     if row.prior is None:
         return first, second, None
-    third = PriorStage(**where, **p.conditions, data=args.data, model=row.prior, trainer=fits[1], out=work.prior)
+    third = PriorStage(**where, **p.conditions, data=args.data, model=row.prior, trainer=fits[1], out=job.prior)
     return first, second, third
 
 
-def train_stages(args: Args, work: Job) -> None:
+def train_stages(args: Args, job: Job) -> None:
     """Run all stages; each resumes where it stopped. A model that is complete is not trained for more steps."""
-    first, second, third = stage_args(args, work)
-    check_same_trainer(work.run / "vqvae", first.trainer)
+    first, second, third = stage_args(args, job)
+    check_same_trainer(job.run / "vqvae", first.trainer)
     train_vqvae(first)
     if third is not None:
         encode_tokens(second)
-        check_same_trainer(work.run / work.prior, third.trainer)
+        check_same_trainer(job.run / job.prior, third.trainer)
         train_prior(third)
 
 
@@ -168,9 +168,9 @@ def check_same_trainer(folder: Path, trainer: TrainerConfig) -> None:
         check_same_config(folder, read_header(folder)[0] | {"trainer": trainer.settings()})
 
 
-def settings(args: Args, work: Job) -> dict[str, Any]:
+def settings(args: Args, job: Job) -> dict[str, Any]:
     """Everything that a row's results depend on, as plain JSON values."""
-    first, second, third = stage_args(args, work)
+    first, second, third = stage_args(args, job)
     values: dict[str, Any] = {"data": open_store(args.data).n_rows, "tokens": {"every": second.clip_stride}}
     values["vqvae"] = {"model": first.model, "trainer": first.trainer.settings()}
     if third is not None:
@@ -179,22 +179,22 @@ def settings(args: Args, work: Job) -> dict[str, Any]:
     return json.loads(json.dumps(values, default=asdict))
 
 
-def model_digests(work: Job) -> dict[str, str]:
+def model_digests(job: Job) -> dict[str, str]:
     """Digests of the models that exist."""
-    names = ("vqvae",) if work.row.prior is None else ("vqvae", work.prior)
-    return {name: weights_digest(work.run / name) for name in names if checkpoints(work.run / name)}
+    names = ("vqvae",) if job.row.prior is None else ("vqvae", job.prior)
+    return {name: weights_digest(job.run / name) for name in names if checkpoints(job.run / name)}
 
 
-def read_result(args: Args, work: Job) -> dict[str, Any] | None:
+def read_result(args: Args, job: Job) -> dict[str, Any] | None:
     """The saved results of a row, or None if its settings or models have changed."""
-    if not work.result.exists():
+    if not job.result.exists():
         return None
-    found = json.loads(work.result.read_text())
-    same = found["settings"] == settings(args, work) and found["made_of"] == model_digests(work)
+    found = json.loads(job.result.read_text())
+    same = found["settings"] == settings(args, job) and found["made_of"] == model_digests(job)
     return found if same else None
 
 
-def evaluate(args: Args, work: Job) -> dict[str, Any]:
+def evaluate(args: Args, job: Job) -> dict[str, Any]:
     """Evaluate a trained row, and write the results into its run folder."""
     size = args.vqvae.model.frame_size[0]
     protocol = PAPER.with_changes(
@@ -206,16 +206,16 @@ def evaluate(args: Args, work: Job) -> dict[str, Any]:
         action_conditioned=args.prior.actions or args.prior.classes,
     )
     features = load_features(args.features, args.weights, args.sha256, args.device)
-    ruler = Measurement(args.data, args.clip_stride, protocol, features, args.batch_size, args.device)
-    scores = score_prior(ruler, work.run, work.prior) if work.row.prior else score_vqvae(ruler, work.run)
+    how = Measurement(args.data, args.clip_stride, protocol, features, args.batch_size, args.device)
+    scores = score_prior(how, job.run, job.prior) if job.row.prior else score_vqvae(how, job.run)
     values = {
-        "seed": work.seed,
-        "latent": work.row.vqvae.latent_shape,
+        "seed": job.seed,
+        "latent": job.row.vqvae.latent_shape,
         "commit": commit(),
-        "made_of": model_digests(work),
+        "made_of": model_digests(job),
     }
-    write_json(work.result, scores | values | {"settings": settings(args, work)})
-    return json.loads(work.result.read_text())
+    write_json(job.result, scores | values | {"settings": settings(args, job)})
+    return json.loads(job.result.read_text())
 
 
 def check_store(args: Args) -> None:
@@ -234,18 +234,18 @@ def main(args: Args) -> Written:
     if args.table == 3:
         print("\n".join(f"{row.setting}: {count_parameters(row.vqvae):,} parameters" for row in made))
     jobs = [make_job(args, row, seed) for seed in range(args.n_seeds) for row in made]
-    done = {work.result: found for work in jobs if (found := read_result(args, work)) is not None}
+    done = {job.result: found for job in jobs if (found := read_result(args, job)) is not None}
 
     def show() -> str:
         """Write the table of the rows that are done."""
         results = {row.setting: [done[w.result] for w in jobs if w.row is row and w.result in done] for row in made}
         return render(args.table, results, args.n_seeds, args.out / f"table_{args.table}")
 
-    for work in jobs:
-        if work.result not in done:
-            print(f"table {args.table}, {work.row.setting}, seed {work.seed}: {work.run}")
-            train_stages(args, work)
-            done[work.result] = evaluate(args, work)
+    for job in jobs:
+        if job.result not in done:
+            print(f"table {args.table}, {job.row.setting}, seed {job.seed}: {job.run}")
+            train_stages(args, job)
+            done[job.result] = evaluate(args, job)
             show()  # after each row, so that partial results can be read
     print(show())
     return Written(args.out / f"table_{args.table}.md")

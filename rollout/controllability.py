@@ -75,20 +75,19 @@ def random_actions_in_engine(args: Args, env_spec: EnvSpec, player: Player, acti
     rng, videos = np.random.default_rng(args.seed), list[np.ndarray]()
     with contextlib.closing(make_engine(env_spec)) as engine:
         while len(videos) < len(actions):
-            frames, led = [engine.reset(seed=int(rng.integers(2**31)))[0]], int(rng.integers(args.max_lead_steps))
-            for t in range(led + actions.shape[1]):
-                strays = t >= led
-                action = (
-                    actions[len(videos)][t - led]
-                    if strays
-                    else player(np.stack(frames[-MAX_STACKED_FRAMES:])[:, None], rng)[0]
-                )
+            frames = [engine.reset(seed=int(rng.integers(2**31)))[0]]
+            lead = int(rng.integers(args.max_lead_steps))
+            for t in range(lead + actions.shape[1]):
+                if t < lead:
+                    action = player(np.stack(frames[-MAX_STACKED_FRAMES:])[:, None], rng)[0]
+                else:
+                    action = actions[len(videos)][t - lead]
                 frame, _, over, _, _ = engine.step(action)
                 frames.append(frame)
                 if over:
                     break
             else:
-                videos.append(np.stack(frames[led:]))
+                videos.append(np.stack(frames[lead:]))
     return np.stack(videos)
 
 
@@ -97,7 +96,7 @@ def measure(
 ) -> dict[str, Any]:
     """All metrics. `player` plays the engine before its random actions start; None if there is no engine."""
     n, c, steps = len(heldout_clips.codes), args.context_frames, args.steps
-    spec, true = dream.env_spec.action, heldout_clips.actions[:, c - 1 : c - 1 + steps]
+    spec, true = dream.env_spec.action, heldout_clips.actions_after(c, steps)
     random = random_actions(spec, n * steps, np.random.default_rng(args.seed)).reshape(true.shape)
     with Progress(total=2 * n * steps, unit=" steps", desc="dreams") as bar:
         true_action_frames, random_action_frames = (
@@ -124,7 +123,7 @@ def measure(
 
 
 def main(args: Args) -> Written:
-    dream = Dream.load(args.run, args.sampling, precision=args.precision)
+    dream = Dream.load(args.run, args.sampling, args.device, args.precision)
     store, env_spec = open_store(args.data or args.run / "data.zarr"), dream.env_spec
     policy = args.policy or next(iter(shipped_policies(env_spec.name)), "random")
     player = load_player(policy, env_spec) if env_spec.env_id == "VizdoomFrames-v0" else None
@@ -140,11 +139,7 @@ def main(args: Args) -> Written:
         print(f"action read from {name:28}{share!s:>24}")
     for name, share in result["ratio"].items():
         print(f"{name}, over real frames under such actions: {share}")
-    protocol = asdict(args) | {
-        "run": str(args.run),
-        "data": str(store.path),
-        "prior": weights_digest(args.run / "prior"),
-    }
+    protocol = asdict(args) | {"data": store.path, "prior": weights_digest(args.run / "prior")}
     path = args.run / "evaluation" / "controllability.json"
     write_json(path, {"protocol": protocol} | means_to_json(result))
     return Written(path)

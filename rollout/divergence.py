@@ -87,10 +87,10 @@ class Futures:
 
 def stream_futures(args: Args) -> Futures:
     """Futures of a stream-mode run: dreams from true codes."""
-    dream, c = Dream.load(args.run, args.sampling, precision=args.precision), args.context_frames
+    dream, c = Dream.load(args.run, args.sampling, args.device, args.precision), args.context_frames
     heldout_clips = load_heldout(dream, args.run, args.data, args.split, args.n_starts, c + args.steps)
     others, videos = other_episode_order(heldout_clips.episode, args.seed), []
-    own = heldout_clips.actions[:, c - 1 : c - 1 + args.steps]
+    own = heldout_clips.actions_after(c, args.steps)
     with Progress(total=4 * len(own) * args.steps, unit=" steps", desc="dreams") as bar:
         for plan in (own, own[others]):
             videos.append(
@@ -101,7 +101,7 @@ def stream_futures(args: Args) -> Futures:
 
 def clip_futures(args: Args) -> Futures:
     """Futures of a paper-mode run: clips given conditioning frames and actions."""
-    vqvae, prior = load_models(args.run, "prior", "cpu")
+    vqvae, prior = load_models(args.run, "prior", args.device)
     if not prior.config.n_cond_frames or prior.config.conditioning == "none":
         raise UserError(
             f"{args.run}/prior is not conditioned on frames and actions; train one with --model.n-cond-frames 1 "
@@ -144,11 +144,7 @@ def main(args: Args) -> Written:
     folder = args.run / "evaluation"
     rows = [np.concatenate([found.real[i, :1], one]) for i in range(args.n_shown) for plan in video[i] for one in plan]
     save_png(folder / "divergence.png", upscale(video_grid(np.stack(rows)[:, :: -(-args.steps // 8)]), 2))
-    protocol = asdict(args) | {
-        "run": str(args.run),
-        "data": str(args.data),
-        "prior": weights_digest(args.run / "prior"),
-    }
+    protocol = asdict(args) | {"prior": weights_digest(args.run / "prior")}
     write_json(folder / "divergence.json", {"protocol": protocol} | means_to_json(distances))
     return Written(folder / "divergence.png")
 

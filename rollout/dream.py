@@ -22,7 +22,6 @@ from configs.written import Written
 from rollout.heldout import HeldOutArgs, dream_frames, load_heldout, reconstructions
 from worldmodel.generation.dream import Dream
 from worldmodel.utils.progress import Progress
-from worldmodel.utils.run_args import DEVICE
 from worldmodel.utils.settings import Positive
 from worldmodel.utils.video_io import abs_difference, add_labels, save_gif, save_png, side_by_side, upscale, video_grid
 
@@ -35,17 +34,13 @@ class Args(HeldOutArgs):
     """Number of clips to show."""
     steps: Positive = 24
     """Steps to predict after the context."""
-    device: str = DEVICE
-    """Device of the dream: cpu or cuda."""
 
 
 def main(args: Args) -> Written:
     dream = Dream.load(args.run, args.sampling, args.device)
-    heldout_clips, c = (
-        load_heldout(dream, args.run, args.data, args.split, args.n_clips, args.context_frames + args.steps),
-        args.context_frames,
-    )
-    given = heldout_clips.actions[:, c - 1 : c - 1 + args.steps]
+    c = args.context_frames
+    heldout_clips = load_heldout(dream, args.run, args.data, args.split, args.n_clips, c + args.steps)
+    given = heldout_clips.actions_after(c, args.steps)
     with Progress(total=len(given) * args.steps, unit=" steps", desc="dream") as bar:
         dreamed = dream_frames(dream, heldout_clips, given, c, args.seed, args.n_clips, bar)
     film = np.concatenate([reconstructions(dream, heldout_clips, c), dreamed], axis=1)

@@ -52,7 +52,6 @@ from worldmodel.utils.checkpoint import read_header, write_atomic, write_json
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import Precision
 from worldmodel.utils.progress import Progress
-from worldmodel.utils.run_args import DEVICE
 from worldmodel.utils.settings import AtLeast2, NonEmpty, Positive
 
 
@@ -70,15 +69,13 @@ class Args(HeldOutArgs):
     """Dreams in one batch."""
     precision: Precision = "float32"
     """Precision of the dream's models."""
-    device: str = DEVICE
-    """Device of the dream: cpu or cuda."""
 
 
 def measure(args: Args, dream: Dream, heldout_clips: HeldOutClips) -> dict[str, Any]:
     """All metrics, as `MeanInterval`s."""
     n, c = len(heldout_clips.codes), args.context_frames
     order, steps = other_episode_order(heldout_clips.episode, args.seed), [s - 1 for s in args.steps_ahead]
-    given = heldout_clips.actions[:, c - 1 : c - 1 + max(args.steps_ahead)]
+    given = heldout_clips.actions_after(c, max(args.steps_ahead))
     truth, variance = heldout_clips.frames[:, c:], dream.vqvae.config.data_variance
     shuffled = torch.cat([heldout_clips.condition[:, :c], heldout_clips.condition[order, c:]], dim=1)
     films: dict[str, list[np.ndarray]] = {

@@ -256,7 +256,7 @@ def main(args: Args) -> Written:
     for name, parts in result["variables"].items():
         for who, error in parts.items():
             print(f"{name:16} mean absolute error {error} by {who}")
-    protocol = asdict(args) | {"run": str(args.run), "outcome": weights_digest(args.run / "outcome")}
+    protocol = asdict(args) | {"outcome": weights_digest(args.run / "outcome")}
     path = args.run / "evaluation" / "outcome.json"
     write_json(path, {"protocol": protocol} | means_to_json(result))
     return Written(path)

@@ -34,7 +34,7 @@ from worldmodel.models.loading import load_vqvae, resolve_folder
 from worldmodel.utils.checkpoint import write_json
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.progress import Progress
-from worldmodel.utils.settings import Positive, Seed, Settings
+from worldmodel.utils.settings import AtLeast2, Positive, Seed, Settings
 
 N_RESAMPLES = 10_000
 """Number of bootstrap resamples of the episodes."""
@@ -53,7 +53,7 @@ class Args(Settings):
     """Folders or names of policies; folder@0.3 takes 30% random actions. By default those that ship."""
     scenario: str = "health_gathering_supreme"
     """ViZDoom scenario, or battle2."""
-    episodes: Positive = 50
+    episodes: AtLeast2 = 50
     """Episodes per policy."""
     obs_vqvae: str = ""
     """Run folder, or model that ships, whose reconstructions the policies observe; by default they observe
@@ -110,8 +110,6 @@ def table(scores: dict[str, dict[str, Any]]) -> str:
 
 
 def main(args: Args) -> Written:
-    if args.episodes < 2:
-        raise UserError(f"an interval needs more than {args.episodes} episode; set --episodes to at least 2")
     torch.set_num_threads(1)  # single frames are slower with more threads
     names = ("random", *(args.policy or shipped_policies(args.scenario)))
     if len(names) == 1:
@@ -132,7 +130,7 @@ def main(args: Args) -> Written:
                 results[name] = np.array(played).T
     random = results["random"]
     scores = {name: score_policy(steps, returns, random, args.frame_skip) for name, (steps, returns) in results.items()}
-    write_json(args.out / "scores.json", {"settings": asdict(args) | {"out": str(args.out)}, "scores": scores})
+    write_json(args.out / "scores.json", {"settings": asdict(args), "scores": scores})
     print(table(scores))
     if args.scenario in PUBLISHED:
         print(PUBLISHED[args.scenario])

@@ -114,7 +114,7 @@ def render_episodes(act: Act, seed: int, count: int = 4) -> np.ndarray:
 def table(scores: dict[str, dict[str, Any]]) -> str:
     lines = [f"{'meters, all objects of an episode':<34}{'moved':>24}{'displaced':>24}{'moved, x robot':>24}"]
     for name, s in scores.items():
-        cells = [f"{s[k]['mean']:.2f} [{s[k]['low']:.2f}, {s[k]['high']:.2f}]" for k in ("moved", "came", "ratio")]
+        cells = [f"{s[k]['mean']:.2f} [{s[k]['low']:.2f}, {s[k]['high']:.2f}]" for k in ("moved", "displaced", "ratio")]
         lines.append(f"{name:<34}" + "".join(f"{cell:>24}" for cell in cells))
     return "\n".join(lines)
 
@@ -125,22 +125,22 @@ def main(args: Args) -> Written:
     everybody = make_players(args)
     with Progress(total=len(everybody) * args.episodes, unit=" episodes", desc="score") as bar:
         for name, act in everybody.items():
-            metres = []
+            meters = []
             for i in range(args.episodes):
-                metres.append(push_episode(act, args.seed, i))
+                meters.append(push_episode(act, args.seed, i))
                 bar.update()
-            played[name] = np.array(metres).T
+            played[name] = np.array(meters).T
     episodes, robot = np.arange(args.episodes), played[BAIR_ROBOT][0]
     scores = {
         name: {
             "moved": bootstrap(moved).to_json(),
-            "came": bootstrap(came).to_json(),
+            "displaced": bootstrap(displaced).to_json(),
             "ratio": bootstrap_ratio(moved, robot, episodes).to_json(),
             "episodes": moved.tolist(),
         }
-        for name, (moved, came) in played.items()
+        for name, (moved, displaced) in played.items()
     }
-    write_json(args.out / "scores.json", {"settings": {k: str(v) for k, v in asdict(args).items()}, "scores": scores})
+    write_json(args.out / "scores.json", {"settings": asdict(args), "scores": scores})
     print(table(scores))
     if args.gif is not None:
         save_gif(args.gif, render_episodes(everybody[f"pusher, noise {args.noise:g}"], args.seed), fps=8)

@@ -24,6 +24,7 @@ from worldmodel.models.prior import Prior
 from worldmodel.utils.compatibility import check_vqvae
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.progress import Progress
+from worldmodel.utils.run_args import DEVICE
 from worldmodel.utils.settings import Address, Positive, Seed, Settings
 
 CODE_ARRAYS = ("codes", "condition", "variables")
@@ -49,6 +50,8 @@ class HeldOutArgs(SplitArgs):
     """Store of frames, by default <run>/data.zarr."""
     context_frames: Positive = 8
     """Latent frames of true codes given as context."""
+    device: str = DEVICE
+    """Device of the models: cpu or cuda."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     """Sampling from the prior."""
 
@@ -81,9 +84,13 @@ class HeldOutClips(CodeClips):
     """Held-out clips as codes and as frames."""
 
     actions: np.ndarray
-    """(n, steps, ...) actions of the recorded environment, one per latent frame after the context."""
+    """(n, t, ...) the action of the recorded environment at the last frame of each latent frame."""
     frames: np.ndarray
     """(n, t, H, W, 3): the last frame of each latent frame."""
+
+    def actions_after(self, context_frames: int, steps: int) -> np.ndarray:
+        """The actions (n, steps, ...) that lead to the frames after a context."""
+        return self.actions[:, context_frames - 1 : context_frames - 1 + steps]
 
 
 def read_code_clips(
@@ -261,8 +268,7 @@ def sample_videos(
     for k, part in enumerate(torch.arange(len(given.codes)).split(batch_size)):
         one = given[part].to(device)
         generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, k]).generate_state(1)[0]))
-        frames = prior.config.latent_shape[0]
-        video = continue_clips(vqvae, prior, one, context_frames, frames, generator, sampling)[1]
+        video = continue_clips(vqvae, prior, one, context_frames, longest, generator, sampling)[1]
         videos.append(video.cpu().numpy())
         if copy_cond_frames and one.cond_frames is not None:
             videos[-1][:, : one.cond_frames.shape[1]] = one.cond_frames.cpu().numpy()

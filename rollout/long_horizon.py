@@ -21,7 +21,6 @@ import sys
 from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -89,8 +88,8 @@ class Args(SplitArgs):
 
 def sharpness(frames: np.ndarray) -> np.ndarray:
     """Mean absolute difference of neighboring pixels (..., h, w, 3) -> (...), in gray levels."""
-    grey = frames.astype(np.float32).mean(-1)
-    across, down = np.abs(np.diff(grey, axis=-1)), np.abs(np.diff(grey, axis=-2))
+    gray = frames.astype(np.float32).mean(-1)
+    across, down = np.abs(np.diff(gray, axis=-1)), np.abs(np.diff(gray, axis=-2))
     return (across.mean((-2, -1)) + down.mean((-2, -1))) / 2
 
 
@@ -194,14 +193,8 @@ def main(args: Args) -> Written:
         print(f"{label:34}" + "".join(f"{cell:>34}" for cell in cells))
         result[label] = {name: curve[name].tolist() for name in FIGURES}
     plot(args, curves, truth, folder / "long_horizon.png")
-    protocol: dict[str, Any] = asdict(args) | {
-        "run": str(args.run),
-        "compare_runs": [str(p) for p in args.compare_runs],
-    }
-    write_json(
-        folder / "long_horizon.json",
-        {"protocol": protocol | {"prior": weights_digest(args.run / "prior")}, "windows": result},
-    )
+    protocol = asdict(args) | {"prior": weights_digest(args.run / "prior")}
+    write_json(folder / "long_horizon.json", {"protocol": protocol, "windows": result})
     return Written(folder / "long_horizon.png")
 
 

@@ -1,8 +1,8 @@
 """Plan in a dream and act in its engine, with the cross-entropy method.
 
     python rollout/plan.py --preset health_gathering_supreme
-    python rollout/plan.py --world pushing                             # push objects to random goals
-    python rollout/plan.py --world pushing --object 3 --goal 40 20     # push object 3 to the pixel at row 40, column 20
+    python rollout/plan.py --preset pushing                          # push objects to random goals
+    python rollout/plan.py --preset pushing --object 3 --goal 40 20   # push object 3 to the pixel at row 40, column 20
 
 Every `replan_every` steps a dream starts from the last real frames. It is forked into one future per candidate action
 sequence (`rollout/planning/cem.py`), and the first actions of the best plan are played. Futures of Doom are scored by
@@ -32,7 +32,6 @@ from rollout.planning.cem import CEMConfig, check_action_spec
 from rollout.planning.planner import Planner
 from rollout.planning.terminal_value import TerminalValue, survival_value
 from worldmodel.metrics.interval import bootstrap
-from worldmodel.models.loading import PRETRAINED
 from worldmodel.utils.checkpoint import write_json
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import Precision
@@ -45,7 +44,7 @@ class Args(Settings):
     """Plan in a dream and act in its engine."""
 
     run: str = ""
-    """Run folder of the dream, or hf://owner/name; by default the model that ships for `world`, or runs/<world>."""
+    """Run folder of the dream, or hf://owner/name; by default the model that ships for `world`."""
     world: str = "health_gathering_supreme"
     """Name of the environment to plan in."""
     policy: str = ""
@@ -77,9 +76,9 @@ class Args(Settings):
 
 
 def main(args: Args) -> Written:
-    own = Path("runs") / args.world
-    run = args.run or ("" if (PRETRAINED / args.world).exists() or not own.is_dir() else str(own))
-    dream = DreamEnv(model=run, world=args.world, horizon=0, precision=args.precision, temperature=args.temperature)
+    dream = DreamEnv(
+        model=args.run, world=args.world, horizon=0, precision=args.precision, temperature=args.temperature
+    )
     if dream.vector_env.dream.stride > 1:
         raise UserError("this dream has a time stride above 1 and cannot be planned in; use a run with a stride of 1")
     check_action_spec(dream.env_spec.action)
@@ -87,7 +86,7 @@ def main(args: Args) -> Written:
     if pushing and args.value_policy:
         raise UserError("futures of pushing are scored by their frames, not by a policy; leave --value-policy out")
     if not pushing and (args.object, args.goal) != (None, None):
-        raise UserError(f"{dream.env_spec.name} has nothing to push; use --object and --goal with --world pushing only")
+        raise UserError(f"{dream.env_spec.name} has nothing to push; leave --object and --goal out")
     planner = partial(Planner, dream, replan_every=args.replan_every, context_frames=args.context_frames, cem=args.cem)
     if pushing:
         from rollout.planning import visual_foresight  # imports MuJoCo, which other worlds do not need
@@ -104,8 +103,7 @@ def main(args: Args) -> Written:
         )
         text, scores = plan_in_engine(args, dream, planner(partial(survival_value, terminal_value=terminal_value)))
     print(text)
-    settings = asdict(args) | {"out": str(args.out)}
-    write_json(args.out, {"settings": settings, "scores": scores})
+    write_json(args.out, {"settings": asdict(args), "scores": scores})
     return Written(args.out)
 
 

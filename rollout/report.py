@@ -1,6 +1,6 @@
 """All figures of a world model in one table, beside those of other runs.
 
-    python rollout/report.py --run runs/mine --beside runs/another
+    python rollout/report.py --run runs/mine --compare-runs runs/another
 
 The figures come from the files that the scripts of evaluation wrote into <run>/evaluation (`rollout/results.py`).
 A file that is missing, damaged, or made of other weights than those in the run folder is not used: the command that
@@ -36,8 +36,8 @@ class Args(Settings):
 
     run: Path = Path("runs/health_gathering_supreme")
     """Run folder."""
-    beside: tuple[Path, ...] = ()
-    """More run folders, a column each."""
+    compare_runs: tuple[Path, ...] = ()
+    """More run folders to compare with, a column each."""
 
 
 def interval(value: dict[str, float], digits: int = 2, factor: float = 1.0) -> str:
@@ -88,7 +88,9 @@ def outcome_rows(result: dict[str, Any]) -> Column:
 
 def long_rows(result: dict[str, Any]) -> Column:
     """Rows of long_horizon.json at temperature 1, or at the first one that was measured."""
-    windows = {label.rpartition("temperature ")[2]: curves for label, curves in result["windows"].items()}
+    windows: dict[str, Any] = {}
+    for label, curves in result["windows"].items():  # the run itself comes before those of --compare-runs
+        windows.setdefault(label.rpartition("temperature ")[2], curves)
     real = windows.pop("real")
     dream = windows.get("1") or next(iter(windows.values()))
     steps = result["protocol"]["steps"]
@@ -117,7 +119,7 @@ def table(columns: dict[str, Column]) -> str:
 
 def main(args: Args) -> Written:
     columns, faults = {}, list[str]()
-    for run in (args.run, *args.beside):
+    for run in (args.run, *args.compare_runs):
         results, unread = read_results(run)
         faults += unread
         rows = [ROWS[name](result) for name, result in results.items()]

@@ -18,6 +18,7 @@ import io
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,11 @@ from worldmodel.data.prior_dataset import PriorBatch
 from worldmodel.metrics.frames import nmse, psnr
 from worldmodel.metrics.interval import MeanInterval, bootstrap
 from worldmodel.metrics.ssim import ssim
+from worldmodel.models.loading import AnyVQVAE
 from worldmodel.models.prior import Prior
 from worldmodel.utils.checkpoint import write_atomic, write_json
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.progress import Progress
-from worldmodel.utils.run_args import DEVICE
 from worldmodel.utils.settings import AtLeast2, Count, Positive
 from worldmodel.utils.video_io import add_labels, save_gif, save_png, side_by_side, upscale, video_grid
 
@@ -65,8 +66,6 @@ class Args(HeldOutArgs):
     """Class of all samples, by default that of each clip."""
     batch_size: Positive = 16
     """Videos sampled in one batch."""
-    device: str = DEVICE
-    """Device of the models: cpu or cuda."""
 
 
 def scores(
@@ -111,37 +110,37 @@ def save_pictures(folder: Path, truth: np.ndarray, samples: np.ndarray, fps: flo
     save_png(folder / "samples.png", video_grid(rows))
 
 
+def draw_samples(args: Args, vqvae: AnyVQVAE, prior: Prior, batch: PriorBatch) -> np.ndarray:
+    """Samples (samples_per_clip, n, t, H, W, c); each set has a seed of its own."""
+    with Progress(total=args.samples_per_clip * args.n_clips, unit=" videos", desc="samples") as bar:
+        draw = partial(
+            sample_videos,
+            vqvae,
+            prior,
+            batch,
+            context_frames=args.context_frames,
+            copy_cond_frames=args.copy_cond_frames,
+            sampling=args.sampling,
+            batch_size=args.batch_size,
+            on_progress=bar.update,
+        )
+        return np.stack([draw(seed=args.seed + k) for k in range(args.samples_per_clip)])
+
+
 def main(args: Args) -> Written:
     vqvae, prior = load_models(args.run, args.prior, args.device)
     truth = real_clips(args.run, prior, vqvae.config.stride[0], args.n_clips, args.split, args.data)
     store, batch = open_store(args.data or args.run / "data.zarr"), encode_given(vqvae, truth, args.context_frames)
     if args.class_name:
         batch = replace(batch, condition=with_class(prior, batch, store.env_spec.classes, args.class_name))
-    with Progress(total=args.samples_per_clip * args.n_clips, unit=" videos", desc="samples") as bar:
-        samples = np.stack(
-            [
-                sample_videos(
-                    vqvae,
-                    prior,
-                    batch,
-                    args.seed + k,
-                    args.context_frames,
-                    args.copy_cond_frames,
-                    args.sampling,
-                    args.batch_size,
-                    bar.update,
-                )
-                for k in range(args.samples_per_clip)
-            ]
-        )
+    samples = draw_samples(args, vqvae, prior, batch)
     first, folder = args.context_frames * vqvae.config.stride[0] or prior.config.n_cond_frames, args.run / "samples"
     save_pictures(folder, truth.frames, samples, store.env_spec.fps)
     file = io.BytesIO()
     np.save(file, samples.reshape(-1, *samples.shape[2:]))
     write_atomic(folder / "samples.npy", file.getvalue())
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(args).items()}
     frames = ("copied" if args.copy_cond_frames else "regenerated") if prior.config.n_cond_frames else "none"
-    result: dict[str, Any] = {"settings": settings, "conditioning frames": frames}
+    result: dict[str, Any] = {"settings": asdict(args), "conditioning frames": frames}
     result |= provenance(args.run, args.prior)
     if first and not args.class_name:
         figures = scores(truth, samples, first, vqvae.config.data_variance)

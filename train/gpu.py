@@ -32,14 +32,11 @@ import torch
 from configs import command
 from configs.scripts import PACKAGE, ROOT, command_words, python_arguments
 from configs.written import Written
-from train.commands import run_python
+from train.commands import check_status, run_python
+from worldmodel.training.scalars import read_scalars
 from worldmodel.utils.checkpoint import write_atomic, write_json
 from worldmodel.utils.errors import UserError
-from worldmodel.utils.extras import extra
 from worldmodel.utils.settings import AboveZero, Settings
-
-with extra("tensorboard"):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 Row = dict[str, Any]
 LARGE = "--prior.latent-shape 8 32 32 --prior.d-model 512 --prior.n-layers 16 --prior.d-ff 2048"
@@ -110,9 +107,8 @@ def dream_rows(path: Path) -> list[Row]:
 
 def ppo_rows(path: Path) -> list[Row]:
     """The speed that Stable-Baselines3 has logged last."""
-    events = EventAccumulator(str(path / "log_1"))
-    events.Reload()
-    return [{"what": "PPO in the dream", "result": f"{events.Scalars('time/fps')[-1].value:,.0f} steps/s"}]
+    speed = read_scalars(path / "log_1", "time/fps")[-1].value
+    return [{"what": "PPO in the dream", "result": f"{speed:,.0f} steps/s"}]
 
 
 def parts(args: Args) -> list[Part]:
@@ -163,15 +159,11 @@ def run_part(args: Args, part: Part, seconds: float) -> bool:
     try:
         with open(out, "w") if part.name == "tests" else nullcontext() as output:
             arguments = [*python_arguments(line[0]), *line[1:]] if is_script else line
-            status = run_python(arguments, seconds, output, ROOT if part.name == "tests" else None)
+            status = run_python(arguments, seconds, output, ROOT if part.name == "tests" else None, is_script)
     except subprocess.TimeoutExpired:
         print(f"{part.name}: stopped, out of time; run the same command again")
         return False
-    if status == 130:
-        raise KeyboardInterrupt
-    if status:
-        where = f"in {out}" if part.name == "tests" else "above"
-        raise UserError(f"{part.name} has failed; its error is {where}. Fix that, and run the same command again")
+    check_status(status, part.name, f"in {out}" if part.name == "tests" else "above")
     return True
 
 

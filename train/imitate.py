@@ -165,7 +165,8 @@ def main(args: Args) -> Written:
         save_policy(args.out, policy, settings, {"steps": args.n_rounds * args.steps_per_round}, resumable=False)
         for lane in lanes:
             lane.env.close()
-    return Written(args.out, "train/policy.py", {"init_from": args.out})
+    same = {name: getattr(args, name) for name in ("scenario", "n_stack", "features_dim")}
+    return Written(args.out, "train/policy.py", {"init_from": args.out}, same)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from configs import command
 from configs.written import Written
 from envs.policies import MAX_STACKED_FRAMES, load_policy, policy_folder, save_policy
 from envs.sb3 import SB3VecEnv
-from train.ppo import N_MINIBATCHES, CheckpointCallback, check_ppo_args, learn, linear_schedule, resume
+from train.ppo import CheckpointCallback, check_ppo_args, last_step, learn, ppo_settings, resume
 from worldmodel.models.loading import pretrained_run, resolve_folder
 from worldmodel.training.logging import log_settings
 from worldmodel.utils.checkpoint import checkpoints, load_weights, read_header, weights_digest
@@ -51,6 +51,9 @@ with extra("sb3"):
     from stable_baselines3 import PPO
     from stable_baselines3.common.logger import TensorBoardOutputFormat
     from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecFrameStack, VecMonitor
+
+
+DREAM = "VideoGPTDream-v0"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +111,7 @@ class Args(Settings):
     """Width of the last layer of the network; 512 as in Mnih et al. (2015)."""
     save_every: Positive = 25_000
     """Environment steps between two checkpoints."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Positive = 2
     """Number of latest checkpoints to keep, so that a run survives a damaged one."""
     export: Path | None = None
     """Folder for a copy of the final policy in half precision, without optimizer state."""
@@ -122,6 +125,15 @@ class Args(Settings):
         check_ppo_args(self)
         if self.termination_penalty and not self.expected_reward:
             raise UserError("--termination-penalty needs the probability of an end; give --expected-reward too")
+        if self.run and self.env_id != DREAM:
+            raise UserError(f"--run is a dream, but {self.env_id} is not; add --env-id {DREAM}")
+
+
+def dream_folder(args: Args) -> Path | None:
+    """The run folder of the dream to train in; None for an engine."""
+    if args.env_id != DREAM:
+        return None
+    return resolve_folder(args.run) if args.run else pretrained_run(args.scenario)
 
 
 class ShapedReward(VecEnvWrapper):
@@ -196,8 +208,7 @@ def settings(args: Args) -> dict[str, Any]:
     """The settings that must be equal to resume a run; paths, stops and devices may differ."""
     elsewhere = ("out", "stop_at_step", "save_every", "keep_checkpoints", "export", "device")
     values = {k: v for k, v in asdict(args).items() if k not in elsewhere}
-    if args.run and args.env_id == "VideoGPTDream-v0":  # a dream is known by its weights, since its folder may move
-        folder = resolve_folder(args.run)
+    if args.run and (folder := dream_folder(args)):  # a dream is known by its weights, since its folder may move
         values["run"] = "+".join(weights_digest(folder / part) for part in ("prior", "outcome"))
     if args.init_from is not None:
         values["init_from"] = weights_digest(policy_folder(str(args.init_from)))
@@ -207,7 +218,7 @@ def settings(args: Args) -> dict[str, Any]:
 def make_envs(args: Args) -> VecEnv:
     """The environments: engines stepped one after the other, or a dream with one forward pass for all lanes."""
     try:
-        if gym.spec(args.env_id).vector_entry_point is None:
+        if args.env_id != DREAM:
             if args.expected_reward:
                 raise UserError(f"{args.env_id} is not a dream, so it predicts no reward; leave --expected-reward out")
             scenario: dict[str, Any] = {"scenario": args.scenario} if args.env_id == "VizdoomFrames-v0" else {}
@@ -227,15 +238,9 @@ def make_ppo(args: Args, environments: VecEnv, last: int) -> PPO:
     return PPO(
         "CnnPolicy",
         environments,
-        n_steps=args.n_steps,
-        batch_size=args.num_envs * args.n_steps // N_MINIBATCHES,
-        n_epochs=args.n_epochs,
-        learning_rate=linear_schedule(args.learning_rate, args.total_timesteps, last),
+        **ppo_settings(args, last),
         ent_coef=args.ent_coef,
-        gamma=args.gamma,
-        seed=args.seed,
         device=args.device,
-        tensorboard_log=str(args.out),
         policy_kwargs={"features_extractor_kwargs": {"features_dim": args.features_dim}},
     )
 
@@ -244,15 +249,14 @@ def engine_scenario(args: Args) -> str:
     """The ViZDoom scenario that the policy can be evaluated in; "" if its world has another engine."""
     if args.env_id == "VizdoomFrames-v0":
         return args.scenario
-    if args.env_id != "VideoGPTDream-v0":
+    if (folder := dream_folder(args)) is None:
         return ""
-    folder = resolve_folder(args.run) if args.run else pretrained_run(args.scenario)
     env_spec = read_header(folder / "vqvae")[0]["env_spec"]
     return env_spec["name"] if env_spec["env_id"] == "VizdoomFrames-v0" else ""
 
 
 def main(args: Args) -> Written:
-    last, made_with = min(args.stop_at_step or args.total_timesteps, args.total_timesteps), settings(args)
+    last, made_with = last_step(args), settings(args)
     environments = make_envs(args)
     try:
         with folder_lock(args.out):

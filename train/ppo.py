@@ -50,6 +50,20 @@ def check_ppo_args(args: Any) -> None:
         )
 
 
+def last_step(args: Any) -> int:
+    """The step at which a call of a script stops."""
+    return min(args.stop_at_step or args.total_timesteps, args.total_timesteps)
+
+
+def ppo_settings(args: Any, last: int) -> dict[str, Any]:
+    """The arguments of PPO that the scripts have in common, for a call that stops at step `last`."""
+    return {name: getattr(args, name) for name in ("n_steps", "n_epochs", "gamma", "seed")} | {
+        "batch_size": args.num_envs * args.n_steps // N_MINIBATCHES,
+        "learning_rate": linear_schedule(args.learning_rate, args.total_timesteps, last),
+        "tensorboard_log": str(args.out),
+    }
+
+
 class ProgressCallback(BaseCallback):
     """Moves a progress bar."""
 

@@ -22,7 +22,7 @@ import torch
 from configs import command
 from configs.written import Written
 from envs.pusher import KIND, PushTask, make_policy
-from train.ppo import N_MINIBATCHES, CheckpointCallback, check_ppo_args, learn, linear_schedule, resume
+from train.ppo import CheckpointCallback, check_ppo_args, last_step, learn, ppo_settings, resume
 from worldmodel.utils.checkpoint import checkpoints, load_weights, save_checkpoint
 from worldmodel.utils.extras import extra
 from worldmodel.utils.lock import folder_lock
@@ -88,21 +88,15 @@ def make_ppo(args: Args, last: int) -> PPO:
     return PPO(
         "MlpPolicy",
         VecMonitor(DummyVecEnv([PushTask] * args.num_envs)),
-        n_steps=args.n_steps,
-        batch_size=args.num_envs * args.n_steps // N_MINIBATCHES,
-        n_epochs=args.n_epochs,
-        learning_rate=linear_schedule(args.learning_rate, args.total_timesteps, last),
-        gamma=args.gamma,
+        **ppo_settings(args, last),
         policy_kwargs={"net_arch": [args.hidden_dim, args.hidden_dim], "log_std_init": -0.5},
-        tensorboard_log=str(args.out),
-        seed=args.seed,
         device="cpu",
     )
 
 
 def main(args: Args) -> Written:
     torch.set_num_threads(1)  # networks this small are slower with more threads
-    last = min(args.stop_at_step or args.total_timesteps, args.total_timesteps)
+    last = last_step(args)
     with folder_lock(args.out):
         ppo = make_ppo(args, last)
         if checkpoints(args.out):

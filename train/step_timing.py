@@ -42,12 +42,10 @@ class Timing:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of the fastest steps and all-reduces, and the work of each step."""
+    """Seconds of the fastest steps and all-reduces, and the traffic of each step."""
 
     steps: list[float]
     reduced: list[float]
-    operations: list[int]
-    """Number of PyTorch operations in a step."""
     collectives: list[dict[str, int]]
     """Bytes of the collective operations in a step, by kind."""
 
@@ -99,13 +97,13 @@ def measure(timing: Timing) -> Times:
     keep_freed_memory()
     with process_group() if timing.connected else nullcontext():
         found = [measure_step(task, timing.steps) for task in timing.tasks]
-        seconds, operations, collectives = (list(column) for column in zip(*found, strict=True))
+        seconds, collectives = (list(column) for column in zip(*found, strict=True))
         sizes = timing.reduced if n_ranks() > 1 else ()
-        return Times(seconds, [measure_reduction(size, timing.steps) for size in sizes], operations, collectives)
+        return Times(seconds, [measure_reduction(size, timing.steps) for size in sizes], collectives)
 
 
-def measure_step(task: Task, steps: int) -> tuple[float, int, dict[str, int]]:
-    """Seconds of the fastest step of a task, its number of operations, and its bytes of collective operations."""
+def measure_step(task: Task, steps: int) -> tuple[float, dict[str, int]]:
+    """Seconds of the fastest step of a task, and its bytes of collective operations by kind."""
     train = training_step(task)
 
     def step() -> None:
@@ -116,7 +114,7 @@ def measure_step(task: Task, steps: int) -> tuple[float, int, dict[str, int]]:
     step()  # DistributedDataParallel rearranges its buckets at the second step
     with Operations() as count:
         step()
-    return fastest(step, steps), count.n, dict(count.bytes)
+    return fastest(step, steps), dict(count.bytes)
 
 
 def measure_reduction(size: int, times: int) -> float:

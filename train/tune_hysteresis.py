@@ -101,6 +101,16 @@ def stability(previous: np.ndarray, current: np.ndarray, psnr: np.ndarray, still
     }
 
 
+def report(args: Args, data: str, still: float, rows: dict[float, dict[str, float]]) -> None:
+    """Print the figures by hysteresis, and write them to hysteresis.json; `still` is the share of still positions."""
+    print(f"{'hysteresis':>10}{'still':>8}{'all':>8}{'bits':>8}{'PSNR':>8}   {still:.0%} of positions are still")
+    for share, row in rows.items():
+        print(f"{share:>10}{row['still']:>8.3f}{row['all']:>8.3f}{row['bits']:>8.2f}{row['psnr']:>8.2f}")
+    settings = asdict(args) | {"data": data, "vqvae": weights_digest(args.run / "vqvae")}
+    by_name = {f"{share:g}": row for share, row in rows.items()}
+    write_json(args.run / "hysteresis.json", {"settings": settings, "rows": by_name})
+
+
 def main(args: Args) -> Written:
     store, model = open_store(args.data or args.run / "data.zarr"), load_vqvae(args.run / "vqvae").to(args.device)
     if isinstance(model, RecurrentVQVAE):
@@ -123,17 +133,8 @@ def main(args: Args) -> Written:
     for share in Progress(args.hysteresis, unit=" shares"):
         model.config = replace(model.config, hysteresis=share)
         rows[share] = stability(**measure(model, episodes), still=still)
-    print(f"{'hysteresis':>10}{'still':>8}{'all':>8}{'bits':>8}{'PSNR':>8}   {still.mean():.0%} of positions are still")
-    for share, row in rows.items():
-        print(f"{share:>10}{row['still']:>8.3f}{row['all']:>8.3f}{row['bits']:>8.2f}{row['psnr']:>8.2f}")
-    settings = asdict(args) | {
-        "run": str(args.run),
-        "data": str(store.path),
-        "vqvae": weights_digest(args.run / "vqvae"),
-    }
-    write_json(
-        args.run / "hysteresis.json", {"settings": settings, "rows": {f"{share:g}": row for share, row in rows.items()}}
-    )
+    if rows:  # --set-hysteresis alone keeps what was measured before
+        report(args, store.path, still.mean(), rows)
     if args.set_hysteresis is not None:
         with folder_lock(args.run / "vqvae"):
             config = read_header(args.run / "vqvae")[0]

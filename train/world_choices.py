@@ -18,17 +18,14 @@ from worldmodel.data.store import SPLITS, Store
 from worldmodel.models.layers import Memory
 from worldmodel.models.loading import build_vqvae, load_vqvae
 from worldmodel.models.vqvae_config import VQVAEConfig
+from worldmodel.training.scalars import read_scalars
 from worldmodel.training.step import autocast
 from worldmodel.training.tokens_stage import LANES
 from worldmodel.training.vqvae_stage import VQVAEStage, encode_actions
 from worldmodel.utils.errors import UserError
-from worldmodel.utils.extras import extra
 from worldmodel.utils.memory import keep_freed_memory
 from worldmodel.utils.run_args import DEVICE
 from worldmodel.utils.video_io import save_png, upscale, video_grid
-
-with extra("tensorboard"):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 SIZES = (64, 96)
 """Heights and widths of frames to choose from."""
@@ -104,12 +101,10 @@ def steps_per_second(log: Path) -> float:
     Raises:
         UserError: The log is gone.
     """
-    events = EventAccumulator(str(log))
-    if log.is_dir():
-        events.Reload()
-    if "train/loss" not in events.Tags()["scalars"]:
+    losses = read_scalars(log, "train/loss")
+    if not losses:
         raise UserError(f"{log} does not have the speed of its training any more; use another --run")
-    pairs = pairwise(events.Scalars("train/loss")[-10:])
+    pairs = pairwise(losses[-10:])
     return float(np.median([(last.step - first.step) / (last.wall_time - first.wall_time) for first, last in pairs]))
 
 

@@ -70,8 +70,8 @@ def track(frames: np.ndarray, positions: np.ndarray, color: np.ndarray) -> np.nd
         away = ((grid - positions[:, None, None]) ** 2).sum(-1) / TRACKING_STD**2
         weight = share * np.exp(-away / 2)
         mass = weight.sum((1, 2))
-        centre = np.einsum("nhw,hwc->nc", weight, grid) / np.maximum(mass, 1e-9)[:, None]
-        positions = np.where(mass[:, None] > MIN_MASS, centre, positions)
+        center = np.einsum("nhw,hwc->nc", weight, grid) / np.maximum(mass, 1e-9)[:, None]
+        positions = np.where(mass[:, None] > MIN_MASS, center, positions)
     return positions
 
 

@@ -80,7 +80,7 @@ WORKS = {
     "rollout/evaluate_policy.py": "--policy random --scenario basic --episodes 1 --out out",
     "rollout/evaluate_pusher.py": "--policy pushing --episodes 2 --out out",
     "rollout/rank.py": "--run run --policy random cycle:0x1 cycle:1x1 --episodes 2 --out out.json",
-    "rollout/report.py": "--run run --beside run",
+    "rollout/report.py": "--run run --compare-runs run",
     "rollout/sample.py": "--run run --n-clips 2 --samples-per-clip 1 --context-frames 2 --batch-size 2",
 }
 """Of each script a line that works on the toy run, or has a sentence for what is missing."""

@@ -29,7 +29,7 @@ def test_a_run_and_another_have_a_column_each(run: Path, tmp_path: Path, capsys:
     shutil.copytree(run, other)
     (other / "evaluation" / "controllability.json").unlink()
     capsys.readouterr()
-    report.main(report.Args(run=run, beside=(other,)))
+    report.main(report.Args(run=run, compare_runs=(other,)))
     text = (run / "evaluation" / "report.md").read_text()
     lines = [line.removeprefix("| ").removesuffix(" |").split(" | ") for line in text.splitlines()[1:]]
     rows = {row: cells for row, *cells in lines}
@@ -65,6 +65,7 @@ def test_figures_are_those_of_the_files() -> None:
     }
     windows = {"real": {"bits": [2.0, 1.0]}, "run, temperature 0.5": {"bits": [0.0, 0.0]}}
     windows["run, temperature 1"] = {"bits": [3.0, 9.0, 4.0]}
+    windows["another run, temperature 1"] = {"bits": [8.0, 8.0]}
     long = report.long_rows({"windows": windows, "protocol": {"steps": 1000}})
     assert long == {"1,000 steps, bits: first, last window": "3.00, 4.00 (real 1.00 to 2.00)"}
 

@@ -6,12 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
 from train import policy, pusher
-from train.ppo import CheckpointCallback, linear_schedule
+from train.ppo import CheckpointCallback, learn, linear_schedule
 from worldmodel.utils.checkpoint import CHECKPOINT_FILE, read_header, read_tensors
 from worldmodel.utils.errors import UserError
 
@@ -57,6 +60,29 @@ def test_the_rate_falls_over_all_steps_wherever_a_run_ends_and_never_below_zero(
     whole, cut = linear_schedule(0.1, 100, 100), linear_schedule(0.1, 100, 50)
     assert [whole(1.0), whole(0.8), whole(0.0), whole(-0.2)] == pytest.approx([0.1, 0.08, 0.0, 0.0])
     assert [cut(1.0), cut(0.6), cut(-0.2)] == pytest.approx([0.1, 0.08, 0.04]), "after 0, 20 and 60 steps"
+
+
+class ChooseOne(gym.Env):
+    """Episodes of one step: action 1 is rewarded."""
+
+    observation_space, action_space = gym.spaces.Box(0, 1, (1,)), gym.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+        return np.zeros(1, np.float32), float(action), True, False, {}
+
+
+def test_a_training_ends_with_a_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    envs = VecMonitor(DummyVecEnv([ChooseOne] * 2))
+    ppo = PPO("MlpPolicy", envs, 0.02, n_steps=32, batch_size=32, seed=0, device="cpu", tensorboard_log=str(tmp_path))
+    saver = CheckpointCallback(lambda steps: None, 10**6, 0)
+    learn(ppo, saver, 640)
+    (verdict,) = capsys.readouterr().out.splitlines()
+    assert verdict.startswith(f"{tmp_path}: the policy improved: the mean return was 0.")
+    learn(ppo, saver, 1280)
+    assert capsys.readouterr().out == "", "its first episodes were not in this run"
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

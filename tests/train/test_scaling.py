@@ -88,7 +88,7 @@ def test_two_ranks_send_what_the_model_says(tmp_path: Path) -> None:
     found = on_ranks(tmp_path, 2, count, tmp_path / "times.json", timing)
     assert [status for status, _ in found] == [0, 0], found
     times = Times(**json.loads((tmp_path / "times.json").read_text()))
-    assert len(times.steps) == 4 and min(times.steps + times.reduced) > 0 and min(times.operations) > 100
+    assert len(times.steps) == 4 and min(times.steps + times.reduced) > 0
     for task, counted in zip(tasks, times.collectives, strict=True):
         predicted = predict(task).by_kind()
         predicted["all_reduce"] -= 4 * task.shard  # of the gradient's norm, inside a `DTensor`, where nothing counts
@@ -114,7 +114,7 @@ def test_the_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
         steps = [step_seconds(compute, predict(task), links, ranks, task.batch_size, 0) for task in timing.tasks]
         late = [(1 + 0.1 * (len(started) < 5)) * seconds for seconds in steps]  # the first round is slower
         reduced = [links.seconds(Collective("all_reduce", size), 2) for size in timing.reduced] if ranks == 2 else []
-        return Times(late, reduced, [1] * len(steps), [{}] * len(steps))
+        return Times(late, reduced, [{}] * len(steps))
 
     monkeypatch.setattr(scaling, "on_ranks", pretend)
     args = scaling.Args(rounds=2, out=tmp_path / "scaling.json", **SMALL)

@@ -46,6 +46,8 @@ def test_choosing_changes_the_config_and_the_codes_alone(
     rows = json.loads((tmp_path / "hysteresis.json").read_text())["rows"]
     assert rows["0.5"]["all"] > rows["0"]["all"] and rows["0.5"]["bits"] <= rows["0"]["bits"]
     assert "hysteresis of 0.5" in capsys.readouterr().out
+    tune_hysteresis.main(tune_hysteresis.Args(run=tmp_path, hysteresis=(), episodes=2, set_hysteresis=0.5))
+    assert json.loads((tmp_path / "hysteresis.json").read_text())["rows"] == rows, "kept"
     assert load_vqvae(tmp_path / "vqvae").config.hysteresis == 0.5
     assert weights_digest(tmp_path / "vqvae") == made and read_header(tmp_path / "vqvae")[1] == {"step": 20}
     after = read_tensors(tmp_path / "vqvae")

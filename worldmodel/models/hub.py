@@ -25,11 +25,6 @@ NAME = re.compile(rf"hf:/{{1,2}}({REPOSITORY})(?:@([\w./-]+))?", re.ASCII)
 """A single slash is accepted too, because `Path` collapses the two."""
 
 
-def is_hub_name(name: object) -> bool:
-    """Whether a name means a repository of the hub."""
-    return str(name).startswith("hf:/")
-
-
 def download(name: str) -> Path:
     """The local folder of a run on the hub; it is downloaded if the cache does not have it.
 

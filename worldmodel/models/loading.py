@@ -10,14 +10,14 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from worldmodel.models.hub import download, is_hub_name
+from worldmodel.models.hub import download
 from worldmodel.models.prior import Prior, PriorConfig
 from worldmodel.models.recurrent_vqvae import RecurrentVQVAE
 from worldmodel.models.reward_done import OutcomeConfig, OutcomeModel
 from worldmodel.models.vqvae import VQVAE
 from worldmodel.models.vqvae_config import VQVAEConfig
 from worldmodel.utils.checkpoint import read_checkpoint
-from worldmodel.utils.errors import UserError, is_url, one_line
+from worldmodel.utils.errors import UserError, is_hub_name, is_url, one_line
 from worldmodel.utils.settings import short_repr
 
 Model = TypeVar("Model", bound=nn.Module)

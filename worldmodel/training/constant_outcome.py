@@ -58,5 +58,5 @@ def outcome_verdicts(model: OutcomeModel, rows: dict[str, Tensor], episode: np.n
             best_constant(model, rows, counts),
         )
     )
-    by_row = [{name: error[counts].cpu().numpy() for name, error in errors.items()} for errors in (ours, constant)]
-    return judge_outcomes(*by_row, np.repeat(episode, counts.sum(1).cpu().numpy()))
+    rows_of = lambda errors: {name: error[counts].cpu().numpy() for name, error in errors.items()}  # noqa: E731
+    return judge_outcomes(rows_of(ours), rows_of(constant), np.repeat(episode, counts.sum(1).cpu().numpy()))

@@ -70,8 +70,8 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write data as JSON, atomically."""
-    write_atomic(path, (json.dumps(data, indent=2) + "\n").encode())
+    """Write data as JSON, atomically; paths become text."""
+    write_atomic(path, (json.dumps(data, indent=2, default=os.fspath) + "\n").encode())
 
 
 @dataclass(frozen=True)

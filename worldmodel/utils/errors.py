@@ -19,6 +19,11 @@ def is_url(path: object) -> bool:
     return re.match(r"[A-Za-z][A-Za-z0-9+.:-]+:/", str(path)) is not None
 
 
+def is_hub_name(name: object) -> bool:
+    """Whether a name means a run on the Hugging Face Hub, even if `Path` has collapsed it to `hf:/owner/name`."""
+    return str(name).startswith("hf:/")
+
+
 def one_line(error: object) -> str:
     """An error's message on one line."""
     return " ".join(str(error).split()) or type(error).__name__

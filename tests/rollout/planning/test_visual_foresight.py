@@ -162,7 +162,7 @@ def test_the_command_scores_all_three_from_the_same_beginnings(
 
 
 def test_what_cannot_be_planned_is_told_before_anybody_plays(toy_run: Path) -> None:
-    with pytest.raises(UserError, match="toy has nothing to push; use --object and --goal with --world pushing only"):
+    with pytest.raises(UserError, match="toy has nothing to push; leave --object and --goal out"):
         plan.main(plan.Args(run=str(toy_run), object=1))
     with pytest.raises(UserError, match="no pretrained model is named 'push'"):
         plan.main(plan.Args(world="push"))
