@@ -190,7 +190,7 @@ def find_parts(args: Args) -> tuple[list[Part], ActionSpec]:
     given = {part.split for part in parts if not part.why}
     if given > {None} or len(given) == 1:
         if given != {None}:
-            why = "not all files have one" if None in given else "all episodes are in the same list"
+            why = "not all files have these lists" if None in given else "all episodes are in the same list"
             print(f"the split of mask/train and mask/valid is not used, because {why}")
         parts = [replace(part, split=None) for part in parts]
     return parts, action_spec(actions, args.source, args.low, args.high)

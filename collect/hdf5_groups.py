@@ -51,8 +51,8 @@ def published_split(file: h5py.File, found: list[h5py.Group]) -> dict[str, int]:
     if not all(isinstance(names, h5py.Dataset) for names in lists.values()):
         return {}
     for mask, names in lists.items():
-        if h5py.check_string_dtype(names.dtype) is None:
-            raise UserError(f"{mask} is an array of {names.dtype}, not of names; repair it, or delete it")
+        if names.ndim != 1 or h5py.check_string_dtype(names.dtype) is None:
+            raise UserError(f"{mask} is not a list of names; repair it, or delete it")
     members = {mask: set(names.asstr()[()]) for mask, names in lists.items()}
     splits = {}
     for group in found:
@@ -61,7 +61,7 @@ def published_split(file: h5py.File, found: list[h5py.Group]) -> dict[str, int]:
         if len(in_lists) > 1:
             raise UserError(f"{name} is in both mask/train and mask/valid; repair these lists, or delete them")
         if not in_lists:
-            raise UserError(f"{name} is neither in mask/train nor in mask/valid; add it to one, or delete both")
+            raise UserError(f"{name} is neither in mask/train nor in mask/valid; add it to one, or delete both lists")
         splits[str(group.name)] = MASKS[in_lists[0]]
     return splits
 

@@ -57,21 +57,21 @@ class Measurement:
     device: str
 
 
-def score_vqvae(config: Measurement, run: Path) -> dict[str, Any]:
+def score_vqvae(how: Measurement, run: Path) -> dict[str, Any]:
     """Metrics of a run's VQ-VAE alone."""
-    vqvae, split = load_vqvae(run / "vqvae").to(config.device), config.protocol.split
-    source = Clips(open_store(config.data), split, vqvae.config.n_frames, ["frames"], align=config.clip_stride)
-    clips = source.fixed_sample(config.protocol.n_clips)
-    return _score_clips(config, run, vqvae, clips["frames"], clips["episode"])
+    vqvae, split = load_vqvae(run / "vqvae").to(how.device), how.protocol.split
+    source = Clips(open_store(how.data), split, vqvae.config.n_frames, ["frames"], align=how.clip_stride)
+    clips = source.fixed_sample(how.protocol.n_clips)
+    return _score_clips(how, run, vqvae, clips["frames"], clips["episode"])
 
 
-def score_prior(config: Measurement, run: Path, name: str) -> dict[str, Any]:
+def score_prior(how: Measurement, run: Path, name: str) -> dict[str, Any]:
     """Metrics of a run's VQ-VAE and of its prior of that name."""
-    vqvae, prior = load_models(run, name, config.device)
-    truth = real_clips(run, prior, vqvae.config.stride[0], config.protocol.n_clips, config.protocol.split, config.data)
-    samples = lambda k: sample_videos(vqvae, prior, truth.batch, k, batch_size=config.batch_size)  # noqa: E731
-    result = _score_clips(config, run, vqvae, truth.frames, truth.episode, samples)
-    bits = bits_per_code(prior, truth.batch, batch_size=config.batch_size)
+    vqvae, prior = load_models(run, name, how.device)
+    truth = real_clips(run, prior, vqvae.config.stride[0], how.protocol.n_clips, how.protocol.split, how.data)
+    samples = lambda k: sample_videos(vqvae, prior, truth.batch, k, batch_size=how.batch_size)  # noqa: E731
+    result = _score_clips(how, run, vqvae, truth.frames, truth.episode, samples)
+    bits = bits_per_code(prior, truth.batch, batch_size=how.batch_size)
     per_frame = math.prod(vqvae.config.latent_shape) * vqvae.config.n_codebooks / vqvae.config.n_frames
     for figure, values in (("bits/code", bits), ("bits/frame", bits * per_frame)):
         result["figures"][figure] = [float(values.mean())]
@@ -82,7 +82,7 @@ def score_prior(config: Measurement, run: Path, name: str) -> dict[str, Any]:
 
 
 def _score_clips(
-    config: Measurement,
+    how: Measurement,
     run: Path,
     vqvae: AnyVQVAE,
     real: np.ndarray,
@@ -91,18 +91,18 @@ def _score_clips(
 ) -> dict[str, Any]:
     """Metrics on real clips (n, t, h, w, c) of the given episodes; `samples`, if any, makes clips from a seed."""
     with torch.no_grad():
-        parts = torch.from_numpy(real).split(config.batch_size)
-        pairs = [vqvae.reconstruct(part.to(config.device)) for part in parts]
+        parts = torch.from_numpy(real).split(how.batch_size)
+        pairs = [vqvae.reconstruct(part.to(how.device)) for part in parts]
     codes, decoded = torch.cat([c for c, _ in pairs]), torch.cat([d.cpu() for _, d in pairs]).numpy()
     source = ClipSource(
         draw=lambda k: (samples and samples(k), real),
         reconstruct=lambda trial, clips: decoded,
-        data=open_store(config.data).env_spec.name,
+        data=open_store(how.data).env_spec.name,
         digests=model_digests(run),
-        seeds=list(range(config.protocol.n_trials)),
+        seeds=list(range(how.protocol.n_trials)),
     )
-    trials = config.protocol if samples else config.protocol.with_changes(n_trials=1)
-    found = distances(FEATURE_BATCH_SIZE, trials, config.features, source)
+    trials = how.protocol if samples else how.protocol.with_changes(n_trials=1)
+    found = distances(FEATURE_BATCH_SIZE, trials, how.features, source)
     mean = np.broadcast_to(real.mean((0, 1)).round().astype(np.uint8), real.shape)
     errors = {"NMSE": nmse(decoded, real, vqvae.config.data_variance).mean(1), "PSNR": psnr(decoded, real).mean(1)}
     figures = {name: [float(values.mean())] for name, values in errors.items()}
@@ -115,6 +115,6 @@ def _score_clips(
         "parameters": {"vqvae": sum(p.numel() for p in vqvae.parameters())},
         "data": source.data,
         "protocol": trials.to_json(),
-        "features": config.features.to_json(),
+        "features": how.features.to_json(),
         "sample_seeds": source.seeds if samples else [],
     }

@@ -1,7 +1,7 @@
 """Plan in a dream and act in its engine, with the cross-entropy method.
 
     python rollout/plan.py --preset health_gathering_supreme
-    python rollout/plan.py --preset pushing                          # push objects to random goals
+    python rollout/plan.py --preset pushing                           # push objects to random goals
     python rollout/plan.py --preset pushing --object 3 --goal 40 20   # push object 3 to the pixel at row 40, column 20
 
 Every `replan_every` steps a dream starts from the last real frames. It is forked into one future per candidate action
@@ -46,9 +46,9 @@ class Args(Settings):
     run: str = ""
     """Run folder of the dream, or hf://owner/name; by default the model that ships for `world`."""
     world: str = "health_gathering_supreme"
-    """Name of the environment to plan in."""
+    """Name of the model that ships; used without a run folder."""
     policy: str = ""
-    """Policy to compare with, by default those that ship for `world`."""
+    """Policy to compare with, by default those that ship for its environment."""
     episodes: AtLeast2 = 5
     """Episodes per policy and for planning."""
     replan_every: Positive = 2

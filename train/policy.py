@@ -126,7 +126,7 @@ class Args(Settings):
         if self.termination_penalty and not self.expected_reward:
             raise UserError("--termination-penalty needs the probability of an end; give --expected-reward too")
         if self.run and self.env_id != DREAM:
-            raise UserError(f"--run is a dream, but {self.env_id} is not; add --env-id {DREAM}")
+            raise UserError(f"--run names a dream, but {self.env_id} is not one; add --env-id VideoGPTDream-v0")
 
 
 def dream_folder(args: Args) -> Path | None:
@@ -218,6 +218,7 @@ def settings(args: Args) -> dict[str, Any]:
 def make_envs(args: Args) -> VecEnv:
     """The environments: engines stepped one after the other, or a dream with one forward pass for all lanes."""
     try:
+        gym.spec(args.env_id)
         if args.env_id != DREAM:
             if args.expected_reward:
                 raise UserError(f"{args.env_id} is not a dream, so it predicts no reward; leave --expected-reward out")

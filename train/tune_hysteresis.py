@@ -60,6 +60,11 @@ class Args(RunArgs):
     still_threshold: Positive = 12
     """Gray levels (0 to 255) below which a pixel change counts as noise."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.hysteresis and self.set_hysteresis is None:
+            raise UserError("there is nothing to measure and nothing to set; give --hysteresis or --set-hysteresis")
+
 
 def max_change(frames: np.ndarray, stride: tuple[int, int, int]) -> np.ndarray:
     """The largest pixel change at each latent position, (T - 1, H, W) gray levels, from frames (t, h, w, c)."""
@@ -133,7 +138,7 @@ def main(args: Args) -> Written:
     for share in Progress(args.hysteresis, unit=" shares"):
         model.config = replace(model.config, hysteresis=share)
         rows[share] = stability(**measure(model, episodes), still=still)
-    if rows:  # --set-hysteresis alone keeps what was measured before
+    if rows:  # an empty --hysteresis keeps what was measured before
         report(args, store.path, still.mean(), rows)
     if args.set_hysteresis is not None:
         with folder_lock(args.run / "vqvae"):

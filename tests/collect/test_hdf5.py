@@ -91,7 +91,7 @@ def test_robomimic_with_a_published_split(tmp_path: Path, capsys: pytest.Capture
     robomimic(tmp_path / "more/demos.hdf5")
     path.rename(tmp_path / "more/listed.hdf5")
     assert "split" not in read(tmp_path, tmp_path / "more", layout="robomimic").array_names
-    assert "not all files have one" in capsys.readouterr().out
+    assert "not all files have these lists" in capsys.readouterr().out
 
 
 def test_robomimic_with_the_observation_after_each_step(tmp_path: Path) -> None:

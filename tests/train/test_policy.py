@@ -165,7 +165,7 @@ def test_mistakes_are_told_in_a_sentence(tmp_path: Path) -> None:
             "VizdoomFrames-v0 is not a dream, so it predicts no reward; leave --expected-reward out",
         ),
         ({"termination_penalty": 1.0}, "needs the probability of an end; give --expected-reward too"),
-        ({"run": "runs/mine"}, "--run is a dream, but VizdoomFrames-v0 is not; add --env-id VideoGPTDream-v0"),
+        ({"run": "runs/mine"}, "--run names a dream, but VizdoomFrames-v0 is not one; add --env-id VideoGPTDream-v0"),
         ({"value_warmup_steps": -1}, "value_warmup_steps must be at least 0, not -1"),
     ):
         with pytest.raises(UserError, match=sentence):

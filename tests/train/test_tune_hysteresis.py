@@ -62,6 +62,8 @@ def test_choosing_changes_the_config_and_the_codes_alone(
 def test_what_cannot_be_is_told_in_a_sentence(tmp_path: Path, toy_store: Path, toy_stages: Stages) -> None:
     with pytest.raises(UserError, match=r"set_hysteresis must be a finite number of at least 0, not -0\.1"):
         tune_hysteresis.Args(set_hysteresis=-0.1)
+    with pytest.raises(UserError, match="nothing to measure and nothing to set; give --hysteresis or --set-hysteresis"):
+        tune_hysteresis.Args(hysteresis=())
     vqvae.main(toy_stages(tmp_path, "paper", steps=1)[0])
     with pytest.raises(UserError, match="stream-mode"):
         tune_hysteresis.main(tune_hysteresis.Args(run=tmp_path))

@@ -41,10 +41,10 @@ class Gaussian:
             raise UserError(f"a distance needs features (clips, features) of two clips or more, not {features.shape}")
         x = np.asarray(features, np.float64)
         mean = x.mean(0)
-        centred = (x - mean) / np.sqrt(len(x) - 1)
-        if not np.isfinite(centred).all():
-            return Gaussian(mean, centred)  # raises the error
-        return Gaussian(mean, np.asarray(np.linalg.qr(centred, mode="r")) if len(x) > x.shape[1] else centred)
+        centered = (x - mean) / np.sqrt(len(x) - 1)
+        if not np.isfinite(centered).all():
+            return Gaussian(mean, centered)  # raises the error
+        return Gaussian(mean, np.asarray(np.linalg.qr(centered, mode="r")) if len(x) > x.shape[1] else centered)
 
     @staticmethod
     def from_moments(mean: np.ndarray, covariance: np.ndarray) -> Gaussian:

@@ -37,7 +37,7 @@ def pretrained_run(world: str) -> Path:
         return PRETRAINED / world
     raise UserError(
         f"no pretrained model is named {short_repr(world)} (available: {pretrained_names('')}); use one of these, or "
-        "give model= a run folder"
+        "give a run folder: --run, or model= in Python"
     )
 
 

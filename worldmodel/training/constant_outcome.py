@@ -1,7 +1,8 @@
 """The baseline of an outcome model: the best prediction that ignores its inputs.
 
-It predicts the same reward, probability of a termination and distribution of changes for every frame. They are the
-means of the rows that it is judged on. A sequence's first row is left out, since nothing is known of what led into it.
+It predicts one reward for rows that terminate and one for all others, the same probability of a termination, and the
+same distribution of changes. They are the means of the rows that it is judged on. A sequence's first row is left out,
+since nothing is known of what led into it.
 
 Dimensions: b sequences, t latent frames, n rows that count, v variables, k changes.
 """

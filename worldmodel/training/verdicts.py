@@ -16,11 +16,11 @@ from worldmodel.metrics.interval import MeanInterval, bootstrap
 FEW_EPISODES = 10
 """Below this many held-out episodes an interval says little."""
 OUTCOMES = {
-    "reward": ("rewards", "scaled squared error", "more episodes with rewards"),
-    "done": ("terminations", "cross entropy", "more episodes that terminate"),
-    "variables": ("changes of variables", "cross entropy", "more episodes"),
+    "reward": ("rewards", "scaled squared error", "more episodes with rewards", "rewards are all alike"),
+    "done": ("terminations", "cross entropy", "more episodes that terminate", "there is no termination"),
+    "variables": ("changes of variables", "cross entropy", "more episodes", "variables all change alike"),
 }
-"""For each prediction of an outcome model: its name, the unit of its error, and what else to record."""
+"""For each prediction of an outcome model: its name, that of its error, what else to record, and why not to judge."""
 NEVER_CHANGES = 1e-6
 """If the best constant prediction has a smaller error, there is nothing to predict."""
 STILL_FALLING = 0.01
@@ -118,12 +118,12 @@ def judge_outcomes(ours: dict[str, np.ndarray], constant: dict[str, np.ndarray],
     """
     verdicts = []
     for name, errors in ours.items():
-        what, unit, cure = OUTCOMES[name]
+        what, measure, cure, alike = OUTCOMES[name]
         if constant[name].mean() < NEVER_CHANGES:
-            verdicts.append(f"{what} never vary in the held-out sequences, so they are not judged")
+            verdicts.append(f"in the held-out sequences {alike}, so predictions of {what} are not judged")
             continue
         better = bootstrap(constant[name] - errors, episode)
-        figures = f"{unit} {errors.mean():.3g} against {constant[name].mean():.3g}"
+        figures = f"{measure} {errors.mean():.3g} against {constant[name].mean():.3g}"
         if better.low > 0:
             verdicts.append(f"{what} are predicted better than by a constant ({figures})")
         else:
@@ -137,8 +137,8 @@ def judge_returns(returns: Sequence[Sequence[float]]) -> list[str]:
     """Compare the first and the last fifth of the episodes of a policy's training.
 
     Args:
-        returns: Those of the episodes of each environment, in order. Environments are taken apart, because short
-            episodes finish first.
+        returns: Those of the episodes of each environment, in order. Each environment is taken separately,
+            because short episodes finish first.
     """
     fifth = min(map(len, returns), default=0) // 5
     first, last = (
@@ -148,7 +148,8 @@ def judge_returns(returns: Sequence[Sequence[float]]) -> list[str]:
         return []
     before, after = first.mean(), last.mean()
     gain, error = after - before, 1.96 * np.sqrt((first.var() + last.var()) / len(first))
-    figures = f"the mean return was {before:,.1f} in the first fifth of the episodes, {after:,.1f} in the last"
+    first_and_last = (f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.3g}" for x in (before, after))
+    figures = "the mean return was {} in the first fifth of the episodes, {} in the last".format(*first_and_last)
     if gain > error:
         return [f"the policy improved: {figures}"]
     if gain < -error:
