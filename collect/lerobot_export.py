@@ -26,6 +26,7 @@ from collect.lerobot_writing import (
     pixel_format,
 )
 from worldmodel.data.env_spec import EnvSpec
+from worldmodel.data.opening import open_store
 from worldmodel.data.store import Store
 from worldmodel.data.writer import Episode
 from worldmodel.utils.errors import UserError
@@ -40,7 +41,7 @@ NEEDED = ("frames", "action", "reward", "terminated", "truncated")
 
 def export_store(path: str, folder: Path, pictures: str) -> Path:
     """Write a store as a dataset, completely or not at all; returns the folder."""
-    store = Store(path)
+    store = open_store(path)
     if missing := [name for name in NEEDED if name not in store.array_names]:
         raise UserError(f"{path} has no array {missing[0]}, which LeRobot needs; export a recorded store")
     if store.env_spec.frame_shape[2] != 3:

@@ -42,6 +42,7 @@ from configs import command
 from configs.written import Written, recorded
 from envs.spaces import to_action_spec, to_gym_space
 from worldmodel.data.env_spec import EnvSpec
+from worldmodel.data.opening import open_store
 from worldmodel.data.store import Store
 from worldmodel.data.writer import Episode
 from worldmodel.utils.errors import UserError, one_line
@@ -65,7 +66,7 @@ class Args(Settings):
     dataset: str = ""
     """Id of the Minari data set, such as my/doom-v0, or its folder when reading."""
     out: Address = Address("runs/minari/data.zarr")
-    """The store to write; one that is not complete goes on."""
+    """Store to write; an unfinished one resumes."""
     export: Address = Address("")
     """Store to export to Minari; by default the data set is read instead."""
     image: tuple[str, ...] = ()
@@ -236,7 +237,7 @@ def import_dataset(args: Args) -> None:
 
 def export_store(args: Args) -> Path:
     """Write a store to Minari, completely or not at all; returns the folder."""
-    store = Store(args.export)
+    store = open_store(args.export)
     missing = [name for name in ("frames", *STEP_ARRAYS) if name not in store.array_names]
     if missing:
         raise UserError(f"{args.export} has no array {missing[0]}, which Minari needs; export a recorded store")

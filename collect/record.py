@@ -175,5 +175,8 @@ def record_episodes(pool: WorkerPool, writer: StoreWriter, group_size: int, tota
 
 def given_up(why: str, length: int) -> str:
     if why:
-        return f"{MAX_SHORT_EPISODES} episodes in a row could not be recorded, of the last one {why}; fix what plays"
+        return (
+            f"{MAX_SHORT_EPISODES} episodes in a row could not be recorded (the last one: {why}); fix the environment "
+            "or the policy"
+        )
     return f"{MAX_SHORT_EPISODES} episodes in a row had fewer than {length} frames; ask for a shorter length"

@@ -75,6 +75,8 @@ class Args(VideoArgs):
             raise UserError("fps and frame_stride would leave out frames that have an action; leave them out")
         if not self.actions_table and (self.actions or self.rewards):
             raise UserError("actions and rewards are columns of a table; set actions_table too")
+        if self.actions_table and self.length == 1:
+            raise UserError("length must be 0 or at least 2, not 1, because a step has two frames")
 
 
 def find_clips(args: Args) -> tuple[list[Clip], tuple[str, ...]]:

@@ -286,10 +286,8 @@ def command(main: Callable[[Any], Written | None], section: str) -> None:
     except (MemoryError, RuntimeError, ValueError) as error:
         if not memory.is_out_of_memory(error):
             raise
-        text = (
-            f"error: this needs more than the available memory of {memory.available_bytes() / 1e9:,.1f} GB; use "
-            "smaller sizes"
-        )
+        available = memory.available_bytes("cuda" if "CUDA" in str(error) else "cpu")
+        text = f"error: this needs more than the available memory of {available / 1e9:,.1f} GB; use smaller sizes"
         print(f"{text} ({' '.join(str(error).split())})", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -113,6 +113,7 @@ def test_tables_that_do_not_fit_are_named_and_the_other_videos_kept(tmp_path: Pa
         ({"rewards": "return"}, "has no column return"),
         ({"kind": "parquet"}, "there is no 00.parquet beside the video"),
         ({"fps": 2.0}, "fps and frame_stride would leave out frames that have an action"),
+        ({"length": 1}, "length must be 0 or at least 2, not 1"),
         ({"kind": "", "actions": ("steer",)}, "actions and rewards are columns of a table; set actions_table too"),
     ],
 )

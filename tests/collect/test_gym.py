@@ -318,7 +318,7 @@ def test_an_environment_whose_numbers_are_never_finite_is_given_up_on(tmp_path: 
     args = script.Args(env_id="ClockWild-v0", env_kwargs=made, size=8)
     with (
         StoreWriter(tmp_path / "data.zarr", world(env_id=args.env_id, env_kwargs=made), {}) as writer,
-        pytest.raises(UserError, match="100 episodes in a row could not be recorded, of the last one reward"),
+        pytest.raises(UserError, match="100 episodes in a row could not be recorded \\(the last one: reward"),
     ):
         record_episodes(Here(args), writer, script.LANES, 1, 0)  # type: ignore[arg-type]
 

@@ -18,6 +18,7 @@ from collect import lerobot, lerobot_export, lerobot_files, lerobot_writing
 from collect.files import with_labels
 from tests.collect.films import grey, levels, write
 from worldmodel.data.env_spec import ActionSpec, EnvSpec
+from worldmodel.data.opening import write_manifest
 from worldmodel.data.store import Store
 from worldmodel.data.writer import StoreWriter
 from worldmodel.utils.errors import UserError
@@ -261,6 +262,15 @@ def test_a_store_comes_back(
             assert error < 2, error
         else:
             np.testing.assert_array_equal(ours, theirs)
+
+
+def test_joined_stores_are_exported_as_one(tmp_path: Path) -> None:
+    write_manifest(str(tmp_path / "all"), ["0", "1"])
+    parts = [recorded(tmp_path / "all" / str(i), KINDS["Discrete"], 1) for i in range(2)]
+    lerobot.main(lerobot.Args(export=str(tmp_path / "all"), dataset=tmp_path / "toy", pictures="png"))
+    back = read(tmp_path, tmp_path / "toy", size=0)
+    assert len(back.episode_ends) == 2 * len(parts[0].episode_ends)
+    np.testing.assert_array_equal(back.read_episode(6)["frames"], parts[1].read_episode(1)["frames"])
 
 
 def test_a_dataset_is_what_the_format_says(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import envs  # noqa: F401 - registers
-from tests.conftest import TOY, toy_episode
+from tests.conftest import TOY, stages, toy_episode
 from train import outcome, prior, tokens, vqvae
 from worldmodel.data.prior_dataset import PriorDataset
 from worldmodel.data.store import Store
@@ -157,6 +157,30 @@ def test_sequences_meet_ends_wherever_they_come(toy_run: Path) -> None:
     rows = np.flatnonzero(ended.any(1))
     after = [drawn["mask"][i, ended[i].argmax() + 1 :].any() for i in rows]
     assert not any(after), "nothing is known after an end"
+
+
+def test_gray_frames_are_trained_on_and_sampled(tmp_path: Path) -> None:
+    spec = replace(TOY, frame_shape=(16, 16, 1))
+    with StoreWriter(tmp_path / "data.zarr", spec, {}) as writer:
+        for i in range(20):
+            rows = toy_episode(np.random.default_rng(i))
+            writer.append(rows | {"frames": rows["frames"][..., :1]})
+    v, t, p, _ = stages(tmp_path, steps=2)
+    with pytest.raises(UserError, match=r"set --model.frame-size and --model.channels, or record such frames"):
+        vqvae.main(v)
+    vqvae.main(replace(v, model=replace(v.model, channels=1)))
+    tokens.main(t)
+    prior.main(p)
+    assert load_prior(tmp_path / "prior").config.cond_frame_shape == (16, 16, 1)
+
+
+def test_frames_of_one_color_are_refused(tmp_path: Path) -> None:
+    with StoreWriter(tmp_path / "data.zarr", TOY, {}) as writer:
+        for i in range(20):
+            rows = toy_episode(np.random.default_rng(i))
+            writer.append(rows | {"frames": np.zeros_like(rows["frames"])})
+    with pytest.raises(UserError, match=r"all pixels of .*data.zarr are equal; look at the frames"):
+        vqvae.main(stages(tmp_path, steps=2)[0])
 
 
 def test_stages_resume_on_a_store_as_if_nothing_had_happened(toy_store: Path, toy_stages: Stages) -> None:

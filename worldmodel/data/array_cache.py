@@ -66,8 +66,8 @@ def memory_map(store: Store, name: str) -> np.ndarray:
                 array = _map_if_intact(store, name, path)
     except OSError as error:
         raise UserError(
-            f"{path} could not be filled ({one_line(error)}); free some space, delete its folder, or use "
-            "cache='memory' or 'off'"
+            f"{path} could not be filled ({one_line(error)}); free some space, or delete its folder; in "
+            "Python also use cache='memory' or 'off'"
         ) from None
     if array is None:
         raise UserError(f"{path} does not hold what was just written to it; check the disk, or use cache='memory'")

@@ -200,7 +200,8 @@ def read_windows_clamped(store: Store, name: str, starts: np.ndarray, length: in
 def _default_cache(store: Store) -> CacheMode:
     if store.folder is None:
         return "off"
-    return "disk" if os.access(store.folder, os.W_OK) else "memory"
+    parts = store.parts if isinstance(store, JoinedStore) else (store,)
+    return "disk" if all(part.folder and os.access(part.folder, os.W_OK) for part in parts) else "memory"
 
 
 def _evenly_spaced(size: int, n: int, rng: np.random.Generator) -> np.ndarray:

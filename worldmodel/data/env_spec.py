@@ -98,7 +98,7 @@ class ActionSpec(Settings):
             return array
         if self.kind == "Discrete":
             array = array[..., None]
-        parts = [np.eye(n, dtype=np.float32)[array[..., i]] for i, n in enumerate(self.nvec)]
+        parts = [(array[..., i, None] == np.arange(n)).astype(np.float32) for i, n in enumerate(self.nvec)]
         return np.concatenate(parts, axis=-1)
 
     def encode_led(self, actions: np.ndarray) -> np.ndarray:

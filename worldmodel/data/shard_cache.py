@@ -20,7 +20,6 @@ import numpy as np
 from filelock import FileLock
 
 from worldmodel.data.commit_mark import extend_crc32c
-from worldmodel.data.storage import local_folder
 from worldmodel.utils.checkpoint import write_atomic
 from worldmodel.utils.errors import UserError, one_line
 from worldmodel.utils.settings import NotNegative, Settings
@@ -38,9 +37,9 @@ class CacheArgs(Settings):
     cache_folder: Path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "worldmodel" / "shards"
     """Folder of this machine for them; all stores and processes share it."""
 
-    def shard_cache(self, address: str | Path) -> ShardCache | None:
-        """The cache for a store; None for a store in a folder, or if nothing is kept."""
-        if local_folder(address) or not self.cache_gb:
+    def shard_cache(self) -> ShardCache | None:
+        """The cache for stores in a bucket; None if nothing is kept."""
+        if not self.cache_gb:
             return None
         return ShardCache(self.cache_folder, int(self.cache_gb * 1e9))
 

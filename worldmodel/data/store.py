@@ -63,7 +63,7 @@ class Store:
         """
         self.folder = local_folder(path)
         """Its folder; None if it is in a bucket."""
-        self.path, self._shards = str(self.folder or path), shards
+        self.path, self._shards = str(self.folder or path), None if self.folder else shards
         self._root, mark = open_root(self.path)
         commit = mark.commit
         if not commit.episodes:

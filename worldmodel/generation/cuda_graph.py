@@ -58,7 +58,7 @@ class CudaGraphStep:
         self.lanes = replace(lanes.clone(), generators=[])
         self.condition, self.noise = condition.clone(), noise.clone()
         self.rotary = self._rotary(lanes)
-        self.replay = capture_graph(self._run_step) if noise.device.type == "cuda" else self._run_step
+        self.replay = capture_graph(self._run_step, noise.device) if noise.device.type == "cuda" else self._run_step
 
     def __call__(self, lanes: DreamState, condition: Tensor, noise: Tensor) -> DreamStep:
         """Advance `lanes` in place by one latent frame.
@@ -95,19 +95,19 @@ class CudaGraphStep:
         self.lanes.copy_(lanes)
 
 
-def capture_graph(step: Callable[[], None]) -> Callable[[], None]:
-    """Record what `step` does on the GPU, after three warm-up calls on a side stream.
+def capture_graph(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    """Record what `step` does on a GPU, after three warm-up calls on a side stream of that GPU.
 
     Returns:
         A function that replays it.
     """
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         for _ in range(3):
             step()
-    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.current_stream(device).wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=stream):
         step()
     return graph.replay

@@ -30,10 +30,3 @@ def inception_score(p: np.ndarray) -> float:
     if not ((p >= 0).all() and np.allclose(p.sum(1), 1, atol=1e-6)):  # nan fails too
         raise UserError("an inception score needs probabilities that sum to 1; give logits to `probabilities` first")
     return float(np.exp(rel_entr(p, p.mean(0)).sum(1).mean()))
-
-
-def split_scores(p: np.ndarray, splits: int) -> np.ndarray:
-    """The scores (splits,) of consecutive parts, of equal size where possible, of probabilities (n, k)."""
-    if not 1 <= splits <= len(p):
-        raise UserError(f"{len(p)} samples cannot be cut into {splits} parts; ask for 1 to {len(p)}")
-    return np.array([inception_score(part) for part in np.array_split(p, splits)])

@@ -53,10 +53,8 @@ def bootstrap_counts(groups: np.ndarray, n_resamples: int = 2000, seed: int = 0)
 def bootstrap(values: np.ndarray, groups: np.ndarray | None = None, n_resamples: int = 2000) -> MeanInterval:
     """The mean of values (n,) with its interval over groups (n,); by default each item is a group."""
     values = np.asarray(values, np.float64)
-    _, index = np.unique(np.arange(len(values)) if groups is None else groups, return_inverse=True)
-    sums, sizes = np.bincount(index, values), np.bincount(index)
-    drawn = np.random.default_rng(0).integers(len(sums), size=(n_resamples, len(sums)))
-    return percentile_interval(values.mean(), sums[drawn].sum(1) / sizes[drawn].sum(1), len(values))
+    groups = np.arange(len(values)) if groups is None else groups
+    return bootstrap_ratio(values, np.ones(len(values)), groups, n_resamples)
 
 
 def bootstrap_ratio(a: np.ndarray, b: np.ndarray, groups: np.ndarray, n_resamples: int = 2000) -> MeanInterval:

@@ -32,14 +32,14 @@ class ImageEncoder(nn.Module):
             size: Height and width of an image.
             grid: Rows and columns of the features.
             dim: Channels of the features.
-            base: Channels at half of the image's size.
+            base: Channels at half of the image's size, twice as many as at its full size.
             noise: In training, each clip gets white noise whose standard deviation is uniform from 0 to this.
         """
         super().__init__()
         self.noise = noise
         halvings = min(n // m for n, m in zip(size, grid, strict=True)).bit_length() - 1
         self.grid, self.patch = grid, 2 ** min(halvings, 2)
-        width = base * self.patch // 2 or base
+        width = base * self.patch // 2
         layers: list[nn.Module] = [nn.Conv2d(channels * self.patch**2, width, 3, padding=1)]
         for _ in range(halvings - 2):
             layers += [nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, 2 * width, 2, 2)]

@@ -97,6 +97,8 @@ class VQVAESettings(Settings):
 
     def _check_recurrent(self) -> None:
         time, height, width = self.stride
+        if self.hysteresis:
+            raise UserError(f"past_frames = {self.past_frames} takes no hysteresis; set one of them to 0")
         if self.mode != "stream" or time != 1:
             raise UserError(
                 f"past_frames = {self.past_frames} needs mode = stream and a time stride of 1, because each frame is "

@@ -75,7 +75,7 @@ def log_on_disk(folder: Path) -> Iterator[None]:
             raise
         raise UserError(
             f"the log in {folder} could not be written ({error.strerror}), but the last checkpoint is intact; free "
-            "some space and run the same command again"
+            "some space and run the same command again, but not with --restart"
         ) from error
     finally:
         threading.excepthook = usual

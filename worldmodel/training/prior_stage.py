@@ -151,7 +151,8 @@ def evaluate(
             others = replace(heldout_batch, condition=heldout_batch.condition.roll(-1, 0))
             shuffled = bits_per_code(prior, others, batch_size=8)
             writer.add_scalar("held_out/bits_per_dim_shuffled_conditions", shuffled.mean(), step)
-            verdicts.append(judge_actions(true, shuffled, episode))
+            if not prior.config.n_classes:  # with classes, those are shuffled too
+                verdicts.append(judge_actions(true, shuffled, episode))
         few, frames = heldout_batch[:4], heldout_batch.codes.shape[1]
         known = 0 if prior.config.mode == "paper" else frames // 4
         generator = torch.Generator().manual_seed(0)
@@ -191,7 +192,7 @@ def train_prior(args: PriorStage) -> None:
     torch.manual_seed(args.trainer.seed)
     config = configure(args, vqvae, env_spec.action.encoded_dim, len(env_spec.classes))
     path = args.data or args.run / "data.zarr"
-    data = open_frame_store(store, path, args.shard_cache(path)) if config.n_cond_frames else None
+    data = open_frame_store(store, path, args.shard_cache()) if config.n_cond_frames else None
     train, valid = (PriorDataset(config, store, split, data, args.terminal_frames) for split in ("train", "valid"))
     if args.actions and env_spec.action.kind == "Box":  # one-hot actions are not scaled, so nothing is read
         some = train.sample(np.random.default_rng(0), 256)["condition"]

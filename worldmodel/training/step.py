@@ -58,8 +58,8 @@ def train_step(
     if not (values["loss"] + norm).isfinite():
         raise UserError(
             f"the loss is {values['loss'].item()} and the norm of its gradient {norm.item()} at step {step}; run the "
-            "same command again to resume from the last checkpoint, and if it happens again, use --restart with a "
-            "lower learning rate"
+            "same command again, without --restart, to resume from the last checkpoint; if it happens again, use "
+            "--restart with a lower learning rate"
         )
     optimizer.step()
     return values | {"grad_norm": norm}

@@ -206,7 +206,7 @@ def encode_tokens(args: TokensStage) -> None:
         UserError: If the stores cannot be joined, and as `write`.
     """
     keep_freed_memory()
-    stores = [open_store(path, args.shard_cache(path)) for path in args.data or (args.run / "data.zarr",)]
+    stores = [open_store(path, args.shard_cache()) for path in args.data or (args.run / "data.zarr",)]
     store = JoinedStore(" and ".join(s.path for s in stores), stores) if len(stores) > 1 else stores[0]
     model, weights = load_vqvae(args.run / "vqvae").to(args.device), codes_digest(args.run / "vqvae")
     with folder_lock(args.run, "tokens.lock", f"{CONTEXTS_FILE}.*.part"):

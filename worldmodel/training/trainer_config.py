@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from worldmodel.utils.hardware import Precision
-from worldmodel.utils.settings import Count, NotNegative, Positive, Seed, Settings
+from worldmodel.utils.settings import AboveZero, Count, NotNegative, Positive, Seed, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class TrainerConfig(Settings):
     """Learning rate after the warm-up: constant, or decaying to zero at the last step along a cosine."""
     warmup_steps: Count = 0
     """Steps over which the learning rate rises linearly at the start; 0 for no warm-up."""
-    max_grad_norm: NotNegative = 1.0
+    max_grad_norm: AboveZero = 1.0
     """Gradients with a larger norm are scaled down to this norm."""
     precision: Precision = "auto"
     """Precision of autocast. auto takes bfloat16 where the hardware is fast at it, if loss and gradient agree with

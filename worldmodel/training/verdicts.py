@@ -162,7 +162,8 @@ def judge_split(episode: np.ndarray) -> list[str]:
     n = len(np.unique(episode))
     if n >= FEW_EPISODES:
         return []
-    return [f"there are {n} held-out episodes, so the intervals are unreliable; record more episodes"]
+    are = "is 1 held-out episode" if n == 1 else f"are {n} held-out episodes"
+    return [f"there {are}, so the intervals are unreliable; record more episodes"]
 
 
 def judge_loss(losses: Sequence[float]) -> list[str]:

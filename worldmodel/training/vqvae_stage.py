@@ -41,6 +41,10 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
+MIN_VARIANCE = 1e-9
+"""Smallest variance of pixels in [-0.5, 0.5]; below it there is nothing to learn."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class VQVAEStage(CacheArgs, StageArgs):
     """Train a VQ-VAE on the frames of a store."""
@@ -89,7 +93,10 @@ def init_model_from(folder: Path, model: AnyVQVAE) -> dict[str, str]:
 def pixel_variance(clips: Clips, seed: int = 0, n: int = 256) -> float:
     """Variance of pixels in [-0.5, 0.5] over `n` random clips, by which the loss and NMSE are divided."""
     frames = clips.sample(np.random.default_rng(seed), n)["frames"]
-    return float(np.var(frames / np.float32(255), dtype=np.float64))
+    variance = float(np.var(frames / np.float32(255), dtype=np.float64))
+    if variance < MIN_VARIANCE:
+        raise UserError(f"all pixels of {clips.store.path} are equal; look at the frames, and record them again")
+    return variance
 
 
 @torch.no_grad()
@@ -141,11 +148,12 @@ def train_vqvae(args: VQVAEStage) -> None:
         UserError: If the store has other frames than the model, and as `fit`.
     """
     path = args.data or args.run / "data.zarr"
-    store = open_store(path, args.shard_cache(path))
+    store = open_store(path, args.shard_cache())
     if store.env_spec.frame_shape != (*args.model.frame_size, args.model.channels):
         raise UserError(
             f"{store.path} has frames of {store.env_spec.frame_shape}, but the VQ-VAE is set to "
-            f"{(*args.model.frame_size, args.model.channels)}; set --model.frame-size or record frames of that size"
+            f"{(*args.model.frame_size, args.model.channels)}; set --model.frame-size and --model.channels, or "
+            "record such frames"
         )
     (train_on_streams if args.model.past_frames else train_on_clips)(args, store)
 

@@ -213,8 +213,8 @@ def commit(
     state |= {f"optimizer.{index}.{name}": value for index, of in optimizer.items() for name, value in of.items()}
     if name := tensor_file.first_not_finite(weights | state):
         raise UserError(
-            f"{folder}: {name} has values that are not finite, so nothing was saved; run the same command again to "
-            "resume from the last checkpoint, and if it happens again, use --restart with a lower learning rate"
+            f"{folder}: {name} has values that are not finite, so nothing was saved; run the same command again, "
+            "but not with --restart, to resume from the last checkpoint; if it happens again, lower the learning rate"
         )
     data = tensor_file.pack(weights | state, {"config": config, "progress": progress})
     try:
@@ -225,7 +225,7 @@ def commit(
     except OSError as error:
         raise UserError(
             f"{folder} could not be written ({error.strerror}), but the last checkpoint is intact; free some space and "
-            "run the same command again"
+            "run the same command again, but not with --restart"
         ) from error
 
 

@@ -52,7 +52,7 @@ def check_device(name: str | torch.device) -> None:
     except RuntimeError:
         raise UserError(f"{short_repr(name)} is not a device; choose cpu or cuda") from None
     cuda = device.type == "cuda" and (device.index or 0) < torch.cuda.device_count()
-    if not (cuda or device.type == "cpu" or (device.type == "mps" and torch.backends.mps.is_available())):
+    if not (cuda or device.type == "cpu"):
         raise UserError(f"the device {name} is not available on this machine; choose the device cpu")
 
 

@@ -19,15 +19,20 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
+def with_colors(video: np.ndarray) -> np.ndarray:
+    """Gray frames (..., h, w, 1) with three equal channels; frames in color as they are."""
+    return video.repeat(3, -1) if video.shape[-1] == 1 else video
+
+
 def video_grid(videos: np.ndarray) -> np.ndarray:
-    """Videos (n, t, h, w, 3) as one image (n*h, t*w, 3), a row for each video."""
-    return np.concatenate([np.concatenate(list(film), axis=1) for film in videos], axis=0)
+    """Videos (n, t, h, w, 3 or 1) as one image (n*h, t*w, 3), a row for each video."""
+    return np.concatenate([np.concatenate(list(film), axis=1) for film in with_colors(videos)], axis=0)
 
 
 def side_by_side(videos: Sequence[np.ndarray]) -> np.ndarray:
-    """Put versions of the same videos, each (n, t, h, w, 3), next to each other: (t, n*h, len(videos)*w, 3)."""
+    """Put versions of the same videos, each (n, t, h, w, 3 or 1), next to each other: (t, n*h, len(videos)*w, 3)."""
     columns = [video.swapaxes(0, 1).reshape(video.shape[1], -1, *video.shape[3:]) for video in videos]
-    return np.concatenate(columns, axis=2)
+    return with_colors(np.concatenate(columns, axis=2))
 
 
 def abs_difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -182,13 +182,10 @@ def test_a_store_that_grew_or_was_recorded_again_has_other_shards(bucket: str, t
     assert not np.array_equal(other, new)
 
 
-def test_flags_make_a_cache_for_buckets_only(tmp_path: Path) -> None:
-    args = CacheArgs(cache_gb=1.5, cache_folder=tmp_path)
-    for address in ("runs/data.zarr", Path("runs/data.zarr"), "file:///data.zarr"):
-        assert args.shard_cache(address) is None
-    cache = args.shard_cache("s3://bucket/data.zarr")
+def test_flags_make_a_cache(tmp_path: Path) -> None:
+    cache = CacheArgs(cache_gb=1.5, cache_folder=tmp_path).shard_cache()
     assert cache is not None
     assert (cache.folder, cache.max_bytes) == (tmp_path, 1_500_000_000)
-    assert CacheArgs(cache_gb=0).shard_cache("s3://bucket/data.zarr") is None
+    assert CacheArgs(cache_gb=0).shard_cache() is None
     with pytest.raises(UserError, match="cache_gb must be a finite number of at least 0, not -1"):
         CacheArgs(cache_gb=-1)

@@ -153,6 +153,15 @@ def test_one_writer_at_a_time_with_the_same_world_and_settings(tmp_path: Path) -
     StoreWriter(tmp_path / "s", WORLD, {"epsilon": 0.2}).close()
 
 
+def test_a_store_without_episodes_takes_other_settings(tmp_path: Path) -> None:
+    """As where no file could be read, and the flags are corrected."""
+    StoreWriter(tmp_path / "s", WORLD, {"min_frames": 16}).close()
+    with StoreWriter(tmp_path / "s", WORLD, {"min_frames": 8}) as writer:
+        writer.append(episode(0, 9))
+    assert Store(tmp_path / "s").settings == {"min_frames": 8}
+    assert_holds(tmp_path / "s", [9])
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [

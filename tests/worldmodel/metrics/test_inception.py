@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from worldmodel.metrics.inception import inception_score, probabilities, split_scores
+from worldmodel.metrics.inception import inception_score, probabilities
 from worldmodel.utils.errors import UserError
 
 
@@ -46,14 +46,6 @@ def test_large_logits_do_not_overflow() -> None:
     p = probabilities(np.array([[1000.0, 0], [0, 1000]], np.float32))
     assert np.array_equal(p, np.eye(2))
     assert inception_score(p) == pytest.approx(2)
-
-
-def test_parts_are_scored_apart() -> None:
-    p = np.concatenate([np.tile(np.eye(4), (2, 1)), np.full((8, 4), 0.25)])
-    assert split_scores(p, 2) == pytest.approx([4, 1])
-    assert split_scores(p, 1) == pytest.approx([inception_score(p)])
-    with pytest.raises(UserError, match="cannot be cut into 17 parts"):
-        split_scores(p, 17)
 
 
 def test_what_is_no_probability() -> None:

@@ -52,6 +52,13 @@ def test_films_lie_where_they_should() -> None:
     assert add_labels(strip, ["a"]).shape == (4 + 14, 6, 3)
 
 
+def test_gray_films_become_pictures_in_color() -> None:
+    gray = np.arange(2 * 3 * 2 * 2, dtype=np.uint8).reshape(2, 3, 2, 2, 1)
+    color = gray.repeat(3, -1)
+    assert np.array_equal(video_grid(gray), video_grid(color))
+    assert np.array_equal(side_by_side([gray, gray]), side_by_side([color, color]))
+
+
 def test_gifs_move_at_the_worlds_pace(tmp_path: Path) -> None:
     film = np.random.default_rng(0).integers(256, size=(5, 8, 8, 3), dtype=np.uint8)
     image = Image.open(io.BytesIO(gif_bytes(film, fps=10)))

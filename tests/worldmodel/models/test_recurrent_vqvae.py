@@ -149,6 +149,11 @@ def test_before_training_a_picture_mostly_stays() -> None:
     assert (video[0, 0].float() - kept[0]).abs().max() <= 1
 
 
+def test_it_takes_no_hysteresis() -> None:
+    with pytest.raises(UserError, match="past_frames = 2 takes no hysteresis"):
+        tiny_vqvae(past_frames=2, action_dim=ACTION, downsample_channels=(8,), hysteresis=0.1)
+
+
 def test_training_learns_and_goes_on_from_its_own_pictures(frames: Tensor, actions: Tensor) -> None:
     """A square that moves by its action: ten steps halve the loss, and states hold reconstructions, not the truth."""
     made = model().float().train()

@@ -110,7 +110,7 @@ def test_rules_between_settings_come_after_those_of_each() -> None:
 
 def test_training_refuses_a_gradient_that_is_clipped_at_nan() -> None:
     """NaN passes every comparison: a run of a hundred steps would end with weights of NaN and exit status 0."""
-    with pytest.raises(UserError, match="max_grad_norm must be a finite number of at least 0, not nan"):
+    with pytest.raises(UserError, match="max_grad_norm must be a finite number above 0, not nan"):
         TrainerConfig(max_grad_norm=NAN)
 
 
