@@ -59,6 +59,8 @@ class OutcomeConfig(Settings):
     """Standard deviation of each variable in the training data."""
     variable_changes: tuple[tuple[float, ...], ...] = ()
     """Possible changes of each variable within a latent frame, ascending; equally many for each."""
+    change_weights: tuple[tuple[float, ...], ...] = ()
+    """Weight in the loss of each of these changes; empty for equal weights."""
     variable_low: tuple[float, ...] = ()
     """Smallest recorded value of each variable, a bound of sampled values; empty for none."""
     variable_high: tuple[float, ...] = ()
@@ -93,6 +95,8 @@ class OutcomeConfig(Settings):
             raise UserError(
                 f"a condition of {self.condition_dim} numbers needs as many scales, not {len(self.condition_scale)}"
             )
+        if self.change_weights and list(map(len, self.change_weights)) != list(map(len, self.variable_changes)):
+            raise UserError("change_weights must have a weight for each of variable_changes, or be empty")
         if len(set(map(len, self.variable_changes))) > 1 or () in self.variable_changes:
             raise UserError("variable_changes must have equally many changes for each variable, and at least one")
 
@@ -131,6 +135,7 @@ class OutcomeModel(nn.Module):
     variable_mean: Tensor
     variable_std: Tensor
     variable_changes: Tensor
+    change_weights: Tensor
     variable_low: Tensor
     variable_high: Tensor
 
@@ -147,6 +152,8 @@ class OutcomeModel(nn.Module):
             self.register_buffer(name, torch.tensor(bound), persistent=False)
         changes = torch.tensor(config.variable_changes).view(config.n_variables, -1 if config.n_variables else 0)
         self.register_buffer("variable_changes", changes, persistent=False)
+        weights = torch.tensor(config.change_weights) if config.change_weights else torch.ones_like(changes)
+        self.register_buffer("change_weights", weights, persistent=False)
         if config.n_stacked_frames:
             self.frame_stack = FrameStackEncoder(config)
         inputs = config.latent_size[0] * config.latent_size[1] * (32 if config.n_stacked_frames else config.place_dim)
@@ -238,9 +245,18 @@ class OutcomeModel(nn.Module):
         )
 
     def errors(
-        self, out: OutcomePrediction, reward: Tensor, ended: Tensor, variables: Tensor, previous: Tensor
+        self,
+        out: OutcomePrediction,
+        reward: Tensor,
+        ended: Tensor,
+        variables: Tensor,
+        previous: Tensor,
+        change_weights: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Errors of predictions, row by row.
+
+        A change with weight w gets w times the cross entropy, of logits to which log w is added. The two cancel: the
+        smallest error is still that of the true probabilities (logit adjustment, Menon et al., 2021).
 
         Args:
             out: The predictions.
@@ -248,6 +264,7 @@ class OutcomeModel(nn.Module):
             ended: Whether the episode terminated at the row, (b, t) bool.
             variables: Game variables (b, t, v).
             previous: Game variables before each row (b, t, v).
+            change_weights: Weights of the changes of each variable (v, k); None for equal weights.
 
         Returns:
             "reward": squared error of the scaled reward; "done": cross entropy of the termination; "variables", if
@@ -258,8 +275,11 @@ class OutcomeModel(nn.Module):
         errors = {"reward": ((predicted - reward) / self.config.reward_rms).square(), "done": done}
         if self.config.n_variables:
             change = self.change_index(variables, previous)
-            entropy = F.cross_entropy(out.change_logits.flatten(0, 2), change.flatten(), reduction="none")
-            errors["variables"] = entropy.view_as(change).mean(-1)
+            weights = torch.ones_like(self.variable_changes) if change_weights is None else change_weights
+            logits = out.change_logits + weights.log()
+            entropy = F.cross_entropy(logits.flatten(0, 2), change.flatten(), reduction="none").view_as(change)
+            weight = weights.expand_as(logits).gather(-1, change[..., None])[..., 0]
+            errors["variables"] = (weight * entropy).mean(-1)
         return errors
 
     def change_index(self, variables: Tensor, previous: Tensor) -> Tensor:
@@ -276,7 +296,7 @@ class OutcomeModel(nn.Module):
         mask: Tensor,
         images: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The training loss: the sum of the means of `errors`.
+        """The training loss: the sum of the means of `errors` with the weights of the config.
 
         The variables before the first row are unknown; those of the first row are used instead.
 
@@ -293,7 +313,8 @@ class OutcomeModel(nn.Module):
             Scalars: "loss" and its parts.
         """
         previous = previous_variables(variables)
-        parts = self.errors(self(codes, condition, previous, images=images)[0], reward, ended, variables, previous)
+        out = self(codes, condition, previous, images=images)[0]
+        parts = self.errors(out, reward, ended, variables, previous, self.change_weights)
         filled = mask.to(parts["done"].dtype).mean()
         share = filled / batch_mean(filled)  # 1 if the batch is not split; the first row of a sequence always counts
         means = {name: part[mask].mean() * share for name, part in parts.items()}

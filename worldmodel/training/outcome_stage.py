@@ -17,8 +17,8 @@ from worldmodel.data.store import Store
 from worldmodel.generation.bfloat16 import trial_outputs
 from worldmodel.models.loading import AnyVQVAE, load_prior, load_vqvae
 from worldmodel.models.reward_done import OutcomeConfig, OutcomeModel
-from worldmodel.training.constant_outcome import outcome_verdicts
 from worldmodel.training.dreamed_windows import DreamedWindows, Rows
+from worldmodel.training.outcome_verdicts import outcome_verdicts
 from worldmodel.training.step import Batch, eval_mode
 from worldmodel.training.trainer import fit, rank_share
 from worldmodel.training.trainer_config import TrainerConfig
@@ -28,7 +28,7 @@ from worldmodel.utils.compatibility import check_vqvae
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import verified_precision
 from worldmodel.utils.run_args import StageArgs
-from worldmodel.utils.settings import Channels, Count, Positive
+from worldmodel.utils.settings import Channels, Count, Fraction, Positive
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -39,6 +39,8 @@ IMAGE_CHANNELS = 32
 """Channels of the features of reconstructions, for the codes of a recurrent VQ-VAE."""
 
 
+MIN_SHARE = 1e-4
+"""A change that is rarer than this counts no more than one of this share of the rows."""
 CONTEXT = 8
 """Number of recorded latent frames that each dreamed sequence starts from."""
 
@@ -56,6 +58,9 @@ class OutcomeStage(StageArgs):
     as deaths in ViZDoom."""
     n_stacked_frames: Count = 0
     """Number of last latent frames that convolutions see, to detect motion; 0 for a linear layer over the newest."""
+    class_balance: Fraction = 0.5
+    """How much more rare changes of game variables count in training. With 0 all rows count equally, with 1 all
+    changes do. Predicted probabilities remain those of the data."""
     n_dreams: Count = 0
     """Number of dreamed sequences, which make half of every batch; 0 trains on recordings alone. The prior of the run
     continues recordings under the recorded actions, and the targets are what happened in the recording."""
@@ -110,6 +115,29 @@ class EpisodeWindows:
         longest = max(map(len, found), default=0)
         return tuple(tuple(np.pad(f, (0, longest - len(f)), "edge").tolist()) for f in found)
 
+    def change_weights(
+        self, changes: tuple[tuple[float, ...], ...], class_balance: float
+    ) -> tuple[tuple[float, ...], ...]:
+        """Weights of `variable_changes` in the loss, which rise as a change gets rarer; their mean over rows is 1.
+
+        Args:
+            changes: Of each variable.
+            class_balance: As in `OutcomeStage`.
+        """
+        happened = np.diff(self.rows["variables"], axis=0)[self.episode_stop[1:] == self.episode_stop[:-1]]
+        weights = []
+        for possible, column in zip(changes, happened.T, strict=True):
+            nearest = np.concatenate(
+                [
+                    np.abs(np.subtract.outer(part, possible)).argmin(1)
+                    for part in np.array_split(column, 1 + len(column) // 10**5)
+                ]
+            )
+            share = np.bincount(nearest, minlength=len(possible)) / len(column)
+            weight = np.maximum(share, MIN_SHARE) ** -class_balance
+            weights.append(tuple((weight / (share * weight).sum()).tolist()))
+        return tuple(weights)
+
     def sample(self, rng: np.random.Generator, n: int, share: slice = ALL) -> Rows:
         """Sample n sequences (n, length, ...), each starting at any row, and read a share of them."""
         return self.read(rng.integers(len(self.episode_stop), size=n)[share])
@@ -128,7 +156,7 @@ class EpisodeWindows:
 
 def configure(args: OutcomeStage, store: Store, vqvae: AnyVQVAE, train: EpisodeWindows) -> OutcomeConfig:
     """The config of the outcome model: sizes from the VQ-VAE, statistics from the training split."""
-    v, variables = vqvae.config, train.rows["variables"]
+    v, variables, changes = vqvae.config, train.rows["variables"], train.variable_changes()
     return OutcomeConfig(
         latent_size=v.latent_shape[1:],
         n_codebooks=v.n_codebooks,
@@ -139,7 +167,8 @@ def configure(args: OutcomeStage, store: Store, vqvae: AnyVQVAE, train: EpisodeW
         n_variables=len(store.env_spec.variables),
         variable_mean=tuple(variables.mean(0).tolist()),
         variable_std=tuple((variables.std(0) + 1e-6).tolist()),
-        variable_changes=train.variable_changes(),
+        variable_changes=changes,
+        change_weights=train.change_weights(changes, args.class_balance) if args.class_balance else (),
         variable_low=tuple(variables.min(0).tolist()),
         variable_high=tuple(variables.max(0).tolist()),
         reward_rms=float(np.sqrt(np.square(train.rows["reward"]).mean())) or 1.0,
@@ -226,7 +255,9 @@ def train_outcome(args: OutcomeStage) -> None:
                     writer.add_scalar(f"{where}/{name}", value, step)
             verdicts = judge_split(valid.episode_stop)
             if step == args.trainer.steps:  # only the last verdicts are printed
-                verdicts += outcome_verdicts(model, batches["held_out"], valid.episode_stop[start])
+                verdicts += outcome_verdicts(
+                    model, batches["held_out"], valid.episode_stop[start], store.env_spec.variables
+                )
         return verdicts
 
     fit(

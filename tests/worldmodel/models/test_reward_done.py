@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from worldmodel.data.env_spec import EnvSpec
 from worldmodel.data.store import Store
 from worldmodel.data.writer import StoreWriter
 from worldmodel.models.layers import Memory
-from worldmodel.models.reward_done import OutcomeConfig, OutcomeModel, previous_variables
-from worldmodel.training.constant_outcome import best_constant, outcome_verdicts
+from worldmodel.models.reward_done import OutcomeConfig, OutcomeModel, OutcomePrediction, previous_variables
 from worldmodel.training.outcome_stage import EpisodeWindows
+from worldmodel.training.outcome_verdicts import best_constant, detection_verdicts, outcome_verdicts
+from worldmodel.utils.errors import UserError
 
 ONE = {"n_variables": 1, "variable_mean": (50.0,), "variable_std": (20.0,), "variable_changes": ((-20.0, 0.0, 5.0),)}
 
@@ -189,6 +191,9 @@ def test_changes_are_those_within_episodes(tmp_path: Path) -> None:
     first, second = sequences.variable_changes()
     assert first == (-8.0, 0.0, 25.0), "not -42, from one episode to the next"
     np.testing.assert_allclose(second, (0.05, 0.2, 0.4), atol=1e-5)
+    changes = ((-8.0, 0.0, 25.0), (0.05, 0.2, 0.4))
+    assert sequences.change_weights(changes, 0.0) == ((1.0,) * 3,) * 2
+    assert sequences.change_weights(((-8.0, 5.0), (0.1, 0.3)), 1.0)[0] == pytest.approx((1.5, 0.75))
     first, second = sequences.variable_changes(most=2)
     assert first == (-8.0, 0.0), "one quantile of what is not zero, the least, and zero"
     np.testing.assert_allclose(second, (0, 0.05), atol=1e-5)
@@ -220,20 +225,53 @@ def test_the_best_constant_has_the_error_of_means() -> None:
 def test_an_outcome_model_that_knows_nothing_does_not_beat_a_constant() -> None:
     model, rows = build(**ONE | {"variable_changes": ((-1.0, 0.0),)}), outcomes()
     many = {name: row.repeat(40, *[1] * (row.dim() - 1)) for name, row in rows.items()}
-    said = outcome_verdicts(model.eval(), many, np.arange(40))
+    said = outcome_verdicts(model.eval(), many, np.arange(40), ["HEALTH"])
     assert len(said) == 3 and all("predicted worse than by a constant" in verdict for verdict in said)
     never = many | {"done": torch.zeros_like(many["done"])}
-    assert "there is no termination" in outcome_verdicts(model, never, np.arange(40))[1]
+    assert "there is no termination" in outcome_verdicts(model, never, np.arange(40), ["HEALTH"])[1]
     knows = torch.nn.Parameter(torch.tensor([0.0, 0.0, -1.0, 1.0, 3.0]))
     model.head.bias = knows  # a better guess than zeros: ends are rare, and most rows change nothing
-    assert "terminations are predicted worse" not in outcome_verdicts(model, many, np.arange(40))[1]
+    assert "terminations are predicted worse" not in outcome_verdicts(model, many, np.arange(40), ["HEALTH"])[1]
+
+
+def test_rare_changes_that_are_hardly_detected_are_named() -> None:
+    """Of 1,000 rows, 30 change by -1; 50 or more would not be rare."""
+    model, rng = build(**ONE | {"variable_changes": ((-1.0, 0.0),)}), np.random.default_rng(0)
+    change = torch.from_numpy((np.arange(1000) >= 30).astype(int))[:, None]
+    noise = torch.from_numpy(rng.normal(size=(1000, 1, 2)))
+    (verdict,) = detection_verdicts(model, noise, change, ["HEALTH"])
+    assert re.match(r"HEALTH changes by -1 in 3.0% of rows, which is hardly detected \(AUROC 0\.[456]", verdict)
+    assert detection_verdicts(model, noise + 9 * one_hot(change, 2), change, ["HEALTH"]) == []
+    assert detection_verdicts(model, noise[20:], change[20:], ["HEALTH"]) == [], "10 are too few to say"
 
 
 def test_outcomes_without_variables_are_judged() -> None:
     rows = outcomes() | {"variables": torch.zeros(1, 6, 0)}
-    said = outcome_verdicts(build(n_variables=0).eval(), rows, np.zeros(1))
+    said = outcome_verdicts(build(n_variables=0).eval(), rows, np.zeros(1), [])
     assert [verdict.split(" are ")[0] for verdict in said] == ["rewards", "terminations"]
-    assert outcome_verdicts(build(n_variables=0), {k: v[:, :1] for k, v in rows.items()}, np.zeros(1)) == []
+    assert outcome_verdicts(build(n_variables=0), {k: v[:, :1] for k, v in rows.items()}, np.zeros(1), []) == []
+
+
+def test_weights_of_changes_leave_the_probabilities_true() -> None:
+    """One row in ten changes, and counts nine times as much: the best logits still say one in ten."""
+    model = build(**ONE | {"variable_changes": ((-1.0, 0.0),), "change_weights": ((9.0, 1.0),)})
+    variables = torch.zeros(1, 10, 1)
+    previous = variables + (torch.arange(10) == 3).float()[None, :, None]
+    rest = {"reward": torch.zeros(1, 10), "ended": torch.zeros(1, 10).bool(), "variables": variables}
+    logits = torch.zeros(2, requires_grad=True)
+    optimizer = torch.optim.LBFGS([logits], max_iter=100)
+
+    def error() -> torch.Tensor:
+        optimizer.zero_grad()
+        out = OutcomePrediction(torch.zeros(1, 10, 2), torch.zeros(1, 10), logits.expand(1, 10, 1, 2))
+        found = model.errors(out, **rest, previous=previous, change_weights=model.change_weights)["variables"].mean()
+        found.backward()
+        return found
+
+    optimizer.step(error)
+    assert logits.softmax(-1).tolist() == pytest.approx([0.1, 0.9], abs=1e-3)
+    with pytest.raises(UserError, match="change_weights must have a weight for each of variable_changes"):
+        build(**ONE | {"change_weights": ((1.0,),)})
 
 
 @pytest.mark.parametrize("from_past", [False, True])
