@@ -167,7 +167,7 @@ def test_rank_correlation_and_its_interval() -> None:
         rank.rank_correlation(means + rng.normal(size=(5, 50)) / 10, -means + rng.normal(size=(5, 50)) / 10, 0)[0]
         < -0.9
     )
-    with pytest.raises(UserError, match="not 2 policies"):
+    with pytest.raises(UserError, match="at least 3 policies, not 2; give more with --policy"):
         rank.main(rank.Args(policy=("a", "b")))
 
 
