@@ -30,7 +30,7 @@ import h5py
 import numpy as np
 
 from collect.files import BrokenFile, names_digest, reason, with_labels
-from collect.hdf5_groups import groups, known, list_files, published_split
+from collect.hdf5_groups import MASKS, groups, known, list_files, published_split
 from collect.images import frames_of, is_picture
 from collect.steps import StepArgs, action_spec, fill_with_steps, make_rows
 from configs import command
@@ -188,8 +188,8 @@ def find_parts(args: Args) -> tuple[list[Part], ActionSpec]:
     if wrong and not actions:
         raise wrong[0]
     given = {part.split for part in parts if not part.why}
-    if given > {None} or len(given) == 1:
-        if given != {None}:
+    if given != set(MASKS.values()):  # a split counts if it has both parts, in all files
+        if given - {None}:
             why = "not all files have these lists" if None in given else "all episodes are in the same list"
             print(f"the split of mask/train and mask/valid is not used, because {why}")
         parts = [replace(part, split=None) for part in parts]

@@ -218,7 +218,7 @@ def settings(args: Args) -> dict[str, Any]:
 def make_envs(args: Args) -> VecEnv:
     """The environments: engines stepped one after the other, or a dream with one forward pass for all lanes."""
     try:
-        gym.spec(args.env_id)
+        gym.spec(args.env_id)  # an error for an unknown id, or one with a module before it
         if args.env_id != DREAM:
             if args.expected_reward:
                 raise UserError(f"{args.env_id} is not a dream, so it predicts no reward; leave --expected-reward out")

@@ -81,14 +81,13 @@ class StoreWriter:
         if read_object(self._storage, "zarr.json") is None:
             self._write_mark(wanted)
         self._root, self._mark = open_root(self.path, write=True)
-        self._tried = self._mark
         differs = config_difference(replace(self._mark, commit=Commit()).to_json(), wanted.to_json())
         if differs and self._mark.commit.episodes:
             raise UserError(f"{self.path} was recorded with {differs}; {self._cure}")
         if differs:  # nothing was recorded with the other settings
             self._write_mark(wanted)
-            self._root, self._mark = open_root(self.path, write=True)
-            self._tried = self._mark
+            self._mark = wanted
+        self._tried = self._mark
         self._roll_back()
 
     def _roll_back(self) -> None:

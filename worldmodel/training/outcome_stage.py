@@ -107,7 +107,7 @@ class EpisodeWindows:
         Returns:
             For each variable its distinct changes, ascending, padded with the largest to equal length.
         """
-        change = np.diff(self.rows["variables"], axis=0)[self.episode_stop[1:] == self.episode_stop[:-1]]
+        change = self._changes()
         found = [np.unique(column) for column in change.T]
         for v, column in enumerate(change.T):
             if len(found[v]) > most:
@@ -124,19 +124,18 @@ class EpisodeWindows:
             changes: Of each variable.
             class_balance: As in `OutcomeStage`.
         """
-        happened = np.diff(self.rows["variables"], axis=0)[self.episode_stop[1:] == self.episode_stop[:-1]]
         weights = []
-        for possible, column in zip(changes, happened.T, strict=True):
-            nearest = np.concatenate(
-                [
-                    np.abs(np.subtract.outer(part, possible)).argmin(1)
-                    for part in np.array_split(column, 1 + len(column) // 10**5)
-                ]
-            )
+        for possible, column in zip(changes, self._changes().T, strict=True):
+            middles = (np.array(possible[1:]) + possible[:-1]) / 2  # between neighbors, to find the nearest one
+            nearest = np.searchsorted(middles, column)
             share = np.bincount(nearest, minlength=len(possible)) / len(column)
             weight = np.maximum(share, MIN_SHARE) ** -class_balance
             weights.append(tuple((weight / (share * weight).sum()).tolist()))
         return tuple(weights)
+
+    def _changes(self) -> np.ndarray:
+        """How the variables (n, v) change from row to row within episodes."""
+        return np.diff(self.rows["variables"], axis=0)[self.episode_stop[1:] == self.episode_stop[:-1]]
 
     def sample(self, rng: np.random.Generator, n: int, share: slice = ALL) -> Rows:
         """Sample n sequences (n, length, ...), each starting at any row, and read a share of them."""
