@@ -183,6 +183,21 @@ def test_frames_of_one_color_are_refused(tmp_path: Path) -> None:
         vqvae.main(stages(tmp_path, steps=2)[0])
 
 
+@pytest.mark.parametrize("recurrent", [False, True], ids=["per_frame", "recurrent"])
+def test_errors_are_scaled_by_the_training_split(toy_store: Path, tmp_path: Path, recurrent: bool) -> None:
+    """The episodes of the other splits are black here, so their variance would be zero."""
+    store = Store(toy_store)
+    bounds, training = store.episode_bounds, set(store.episode_indices("train"))
+    with StoreWriter(tmp_path / "dark/data.zarr", TOY, {}) as writer:
+        for i in range(20):
+            rows = store.read_episode(i)
+            writer.append(rows | {"frames": rows["frames"] * (i in training)})
+    vqvae.main(stages(tmp_path / "dark", steps=1, recurrent=recurrent)[0])
+    pixels = np.concatenate([store.read("frames", *bounds(i)) for i in training]) / 255
+    config = load_vqvae(tmp_path / "dark" / "vqvae").config
+    assert config.data_variance == pytest.approx(pixels.var(), rel=0.1)
+
+
 def test_stages_resume_on_a_store_as_if_nothing_had_happened(toy_store: Path, toy_stages: Stages) -> None:
     """Stopped after each step of both models, and run in one go."""
     run = toy_store.parent

@@ -203,13 +203,13 @@ def dream_splits(args: OutcomeStage, vqvae: AnyVQVAE, store: Store) -> dict[str,
     }
 
 
-def train_outcome(args: OutcomeStage) -> None:
-    """Train an outcome model into <run>/outcome.
+def open_inputs(args: OutcomeStage) -> tuple[Store, AnyVQVAE]:
+    """The codes of the run with their outcomes, and the VQ-VAE that made them.
 
     Raises:
-        UserError: If the codes are from another VQ-VAE, the data lacks rewards or actions, and as `fit`.
+        UserError: If the codes are from another VQ-VAE, or one in paper mode, or if the data lacks rewards or actions.
     """
-    store, vqvae, share = open_tokens(args.run), load_vqvae(args.run / "vqvae"), rank_share(args.trainer)
+    store, vqvae = open_tokens(args.run), load_vqvae(args.run / "vqvae")
     check_vqvae(store.path, store.settings["vqvae"]["weights"], args.run / "vqvae")
     if not vqvae.config.causal:
         raise UserError(
@@ -220,32 +220,45 @@ def train_outcome(args: OutcomeStage) -> None:
         raise UserError(
             f"{store.path} has no {missing[0]}, which an outcome model is trained on; record an environment that has it"
         )
+    return store, vqvae
+
+
+def draw_batch(
+    args: OutcomeStage, recorded: EpisodeWindows, dreams: DreamedWindows | None, share: slice, rng: np.random.Generator
+) -> Rows:
+    """A rank's share of a batch: recorded sequences, half of them replaced by dreamed ones if there are dreams."""
+    if dreams is None:
+        return recorded.sample(rng, args.trainer.batch_size, share)
+    n_dreamed = args.trainer.batch_size // 2
+    rows = recorded.sample(rng, args.trainer.batch_size - n_dreamed)
+    dreamed = dreams.sample(rng, n_dreamed, args.n_latent_frames)
+    return {name: np.concatenate([part, dreamed[name]])[share] for name, part in rows.items()}
+
+
+def train_outcome(args: OutcomeStage) -> None:
+    """Train an outcome model into <run>/outcome.
+
+    Raises:
+        UserError: As `open_inputs`, `dream_splits` and `fit`.
+    """
+    (store, vqvae), share = open_inputs(args), rank_share(args.trainer)
     train, valid = (EpisodeWindows(store, split, args.n_latent_frames) for split in ("train", "valid"))
     torch.manual_seed(args.trainer.seed)
     model = OutcomeModel(configure(args, store, vqvae, train), vqvae.quantizer.embedding).to(args.device)
-
     dreams = dream_splits(args, vqvae, store) if args.n_dreams else {}
+    start = np.random.default_rng(0).integers(len(valid.episode_stop), size=args.n_eval_clips)
+    held = {"held_out": valid.read(start)} | ({"held_out_dreams": dreams["valid"].rows} if dreams else {})
+    batches = {
+        where: {name: torch.from_numpy(array).to(args.device) for name, array in rows.items()}
+        for where, rows in held.items()
+    }
 
     def sample(rng: np.random.Generator, step: int) -> Rows:
-        if not dreams:
-            return train.sample(rng, args.trainer.batch_size, share)
-        n_dreamed = args.trainer.batch_size // 2
-        recorded = train.sample(rng, args.trainer.batch_size - n_dreamed)
-        dreamed = dreams["train"].sample(rng, n_dreamed, args.n_latent_frames)
-        return {name: np.concatenate([rows, dreamed[name]])[share] for name, rows in recorded.items()}
+        return draw_batch(args, train, dreams.get("train"), share, rng)
 
     def loss(batch: Batch) -> dict[str, Tensor]:
-        codes, condition, reward, done, variables, mask = (batch[name] for name in ("codes", *TARGETS, "mask"))
-        return model.loss(codes, condition, reward, done, variables, mask, batch.get("images"))
-
-    start = np.random.default_rng(0).integers(len(valid.episode_stop), size=args.n_eval_clips)
-    held = {"held_out": valid.read(start)}
-    if dreams:
-        held["held_out_dreams"] = dreams["valid"].rows
-    batches = {
-        name: {key: torch.from_numpy(array).to(args.device) for key, array in rows.items()}
-        for name, rows in held.items()
-    }
+        condition, reward, done, variables = (batch[name] for name in TARGETS)
+        return model.loss(batch["codes"], condition, reward, done, variables, batch["mask"], batch.get("images"))
 
     def evaluate(writer: SummaryWriter, step: int) -> list[str]:
         with eval_mode(model):
@@ -254,9 +267,8 @@ def train_outcome(args: OutcomeStage) -> None:
                     writer.add_scalar(f"{where}/{name}", value, step)
             verdicts = judge_split(valid.episode_stop)
             if step == args.trainer.steps:  # only the last verdicts are printed
-                verdicts += outcome_verdicts(
-                    model, batches["held_out"], valid.episode_stop[start], store.env_spec.variables
-                )
+                episode = valid.episode_stop[start]
+                verdicts += outcome_verdicts(model, batches["held_out"], episode, store.env_spec.variables)
         return verdicts
 
     fit(

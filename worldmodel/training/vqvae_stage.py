@@ -181,7 +181,8 @@ def train_on_streams(args: VQVAEStage, store: Store) -> None:
     arrays, env_spec = ["frames"] + ["action"] * ("action" in store.array_names), store.env_spec
     train = Streams(store, "train", args.trainer.batch_size, args.model.n_frames, arrays, args.trainer.seed)
     valid = Clips(store, "valid", args.n_eval_frames, arrays)
-    derived: dict[str, Any] = {"data_variance": pixel_variance(valid)}
+    variance = pixel_variance(Clips(store, "train", args.model.n_frames, ["frames"]))
+    derived: dict[str, Any] = {"data_variance": variance}
     if "action" in arrays:
         some = env_spec.action.encode(train.read(0)["action"])
         derived |= {"action_dim": env_spec.action.encoded_dim, "action_scale": condition_scale(env_spec, some)}
