@@ -37,7 +37,7 @@ SECTIONS = (
     *("collect", "vqvae", "tune_hysteresis", "tokens", "prior", "outcome", "export", "push"),
     *("loop", "world", "policy", "imitate", "pusher"),
     *("dream", "evaluate", "evaluate_outcome", "evaluate_policy", "evaluate_pusher", "long_horizon", "controllability"),
-    *("divergence", "report", "rank", "plan", "play", "show", "sample", "fvd", "ablate"),
+    *("divergence", "full_turn", "report", "rank", "plan", "play", "show", "sample", "fvd", "ablate"),
     *("rollout_benchmark", "collect_benchmark", "train_benchmark", "scaling", "gpu"),
 )
 """Sections of a preset, one per stage."""

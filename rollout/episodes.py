@@ -1,4 +1,4 @@
-"""Plays one seeded episode in an engine."""
+"""Episodes: one played in an engine, and where those of a dream start."""
 
 from __future__ import annotations
 
@@ -8,6 +8,22 @@ import gymnasium as gym
 import numpy as np
 
 from envs.policies import MAX_STACKED_FRAMES, Player
+from envs.vector import DreamVectorEnv
+from worldmodel.utils.errors import UserError
+
+
+def start_contexts(env: DreamVectorEnv) -> np.ndarray:
+    """Indices of the starting contexts that are starts of episodes.
+
+    Raises:
+        UserError: If there are none.
+    """
+    starts = np.flatnonzero(env.contexts.is_episode_start(env.env_spec.action.encoded_dim).numpy())
+    if not len(starts):
+        raise UserError(
+            f"no starting context of {env.env_spec.name} is the start of an episode; run train/tokens.py again"
+        )
+    return starts
 
 
 def play_episode(env: gym.Env[np.ndarray, Any], player: Player, seed: int, i: int) -> tuple[int, float]:

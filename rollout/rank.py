@@ -32,7 +32,7 @@ from configs.written import Written
 from envs.policies import MAX_STACKED_FRAMES, Player, load_player
 from envs.vector import DreamVectorEnv
 from envs.vizdoom import VizdoomFrames, make_engine
-from rollout.episodes import play_episode
+from rollout.episodes import play_episode, start_contexts
 from worldmodel.utils.checkpoint import write_json
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import Precision
@@ -68,15 +68,7 @@ def returns_in_dream(env: DreamVectorEnv, player: Player, seed: int) -> np.ndarr
 
     Lanes start from contexts at the start of an episode. The steps of the context do not count.
     """
-    rng, starts = (
-        np.random.default_rng(seed),
-        np.flatnonzero(env.contexts.is_episode_start(env.env_spec.action.encoded_dim).numpy()),
-    )
-    if not len(starts):
-        raise UserError(
-            f"no starting context of {env.env_spec.name} is the start of an episode; run train/tokens.py again"
-        )
-    options = {"context": np.resize(starts, env.num_envs)}
+    rng, options = np.random.default_rng(seed), {"context": np.resize(start_contexts(env), env.num_envs)}
     frames = deque([env.reset(seed=seed, options=options)[0]], maxlen=MAX_STACKED_FRAMES)
     total, playing = np.zeros(env.num_envs), np.ones(env.num_envs, bool)
     while playing.any():

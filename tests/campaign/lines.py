@@ -71,6 +71,7 @@ WORKS = {
         "--run run --features random_conv --n-clips 2 --n-trials 1 --n-frames 8 --n-cond-frames 1 --batch-size 2 "
         "--out out"
     ),
+    "rollout/full_turn.py": "--run run --episodes 2 --steps 4 --min-steps 2 --out out.json",
     "rollout/evaluate_outcome.py": (
         "--run run --n-clips 2 --context-frames 2 --steps 2 --n-dreams 1 --n-negatives 10 --n-particles 2"
     ),

@@ -261,6 +261,7 @@ def test_every_preset_fits_the_scripts(path: Path) -> None:
     import rollout.evaluate_outcome
     import rollout.evaluate_policy
     import rollout.evaluate_pusher
+    import rollout.full_turn
     import rollout.fvd
     import rollout.long_horizon
     import rollout.plan
@@ -315,6 +316,7 @@ def test_every_preset_fits_the_scripts(path: Path) -> None:
         "rank": rollout.rank,
         "plan": rollout.plan,
         "divergence": rollout.divergence,
+        "full_turn": rollout.full_turn,
         "play": rollout.play,
         "show": rollout.show,
         "sample": rollout.sample,

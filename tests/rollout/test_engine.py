@@ -15,11 +15,13 @@ import torch
 
 import rollout.controllability as control
 import rollout.evaluate_policy as policy
+import rollout.full_turn as full_turn
 import rollout.plan as plan
 import rollout.rank as rank
 from rollout.planning.cem import CEMConfig
 from rollout.planning.planner import Planner
 from tests.conftest import TOY
+from tests.rollout.toy_engine import ToyEngine
 from worldmodel.models.pixels import to_uint8
 from worldmodel.models.vqvae import VQVAE
 from worldmodel.models.vqvae_config import VQVAEConfig
@@ -169,3 +171,29 @@ def test_a_return_in_the_dream_is_that_of_the_first_episode_of_each_lane() -> No
     assert depths == [1, 2, 3]
     with pytest.raises(UserError, match=r"no starting context of toy is the start of an episode; run train/tokens"):
         rank.returns_in_dream(Lanes(False, False), player, 0)  # type: ignore[arg-type]
+
+
+def test_a_full_turn_is_where_the_first_view_comes_back(
+    toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Four steps to the right lead once around the toy world."""
+    films = full_turn.turn_in_engine(ToyEngine(), 2, 5, 2, 0)
+    assert films.shape == (2, 6, 16, 16, 3)
+    near = full_turn.similarity(films)
+    assert near[:, [0, 4]] == pytest.approx(54.15, abs=0.01), "the same picture"
+    assert (near[:, [1, 2, 3, 5]] < 15).all()
+    monkeypatch.setattr(full_turn, "make_recorded_env", lambda spec, trusted: ToyEngine())
+    args = full_turn.Args(run=str(toy_run), episodes=3, steps=5, min_steps=2, out=tmp_path / "turn.json")
+    full_turn.main(args)
+    found = json.loads((tmp_path / "turn.json").read_text())
+    assert found["steps"] == 4
+    assert found["psnr"]["full turn"]["engine"]["mean"] == pytest.approx(54.15, abs=0.01)
+    assert found["psnr"]["half a turn"]["engine"]["mean"] < 15
+    assert found["psnr"]["full turn"]["dream"]["mean"] > found["psnr"]["half a turn"]["dream"]["mean"]
+    assert "a full turn is 4 steps" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"9 is not one of the actions Discrete\(3\); give another --action"):
+        full_turn.main(replace(args, action=9))
+    with pytest.raises(UserError, match="hardly any episode lasts 5 steps under action 0; lower --steps"):
+        full_turn.turn_in_engine(gym.wrappers.TimeLimit(ToyEngine(), 4), 0, 5, 2, 0)
+    with pytest.raises(UserError, match="min_steps must be at most steps, 5, not 6"):
+        replace(args, min_steps=6)

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import stages
 from tests.ranks import on_ranks
 from train import outcome, prior, tokens, vqvae
+from worldmodel.training.scalars import read_scalars
 from worldmodel.utils.checkpoint import read_checkpoint
 
 STEPS = 4
@@ -28,9 +28,7 @@ def work(number: int, run: Path, recurrent: bool) -> None:
 
 
 def curve(folder: Path) -> list[float]:
-    events = EventAccumulator(str(folder / "log"))
-    events.Reload()
-    return [event.value for event in events.Scalars("train/loss")]
+    return [event.value for event in read_scalars(folder / "log", "train/loss")]
 
 
 def compare(number: int, name: str, run: Path, tmp_path: Path, recurrent: bool) -> None:

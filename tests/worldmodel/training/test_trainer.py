@@ -26,6 +26,7 @@ from tests.tiny import tiny_prior, tiny_vqvae
 from worldmodel.models.prior import Prior
 from worldmodel.models.vqvae import VQVAE
 from worldmodel.training.logging import Meter, log_on_disk, log_settings, open_log
+from worldmodel.training.scalars import read_scalars
 from worldmodel.training.trainer import fit
 from worldmodel.training.trainer_config import TrainerConfig, learning_rate_at
 from worldmodel.utils import tensor_file
@@ -74,15 +75,11 @@ def run(kind: str, out: Path, config: TrainerConfig, **extra: object) -> torch.n
 
 
 def steps(out: Path) -> list[int]:
-    events = EventAccumulator(str(out / "log"))
-    events.Reload()
-    return sorted(e.step for e in events.Scalars("train/learning_rate"))
+    return sorted(e.step for e in read_scalars(out / "log", "train/learning_rate"))
 
 
 def losses(out: Path) -> list[float]:
-    events = EventAccumulator(str(out / "log"))
-    events.Reload()
-    return [e.value for e in events.Scalars("train/loss")]
+    return [e.value for e in read_scalars(out / "log", "train/loss")]
 
 
 @pytest.mark.parametrize("kind", ["vqvae", "prior"])

@@ -1,0 +1,133 @@
+"""Does a dream show the same view again after a full turn on the spot?
+
+    python rollout/full_turn.py --action 2
+
+Episodes start, and one action is repeated: in the engine and in the dream. After some number of steps the player of the
+engine has turned once around, and sees the first view again. That is where the PSNR between the first frame and the
+current one has its peak, averaged over episodes; `min_steps` are skipped, since the first views overlap. The dream is
+judged at the same step. PSNR after half of the turn, when the view is another one, shows what a low value is.
+
+A turn that takes no whole number of steps stops a little before or after the first view. So the engine's value is below
+that of equal frames, and it is what a dream can reach at best.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import gymnasium as gym
+import numpy as np
+
+import envs  # noqa: F401 - registers
+from configs import command
+from configs.written import Written
+from envs.recorded_env import make_recorded_env
+from envs.vector import DreamVectorEnv
+from rollout.episodes import start_contexts
+from worldmodel.metrics.frames import psnr
+from worldmodel.metrics.interval import bootstrap, means_to_json
+from worldmodel.utils.checkpoint import write_json
+from worldmodel.utils.errors import UserError
+from worldmodel.utils.hardware import Precision
+from worldmodel.utils.progress import Progress
+from worldmodel.utils.settings import AtLeast2, Count, NotNegative, Positive, Seed, Settings
+
+MAX_TRIES = 10
+"""Episodes of the engine to try for each one that lasts long enough."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(Settings):
+    """Compare the view before and after a full turn, in the engine and in the dream."""
+
+    run: str = ""
+    """Run folder of the dream, or hf://owner/name; by default the pretrained model of `world`."""
+    world: str = "health_gathering_supreme"
+    """Name of the pretrained model; used without a run folder."""
+    action: Count = 2
+    """Discrete action that turns the player."""
+    episodes: AtLeast2 = 64
+    """Episodes, in the dream and in the engine each."""
+    steps: Positive = 40
+    """Steps that the action is repeated; more than a full turn takes."""
+    min_steps: Positive = 15
+    """Fewest steps that a full turn can take."""
+    trust_env: bool = False
+    """Allow an engine that is not part of this project. The run folder names it. This imports and runs its code, so
+    use it only if you trust the author of the run."""
+    temperature: NotNegative = 1.0
+    """Sampling temperature of the dream."""
+    precision: Precision = "float32"
+    """Precision of the dream's models."""
+    seed: Seed = 0
+    """Seed of the episodes."""
+    out: Path = Path("runs/full_turn.json")
+    """File for the results."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.min_steps > self.steps:
+            raise UserError(f"min_steps must be at most steps, {self.steps}, not {self.min_steps}")
+
+
+def turn_in_dream(env: DreamVectorEnv, action: int, steps: int, seed: int) -> np.ndarray:
+    """Frames (lanes, steps + 1, h, w, 3) of dreams from starts of episodes under one repeated action."""
+    frames = [env.reset(seed=seed, options={"context": np.resize(start_contexts(env), env.num_envs)})[0]]
+    for _ in Progress(range(steps), unit=" steps", desc="dreams"):
+        frames.append(env.step(np.full(env.num_envs, action))[0])
+    return np.stack(frames, 1)
+
+
+def turn_in_engine(env: gym.Env[Any, Any], action: int, steps: int, episodes: int, seed: int) -> np.ndarray:
+    """Frames (episodes, steps + 1, h, w, 3) of episodes under one repeated action; shorter episodes are left out."""
+    films: list[np.ndarray] = []
+    for i in range(MAX_TRIES * episodes):
+        frames, over = [env.reset(seed=seed + i)[0]], False
+        while len(frames) <= steps and not over:
+            frame, _, terminated, truncated, _ = env.step(action)
+            frames.append(frame)
+            over = terminated or truncated
+        if len(frames) > steps:
+            films.append(np.stack(frames))
+        if len(films) == episodes:
+            return np.stack(films)
+    raise UserError(f"hardly any episode lasts {steps} steps under action {action}; lower --steps")
+
+
+def similarity(films: np.ndarray) -> np.ndarray:
+    """PSNR (n, t) in dB of the frames (n, t, h, w, 3) of each film with its first one."""
+    return psnr(films, np.broadcast_to(films[:, :1], films.shape))
+
+
+def main(args: Args) -> Written:
+    how: dict[str, Any] = {"temperature": args.temperature, "precision": args.precision, "horizon": 0}
+    dream = gym.make_vec("VideoGPTDream-v0", num_envs=args.episodes, model=args.run, world=args.world, **how)
+    assert isinstance(dream, DreamVectorEnv)
+    space = dream.single_action_space
+    if not isinstance(space, gym.spaces.Discrete) or args.action >= space.n:
+        raise UserError(f"{args.action} is not one of the actions {space}; give another --action")
+    dream.dream.sample_done = False
+    with contextlib.closing(make_recorded_env(dream.env_spec, args.trust_env)) as engine:
+        real = similarity(turn_in_engine(engine, args.action, args.steps, args.episodes, args.seed))
+    dreamed = similarity(turn_in_dream(dream, args.action, args.steps, args.seed))
+    turn = args.min_steps + int(real.mean(0)[args.min_steps :].argmax())
+    found = {
+        place: {who: bootstrap(values[:, step]) for who, values in (("engine", real), ("dream", dreamed))}
+        for place, step in (("full turn", turn), ("half a turn", turn // 2))
+    }
+    print(f"PSNR with the first frame, dB; a full turn is {turn} steps\n{'':14}{'engine':>26}{'dream':>26}")
+    for place, values in found.items():
+        print(f"{place:14}{values['engine']!s:>26}{values['dream']!s:>26}")
+    write_json(args.out, {"settings": asdict(args), "steps": turn, "psnr": means_to_json(found)})
+    return Written(args.out)
+
+
+if __name__ == "__main__":
+    command(main, "full_turn")
