@@ -46,13 +46,16 @@ from rollout.provenance import provenance
 from worldmodel.data.prior_dataset import bits_per_code
 from worldmodel.generation.dream import Dream
 from worldmodel.metrics.frames import nmse, psnr
-from worldmodel.metrics.interval import bootstrap, means_to_json
+from worldmodel.metrics.interval import bootstrap, bootstrap_ratio, means_to_json
 from worldmodel.training.verdicts import judge_dream, judge_split
 from worldmodel.utils.checkpoint import read_header, write_atomic, write_json
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import Precision
 from worldmodel.utils.progress import Progress
 from worldmodel.utils.settings import AtLeast2, NonEmpty, Positive
+
+NOTHING = 1e-6
+"""Added to the NMSE of a copy, which is zero where nothing changes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +92,7 @@ def measure(args: Args, dream: Dream, heldout_clips: HeldOutClips) -> dict[str, 
                 for k in range(args.n_dreams)
             ]
     mean = lambda values: bootstrap(values, heldout_clips.episode)  # noqa: E731
-    result: dict[str, Any] = {"psnr": {}, "nmse": {}, "bits_per_dim": {}, "difference": {}, "over_copy": {}}
+    result: dict[str, Any] = {"psnr": {}, "nmse": {}, "bits_per_dim": {}, "difference": {}}
     scores = {
         figure: {
             name: np.mean([score(video[:, steps], truth[:, steps]) for video in group], axis=0)
@@ -100,9 +103,11 @@ def measure(args: Args, dream: Dream, heldout_clips: HeldOutClips) -> dict[str, 
     for figure, by_name in scores.items():
         result[figure] = {name: [mean(v[:, k]) for k in range(len(steps))] for name, v in by_name.items()}
         gain = by_name["true actions"] - by_name["shuffled actions"]
-        over_copy = by_name["true actions"] - by_name["copy last frame"]
         result["difference"][figure] = [mean(gain[:, k]) for k in range(len(steps))]
-        result["over_copy"][figure] = [mean(over_copy[:, k]) for k in range(len(steps))]
+    dreamed, copied = (scores["nmse"][name].T for name in ("true actions", "copy last frame"))
+    result["error_over_copy"] = [
+        bootstrap_ratio(a, b + NOTHING, heldout_clips.episode) for a, b in zip(dreamed, copied, strict=True)
+    ]
     true, false = (
         bits_per_code(dream.prior, heldout_clips.batch(condition), c)
         for condition in (heldout_clips.condition, shuffled)
@@ -148,8 +153,8 @@ def main(args: Args) -> Written:
     write_json(folder / "results.json", {"protocol": protocol} | provenance(args.run) | means_to_json(result))
     write_atomic(folder / "results.txt", (text + "\n").encode())
     print(text + "\n")
-    gains = result["over_copy"]["psnr"], result["difference"]["psnr"]
-    for verdict in judge_split(heldout_clips.episode) + judge_dream(*gains, args.steps_ahead):
+    verdicts = judge_dream(result["error_over_copy"], result["difference"]["psnr"], args.steps_ahead)
+    for verdict in judge_split(heldout_clips.episode) + verdicts:
         print(f"{args.run}: {verdict}")
     print(
         f"\npictures:     {args.run}/dreams (rollout/dream.py writes them)"

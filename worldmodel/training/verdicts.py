@@ -63,33 +63,39 @@ def judge_actions(bits: np.ndarray, shuffled: np.ndarray, episode: np.ndarray) -
 
 
 def judge_dream(
-    over_copy: Sequence[MeanInterval], over_shuffled: Sequence[MeanInterval], ahead: Sequence[int]
+    error_over_copy: Sequence[MeanInterval], over_shuffled: Sequence[MeanInterval], ahead: Sequence[int]
 ) -> list[str]:
     """Say how many steps ahead a dream is better than copying the last frame, and for how many it follows its actions.
 
+    A copy is exact where nothing changes. A mean of PSNR would count such clips most, although a dream is for what
+    changes. So copies are compared by their squared error.
+
     Args:
-        over_copy: PSNR of the dream minus that of the last frame copied, for each number of steps ahead.
+        error_over_copy: NMSE of the dream divided by that of the last frame copied, for each number of steps ahead.
         over_shuffled: PSNR of the dream minus that of a dream under the actions of another clip.
         ahead: The numbers of steps.
     """
-    far, close = _gains(over_copy, ahead), f"{over_copy[0]} dB, {ahead[0]} ahead"
-    if far:
-        verdicts = [f"the dream is better than repeating the last frame {far}"]
+    copied, error = "repeating the last frame", "times its squared error"
+    if far := _good([(n, ratio) for n, ratio in zip(ahead, error_over_copy, strict=True) if ratio.high < 1]):
+        steps, n, ratio = far
+        verdicts = [f"the dream is better than {copied} {steps} ({ratio} {error} at {n})"]
     else:
+        bad = "worse than" if error_over_copy[0].low > 1 else "no better than"
         verdicts = [
-            f"the dream is {_how_bad(over_copy[0])} repeating the last frame ({close}); look at the reconstructions "
-            "first, then train the prior for longer or record more"
+            f"the dream is {bad} {copied} ({error_over_copy[0]} {error}, {ahead[0]} ahead); look at the "
+            "reconstructions first, then train the prior for longer or record more"
         ]
-    far, close = _gains(over_shuffled, ahead), f"{over_shuffled[0]} dB, {ahead[0]} ahead"
-    if far:
+    if far := _good([(n, gain) for n, gain in zip(ahead, over_shuffled, strict=True) if gain.low > 0]):
+        steps, n, gain = far
         return [
             *verdicts,
-            f"the dream follows its actions: it is better than under the actions of other clips {far}",
+            f"the dream follows its actions: it is better than under the actions of other clips {steps} (by {gain} dB "
+            f"at {n})",
         ]
     return [
         *verdicts,
-        f"the dream does not follow its actions ({close}, against the actions of other clips); train the prior for "
-        "longer, and check that recorded actions change what is seen",
+        f"the dream does not follow its actions ({over_shuffled[0]} dB, {ahead[0]} ahead, against the actions of other "
+        "clips); train the prior for longer, and check that recorded actions change what is seen",
     ]
 
 
@@ -98,14 +104,13 @@ def _how_bad(gain: MeanInterval) -> str:
     return "worse than" if gain.high < 0 else "no better than"
 
 
-def _gains(gains: Sequence[MeanInterval], ahead: Sequence[int]) -> str:
-    """The numbers of steps ahead at which a gain is above zero, and the last such gain; "" if there are none."""
-    good = [(n, gain) for n, gain in zip(ahead, gains, strict=True) if gain.low > 0]
-    if not good:
-        return ""
-    *others, last = (str(n) for n, _ in good)
+def _good(rows: list[tuple[int, MeanInterval]]) -> tuple[str, int, MeanInterval] | None:
+    """Numbers of steps ahead in words, the last of them, and its figure; None if there are none."""
+    if not rows:
+        return None
+    *others, last = (str(n) for n, _ in rows)
     steps = f"{', '.join(others)} and {last}" if others else last
-    return f"{steps} {'step' if last == '1' else 'steps'} ahead (by {good[-1][1]} dB at {last})"
+    return f"{steps} {'step' if last == '1' else 'steps'} ahead", *rows[-1]
 
 
 def judge_outcomes(ours: dict[str, np.ndarray], constant: dict[str, np.ndarray], episode: np.ndarray) -> list[str]:
