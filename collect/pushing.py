@@ -1,6 +1,6 @@
 """Record the simulated robot that pushes objects, into a store like that of BAIR's data.
 
-    python collect/pushing.py                    # 2,000 episodes: the pusher that ships, 30% of them random
+    python collect/pushing.py                    # 2,000 episodes: the pretrained pusher, 30% of them random
     python collect/pushing.py --policy random    # only random actions, with the distribution of BAIR's robot
 
 The store has the same arrays as one of BAIR's data, with the same names, types and shapes, so a preset for one trains
@@ -50,7 +50,7 @@ class Args(RecordArgs):
     out: Address = Address("runs/pushing/data.zarr")
     """Store to write; an unfinished one resumes."""
     policy: str = "pushing"
-    """Folder of a pusher, or "random"; by default the pusher that ships."""
+    """Folder of a pusher, or "random"; by default the pretrained pusher."""
     episodes: Positive = 2000
     """Number of episodes to record, of 30 frames each."""
     noise: NotNegative = 0.2

@@ -1,6 +1,6 @@
 """Record Health Gathering Supreme, or another scenario of ViZDoom, into a store.
 
-    python collect/vizdoom.py                # 200 whole episodes of the policy that ships, with exploration
+    python collect/vizdoom.py                # 200 whole episodes of the pretrained policy, with exploration
     python collect/vizdoom.py --paper        # the paper's data set: 1000 trajectories of 100 frames
 
 Each process plays four episodes at a time, in four engines. `--length` cuts episodes into segments of exactly that many
@@ -53,10 +53,10 @@ class Args(RecordArgs):
     scenario: str = "health_gathering_supreme"
     """ViZDoom scenario, or battle2."""
     policy: tuple[str, ...] = ()
-    """Policies that play: folders, "random", or cycles such as "cycle:1x20,2x20". The default is the one that ships for
+    """Policies that play: folders, "random", or cycles such as "cycle:1x20,2x20". The default is the pretrained one of
     the scenario. Several policies take turns in groups of four episodes."""
     obs_vqvae: str = ""
-    """Run folder, or model that ships, whose reconstructions the policies observe; by default they observe the frames.
+    """Run folder, or pretrained model, whose reconstructions the policies observe; by default they observe the frames.
     envs/vqvae_wrapper.py explains why."""
     episodes: Positive = 200
     """Number of episodes to record, or of segments if length is set."""

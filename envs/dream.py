@@ -31,7 +31,7 @@ class DreamEnv(gym.Env[np.ndarray, Any]):
     """A world model as a single environment. The options of `reset` are those of `DreamVectorEnv`.
 
     Args:
-        model: Run folder, or `hf://owner/name`; by default the model that ships for `world=`.
+        model: Run folder, or `hf://owner/name`; by default the pretrained model of `world=`.
         render_mode: "rgb_array", "human" (a window) or None.
         **settings: The fields of `DreamConfig`.
 

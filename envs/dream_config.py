@@ -16,9 +16,9 @@ class DreamConfig(SamplingConfig):
     """Which model a dream uses, and how it is sampled."""
 
     model: str = ""
-    """Run folder, or `hf://owner/name`; by default the model that ships for `world`."""
+    """Run folder, or `hf://owner/name`; by default the pretrained model of `world`."""
     world: str = "health_gathering_supreme"
-    """Name of the model that ships; used if `model` is empty."""
+    """Name of the pretrained model; used if `model` is empty."""
     horizon: Count | None = None
     """Steps until `truncated`. None uses the time limit of the recorded environment, 0 sets no limit."""
     sample_done: bool = True

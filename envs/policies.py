@@ -35,12 +35,12 @@ MAX_STACKED_FRAMES = 4
 
 
 def policy_folder(name: str) -> Path:
-    """The folder itself if it exists, else the policy that ships under that name (`health_gathering_supreme`)."""
+    """The folder itself if it exists, else the pretrained policy of that name (`health_gathering_supreme`)."""
     return resolve_folder(name, "_policy")
 
 
 def shipped_policies(world: str) -> tuple[str, ...]:
-    """Names of the policies that ship for a world: `<world>` (trained in the engine) and `<world>_dream`."""
+    """Names of the pretrained policies of a world: `<world>` (trained in the engine) and `<world>_dream`."""
     return tuple(name for name in (world, f"{world}_dream") if (PRETRAINED / f"{name}_policy").exists())
 
 
@@ -77,7 +77,7 @@ def load_policy(folder: str | Path, env_spec: EnvSpec | None = None) -> ActorCri
     """Load a policy, ready to `predict` on frames (h, w, 3k) or batches of them, with k frames in the channels.
 
     Args:
-        folder: Folder of the policy, or the name of one that ships.
+        folder: Folder of the policy, or the name of a pretrained one.
         env_spec: Environment whose frame size and actions the policy must match; None skips the check.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The task of pushing an object of `BAIRPushing-v0` to a goal, and the policy that ships for it.
+"""The task of pushing an object of `BAIRPushing-v0` to a goal, and the pretrained policy for it.
 
 A task is a random object and a random goal far from it. A solved task is replaced by a new one, so that the policy
 keeps moving objects for a whole episode. The policy observes positions instead of frames, because physics without
@@ -145,7 +145,7 @@ def make_policy(width: int) -> ActorCriticPolicy:
 
 
 def load_pusher(name: str) -> ActorCriticPolicy:
-    """Load a pusher from a folder written by train/pusher.py, or the one that ships as `pushing`.
+    """Load a pusher from a folder written by train/pusher.py, or the pretrained one, `pushing`.
 
     Raises:
         UserError: The folder has no pusher.

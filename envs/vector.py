@@ -68,7 +68,7 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     Args:
         num_envs: Number of lanes.
-        model: Run folder, or `hf://owner/name`; by default the model that ships for `world=`.
+        model: Run folder, or `hf://owner/name`; by default the pretrained model of `world=`.
         autoreset_mode: "NextStep", "SameStep" or "Disabled"; see the module docstring.
         render_mode: "rgb_array" or None.
         max_episode_steps: Gymnasium's name for `horizon`; used if `horizon` is not given.

@@ -1,6 +1,6 @@
 """Benchmark dreams: environment steps and codes per second, and the fraction of the machine's peak rates.
 
-    python rollout/benchmark.py                                                        # the dream that ships
+    python rollout/benchmark.py                                                        # the pretrained dream
     python rollout/benchmark.py --run runs/raster runs/block                           # compare decoding orders
     python rollout/benchmark.py --run runs/demo --num-envs 1 256 1024 --device cuda    # --eager: without CUDA graphs
 
@@ -43,9 +43,9 @@ class Args(Settings):
     """Benchmark the speed of dreams."""
 
     run: NonEmpty[str] = ("",)
-    """Run folders of dreams, or hf://owner/name; by default the model that ships for `world`."""
+    """Run folders of dreams, or hf://owner/name; by default the pretrained model of `world`."""
     world: str = "health_gathering_supreme"
-    """Name of the model that ships; used without a run folder."""
+    """Name of the pretrained model; used without a run folder."""
     precision: NonEmpty[Precision] = ("float32", "bfloat16")
     """Precisions of the dream's models to time."""
     num_envs: NonEmpty[Positive] = (1, 16, 64)

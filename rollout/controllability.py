@@ -58,7 +58,7 @@ class Args(HeldOutArgs):
     train_steps: Positive = 600
     """Training steps of the classifier, on batches of 128 pairs of frames."""
     policy: str = ""
-    """Policy that plays the engine before the random actions start; by default one that ships, or else "random"."""
+    """Policy that plays the engine before the random actions start; by default a pretrained one, or else "random"."""
     max_lead_steps: Positive = 100
     """Largest number of steps that this policy plays."""
     precision: Precision = "float32"

@@ -12,7 +12,8 @@ ahead are compared with the real ones by PSNR and NMSE. Baselines:
 The table also has the bits per code (the paper's bits/dim) of the true codes under true and shuffled actions. A dream
 is one sample of an uncertain future, so the metrics of a clip are means over several dreams. With a time stride above 1
 the dream uses the last action of each latent frame. Intervals are 95%, bootstrapped over episodes. The difference
-between true and shuffled actions is paired by clip. Writes <run>/evaluation/results.json and .txt.
+between true and shuffled actions is paired by clip. Whether a dream is better than a copy is judged by the ratio of
+their NMSE. Writes <run>/evaluation/results.json and .txt.
 
 The paper does not use this protocol. Its own metrics are in rollout/fvd.py, which accepts runs in paper mode and in
 stream mode. This script needs stream mode.
@@ -55,7 +56,7 @@ from worldmodel.utils.progress import Progress
 from worldmodel.utils.settings import AtLeast2, NonEmpty, Positive
 
 NOTHING = 1e-6
-"""Added to the NMSE of a copy, which is zero where nothing changes."""
+"""Added to the NMSE of dream and copy, whose ratio is judged: a copy is exact where nothing changes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +107,7 @@ def measure(args: Args, dream: Dream, heldout_clips: HeldOutClips) -> dict[str, 
         result["difference"][figure] = [mean(gain[:, k]) for k in range(len(steps))]
     dreamed, copied = (scores["nmse"][name].T for name in ("true actions", "copy last frame"))
     result["error_over_copy"] = [
-        bootstrap_ratio(a, b + NOTHING, heldout_clips.episode) for a, b in zip(dreamed, copied, strict=True)
+        bootstrap_ratio(a + NOTHING, b + NOTHING, heldout_clips.episode) for a, b in zip(dreamed, copied, strict=True)
     ]
     true, false = (
         bits_per_code(dream.prior, heldout_clips.batch(condition), c)
@@ -123,6 +124,8 @@ def table(result: dict[str, Any], ahead: tuple[int, ...]) -> str:
     for figure, title in (("psnr", "PSNR, dB (higher is better)"), ("nmse", "NMSE (lower is better)")):
         lines += ["", f"{title:30}" + "".join(f"{f'{s} ahead':>26}" for s in ahead)]
         rows = {**result[figure], "true - shuffled": result["difference"][figure]}
+        if figure == "nmse":
+            rows["true actions / copy"] = result["error_over_copy"]
         lines += [f"  {name:28}" + "".join(f"{m!s:>26}" for m in means) for name, means in rows.items()]
     lines += ["", "bits per code (lower is better)"]
     rows = {**result["bits_per_dim"], "true - shuffled": result["difference"]["bits_per_dim"]}

@@ -1,6 +1,6 @@
 """Evaluate policies in the real engine, with a random policy as baseline: survival time and return.
 
-    python rollout/evaluate_policy.py                                   # the policies that ship
+    python rollout/evaluate_policy.py                                   # the pretrained policies
     python rollout/evaluate_policy.py --policy runs/policy runs/dreamed_policy
     python rollout/evaluate_policy.py --obs-vqvae runs/demo             # policies observe VQ-VAE reconstructions
 
@@ -50,13 +50,13 @@ class Args(Settings):
     """Evaluate policies in the real engine."""
 
     policy: tuple[str, ...] = ()
-    """Folders or names of policies; folder@0.3 takes 30% random actions. By default those that ship."""
+    """Folders or names of policies; folder@0.3 takes 30% random actions. By default the pretrained ones."""
     scenario: str = "health_gathering_supreme"
     """ViZDoom scenario, or battle2."""
     episodes: AtLeast2 = 50
     """Episodes per policy."""
     obs_vqvae: str = ""
-    """Run folder, or model that ships, whose reconstructions the policies observe; by default they observe
+    """Run folder, or pretrained model, whose reconstructions the policies observe; by default they observe
     the frames."""
     deterministic: bool = False
     """Take the most likely action instead of sampling."""

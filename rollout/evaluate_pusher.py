@@ -1,6 +1,6 @@
 """Evaluate the pusher in the simulated bin, with random actions as baseline: how far do objects move?
 
-    python rollout/evaluate_pusher.py                                # the pusher that ships
+    python rollout/evaluate_pusher.py                                # the pretrained pusher
     python rollout/evaluate_pusher.py --policy runs/pushing/policy
     python rollout/evaluate_pusher.py --gif docs/pushing.gif         # also show it as a GIF
 
@@ -51,7 +51,7 @@ class Args(Settings):
     """Evaluate the pusher in the simulated bin."""
 
     policy: str = "pushing"
-    """Folder of a pusher, by default the one that ships."""
+    """Folder of a pusher, by default the pretrained one."""
     noise: NotNegative = 0.2
     """Exploration noise of the pusher's second row, as in collect/pushing.py."""
     episodes: AtLeast2 = 300

@@ -2,13 +2,16 @@
 
     python rollout/full_turn.py --action 2
 
-Episodes start, and one action is repeated: in the engine and in the dream. After some number of steps the player of the
-engine has turned once around, and sees the first view again. That is where the PSNR between the first frame and the
-current one has its peak, averaged over episodes; `min_steps` are skipped, since the first views overlap. The dream is
-judged at the same step. PSNR after half of the turn, when the view is another one, shows what a low value is.
+One action is repeated, in the engine and in the dream. After some number of steps the player of the engine has turned
+once around, and sees the first view again. That is where the PSNR between the first frame and the current one has its
+peak, averaged over episodes. The first `min_steps` steps are skipped, because views overlap at first. The dream is
+judged at the same step. After half a turn the view is a different one. The PSNR there shows what a low value is.
 
-A turn that takes no whole number of steps stops a little before or after the first view. So the engine's value is below
-that of equal frames, and it is what a dream can reach at best.
+If a turn does not take a whole number of steps, it ends a little before or after the first view. So the engine's value
+is below that of equal frames, and a dream can hardly be better. The engine starts at the first frame of an episode, the
+dream after its context, where the player may still be moving.
+
+Intervals are over episodes of the engine, and over the real starting contexts of the dream.
 """
 
 from __future__ import annotations
@@ -73,13 +76,32 @@ class Args(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.min_steps > self.steps:
-            raise UserError(f"min_steps must be at most steps, {self.steps}, not {self.min_steps}")
+        if self.min_steps >= self.steps:
+            raise UserError(f"min_steps must be below steps, {self.steps}, not {self.min_steps}")
 
 
-def turn_in_dream(env: DreamVectorEnv, action: int, steps: int, seed: int) -> np.ndarray:
-    """Frames (lanes, steps + 1, h, w, 3) of dreams from starts of episodes under one repeated action."""
-    frames = [env.reset(seed=seed, options={"context": np.resize(start_contexts(env), env.num_envs)})[0]]
+def make_dream(args: Args) -> DreamVectorEnv:
+    """The dream, with a lane for each episode.
+
+    Raises:
+        UserError: If its actions are not Discrete or do not include `args.action`, or if its time stride is above 1.
+    """
+    how: dict[str, Any] = {"temperature": args.temperature, "precision": args.precision}
+    how |= {"horizon": 0, "sample_done": False}
+    dream = gym.make_vec("VideoGPTDream-v0", num_envs=args.episodes, model=args.run, world=args.world, **how)
+    assert isinstance(dream, DreamVectorEnv)
+    if not isinstance(space := dream.single_action_space, gym.spaces.Discrete):
+        raise UserError(f"actions of this dream are not Discrete but {space}; use a run whose actions are")
+    if args.action >= space.n:
+        raise UserError(f"{args.action} is not one of the actions {space}; give another --action")
+    if dream.dream.stride > 1:
+        raise UserError("this dream has a time stride above 1, and turns are compared step by step; use a run without")
+    return dream
+
+
+def turn_in_dream(env: DreamVectorEnv, contexts: np.ndarray, action: int, steps: int, seed: int) -> np.ndarray:
+    """Frames (lanes, steps + 1, h, w, 3) of dreams under one repeated action, each from its starting context."""
+    frames = [env.reset(seed=seed, options={"context": contexts})[0]]
     for _ in Progress(range(steps), unit=" steps", desc="dreams"):
         frames.append(env.step(np.full(env.num_envs, action))[0])
     return np.stack(frames, 1)
@@ -98,7 +120,9 @@ def turn_in_engine(env: gym.Env[Any, Any], action: int, steps: int, episodes: in
             films.append(np.stack(frames))
         if len(films) == episodes:
             return np.stack(films)
-    raise UserError(f"hardly any episode lasts {steps} steps under action {action}; lower --steps")
+    raise UserError(
+        f"too few episodes last {steps} steps under action {action}; lower --steps, or give another --action"
+    )
 
 
 def similarity(films: np.ndarray) -> np.ndarray:
@@ -106,20 +130,30 @@ def similarity(films: np.ndarray) -> np.ndarray:
     return psnr(films, np.broadcast_to(films[:, :1], films.shape))
 
 
+def full_turn(near: np.ndarray, min_steps: int, action: int) -> int:
+    """The step at which the first view comes back, from the similarity (t,) of each frame with the first one.
+
+    Raises:
+        UserError: If it does not come back.
+    """
+    turn = min_steps + int(near[min_steps:].argmax())
+    if turn in (min_steps, len(near) - 1):
+        raise UserError(
+            f"the first view does not come back between {min_steps} and {len(near) - 1} steps under action {action}; "
+            "give an --action that turns, more --steps or fewer --min-steps"
+        )
+    return turn
+
+
 def main(args: Args) -> Written:
-    how: dict[str, Any] = {"temperature": args.temperature, "precision": args.precision, "horizon": 0}
-    dream = gym.make_vec("VideoGPTDream-v0", num_envs=args.episodes, model=args.run, world=args.world, **how)
-    assert isinstance(dream, DreamVectorEnv)
-    space = dream.single_action_space
-    if not isinstance(space, gym.spaces.Discrete) or args.action >= space.n:
-        raise UserError(f"{args.action} is not one of the actions {space}; give another --action")
-    dream.dream.sample_done = False
+    dream = make_dream(args)
     with contextlib.closing(make_recorded_env(dream.env_spec, args.trust_env)) as engine:
         real = similarity(turn_in_engine(engine, args.action, args.steps, args.episodes, args.seed))
-    dreamed = similarity(turn_in_dream(dream, args.action, args.steps, args.seed))
-    turn = args.min_steps + int(real.mean(0)[args.min_steps :].argmax())
+    turn = full_turn(real.mean(0), args.min_steps, args.action)
+    contexts = np.resize(start_contexts(dream), args.episodes)
+    dreamed = similarity(turn_in_dream(dream, contexts, args.action, args.steps, args.seed))
     found = {
-        place: {who: bootstrap(values[:, step]) for who, values in (("engine", real), ("dream", dreamed))}
+        place: {"engine": bootstrap(real[:, step]), "dream": bootstrap(dreamed[:, step], contexts)}
         for place, step in (("full turn", turn), ("half a turn", turn // 2))
     }
     print(f"PSNR with the first frame, dB; a full turn is {turn} steps\n{'':14}{'engine':>26}{'dream':>26}")

@@ -71,7 +71,7 @@ class Args(SplitArgs):
     num_envs: Positive = 16
     """Number of dreams, in one batch."""
     policy: str = "random"
-    """Policy that acts: random, a folder, or one that ships; @0.3 at its end takes 30% random
+    """Policy that acts: random, a folder, or a pretrained one; @0.3 at its end takes 30% random
     actions."""
     hold: Positive = 4
     """Steps for which a random action is held; used if the policy is random."""

@@ -7,7 +7,7 @@
 Every `replan_every` steps a dream starts from the last real frames. It is forked into one future per candidate action
 sequence (`rollout/planning/cem.py`), and the first actions of the best plan are played. Futures of Doom are scored by
 `rollout/planning/terminal_value.py`, those of pushing by `rollout/planning/visual_foresight.py`. A random policy and
-the policies that ship play the same episodes for comparison.
+the pretrained policies play the same episodes for comparison.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ class Args(Settings):
     """Plan in a dream and act in its engine."""
 
     run: str = ""
-    """Run folder of the dream, or hf://owner/name; by default the model that ships for `world`."""
+    """Run folder of the dream, or hf://owner/name; by default the pretrained model of `world`."""
     world: str = "health_gathering_supreme"
-    """Name of the model that ships; used without a run folder."""
+    """Name of the pretrained model; used without a run folder."""
     policy: str = ""
-    """Policy to compare with, by default those that ship for its environment."""
+    """Policy to compare with, by default the pretrained ones of its environment."""
     episodes: AtLeast2 = 5
     """Episodes per policy and for planning."""
     replan_every: Positive = 2
@@ -60,7 +60,7 @@ class Args(Settings):
     temperature: NotNegative = 1.0
     """Sampling temperature of the dream; below 1 futures differ less by chance."""
     value_policy: str = ""
-    """Policy whose value function scores the end of a future; by default HEALTH does. A folder, or one that ships."""
+    """Policy whose value function scores the end of a future; by default HEALTH does. A folder, or a pretrained one."""
     health_weight: float = 1.0
     """Value of a point of HEALTH at the end of a future; used without value_policy."""
     object: Count | None = None

@@ -59,9 +59,9 @@ class Args(Settings):
     """Serve a local web page to play a dream."""
 
     run: str = ""
-    """Run folder of the dream, or hf://owner/name; by default the model that ships for `world`."""
+    """Run folder of the dream, or hf://owner/name; by default the pretrained model of `world`."""
     world: str = "health_gathering_supreme"
-    """Name of the model that ships; used without a run folder."""
+    """Name of the pretrained model; used without a run folder."""
     context_frames: Positive = 8
     """Frames of the engine that the dream starts from."""
     max_rewind: Annotated[int, Range(0, 10_000)] = 300

@@ -48,9 +48,9 @@ class Args(Settings):
     """Policies to rank, at least 3: folders, names, "random", or cycles of actions. Names are those of policies that
     ship; a folder or a name may end in @0.3 for 30% random actions."""
     run: str = ""
-    """Run folder of the dream, or hf://owner/name; by default the model that ships for `world`."""
+    """Run folder of the dream, or hf://owner/name; by default the pretrained model of `world`."""
     world: str = "health_gathering_supreme"
-    """Name of the model that ships; used without a run folder."""
+    """Name of the pretrained model; used without a run folder."""
     episodes: AtLeast2 = 64
     """Episodes per policy, in the dream and in the engine each."""
     temperature: NotNegative = 1.0

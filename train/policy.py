@@ -1,7 +1,7 @@
 """Train a policy with Stable-Baselines3's PPO, in an engine or in a dream of it.
 
     python train/policy.py                                              # Health Gathering Supreme, in the engine
-    python train/policy.py --env-id VideoGPTDream-v0                    # in the dream that ships
+    python train/policy.py --env-id VideoGPTDream-v0                    # in the pretrained dream
     python train/policy.py --env-id VideoGPTDream-v0 --run runs/demo    # in your own dream
 
 The engine's reward (Health Gathering: 1 per tic, -100 at death; Battle2: 1 per kill) is too sparse to learn from. So
@@ -70,9 +70,9 @@ class Args(Settings):
     env_id: str = "VizdoomFrames-v0"
     """Gymnasium id of the environment."""
     scenario: str = "health_gathering_supreme"
-    """ViZDoom scenario, or the name of the dream that ships."""
+    """ViZDoom scenario, or the name of a pretrained dream."""
     run: str = ""
-    """Run folder of your own world model, or hf://owner/name; by default the dream that ships for `scenario`."""
+    """Run folder of your own world model, or hf://owner/name; by default the pretrained dream of `scenario`."""
     temperature: NotNegative = 1.0
     """Sampling temperature of the dream. Above 1 it is more random and harder to exploit (Ha and Schmidhuber, 2018)."""
     horizon: Count | None = None

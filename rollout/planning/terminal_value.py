@@ -39,7 +39,7 @@ class TerminalValue:
 
     @staticmethod
     def from_policy(name: str, env_spec: EnvSpec) -> TerminalValue:
-        """The value function of a policy: a folder, or one that ships.
+        """The value function of a policy: a folder, or a pretrained one.
 
         Raises:
             UserError: The policy has no trained value function, or was shaped with variables that the dream lacks.

@@ -12,7 +12,7 @@ Within 29 steps of the pusher's play the tracking error exceeds 4 pixels in 10% 
 hand and close the gripper were not better.
 
 Three players are evaluated in the simulator, on the same objects and goals: random actions with the distribution of
-BAIR's robot, the pusher that ships, which is given positions, and planning. A dream cannot be more precise than its
+BAIR's robot, the pretrained pusher, which is given positions, and planning. A dream cannot be more precise than its
 VQ-VAE, so the tracking error at the end of the pusher's play is also reported, in real frames and in their
 reconstructions.
 """

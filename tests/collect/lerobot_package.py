@@ -16,7 +16,8 @@ def read(root: Path, out: Path) -> None:
     """Every row of the dataset, into an .npz file."""
     data = LeRobotDataset("local/toy", root=root, video_backend="pyav")
     camera, rows = data.meta.camera_keys[0], [data[i] for i in range(data.num_frames)]
-    columns = {name: np.stack([np.asarray(row[name]).ravel() for row in rows]) for name in rows[0] if name != "task"}
+    names = set(rows[0]) - {camera, "task"}
+    columns = {name: np.stack([np.asarray(row[name]).ravel() for row in rows]) for name in names}
     pixels = np.stack([row[camera].movedim(0, -1).numpy() for row in rows])
     np.savez(out, **columns | {"frames": (255 * pixels).round().astype(np.uint8)})
 

@@ -1,4 +1,4 @@
-"""Datasets go to Hugging Face's own lerobot package and come back from it.
+"""The lerobot package of Hugging Face reads what we export, and we import what it writes.
 
 lerobot needs an older torch than this project, so it has a Python of its own:
 
@@ -39,6 +39,7 @@ def test_lerobot_reads_what_is_exported(toy_store: Path, tmp_path: Path, picture
         assert np.array_equal(rows["observation.state"][here], truth["variables"])
         assert np.array_equal(rows["action"][here][:-1, 0], truth["action"][:-1])
         assert np.array_equal(rows["next.reward"][here][:-1, 0], truth["reward"][:-1])
+        assert np.array_equal(rows["next.done"][here][:-1, 0], (truth["terminated"] | truth["truncated"])[:-1])
         assert np.abs(rows["frames"][here].astype(int) - truth["frames"]).max() <= most
     assert at == len(rows["frames"])
 

@@ -193,7 +193,9 @@ def test_a_full_turn_is_where_the_first_view_comes_back(
     assert "a full turn is 4 steps" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"9 is not one of the actions Discrete\(3\); give another --action"):
         full_turn.main(replace(args, action=9))
-    with pytest.raises(UserError, match="hardly any episode lasts 5 steps under action 0; lower --steps"):
+    with pytest.raises(UserError, match=r"does not come back between 2 and 5 steps under action 0; give an --action"):
+        full_turn.main(replace(args, action=0))
+    with pytest.raises(UserError, match="too few episodes last 5 steps under action 0; lower --steps"):
         full_turn.turn_in_engine(gym.wrappers.TimeLimit(ToyEngine(), 4), 0, 5, 2, 0)
-    with pytest.raises(UserError, match="min_steps must be at most steps, 5, not 6"):
+    with pytest.raises(UserError, match="min_steps must be below steps, 5, not 6"):
         replace(args, min_steps=6)

@@ -36,6 +36,12 @@ def test_the_table_tells_true_actions_from_shuffled_ones(run: Path, capsys: pyte
         assert all(sign * d["mean"] > 0 for d in result["difference"][figure])
         true, copied = result[figure]["true actions"][0], result[figure]["copy last frame"][0]
         assert sign * (true["mean"] - copied["mean"]) > 0, "the square moves two steps in three"
+    nmse = result["nmse"]
+    for ratio, true, copied in zip(
+        result["error_over_copy"], nmse["true actions"], nmse["copy last frame"], strict=True
+    ):
+        assert ratio["mean"] == pytest.approx(true["mean"] / copied["mean"], rel=1e-3)
+        assert ratio["high"] < 1
     assert result["protocol"]["steps_ahead"] == [1, 5, 10]
     assert f"{bits['true actions']['mean']:.3f} [" in printed
     assert "VideoGPTDream-v0" in written.next

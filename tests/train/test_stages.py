@@ -24,6 +24,7 @@ from worldmodel.models.loading import load_prior, load_vqvae
 from worldmodel.models.prior_config import PriorSettings
 from worldmodel.models.vqvae import VQVAE
 from worldmodel.models.vqvae_config import VQVAEConfig
+from worldmodel.training import vqvae_stage
 from worldmodel.training.outcome_stage import EpisodeWindows
 from worldmodel.training.prior_stage import configure
 from worldmodel.utils.checkpoint import CHECKPOINT_FILE, read_header, read_tensors
@@ -196,6 +197,22 @@ def test_errors_are_scaled_by_the_training_split(toy_store: Path, tmp_path: Path
     pixels = np.concatenate([store.read("frames", *bounds(i)) for i in training]) / 255
     config = load_vqvae(tmp_path / "dark" / "vqvae").config
     assert config.data_variance == pytest.approx(pixels.var(), rel=0.1)
+
+
+@pytest.mark.parametrize("recurrent", [False, True], ids=["per_frame", "recurrent"])
+def test_a_run_that_continues_keeps_its_scale(
+    toy_store: Path, monkeypatch: pytest.MonkeyPatch, recurrent: bool
+) -> None:
+    """Another version of this project may measure the variance in another way."""
+    run = toy_store.parent
+    args = stages(run, steps=1, recurrent=recurrent)[0]
+    vqvae.main(args)
+    before = load_vqvae(run / "vqvae").config.data_variance
+    monkeypatch.setattr(vqvae_stage, "pixel_variance", lambda clips: 7.0)
+    vqvae.main(replace(args, trainer=replace(args.trainer, steps=2)))
+    assert load_vqvae(run / "vqvae").config.data_variance == before
+    vqvae.main(replace(args, restart=True))
+    assert load_vqvae(run / "vqvae").config.data_variance == 7
 
 
 def test_stages_resume_on_a_store_as_if_nothing_had_happened(toy_store: Path, toy_stages: Stages) -> None:

@@ -1,4 +1,4 @@
-"""Loading models: the pretrained ones that ship with the project, and the parts of a run folder."""
+"""Loading models: the pretrained ones, and the parts of a run folder."""
 
 from __future__ import annotations
 

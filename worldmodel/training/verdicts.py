@@ -1,7 +1,8 @@
 """Verdicts at the end of a training: what its figures mean, in words, and what to do about it.
 
 Each verdict on a model compares a figure with a trivial baseline, such as copying the last frame. Differences are taken
-clip by clip, and count only if their 95% interval over held-out episodes does not contain zero. The verdict on a policy
+clip by clip, and count only if their 95% interval over held-out episodes does not contain zero; ratios, if it does not
+contain one. The verdict on a policy
 compares its last episodes of training with its first ones.
 """
 
@@ -67,15 +68,15 @@ def judge_dream(
 ) -> list[str]:
     """Say how many steps ahead a dream is better than copying the last frame, and for how many it follows its actions.
 
-    A copy is exact where nothing changes. A mean of PSNR would count such clips most, although a dream is for what
-    changes. So copies are compared by their squared error.
+    A copy is exact where nothing changes. A mean of PSNR is dominated by such clips, but a dream matters where things
+    change. So dream and copy are compared by their squared error. Two dreams have no such advantage over each other.
 
     Args:
         error_over_copy: NMSE of the dream divided by that of the last frame copied, for each number of steps ahead.
         over_shuffled: PSNR of the dream minus that of a dream under the actions of another clip.
         ahead: The numbers of steps.
     """
-    copied, error = "repeating the last frame", "times its squared error"
+    copied, error = "repeating the last frame", "times the squared error"
     if far := _good([(n, ratio) for n, ratio in zip(ahead, error_over_copy, strict=True) if ratio.high < 1]):
         steps, n, ratio = far
         verdicts = [f"the dream is better than {copied} {steps} ({ratio} {error} at {n})"]

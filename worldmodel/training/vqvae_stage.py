@@ -31,7 +31,7 @@ from worldmodel.training.step import Batch, eval_mode
 from worldmodel.training.trainer import fit, rank_share
 from worldmodel.training.trainer_config import TrainerConfig
 from worldmodel.training.verdicts import judge_reconstructions, judge_split
-from worldmodel.utils.checkpoint import weights_digest
+from worldmodel.utils.checkpoint import checkpoints, read_header, weights_digest
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.run_args import StageArgs
 from worldmodel.utils.settings import Address, AtLeast2, Positive
@@ -99,6 +99,14 @@ def pixel_variance(clips: Clips, seed: int = 0, n: int = 256) -> float:
     return variance
 
 
+def data_variance(args: VQVAEStage, clips: Clips) -> float:
+    """`pixel_variance` of the training clips; a run that continues keeps its own."""
+    folder = args.run / "vqvae"
+    if checkpoints(folder) and not args.restart:
+        return float(read_header(folder)[0]["model"]["data_variance"])
+    return pixel_variance(clips)
+
+
 @torch.no_grad()
 def evaluate(model: AnyVQVAE, clips: dict[str, Tensor], fps: float, writer: SummaryWriter, step: int) -> list[str]:
     """Log the reconstruction of held-out clips: NMSE, PSNR, codebook usage and a video.
@@ -163,7 +171,7 @@ def train_on_clips(args: VQVAEStage, store: Store) -> None:
     share = rank_share(args.trainer)
     train, valid = (Clips(store, split, args.model.n_frames, ["frames"]) for split in ("train", "valid"))
     torch.manual_seed(args.trainer.seed)
-    model = VQVAE(VQVAEConfig(**vars(args.model), data_variance=pixel_variance(train))).to(args.device)
+    model = VQVAE(VQVAEConfig(**vars(args.model), data_variance=data_variance(args, train))).to(args.device)
     held = valid.fixed_sample(min(args.n_eval_clips, len(valid)))
     clips = {name: torch.from_numpy(held[name]).to(args.device) for name in ("frames", "episode")}
     fit(
@@ -181,11 +189,11 @@ def train_on_streams(args: VQVAEStage, store: Store) -> None:
     arrays, env_spec = ["frames"] + ["action"] * ("action" in store.array_names), store.env_spec
     train = Streams(store, "train", args.trainer.batch_size, args.model.n_frames, arrays, args.trainer.seed)
     valid = Clips(store, "valid", args.n_eval_frames, arrays)
-    variance = pixel_variance(Clips(store, "train", args.model.n_frames, ["frames"]))
-    derived: dict[str, Any] = {"data_variance": variance}
+    some = Clips(store, "train", args.n_eval_frames, ["frames"])
+    derived: dict[str, Any] = {"data_variance": data_variance(args, some)}
     if "action" in arrays:
-        some = env_spec.action.encode(train.read(0)["action"])
-        derived |= {"action_dim": env_spec.action.encoded_dim, "action_scale": condition_scale(env_spec, some)}
+        actions = env_spec.action.encode(train.read(0)["action"])
+        derived |= {"action_dim": env_spec.action.encoded_dim, "action_scale": condition_scale(env_spec, actions)}
     torch.manual_seed(args.trainer.seed)
     model = RecurrentVQVAE(VQVAEConfig(**vars(args.model), **derived)).to(args.device)
     lanes = {"lanes": model.start(torch.from_numpy(train.read(0, share)["frames"][:, 0])).to(args.device)}

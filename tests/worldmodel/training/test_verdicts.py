@@ -47,13 +47,13 @@ def test_a_dream_is_judged_by_how_far_ahead_it_gains() -> None:
     none, some = MeanInterval(0.1, -0.2, 0.4, 9), MeanInterval(2.5, 2.1, 2.9, 9)
     equal, fewer, more = MeanInterval(0.9, 0.7, 1.1, 9), MeanInterval(0.6, 0.5, 0.7, 9), MeanInterval(3, 2, 4, 9)
     assert judge_dream([equal, fewer, fewer], [some, none, none], (1, 5, 10)) == [
-        "the dream is better than repeating the last frame 5 and 10 steps ahead (0.600 [0.500, 0.700] times its "
+        "the dream is better than repeating the last frame 5 and 10 steps ahead (0.600 [0.500, 0.700] times the "
         "squared error at 10)",
         "the dream follows its actions: it is better than under the actions of other clips 1 step ahead "
         "(by 2.500 [2.100, 2.900] dB at 1)",
     ]
     poor, apart = judge_dream([equal], [none], (1,))
-    assert "no better than repeating the last frame (0.900 [0.700, 1.100] times its squared error, 1 ahead)" in poor
+    assert "no better than repeating the last frame (0.900 [0.700, 1.100] times the squared error, 1 ahead)" in poor
     assert apart.startswith("the dream does not follow its actions (0.100 [-0.200, 0.400] dB, 1 ahead")
     assert "is worse than repeating the last frame" in judge_dream([more], [none], (1,))[0]
 
