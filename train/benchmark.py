@@ -94,6 +94,8 @@ class Args(Settings):
     """Numbers of clips sampled in a batch."""
     store_batch_size: Positive = 32
     """Clips read per batch."""
+    compile: bool = False
+    """Compile our training steps with torch.compile."""
     rounds: Positive = 2
     """Processes per measurement; the median counts."""
     seconds: AboveZero = 3.0
@@ -152,7 +154,10 @@ def list_tasks(args: Args, folder: Path) -> Iterator[Task]:
     """All measurements, in the order of the table."""
     vqvae, prior = model_configs(args)
     for precision in [resolve_precision(torch.device(args.device), precision) for precision in args.precision]:
-        base = Task(workload="", precision=precision, batch_size=1, vqvae=vqvae, prior=prior, device=args.device)
+        base = Task(
+            workload="", precision=precision, batch_size=1, vqvae=vqvae, prior=prior, device=args.device,
+            compile=args.compile,
+        )  # fmt: skip
         if "vqvae" in args.workloads:
             yield replace(base, workload="vqvae", batch_size=args.vqvae_batch_size)
         for share in args.attention_dropout if "prior" in args.workloads else ():

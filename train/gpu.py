@@ -1,10 +1,13 @@
 """Run every measurement that needs a GPU, in a few minutes: `make gpu`, or `python train/gpu.py`.
 
-Each part is a command with a result file in <out>: the tests marked gpu, training steps of the paper's VQ-VAE and prior
-(clips/s, share of the peak rate, memory), dense and sparse attention over 8 x 32 x 32 codes, sampling, steps of a dream
-at up to 4,096 lanes, and PPO in it. The most important parts come first. A part that no longer fits into `--minutes` is
-left for the next call of the same command; parts that have a result are not run again. The table of all results is
-printed and written to <out>/table.md.
+Each part is a command with a result in <out>: steps of a dream with up to 4,096 lanes, PPO in it, the tests marked gpu,
+training steps of the paper's VQ-VAE and prior (clips/s or codes/s, share of a matrix product's rate, memory), dense and
+sparse attention over 8 x 32 x 32 codes, and sampling. Predictive sampling needs a trained prior, so the last parts
+train a small one on moving digits. The most important parts come first.
+
+A part that no longer fits into `--minutes` is left for the next call of the same command. A part that fails is told at
+the end, and the others run. Parts that have a result are not run again. The table of all results is printed and written
+to <out>/table.md.
 
     python train/gpu.py                              # at most 8 minutes
     python train/gpu.py --small --device cpu         # the same parts with small models, to try the command
@@ -22,7 +25,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 if not __package__:  # run as a file: import from the project's root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -39,6 +42,8 @@ from worldmodel.utils.errors import UserError
 from worldmodel.utils.settings import AboveZero, Settings
 
 Row = dict[str, Any]
+SHARE = "share of a matrix product's rate"
+"""A column: operations per second, divided by those of a 2048 x 2048 product in the same process."""
 LARGE = "--prior.latent-shape 8 32 32 --prior.d-model 512 --prior.n-layers 16 --prior.d-ff 2048"
 TINY = (
     "--vqvae.n-frames 4 --vqvae.frame-size 16 16 --vqvae.stride 2 4 4 --vqvae.hidden-channels 16 "
@@ -62,14 +67,24 @@ class Args(Settings):
     """Take small models and few lanes."""
 
 
+def no_rows(path: Path) -> list[Row]:
+    """For a part that only makes what a later one needs."""
+    return []
+
+
 @dataclass(frozen=True)
 class Part:
     """A command and how its result becomes rows of the table."""
 
     name: str
     line: str
-    """A script and its flags, or arguments of `python`; {out} is where its result goes, see `result_path`."""
-    rows: Callable[[Path], list[Row]]
+    """A script and its flags, or arguments of `python`. {out} is where its result goes, {folder} the folder of all."""
+    rows: Callable[[Path], list[Row]] = no_rows
+    """The rows of the table, from the result."""
+    result: str = ""
+    """File or folder of the result in the folder of all results; <name>.json by default."""
+    needs: str = ""
+    """Name of the part that has to be done before this one."""
 
 
 def test_rows(path: Path) -> list[Row]:
@@ -83,8 +98,8 @@ def training_rows(path: Path) -> list[Row]:
     rows = [
         {
             "what": f"{path.stem}: {row['what']}, batch {row['batch']}, {row['precision']}",
-            "result": f"{row['rate']:,.2f} {'codes' if row['what'] == 'sample' else 'clips'}/s",
-            "share of peak": f"{row['matmul_share']:.0%}",
+            "result": f"{row['rate']:,.2f} {'clips' if row['what'].startswith('vqvae') else 'codes'}/s",
+            SHARE: f"{row['matmul_share']:.0%}",
             "memory": f"{row['peak_memory'] / 2**30:.1f} GiB" if "peak_memory" in row else "",
         }
         for row in found["rows"]
@@ -99,7 +114,7 @@ def dream_rows(path: Path) -> list[Row]:
         {
             "what": f"dream, {row['lanes']:,} lanes, {row['precision']}",
             "result": f"{row['steps_per_second']:,.0f} steps/s",
-            "share of peak": f"{row['matmul_share']:.0%}",
+            SHARE: f"{row['matmul_share']:.0%}",
         }
         for row in json.loads(path.read_text())["rows"]
     ]
@@ -114,42 +129,81 @@ def ppo_rows(path: Path) -> list[Row]:
 def parts(args: Args) -> list[Part]:
     """All parts, the most important first."""
     small, dev = args.small, f"--device {args.device}"
-    dev_precision = f"{dev} --precision {'float32' if small else 'bfloat16'}"  # many CPUs are slow in bfloat16
     lanes = "1 2" if small else "1 64 1024 4096"
     envs = "2 --n-steps 8 --total-timesteps 32" if small else "1024 --n-steps 16 --total-timesteps 65536"
-    models = {"tiny": TINY} if small else {name: f"--preset-models {name}" for name in ("bair", "ucf101")}
-    timing = f"train/benchmark.py {dev_precision} --rounds 1 --seconds {0.05 if small else 2} --out {{out}}"
-    prior = f"{timing} --workloads prior --attention-dropout 0 --prior-batch-size 1 {TINY if small else LARGE}"
-    dream = f"rollout/benchmark.py {dev_precision} --seconds {0.1 if small else 4} --out {{out}}"
+    both = "float32" if small else "float32 bfloat16"  # many CPUs are slow in bfloat16
+    dream = f"rollout/benchmark.py {dev} --precision {both} --seconds {0.1 if small else 3} --out {{out}}"
     ppo = f"train/policy.py {dev} --env-id VideoGPTDream-v0 --precision auto --out {{out}}"
-    sampling = f"{timing} --workloads sample masks --sample-batch-sizes {'1 2' if small else '1 64'}"
+    tests = Part("tests", "-m pytest -m gpu -p no:cacheprovider", test_rows, "tests.txt")
     return [
         Part("dream", f"{dream} --num-envs {lanes}", dream_rows),
-        Part("ppo", f"{ppo} --num-envs {envs}", ppo_rows),
-        *(
-            Part(name, f"{timing} --workloads vqvae prior --attention-dropout 0 {model}", training_rows)
-            for name, model in models.items()
-        ),
+        Part("ppo", f"{ppo} --num-envs {envs}", ppo_rows, "ppo"),
+        *([] if PACKAGE else [tests]),  # which are not in the wheel
+        *timing_parts(args),
+        *sampling_parts(args),
+    ]
+
+
+def timing(args: Args) -> str:
+    """The command of train/benchmark.py with the flags that all its parts have in common."""
+    precision, seconds = ("float32", 0.05) if args.small else ("bfloat16", 2)
+    times = f"--precision {precision} --rounds 1 --seconds {seconds}"
+    return f"train/benchmark.py --device {args.device} {times} --out {{out}}"
+
+
+def timing_parts(args: Args) -> list[Part]:
+    """Training steps of the paper's models, plain and compiled, and attention over 8 x 32 x 32 codes."""
+    both = f"{timing(args)} --workloads vqvae prior --attention-dropout 0"
+    sizes = f"--prior-batch-size 1 {TINY}" if args.small else f"--prior-batch-size 4 {LARGE}"
+    prior = f"{timing(args)} --workloads prior --attention-dropout 0 {sizes}"
+    attention = [
         Part("attention_dense", prior, training_rows),
         Part("attention_sparse", f"{prior} --prior.local-window 128", training_rows),
-        Part("sampling", f"{sampling} {TINY if small else ''}", training_rows),
-        *([] if PACKAGE else [Part("tests", "-m pytest -m gpu -p no:cacheprovider", test_rows)]),  # not in the wheel
+    ]
+    if args.small:
+        return [Part("tiny", f"{both} {TINY}", training_rows), *attention]
+    models = {name: f"{both} --vqvae-batch-size 16 --preset-models {name}" for name in ("bair", "ucf101")}
+    plain = [Part(name, line, training_rows) for name, line in models.items()]
+    compiled = [Part(f"{name}_compiled", f"{line} --compile", training_rows) for name, line in models.items()]
+    return [*plain, *attention, *compiled]
+
+
+def sampling_parts(args: Args) -> list[Part]:
+    """Sampling code by code; then several codes ahead, from a prior that is trained on moving digits first."""
+    small, batches = args.small, "--sample-batch-sizes 1 2" if args.small else "--sample-batch-sizes 1 64"
+    device, steps = f"--device {args.device}", "2 --trainer.batch-size 2" if small else "600 --trainer.batch-size 32"
+    digits, run = "--data {folder}/digits.zarr", "--preset speed --run {folder}/digits"
+    eval_clips, size = ("--n-eval-clips 2", 32) if small else ("--n-eval-clips 32", 64)
+    stages = {
+        "digits": f"collect/moving_mnist.py --episodes {50 if small else 1000} --size {size} --out {{out}}",
+        "digits_vqvae": f"train/vqvae.py {run} {digits} {device} --trainer.steps {steps} {eval_clips} "
+        f"--model.frame-size {size} {size}",
+        "digits_tokens": f"train/tokens.py {run} {digits} {device}",
+        "digits_prior": f"train/prior.py {run} {device} --trainer.steps {steps} {eval_clips}",
+    }
+    results = ("digits.zarr", "digits/vqvae", "digits/tokens.zarr", "digits/prior")
+    made = [
+        Part(name, line, result=result, needs=before)
+        for (name, line), result, before in zip(stages.items(), results, ("", *stages), strict=False)
+    ]
+    sample = f"{timing(args)} {TINY if small else ''} {batches}"
+    ahead = f"{sample} --workloads sample --trained-prior {{folder}}/digits/prior"
+    return [
+        Part("sampling", f"{sample} --workloads sample masks", training_rows),
+        *made,
+        Part("sampling_ahead", ahead, training_rows, needs="digits_prior"),
     ]
 
 
 def result_path(args: Args, part: Part) -> Path:
-    """Where a part's result is: pytest's output as text, the folder of the PPO run, or a JSON file."""
-    return args.out / {"tests": "tests.txt", "ppo": "ppo"}.get(part.name, f"{part.name}.json")
+    """Where a part's result is."""
+    return args.out / (part.result or f"{part.name}.json")
 
 
-def run_part(args: Args, part: Part, seconds: float) -> bool:
-    """Run a part, at most this long; returns whether it finished.
-
-    Raises:
-        UserError: If it has failed.
-    """
+def run_part(args: Args, part: Part, seconds: float) -> Literal["done", "failed", "out of time"]:
+    """Run a part, at most this long; returns how it ended."""
     out = result_path(args, part)
-    line = [word.format(out=out) for word in shlex.split(part.line)]
+    line = [word.format(out=out, folder=args.out) for word in shlex.split(part.line)]
     is_script = line[0].endswith(".py")
     words = [*command_words(line[0]), *line[1:]] if is_script else ["python", *line]
     print(f"{part.name}: {shlex.join(words)}", flush=True)
@@ -162,14 +216,18 @@ def run_part(args: Args, part: Part, seconds: float) -> bool:
             status = run_python(arguments, seconds, output, ROOT if part.name == "tests" else None, is_script)
     except subprocess.TimeoutExpired:
         print(f"{part.name}: stopped, out of time; run the same command again")
-        return False
-    check_status(status, part.name, f"in {out}" if part.name == "tests" else "above")
-    return True
+        return "out of time"
+    try:
+        check_status(status, part.name, f"in {out}" if part.name == "tests" else "above")
+    except UserError as error:
+        print(f"{error}\n", file=sys.stderr, flush=True)
+        return "failed"
+    return "done"
 
 
 def table(rows: list[Row]) -> str:
     """Rows as a table in Markdown."""
-    names = ("what", "result", "share of peak", "memory")
+    names = ("what", "result", SHARE, "memory")
     lines = [names, ["---"] * len(names), *([row.get(name, "") for name in names] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
@@ -184,20 +242,24 @@ def main(args: Args) -> Written:
         raise UserError(f"{state} is damaged; delete it, and every part runs again") from None
     rows: list[Row] = []
     for part in parts(args):
-        left, made = end - time.monotonic(), f"{args.device}: {part.line}"
-        if done.get(part.name) != made and left > 0:
+        left, made, ended = end - time.monotonic(), f"{args.device}: {part.line}", "not run"
+        if done.get(part.name) != made and left > 0 and (not part.needs or part.needs in done):
             done.pop(part.name, None)  # its old result is about to go
             write_json(state, done)
-            if run_part(args, part, left):
+            ended = run_part(args, part, left)
+            if ended == "done":
                 done[part.name] = made
                 write_json(state, done)
-        if done.get(part.name) == made:
-            rows += part.rows(result_path(args, part))
-        else:
-            rows.append({"what": part.name, "result": "no time left"})
+        is_done = done.get(part.name) == made
+        rows += part.rows(result_path(args, part)) if is_done else [{"what": part.name, "result": ended}]
     text = f"{machine(args.device)}\n\n{table(rows)}"
     print(text)
     write_atomic(args.out / "table.md", text.encode())
+    if failed := [row["what"] for row in rows if row.get("result") == "failed"]:
+        raise UserError(
+            f"{', '.join(failed)} failed; the errors are above, and {args.out / 'table.md'} has the other results. Fix "
+            "them, and run the same command again"
+        )
     return Written(args.out / "table.md")
 
 

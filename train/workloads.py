@@ -62,6 +62,8 @@ class Task:
     vqvae: VQVAEConfig
     prior: PriorConfig
     device: str = "cpu"
+    compile: bool = False
+    """Whether training steps are compiled."""
     shard: bool = False
     """Whether training spreads the model over the ranks of torchrun."""
     store: str | Path = ""
@@ -77,8 +79,11 @@ class Task:
 
     def name(self) -> str:
         """The workload's name in the table."""
+        compiled = ", compiled" * self.compile
+        if self.workload == "vqvae":
+            return f"vqvae{compiled}"
         if self.workload == "prior":
-            return f"prior, attention dropout {self.prior.attention_dropout}"
+            return f"prior, attention dropout {self.prior.attention_dropout}{compiled}"
         if self.workload == "bucket":
             return "bucket, cached" if self.shard_cache else "bucket"
         return "sample, ahead" if self.trained_prior else self.workload
@@ -150,9 +155,9 @@ def _prior_step(task: Task) -> tuple[nn.Module, Callable[[], object]]:
 def _training(
     model: nn.Module, loss: Callable[[dict[str, Tensor]], dict[str, Tensor]], x: Tensor, task: Task
 ) -> Callable[[], object]:
-    config = TrainerConfig(precision=task.precision)  # type: ignore[arg-type]
+    config = TrainerConfig(precision=task.precision, compile=task.compile)  # type: ignore[arg-type]
     loss = wrap_loss(model, loss, config.compile, task.shard)
-    optimizer = torch.optim.Adam(model.parameters(), 1e-4)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-4, fused=True)
     return lambda: train_step(model, loss, {"x": x}, optimizer, config, 0)
 
 

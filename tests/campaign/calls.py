@@ -68,7 +68,7 @@ def knows(env: Env) -> list[Any]:
     """All that a dream knows, in a form that can be compared."""
     moment = vector(env).snapshot()
     lanes = moment["lanes"]
-    tensors = [*lanes.tensors(), *moment["memory"].values(), *(g.get_state() for g in lanes.generators)]
+    tensors = [*lanes.tensors(), *moment["memory"].values()]
     arrays = [moment[name] for name in ("frames", "variables", "elapsed", "done")]
     luck = [rng.bit_generator.state for rng in moment["rngs"]]
     return [
@@ -145,7 +145,7 @@ def step(env: Env, rng: np.random.Generator) -> Call:
 def restore(env: Env, rng: np.random.Generator) -> Call:
     """A snapshot of which a part is missing, is another thing, or of other lanes."""
     moment, value = env.snapshot(), hostile(rng)
-    name, inner = str(rng.choice(list(moment))), str(rng.choice(["kv_cache", "hidden", "variables", "generators"]))
+    name, inner = str(rng.choice(list(moment))), str(rng.choice(["kv_cache", "hidden", "variables", "random"]))
     lanes = moment["lanes"]
     parts: list[Callable[[], Any]] = [
         lambda: value,

@@ -182,7 +182,7 @@ def broken(moment: dict[str, Any]) -> list[Any]:
         moment | {"model_digests": {"vqvae": np.zeros(3)}},
         moment | {"memory": {"nothing": torch.zeros(2)}},
         moment | {"lanes": replace(lanes, kv_cache=None)},
-        moment | {"lanes": replace(lanes, generators=[])},
+        moment | {"lanes": replace(lanes, random=lanes.random[:1])},
         moment | {"lanes": replace(lanes, hidden=lanes.hidden[:, :1])},
         moment | {"lanes": replace(lanes, hidden=lanes.hidden * NAN)},
         moment | {"lanes": replace(lanes, variables=lanes.variables[:, :0])},

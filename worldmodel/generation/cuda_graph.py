@@ -4,8 +4,8 @@ A step of a small model is a thousand kernels of a few microseconds each, and Py
 than the GPU takes to run it. Once the ring buffer of cached frames is full in every lane, each step runs the same
 kernels on the same shapes, so the step is recorded once and then replayed.
 
-Everything that changes from step to step goes through fixed buffers: the lanes' state (in and out), their actions,
-their random numbers, and the rotary embedding of the frame's time. Time is a Python number, which a graph would
+Everything that changes from step to step goes through fixed buffers: the lanes' state (in and out), their actions, and
+the rotary embedding of the frame's time. Time is a Python number, which a graph would
 otherwise repeat at every replay. The finished frame is moved to its slot of the ring buffer outside the graph.
 
 Lanes are copied into the buffers and out of them, so snapshots, forks and other lanes never share memory with the
@@ -24,7 +24,7 @@ from worldmodel.generation.dream_state import DreamState, DreamStep
 from worldmodel.models.prior import Prior
 from worldmodel.models.transformer import StepContext
 
-StepFn = Callable[[DreamState, StepContext, Tensor, Tensor], DreamStep]
+StepFn = Callable[[DreamState, StepContext, Tensor], DreamStep]
 """Predicts a step between `Prior.begin_frame` and `Prior.finish_frame`: `Dream.predict_step`."""
 
 
@@ -42,7 +42,6 @@ class CudaGraphStep:
         prior: Prior,
         lanes: DreamState,
         condition: Tensor,
-        noise: Tensor,
     ) -> None:
         """Record the step.
 
@@ -52,25 +51,23 @@ class CudaGraphStep:
             prior: The dream's prior.
             lanes: Example state; the graph takes its shapes from here and works on a copy.
             condition: Example encoded actions (b, c).
-            noise: Example random numbers (b, n).
         """
         self.step_fn, self.features_fn, self.prior = step_fn, features_fn, prior
-        self.lanes = replace(lanes.clone(), generators=[])
-        self.condition, self.noise = condition.clone(), noise.clone()
+        self.lanes, self.condition = lanes.clone(), condition.clone()
         self.rotary = self._rotary(lanes)
-        self.replay = capture_graph(self._run_step, noise.device) if noise.device.type == "cuda" else self._run_step
+        self.replay = (
+            capture_graph(self._run_step, condition.device) if condition.device.type == "cuda" else self._run_step
+        )
 
-    def __call__(self, lanes: DreamState, condition: Tensor, noise: Tensor) -> DreamStep:
+    def __call__(self, lanes: DreamState, condition: Tensor) -> DreamStep:
         """Advance `lanes` in place by one latent frame.
 
         Args:
             lanes: As many lanes as the graph was recorded for.
             condition: Encoded actions (b, c).
-            noise: Uniform random numbers (b, n).
         """
         self.lanes.copy_(lanes)
         self.condition.copy_(condition)
-        self.noise.copy_(noise)
         self.rotary.copy_(self._rotary(lanes))
         self.replay()
         lanes.copy_(self.lanes)
@@ -91,7 +88,7 @@ class CudaGraphStep:
         context = context._replace(
             rotary=self.rotary
         )  # from the buffer: a graph would replay the time at which it was recorded
-        self.output = self.step_fn(lanes, context, self.condition, self.noise)
+        self.output = self.step_fn(lanes, context, self.condition)
         self.lanes.copy_(lanes)
 
 

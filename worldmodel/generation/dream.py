@@ -3,7 +3,7 @@
 A lane is one episode in the dream. `reset` starts lanes from contexts, which are a few latent frames of real episodes.
 `step` takes one action per lane and samples the next latent frame, its image, reward and termination. The whole state
 of a lane is in the `DreamState`: the prior's ring buffer of cached frames, the past activations of causal layers, the
-outcome model's hidden state, and a random generator. A lane therefore does not depend on the other lanes of its batch,
+outcome model's hidden state, and its random state. A lane therefore does not depend on the other lanes of its batch,
 and a snapshot is a copy.
 
 If the VQ-VAE's time stride s is above 1, one step is s environment steps with the action held, and the step returns
@@ -27,6 +27,7 @@ from worldmodel.generation.context import Context
 from worldmodel.generation.cuda_graph import CudaGraphStep
 from worldmodel.generation.dream_checks import check_context, check_parts, check_recording
 from worldmodel.generation.dream_state import DreamState, DreamStep
+from worldmodel.generation.lane_random import random_states, uniform
 from worldmodel.generation.sampling import FrameScore, SamplingConfig, sample_codes
 from worldmodel.models.layers import Memory
 from worldmodel.models.loading import AnyVQVAE, load_outcome, load_prior, load_vqvae
@@ -204,8 +205,8 @@ class Dream:
         features = self.prior.encode_images(images) if images is not None and self.prior.config.image_input else None
         condition = context.condition.to(self.prior.start_token.dtype)
         cache = self.prior.prefill(context.codes, condition, start, features)
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        return DreamState(cache, memory, hidden, variables, generators), frames[:, -1], variables.clone()
+        lanes = DreamState(cache, memory, hidden, variables, random_states(seeds, self.device))
+        return lanes, frames[:, -1], variables.clone()
 
     def image_features(self, lanes: DreamState) -> Tensor | None:
         """Features of the last reconstruction of each lane, if the prior takes images."""
@@ -227,7 +228,7 @@ class Dream:
         Raises:
             UserError: If the actions have another shape or are outside the action space.
         """
-        wanted, given = (len(lanes.generators), *self.env_spec.action.shape), as_array(actions)
+        wanted, given = (len(lanes.random), *self.env_spec.action.shape), as_array(actions)
         if given.dtype == object:
             raise UserError(f"{wanted[0]} lanes take actions of shape {wanted} with numbers of at most 64 bits each")
         if given.shape != wanted:
@@ -238,34 +239,33 @@ class Dream:
     @torch.no_grad()
     def step_encoded(self, lanes: DreamState, condition: Tensor) -> DreamStep:
         """`step` for actions that are encoded already, (b, c): those of the s environment steps, concatenated."""
-        n_numbers = self.prior.config.codes_per_frame + 1 + self.outcome.config.n_variables
-        noise = torch.stack([torch.rand(n_numbers, generator=g) for g in lanes.generators]).to(self.device)
         condition = condition.to(self.outcome.codebook.dtype)
         if self.use_cuda_graphs and lanes.kv_cache.is_full():  # from then on every step has the same shapes
-            key = (len(noise), self.sampling)
+            key = (len(condition), self.sampling)
             if key not in self.cuda_graphs:
                 if len(self.cuda_graphs) == MAX_CUDA_GRAPHS:
                     self.cuda_graphs.pop(next(iter(self.cuda_graphs)))
                 self.cuda_graphs[key] = CudaGraphStep(
-                    self.predict_step, self.image_features, self.prior, lanes, condition, noise
+                    self.predict_step, self.image_features, self.prior, lanes, condition
                 )
-            return self.cuda_graphs[key](lanes, condition, noise)
+            return self.cuda_graphs[key](lanes, condition)
         features = self.image_features(lanes)
         context = self.prior.begin_frame(lanes.kv_cache, condition.to(self.prior.start_token.dtype), features)
-        step = self.predict_step(lanes, context, condition, noise)
+        step = self.predict_step(lanes, context, condition)
         self.prior.finish_frame(lanes.kv_cache)
         return step
 
-    def predict_step(self, lanes: DreamState, context: StepContext, condition: Tensor, noise: Tensor) -> DreamStep:
+    def predict_step(self, lanes: DreamState, context: StepContext, condition: Tensor) -> DreamStep:
         """The step between `Prior.begin_frame` and `Prior.finish_frame`: codes, image and outcome.
 
         Args:
-            lanes: The state; its memory, hidden state and variables are updated in place.
+            lanes: The state; its memory, hidden state, variables and random state are updated in place.
             context: From `Prior.begin_frame`.
             condition: Encoded actions (b, c).
-            noise: Uniform random numbers (b, n): one for each code, one for termination, one for each game variable.
         """
-        n, score = self.prior.config.codes_per_frame, FrameScore(noise)
+        n = self.prior.config.codes_per_frame
+        noise = uniform(lanes.random, n + 1 + self.outcome.config.n_variables)  # codes, termination, variables
+        score = FrameScore(noise)
         codes = sample_codes(self.prior, lanes.kv_cache, context, noise[:, :n], self.sampling, score)
         frames = to_uint8(self.vqvae.decode(codes, lanes.memory, condition[:, None]))
         previous, images = lanes.variables[:, None], self.outcome_images(frames)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from worldmodel.generation.lane_random import random_states
 from worldmodel.models.attention import KVCache
 from worldmodel.models.layers import Memory
 
@@ -26,36 +26,36 @@ class DreamState:
     """(1, b, width) hidden state of the outcome model's GRU."""
     variables: Tensor
     """(b, v) current game variables."""
-    generators: list[torch.Generator]
-    """One random generator for each lane."""
+    random: Tensor
+    """(b, 2) int64 random state of each lane; see lane_random.py."""
 
     def clone(self) -> DreamState:
         """A copy that shares no memory with this one."""
-        generators = [g.clone_state() for g in self.generators]
         memory = {layer: past.clone() for layer, past in self.memory.items()}
-        return DreamState(self.kv_cache.clone(), memory, self.hidden.clone(), self.variables.clone(), generators)
+        return DreamState(
+            self.kv_cache.clone(), memory, self.hidden.clone(), self.variables.clone(), self.random.clone()
+        )
 
     def select_lanes(self, index: Tensor) -> DreamState:
         """Copies of the lanes at `index`, which may name a lane more than once."""
-        generators = [self.generators[i].clone_state() for i in index.tolist()]
         memory = {layer: past[index] for layer, past in self.memory.items()}
         return DreamState(
-            self.kv_cache.select_lanes(index), memory, self.hidden[:, index], self.variables[index], generators
+            self.kv_cache.select_lanes(index), memory, self.hidden[:, index], self.variables[index], self.random[index]
         )
 
     def tensors(self) -> list[Tensor]:
         """All tensors of the state, in a fixed order."""
-        return [*self.kv_cache.tensors(), *self.memory.values(), self.hidden, self.variables]
+        return [*self.kv_cache.tensors(), *self.memory.values(), self.hidden, self.variables, self.random]
 
     def copy_(self, other: DreamState) -> None:
-        """Overwrite the tensors with those of equally many other lanes; time and generators stay."""
+        """Overwrite the tensors with those of equally many other lanes; the time stays."""
         for mine, theirs in zip(self.tensors(), other.tensors(), strict=True):
             if mine is not theirs:
                 mine.copy_(theirs)
 
     def reseed(self, seeds: list[int]) -> None:
-        """Reseed the generator of every lane."""
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        """Reseed every lane."""
+        self.random = random_states(seeds, self.random.device)
 
     def set_lanes(self, index: Tensor, other: DreamState) -> None:
         """Overwrite the lanes at `index` with those of another batch, whose `kv_cache.time` must be the same."""
@@ -63,8 +63,7 @@ class DreamState:
         for layer, past in self.memory.items():
             past[index] = other.memory[layer]
         self.hidden[:, index], self.variables[index] = other.hidden, other.variables
-        for lane, generator in zip(index.tolist(), other.generators, strict=True):
-            self.generators[lane] = generator
+        self.random[index] = other.random
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,7 @@ class Training:
     def __post_init__(self) -> None:
         self.started, self.device = time.monotonic(), next(self.model.parameters()).device
         self.loss = wrap_loss(self.model, self.loss, self.config.compile, self.config.shard)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), self.config.learning_rate)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), self.config.learning_rate, fused=True)
         self.keep = self.config.keep_checkpoints if self.step else 1  # the first save drops those of an overwritten run
 
     def steps(self) -> list[str]:
