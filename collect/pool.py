@@ -171,8 +171,8 @@ def _follow() -> None:
 def _worker_main(connection: Connection, make: WorkerContext) -> None:
     if hasattr(os, "setpgid"):  # not on Windows, where the processes that this one starts may outlive it
         os.setpgid(0, 0)
+        os.set_inheritable(connection.fileno(), False)  # an engine that outlived us would keep the pipe open
     threading.Thread(target=_follow, daemon=True).start()
-    os.set_inheritable(connection.fileno(), False)  # an engine that outlived us would keep the pipe open
     try:
         with make() as run:
             connection.send(("done", None))

@@ -29,6 +29,7 @@ from collect.pool import WorkerContext, WorkerPool
 from worldmodel.data.env_spec import EnvSpec
 from worldmodel.data.opening import check_joinable, write_manifest
 from worldmodel.data.writer import StoreWriter
+from worldmodel.training.distributed import check_equal
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.progress import Progress
 from worldmodel.utils.ranks import n_ranks, rank, wait_for_ranks
@@ -77,8 +78,10 @@ def record_store(
         bare_rate: Measures the frames per second of the engine alone in one process, for comparison.
 
     Raises:
-        UserError: The store has other settings, or too many episodes in a row are unusable.
+        UserError: The store has other settings, ranks differ, or too many episodes in a row are unusable.
     """
+    same = {"settings": settings, "env_spec": env_spec.to_json(), "episodes": total, "length": length}
+    check_equal(**same, out=out, seed=args.seed, group_size=group_size)
     address, settings, share = rank_share(out, settings, group_size, total)
     with StoreWriter(address, env_spec, settings, split_seed(args.seed)) if share else nullcontext() as writer:
         join_ranks(out, group_size, total)

@@ -33,6 +33,7 @@ from envs.policies import MAX_STACKED_FRAMES, Player, load_player, shipped_polic
 from envs.vizdoom import make_engine
 from rollout.heldout import HeldOutArgs, HeldOutClips, dream_frames, load_heldout, reconstructions
 from rollout.inverse_dynamics import ActionClassifier, accuracy, accuracy_ratio, classify_actions, train_classifier
+from rollout.verdicts import judge_control
 from worldmodel.data.env_spec import EnvSpec, random_actions
 from worldmodel.data.opening import open_store
 from worldmodel.generation.dream import Dream
@@ -139,6 +140,7 @@ def main(args: Args) -> Written:
         print(f"action read from {name:28}{share!s:>24}")
     for name, share in result["ratio"].items():
         print(f"{name}, over real frames under such actions: {share}")
+    print(f"{args.run}: {judge_control(result['delta_psnr'], args.steps_ahead)}")
     protocol = asdict(args) | {"data": store.path, "prior": weights_digest(args.run / "prior")}
     path = args.run / "evaluation" / "controllability.json"
     write_json(path, {"protocol": protocol} | means_to_json(result))

@@ -13,7 +13,8 @@ The table also has the bits per code (the paper's bits/dim) of the true codes un
 is one sample of an uncertain future, so the metrics of a clip are means over several dreams. With a time stride above 1
 the dream uses the last action of each latent frame. Intervals are 95%, bootstrapped over episodes. The difference
 between true and shuffled actions is paired by clip. Whether a dream is better than a copy is judged by the ratio of
-their NMSE. Writes <run>/evaluation/results.json and .txt.
+their NMSE. Small objects hardly change any of these, so the pixels that differ from the still background are counted
+too. Writes <run>/evaluation/results.json and .txt.
 
 The paper does not use this protocol. Its own metrics are in rollout/fvd.py, which accepts runs in paper mode and in
 stream mode. This script needs stream mode.
@@ -46,9 +47,9 @@ from rollout.heldout import (
 from rollout.provenance import provenance
 from worldmodel.data.prior_dataset import bits_per_code
 from worldmodel.generation.dream import Dream
-from worldmodel.metrics.frames import nmse, psnr
+from worldmodel.metrics.frames import moving_pixels, nmse, psnr, still_background
 from worldmodel.metrics.interval import bootstrap, bootstrap_ratio, means_to_json
-from worldmodel.training.verdicts import judge_dream, judge_split
+from worldmodel.training.verdicts import judge_dream, judge_motion, judge_split
 from worldmodel.utils.checkpoint import read_header, write_atomic, write_json
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import Precision
@@ -56,7 +57,7 @@ from worldmodel.utils.progress import Progress
 from worldmodel.utils.settings import AtLeast2, NonEmpty, Positive
 
 NOTHING = 1e-6
-"""Added to the NMSE of dream and copy, whose ratio is judged: a copy is exact where nothing changes."""
+"""Added to figures whose ratio is judged: a copy is exact where nothing changes, and nothing may move."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +94,9 @@ def measure(args: Args, dream: Dream, heldout_clips: HeldOutClips) -> dict[str, 
                 for k in range(args.n_dreams)
             ]
     mean = lambda values: bootstrap(values, heldout_clips.episode)  # noqa: E731
+    over = lambda a, b: [  # noqa: E731
+        bootstrap_ratio(x + NOTHING, y + NOTHING, heldout_clips.episode) for x, y in zip(a.T, b.T, strict=True)
+    ]
     result: dict[str, Any] = {"psnr": {}, "nmse": {}, "bits_per_dim": {}, "difference": {}}
     scores = {
         figure: {
@@ -105,10 +109,14 @@ def measure(args: Args, dream: Dream, heldout_clips: HeldOutClips) -> dict[str, 
         result[figure] = {name: [mean(v[:, k]) for k in range(len(steps))] for name, v in by_name.items()}
         gain = by_name["true actions"] - by_name["shuffled actions"]
         result["difference"][figure] = [mean(gain[:, k]) for k in range(len(steps))]
-    dreamed, copied = (scores["nmse"][name].T for name in ("true actions", "copy last frame"))
-    result["error_over_copy"] = [
-        bootstrap_ratio(a + NOTHING, b + NOTHING, heldout_clips.episode) for a, b in zip(dreamed, copied, strict=True)
-    ]
+    result["error_over_copy"] = over(*(scores["nmse"][name] for name in ("true actions", "copy last frame")))
+    background = still_background(heldout_clips.frames)
+    counts = {
+        name: np.mean([moving_pixels(video[:, steps], background) for video in films[name]], axis=0)
+        for name in ("reconstruction", "true actions")
+    }
+    real = moving_pixels(truth[:, steps], background)
+    result["moving_pixels"] = {name: over(count, real) for name, count in counts.items()}
     true, false = (
         bits_per_code(dream.prior, heldout_clips.batch(condition), c)
         for condition in (heldout_clips.condition, shuffled)
@@ -127,6 +135,8 @@ def table(result: dict[str, Any], ahead: tuple[int, ...]) -> str:
         if figure == "nmse":
             rows["true actions / copy"] = result["error_over_copy"]
         lines += [f"  {name:28}" + "".join(f"{m!s:>26}" for m in means) for name, means in rows.items()]
+    lines += ["", "moving pixels / those of the recording"]
+    lines += [f"  {name:28}" + "".join(f"{m!s:>26}" for m in means) for name, means in result["moving_pixels"].items()]
     lines += ["", "bits per code (lower is better)"]
     rows = {**result["bits_per_dim"], "true - shuffled": result["difference"]["bits_per_dim"]}
     return "\n".join([*lines, *(f"  {name:28}{m!s:>26}" for name, m in rows.items())])
@@ -157,6 +167,8 @@ def main(args: Args) -> Written:
     write_atomic(folder / "results.txt", (text + "\n").encode())
     print(text + "\n")
     verdicts = judge_dream(result["error_over_copy"], result["difference"]["psnr"], args.steps_ahead)
+    moving = result["moving_pixels"]
+    verdicts.append(judge_motion(moving["true actions"], moving["reconstruction"], args.steps_ahead))
     for verdict in judge_split(heldout_clips.episode) + verdicts:
         print(f"{args.run}: {verdict}")
     print(

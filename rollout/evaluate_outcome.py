@@ -36,6 +36,7 @@ import torch
 from configs import command
 from configs.written import Written
 from rollout.heldout import SplitArgs
+from rollout.verdicts import judge_ends
 from worldmodel.data.clips import RECONSTRUCTION
 from worldmodel.data.opening import open_tokens
 from worldmodel.data.store import Store
@@ -251,6 +252,7 @@ def main(args: Args) -> Written:
         print(f"termination, {name:9} AUROC {end['auroc']:.3f}, {error}")
         said, came = (f"{r.mean:.2%} [{r.low:.2%}, {r.high:.2%}]" for r in (end["expected"], end["happened"]))
         print(f"                        predicted in {said} of steps, happened in {came}")
+    print(f"{args.run}: {judge_ends(*(result['end']['predicted'][k] for k in ('expected', 'happened')))}")
     for name, r in result["return"].items():
         print(f"return, {name:9} r = {r} over {args.steps} steps, {r.n} starting points")
     for name, parts in result["variables"].items():

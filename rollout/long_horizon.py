@@ -36,6 +36,7 @@ from configs import command
 from configs.written import Written
 from envs.policies import MAX_STACKED_FRAMES, load_player
 from rollout.heldout import SplitArgs, read_code_clips, reconstructions
+from rollout.verdicts import judge_drift
 from worldmodel.data.clips import n_given_rows
 from worldmodel.data.opening import open_tokens
 from worldmodel.data.prior_dataset import bits_per_code
@@ -192,6 +193,8 @@ def main(args: Args) -> Written:
         cells = [cell(curve[name], truth[name], label == "real") for name in FIGURES]
         print(f"{label:34}" + "".join(f"{cell:>34}" for cell in cells))
         result[label] = {name: curve[name].tolist() for name in FIGURES}
+    for label, curve in curves.items():
+        print(f"{label}: {judge_drift({name: drift(curve[name], truth[name]) for name in FIGURES}, args.steps)}")
     plot(args, curves, truth, folder / "long_horizon.png")
     protocol = asdict(args) | {"prior": weights_digest(args.run / "prior")}
     write_json(folder / "long_horizon.json", {"protocol": protocol, "windows": result})

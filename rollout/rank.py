@@ -33,6 +33,7 @@ from envs.policies import MAX_STACKED_FRAMES, Player, load_player
 from envs.vector import DreamVectorEnv
 from envs.vizdoom import VizdoomFrames, make_engine
 from rollout.episodes import play_episode, start_contexts
+from rollout.verdicts import judge_ranking
 from worldmodel.utils.checkpoint import write_json
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import Precision
@@ -112,7 +113,7 @@ def main(args: Args) -> Written:
             Progress.write(f"{name[-39:]:40}{scores[name][0].mean():>10.1f}{scores[name][1].mean():>10.1f}")
     a, b = (np.stack([pair[k] for pair in scores.values()]) for k in (0, 1))
     r, low, high = rank_correlation(a, b, args.seed)
-    print(f"Spearman's correlation of {len(scores)} policies: {r:.3f} [{low:.3f}, {high:.3f}]")
+    print(judge_ranking(r, low, high, len(scores)))
     rows = {name: {"dream": x.tolist(), "engine": y.tolist()} for name, (x, y) in scores.items()}
     write_json(args.out, {"settings": asdict(args), "spearman": [r, low, high], "returns": rows})
     return Written(args.out)

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +17,27 @@ import torch
 from torch.distributed import TCPStore
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from worldmodel.training import distributed
 from worldmodel.training.distributed import process_group
 from worldmodel.utils.errors import UserError
 
 LIMIT = 60.0
 """Seconds after which ranks hang."""
+PATIENCE = "PATIENCE"
+"""Environment variable with the seconds that a rank waits for others."""
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([__name__, "worldmodel.training.vqvae_stage", "torch._dynamo"])
 
 
 def act(work: Callable[..., None], args: tuple[Any, ...], environment: dict[str, str], log: Path) -> None:
-    """Work as a script would do it, with what it says in a file."""
+    """Work as a script would do it, with what it says in a file. `PATIENCE` is how long it waits for other ranks."""
     with open(log, "ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.environ.update(environment)
     torch.set_num_threads(1)
+    if PATIENCE in environment:
+        distributed.TIMEOUT = timedelta(seconds=float(environment[PATIENCE]))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with process_group():
@@ -46,8 +52,10 @@ def act(work: Callable[..., None], args: tuple[Any, ...], environment: dict[str,
         atexit._run_exitfuncs()  # which a forked process leaves out
 
 
-def on_ranks(folder: Path, n: int, work: Callable[..., None], *args: Any) -> list[tuple[int | None, str]]:
-    """Run `work(*args)` on n ranks.
+def on_ranks(
+    folder: Path, n: int, work: Callable[..., None], *args: Any, patience: float | None = None
+) -> list[tuple[int | None, str]]:
+    """Run `work(*args)` on n ranks, which wait for each other for `patience` seconds, or as long as usual.
 
     Returns:
         The exit status of each rank, None if it hangs, and what it said.
@@ -55,6 +63,7 @@ def on_ranks(folder: Path, n: int, work: Callable[..., None], *args: Any) -> lis
     folder.mkdir(parents=True, exist_ok=True)
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # in the place of torchrun's
     agent = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    agent |= {} if patience is None else {PATIENCE: str(patience)}
     logs = [folder / f"rank-{r}.txt" for r in range(n)]
     places = [agent | {"WORLD_SIZE": str(n), "RANK": str(r), "LOCAL_RANK": str(r)} for r in range(n)]
     processes = [CONTEXT.Process(target=act, args=(work, args, *where)) for where in zip(places, logs, strict=True)]
@@ -66,6 +75,14 @@ def on_ranks(folder: Path, n: int, work: Callable[..., None], *args: Any) -> lis
     for process in processes:
         process.kill()
     return found
+
+
+def only_sentence(found: list[tuple[int | None, str]], status: int = 2) -> str:
+    """What ranks said that all ended with a status, one of them with a sentence."""
+    assert [code for code, _ in found] == [status] * len(found), found
+    said = [line for _, text in found for line in text.splitlines() if "%|" not in line]
+    assert len(said) == 1, said
+    return said[0]
 
 
 def restarting(folder: Path, n: int, max_restarts: int, work: Callable[..., None], *args: Any) -> str:

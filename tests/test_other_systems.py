@@ -14,6 +14,12 @@ for module in ("fcntl", "resource", "pwd", "grp", "termios"):
     sys.modules[module] = None
 for name in ("killpg", "setpgid", "getpgid", "getuid", "geteuid", "posix_fallocate", "fork", "mkfifo", "O_DIRECTORY"):
     delattr(os, name)
+inheritable = os.set_inheritable
+def set_inheritable(fd, value):  # on Windows, fileno() of a multiprocessing connection is not a file descriptor
+    if "pool" in sys._getframe(1).f_code.co_filename:
+        raise OSError("bad file descriptor")
+    inheritable(fd, value)
+os.set_inheritable = set_inheritable
 """
 CHAIN = '''
 import importlib

@@ -2,6 +2,7 @@
 
     python train/benchmark.py                                # VQ-VAE of BAIR, prior of 1,024 codes per clip
     python train/benchmark.py --official ../VideoGPT         # also a checkout of the official code, with ratios
+    python train/benchmark.py --profile                      # also where the time of a training step goes
     python train/benchmark.py --preset speed                 # also sampling from a trained prior
     python train/benchmark.py --workloads store bucket --bucket s3://mine/benchmark.zarr    # clips/s local and remote
     python train/benchmark.py --preset-models ucf101 --workloads vqvae prior --precision bfloat16 --device cuda
@@ -45,6 +46,7 @@ from configs import command, overlay, read_preset
 from configs.written import Written
 from train import workloads, workloads_official
 from train.mask_memory import mask_memory
+from train.step_profile import time_shares
 from train.workloads import Task
 from worldmodel.models.loading import load_prior
 from worldmodel.models.prior import PriorConfig
@@ -96,6 +98,8 @@ class Args(Settings):
     """Clips read per batch."""
     compile: bool = False
     """Compile our training steps with torch.compile."""
+    profile: bool = False
+    """Also print which operations the time of training steps goes to."""
     rounds: Positive = 2
     """Processes per measurement; the median counts."""
     seconds: AboveZero = 3.0
@@ -182,8 +186,8 @@ def list_tasks(args: Args, folder: Path) -> Iterator[Task]:
             yield replace(base, workload="bucket", store=args.bucket, shard_cache=kept)
 
 
-def measure(task: Task, checkout: Path | None, seconds: float, allocator: str) -> Row:
-    """Measure a task in this process: our code, or that of a checkout."""
+def measure(task: Task, checkout: Path | None, seconds: float, allocator: str, is_profiled: bool = False) -> Row:
+    """Measure a task in this process: our code, or that of a checkout. Rates are numbers, and "profile" has shares."""
     if allocator == "keep":
         keep_freed_memory()
     cuda = task.device == "cuda"
@@ -198,13 +202,15 @@ def measure(task: Task, checkout: Path | None, seconds: float, allocator: str) -
         "copy_share": calls * made.bytes / can["copy"],
         **({"peak_memory": torch.cuda.max_memory_allocated()} if cuda else {}),
         **{f"machine_{name}": value for name, value in can.items()},
+        **({"profile": time_shares(made.call, task.device)} if is_profiled else {}),
     }
 
 
 def measure_in_process(task: Task, checkout: Path | None, args: Args) -> Row:
     """Run `measure` in a new process."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(measure, task, checkout, args.seconds, args.allocator).result()
+        is_profiled = args.profile and task.workload in ("vqvae", "prior")
+        return pool.submit(measure, task, checkout, args.seconds, args.allocator, is_profiled).result()
 
 
 def compare(task: Task, args: Args, folder: Path) -> list[Row]:
@@ -219,10 +225,13 @@ def compare(task: Task, args: Args, folder: Path) -> list[Row]:
                 measure_in_process(replace(task, store=str(folder / "noise.hdf5")) if h5 else task, checkout, args)
             )
     same = {"what": task.name(), "precision": task.precision, "batch": task.batch_size}
-    return [
-        same | {"side": side} | {key: float(np.median([row[key] for row in rows])) for key in rows[0]}
-        for side, rows in found.items()
-    ]
+    return [same | {"side": side} | median_row(rows) for side, rows in found.items()]
+
+
+def median_row(rows: list[Row]) -> Row:
+    """The median of each number, and the last profile."""
+    last = rows[-1]
+    return {k: v if k == "profile" else float(np.median([row[k] for row in rows])) for k, v in last.items()}
 
 
 def format_row(row: Row) -> str:
@@ -272,6 +281,8 @@ def main(args: Args) -> Written:
             for row in compare(task, args, folder):
                 rows.append(row)
                 print(format_row(row), flush=True)
+                if "profile" in row:
+                    print("  " + ", ".join(f"{share:.0%} {name}" for name, share in row["profile"].items()))
     table = ratios(rows)
     for entry in table:
         values = ", ".join(f"{key} {value:.2f}" for key, value in entry.items() if key not in ("what", "batch"))

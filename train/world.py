@@ -52,7 +52,7 @@ from worldmodel.data.motion import measure_motion
 from worldmodel.data.opening import open_store
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.lock import folder_lock
-from worldmodel.utils.settings import Count, Positive, Settings
+from worldmodel.utils.settings import Count, NotNegative, Positive, Settings
 
 SHARES = {"record": 0.06, "vqvae": 0.26, "tokens": 0.10, "prior": 0.46, "outcome": 0.06, "judge": 0.06}
 """Share of the time for each stage. Once data is recorded, the time for its tokens is known; others share the rest."""
@@ -103,6 +103,8 @@ class Args(Settings):
     """Minutes for everything, 15 or more. More time gives a better model, up to hours."""
     size: Count = 0
     """Height and width of a frame in pixels; 0 chooses 64 or 96."""
+    motion_loss_weight: NotNegative | None = None
+    """Weight of changing pixels in the VQ-VAE's loss, by default chosen from 10 to 50. More keeps small objects."""
     max_episode_steps: Count = 0
     """Time limit of an episode in steps; 0 takes the environment's own, but at most 1,000."""
 
@@ -195,7 +197,8 @@ class World:
                 )
             once("motion", lambda: {name: round(value, 4) for name, value in asdict(motion).items()})
             once("size", lambda: args.size or choose_size(motion, LOOK_SIZE))
-            once("motion_loss_weight", lambda: choose_motion_weight(motion))
+            given = args.motion_loss_weight
+            once("motion_loss_weight", lambda: choose_motion_weight(motion) if given is None else given)
             once("encoding_speed", lambda: round(encoding_speed(chosen["size"]), 1))
             recorded = self.seconds("record") * store.n_rows / max(1.0, took - START)
             encoded = self.seconds("tokens", "record") * chosen["encoding_speed"]
@@ -261,14 +264,17 @@ def main(args: Args) -> Written:
         choices = Choices(args)
         (world := World(args, choices)).all()
     play, policy = (" ".join(command_words(script)) for script in ("rollout/play.py", "train/policy.py"))
-    better = "more --minutes, or another --run with a --policy that plays well"
+    better = (
+        "more --minutes, or another --run with a --policy that plays well; if reconstructions lose what moves, another "
+        "--run with --size 96 or a larger --motion-loss-weight"
+    )
     if short := [stage for stage in STAGES if choices.value[f"{stage}_steps"] <= MIN_STEPS]:
         cure = "use another --run and more --minutes" if "vqvae" in short else "use more --minutes"
         better = f"the time was too short for {' and '.join(short)}; {cure}"
     print(
         f"\ntime:     {(time.monotonic() - before) / 60:.0f} minutes ({world.minutes} asked for)"
         f"\nvideos:   {args.run}/dreams has the truth beside dreams of the same actions"
-        f"\nplay it:  {play} --run {args.run}"
+        f"\nplay it:  {play} --run {args.run}    # --trust-env also runs {args.env_id} itself, beside the dream"
         f"\npolicy:   {policy} --env-id VideoGPTDream-v0 --run {args.run} --reward-shaping"
         f"\nbetter:   {better}"
     )

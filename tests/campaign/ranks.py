@@ -1,6 +1,6 @@
 """Trainings on several ranks that are disturbed, and compared bit for bit with trainings that were not.
 
-An attempt trains a tiny model on two or three ranks and disturbs one of them, any one, once:
+An attempt trains a tiny model on two or four ranks and disturbs one of them, any one, once:
 
     kill      SIGKILL when it draws the batch of a random step; torchrun's agent starts all ranks again
     time      SIGKILL at a random time; torchrun's agent starts all ranks again
@@ -8,6 +8,7 @@ An attempt trains a tiny model on two or three ranks and disturbs one of them, a
     error     an error at a random step; one rank tells it, and the same command goes on
     differ    a setting, the data or the folder differ on it; one rank tells it, and nothing is written
 
+The first twenty attempts are kills at a random step. Then the five kinds take turns.
 Ranks are forked from a process that has imported everything.
 """
 
@@ -142,12 +143,13 @@ class Bench:
         return ("right", "") if end(out) == wanted else ("silent", "another end")
 
 
-def run(seconds: float, seed: int, kinds: tuple[str, ...] = tuple(KINDS)) -> Tally:
+def run(seconds: float, seed: int, kinds: tuple[str, ...] = tuple(KINDS), kills: int = 20) -> Tally:
     tally = Tally("ranks")
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder))
-        for number in attempts(seconds, least=len(MODES)):
-            mode, rng = MODES[number % len(MODES)], np.random.default_rng([seed, number])
+        for number in attempts(seconds, least=kills + len(MODES)):
+            mode = "kill" if number < kills else MODES[number % len(MODES)]
+            rng = np.random.default_rng([seed, number])
             kind = kinds[int(rng.integers(len(kinds)))]
             verdict, detail = bench.attempt(mode, kind, rng)
             tally.add(verdict, f"seed {seed}, number {number}: {mode}: {kind}", detail)

@@ -12,7 +12,7 @@ from tests.campaign.careless import forgets_its_lanes
 
 
 def test_the_area_is_clean() -> None:
-    tally = ranks.run(3, 0, ("recurrent",))
+    tally = ranks.run(3, 0, ("recurrent",), kills=0)
     assert tally.clean, "\n".join(tally.faults)
     assert tally.counts.total() >= len(ranks.MODES)
     assert min(tally.counts["right"], tally.counts["sentence"]) > 0

@@ -13,11 +13,12 @@ import pytest
 
 from collect import record
 from tests.collect.here import Here
-from tests.ranks import on_ranks, restarting
+from tests.ranks import on_ranks, only_sentence, restarting
 from tests.worldmodel.data.test_store import WORLD, episode
 from worldmodel.data.opening import open_store
 from worldmodel.data.store import Store
 from worldmodel.data.writer import Episode
+from worldmodel.utils.ranks import rank
 
 TOTAL, GROUP = 14, 3
 
@@ -67,6 +68,18 @@ def test_two_ranks_record_what_one_records(tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.setattr(record, name, getattr(record, name))  # `work` changes them
     work(str(tmp_path / "alone"))
     assert sorted(numbers(open_store(out))) == numbers(Store(tmp_path / "alone")) == list(range(TOTAL))
+
+
+def differing(out: str) -> None:
+    record.WorkerPool = lambda *_: Here(players, 1, print)  # type: ignore[assignment,misc]
+    settings = {"epsilon": 0.5 if rank() else 0.2}
+    record.record_store(out, WORLD, settings, record.RecordArgs(), players, GROUP, TOTAL)
+
+
+def test_ranks_that_differ_are_told_and_write_nothing(tmp_path: Path) -> None:
+    said = only_sentence(on_ranks(tmp_path / "logs", 2, differing, str(tmp_path / "data.zarr")))
+    assert "rank 1 has settings.epsilon = 0.5, but rank 0 has 0.2; start all ranks with the same command" in said
+    assert not (tmp_path / "data.zarr").exists()
 
 
 def test_a_rank_that_dies_loses_nothing_that_was_committed(tmp_path: Path) -> None:

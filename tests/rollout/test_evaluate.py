@@ -45,8 +45,10 @@ def test_the_table_tells_true_actions_from_shuffled_ones(run: Path, capsys: pyte
     assert result["protocol"]["steps_ahead"] == [1, 5, 10]
     assert f"{bits['true actions']['mean']:.3f} [" in printed
     assert "VideoGPTDream-v0" in written.next
-    for good in ("is better than repeating the last frame", "follows its actions"):
-        assert f"{run}: the dream {good}" in printed
+    better = "the dream is better than repeating the last frame"
+    for good in (better, "the dream follows its actions", "what moves stays visible"):
+        assert f"{run}: {good}" in printed
+    assert all(0.8 < ratio["mean"] < 1.2 for ratio in result["moving_pixels"]["reconstruction"])
     assert (run / "evaluation" / "results.txt").read_text().strip() in printed
 
 

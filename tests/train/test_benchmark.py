@@ -118,7 +118,7 @@ def test_the_official_side(checkout: Path) -> None:
 def test_table_and_figures(tmp_path: Path, checkout: Path, capsys: pytest.CaptureFixture) -> None:
     args = benchmark.Args(
         workloads=("vqvae",), official=checkout, vqvae=VQVAE, precision=("float32",), rounds=1, seconds=0.2,
-        out=tmp_path / "speed.json",
+        profile=True, out=tmp_path / "speed.json",
     )  # fmt: skip
     benchmark.main(args)
     figures = json.loads(args.out.read_text())
@@ -128,7 +128,11 @@ def test_table_and_figures(tmp_path: Path, checkout: Path, capsys: pytest.Captur
     (entry,) = figures["ratios"]
     ours, theirs = (row["rate"] for row in figures["rows"])
     assert entry["float32"] == entry["as_shipped"] == ours / theirs
-    assert "ours / official: vqvae, batch 2" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "ours / official: vqvae, batch 2" in said
+    for row in figures["rows"]:
+        assert sum(row["profile"].values()) == pytest.approx(1) and "convolutions" in row["profile"]
+    assert "% convolutions" in said
 
 
 def test_clips_of_a_folder_and_of_a_bucket_are_timed_in_one_run(

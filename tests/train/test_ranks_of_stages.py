@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 
 from tests.conftest import stages
-from tests.ranks import on_ranks
+from tests.ranks import on_ranks, only_sentence
 from train import outcome, prior, tokens, vqvae
+from worldmodel.data.opening import write_manifest
 from worldmodel.training.scalars import read_scalars
 from worldmodel.utils.checkpoint import read_checkpoint
+from worldmodel.utils.ranks import rank
+from worldmodel.utils.settings import Address
 
 STEPS = 4
 
@@ -48,6 +51,27 @@ def compare(number: int, name: str, run: Path, tmp_path: Path, recurrent: bool) 
 
 def test_clips_are_shared(toy_store: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     compare(0, "vqvae", toy_store.parent, tmp_path_factory.mktemp("clips"), recurrent=False)
+
+
+def without_data(run: Path) -> None:
+    """Rank 1 is on a machine that does not have the store."""
+    if rank():
+        run = run.parent / "elsewhere"
+    work(0, run, False)
+
+
+def incomplete(run: Path) -> None:
+    """The manifest of the data names a store that is not there."""
+    vqvae.main(replace(stages(run)[0], data=Address(str(run / "joined.zarr"))))
+
+
+def test_a_mistake_is_told_by_one_rank_and_ends_both(toy_store: Path, tmp_path: Path) -> None:
+    """Both before the ranks have talked to each other for the first time."""
+    found = on_ranks(tmp_path / "a", 2, without_data, toy_store.parent, patience=20.0)
+    assert "elsewhere/data.zarr" in only_sentence(found), found
+    shutil.copytree(toy_store, tmp_path / "joined.zarr" / "0")
+    write_manifest(str(tmp_path / "joined.zarr"), ["0", "1"])
+    assert "joined.zarr/1" in only_sentence(on_ranks(tmp_path / "b", 2, incomplete, tmp_path, patience=20.0))
 
 
 def test_lanes_codes_and_sequences_are_shared(

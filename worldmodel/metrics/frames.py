@@ -1,4 +1,4 @@
-"""Distance of predicted frames from the ground truth: NMSE and PSNR of each frame.
+"""Distance of predicted frames from the ground truth: NMSE and PSNR of each frame; and how much of it moves.
 
 Frames are uint8 (..., h, w, c); results have shape (...).
 """
@@ -6,6 +6,9 @@ Frames are uint8 (..., h, w, c); results have shape (...).
 from __future__ import annotations
 
 import numpy as np
+
+MOVED = 40
+"""A pixel shows something that moves if one of its colors differs from the background by more than this, of 255."""
 
 
 def squared_error(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -22,3 +25,22 @@ def nmse(prediction: np.ndarray, truth: np.ndarray, variance: float) -> np.ndarr
 def psnr(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Peak signal-to-noise ratio in dB, at most 54: equal frames count as if they differed by half a gray level."""
     return -10 * np.log10(np.maximum(squared_error(prediction, truth), (0.5 / 255) ** 2))
+
+
+def moving_pixels(frames: np.ndarray, background: np.ndarray) -> np.ndarray:
+    """The share of pixels that show something else than the background.
+
+    Args:
+        frames: uint8 (n, t, h, w, c).
+        background: What does not move in each clip (n, h, w, c): see `still_background`.
+
+    Returns:
+        (n, t), from 0 to 1.
+    """
+    difference = np.abs(frames.astype(np.int16) - background[:, None].astype(np.int16))
+    return (difference.max(-1) > MOVED).mean((-2, -1))
+
+
+def still_background(frames: np.ndarray) -> np.ndarray:
+    """The median over time of clips (n, t, h, w, c): what stands still for at least half of a clip."""
+    return np.median(frames, axis=1).astype(frames.dtype)

@@ -24,8 +24,10 @@ sequence of clips that start every `clip_stride` frames, and training clips of c
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
+from threading import Lock
 from typing import Literal
 
 import numpy as np
@@ -42,6 +44,7 @@ from worldmodel.generation.context import CONTEXTS_FILE, Context
 from worldmodel.models.loading import AnyVQVAE, load_vqvae
 from worldmodel.models.pixels import to_float
 from worldmodel.training.encoding import Rows, actions_into, encode_episodes
+from worldmodel.training.encoding_order import Episodes, encode_window, n_frames, n_threads, windows
 from worldmodel.training.step import autocast
 from worldmodel.utils.checkpoint import codes_digest
 from worldmodel.utils.errors import UserError
@@ -147,7 +150,7 @@ def trial(model: AnyVQVAE, store: Store, precision: Precision) -> dict[str, torc
     return {"picture": to_float(seen)}
 
 
-def write(args: TokensStage, store: Store, model: AnyVQVAE, weights: str) -> None:
+def write(args: TokensStage, store: Store, model: AnyVQVAE, weights: str, precision: Precision) -> None:
     """Encode the episodes that the store of codes does not have yet.
 
     Args:
@@ -155,6 +158,7 @@ def write(args: TokensStage, store: Store, model: AnyVQVAE, weights: str) -> Non
         store: Store of frames.
         model: The VQ-VAE.
         weights: Its `codes_digest`.
+        precision: Precision to encode in.
 
     Raises:
         UserError: If the store of codes has other settings or more episodes, or an episode is too short.
@@ -169,23 +173,29 @@ def write(args: TokensStage, store: Store, model: AnyVQVAE, weights: str) -> Non
         first, n = writer.n_episodes, len(store.episode_ends)
         if first > n:
             raise UserError(f"{writer.path} has {first} episodes, but {store.path} only {n}; {cure}")
-        lanes = LANES[model.pre_vq_conv.weight.device.type]
+        device, lock = model.pre_vq_conv.weight.device, Lock()
+        lanes = LANES[device.type]
         total = store.n_rows - (store.episode_bounds(first)[0] if first < n else store.n_rows)
         with Progress(total=total, unit=" frames", desc="tokens", disable=total == 0) as bar:
 
-            def advance(frames: int) -> None:
-                bar.update(min(frames, total - bar.n))  # a last latent frame may have been filled
+            def advance(check: Callable[[], None], frames: int) -> None:
+                check()
+                with lock:
+                    bar.update(min(frames, total - bar.n))  # a last latent frame may have been filled
 
-            for at in range(first, n, lanes):
-                group = range(at, min(at + lanes, n))
-                episodes, first_rows = zip(
-                    *((store.read_episode(i), store.episode_bounds(i)[0]) for i in group), strict=True
-                )
-                encoded = encode_episodes(model, store.env_spec, episodes, first_rows, args.clip_stride, advance)
-                for i, episode, rows in zip(group, episodes, encoded, strict=True):
+            def encode(group: Episodes, check: Callable[[], None]) -> list[Rows]:
+                numbers, episodes = zip(*group, strict=True)
+                rows = [store.episode_bounds(i)[0] for i in numbers]
+                with autocast(device, precision):  # of this thread
+                    return encode_episodes(
+                        model, store.env_spec, episodes, rows, args.clip_stride, partial(advance, check)
+                    )
+
+            for window in windows(store, first, n, lanes):
+                for i, rows in zip(window, encode_window(encode, store, window, lanes, n_threads(device)), strict=True):
                     if not rows:
                         raise UserError(
-                            f"episode {i} of {store.path} has {len(episode['frames'])} frames, but a clip needs "
+                            f"episode {i} of {store.path} has {n_frames(store, i)} frames, but a clip needs "
                             f"{model.config.n_frames}; collect longer episodes or train the VQ-VAE with --model.mode "
                             "stream"
                         )
@@ -214,8 +224,7 @@ def encode_tokens(args: TokensStage) -> None:
             shutil.rmtree(args.run / "tokens.zarr", ignore_errors=True)
         device = model.pre_vq_conv.weight.device
         precision = verified_precision("tokens", device, args.precision, partial(trial, model, store))
-        with autocast(device, precision):
-            write(args, store, model, weights)
+        write(args, store, model, weights, precision)
         tokens = Store(args.run / "tokens.zarr")
         if missing := [name for name in ("condition", "variables") if name not in tokens.array_names]:
             print(f"no contexts for a dream to start from: {tokens.path} has no {missing[0]}")

@@ -15,7 +15,8 @@ class TrainerConfig(Settings):
     """How a model is trained, by Adam with betas 0.9 and 0.999."""
 
     steps: Positive = 100_000
-    """Number of training steps in all. A larger number continues a complete run."""
+    """Number of training steps in all. A larger number continues a complete run, from the learning rate that the
+    schedule for the larger number has at that step."""
     batch_size: Positive = 32
     """Number of clips of a step, of all ranks together."""
     accumulate: Positive = 1

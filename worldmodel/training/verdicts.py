@@ -22,6 +22,8 @@ OUTCOMES = {
     "variables": ("changes of variables", "cross entropy", "more episodes", "variables all change alike"),
 }
 """For each prediction of an outcome model: its name, that of its error, what else to record, and why not to judge."""
+FADED = 0.8
+"""With fewer moving pixels than this, relative to the recording, moving objects are being lost."""
 NEVER_CHANGES = 1e-6
 """If the best constant prediction has a smaller error, there is nothing to predict."""
 STILL_FALLING = 0.01
@@ -98,6 +100,31 @@ def judge_dream(
         f"the dream does not follow its actions ({over_shuffled[0]} dB, {ahead[0]} ahead, against the actions of other "
         "clips); train the prior for longer, and check that recorded actions change what is seen",
     ]
+
+
+def judge_motion(dreamed: Sequence[MeanInterval], reconstructed: Sequence[MeanInterval], ahead: Sequence[int]) -> str:
+    """Say whether a dream still shows what moves, such as a small ball. Errors of small objects hardly change a PSNR.
+
+    Args:
+        dreamed: Moving pixels of the dream, divided by those of the recording, for each number of steps ahead.
+        reconstructed: The same for reconstructions.
+        ahead: The numbers of steps.
+    """
+    figures = f"{dreamed[-1]} times as many moving pixels as in the recordings, {ahead[-1]} ahead"
+    lost = [n for n, ratio in zip(ahead, dreamed, strict=True) if ratio.high < FADED]
+    if not lost:
+        return f"what moves stays visible in the dream ({figures})"
+    at = ahead.index(lost[0])
+    if reconstructed[at].high < FADED:
+        return (
+            f"moving objects are lost in the reconstructions ({reconstructed[at]} times as many moving pixels as in "
+            "the recordings), and so in the dream; train the VQ-VAE longer, raise --model.motion-loss-weight, or use "
+            "more codes"
+        )
+    return (
+        f"moving objects fade in the dream from {lost[0]} {'step' if lost[0] == 1 else 'steps'} ahead on ({figures}; "
+        f"reconstructions {reconstructed[-1]}); train the prior for longer"
+    )
 
 
 def _how_bad(gain: MeanInterval) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 import sys
+import time
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.ranks import on_ranks, restarting
+from tests.ranks import on_ranks, only_sentence, restarting
 from tests.tiny import tiny_vqvae
 from tests.worldmodel.training.split_fits import CLIPS, KINDS, Fault, train
 from worldmodel.models.vqvae import VQVAE
@@ -89,17 +92,20 @@ def test_a_sharded_model_takes_the_steps_of_a_whole_one(kind: str, parts: int, a
     same(alone(kind), tmp_path / "run")
 
 
+@pytest.mark.parametrize("kind", ["vqvae", "prior"])
+def test_a_sharded_run_goes_on_under_other_ranks_and_then_whole(kind: str, alone, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    for ranks, stop in ((2, 5), (4, 12)):
+        fault = Fault(0, stop, signal.SIGTERM, tmp_path / f"stopped-{ranks}")
+        work = partial(train, kind, out, fault, shard=True)
+        only_sentence(on_ranks(tmp_path / f"of-{ranks}", ranks, work), 130)
+    train(kind, out)
+    same(alone(kind), out)
+
+
 def test_one_rank_has_nothing_to_shard_over(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="shard spreads a model over ranks; start several with torchrun"):
         train("prior", tmp_path / "run", shard=True)
-
-
-def only_sentence(found: list[tuple[int | None, str]], status: int = 2) -> str:
-    """What ranks said that all ended with a status, one of them with a sentence."""
-    assert [code for code, _ in found] == [status] * len(found), found
-    said = [line for _, text in found for line in text.splitlines() if "%|" not in line]
-    assert len(said) == 1, said
-    return said[0]
 
 
 def test_a_run_goes_on_under_another_number_of_ranks_and_one_signal_stops_all(alone, tmp_path: Path) -> None:
@@ -128,6 +134,21 @@ def test_a_rank_that_dies_is_told_once_and_ends_all(tmp_path: Path) -> None:
     found = on_ranks(tmp_path, 4, train, "vqvae", tmp_path / "run", fault)
     assert found.pop(1) == (-signal.SIGKILL, "")
     assert only_sentence(found).startswith("error: a rank has ended or does not answer; look for its error above, and")
+
+
+def pausing(out: Path, mark: Path) -> None:
+    """Rank 1 stops in the middle of a step, as if its machine were gone, and wakes when the others have ended."""
+    if rank() == 1:
+        subprocess.Popen(["sh", "-c", f"while [ ! -e {mark} ]; do sleep 0.1; done; sleep 6; kill -CONT {os.getpid()}"])
+    train("prior", out, Fault(1, 3, signal.SIGSTOP, mark))
+
+
+def test_a_rank_that_does_not_answer_is_told_once_and_ends_all(tmp_path: Path) -> None:
+    start = time.monotonic()
+    found = on_ranks(tmp_path, 2, pausing, tmp_path / "run", tmp_path / "stopped", patience=3.0)
+    assert only_sentence(found).startswith("error: a rank has ended or does not answer; look for its error above, and")
+    assert "error" in found[0][1], "the one that waited tells it"
+    assert time.monotonic() - start < 30
 
 
 def differing(out: Path, **of_rank_1: Any) -> None:
@@ -230,8 +251,20 @@ def test_a_rank_that_is_killed_ends_as_if_it_had_not_been(alone, tmp_path: Path)
     same(alone("vqvae"), tmp_path / "run")
 
 
-def test_a_compiled_model_takes_the_same_steps(alone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def compiled_on_ranks(out: Path, shard: bool) -> None:
     """Traced, but not translated, which takes minutes."""
+    torch.compile = partial(torch.compile, backend="eager")  # type: ignore[assignment]
+    train("outcome", out, compile=True, shard=shard)
+
+
+@pytest.mark.parametrize("shard", [False, True])
+def test_a_compiled_model_on_two_ranks_takes_the_same_steps(shard: bool, alone, tmp_path: Path) -> None:
+    found = on_ranks(tmp_path, 2, compiled_on_ranks, tmp_path / "run", shard)
+    assert [status for status, _ in found] == [0, 0], found
+    same(alone("outcome"), tmp_path / "run")
+
+
+def test_a_compiled_model_takes_the_same_steps(alone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = []
 
     def compile_(loss: Loss) -> Loss:

@@ -13,6 +13,7 @@ from worldmodel.training.verdicts import (
     judge_actions,
     judge_dream,
     judge_loss,
+    judge_motion,
     judge_outcomes,
     judge_reconstructions,
     judge_returns,
@@ -56,6 +57,20 @@ def test_a_dream_is_judged_by_how_far_ahead_it_gains() -> None:
     assert "no better than repeating the last frame (0.900 [0.700, 1.100] times the squared error, 1 ahead)" in poor
     assert apart.startswith("the dream does not follow its actions (0.100 [-0.200, 0.400] dB, 1 ahead")
     assert "is worse than repeating the last frame" in judge_dream([more], [none], (1,))[0]
+
+
+def test_moving_objects_that_fade_are_told() -> None:
+    all_of, some, few = (MeanInterval(x, x - 0.1, x + 0.1, 9) for x in (1.0, 0.8, 0.4))
+    assert judge_motion([all_of, some], [all_of, all_of], (1, 5)) == (
+        "what moves stays visible in the dream (0.800 [0.700, 0.900] times as many moving pixels as in the recordings, "
+        "5 ahead)"
+    )
+    fades = judge_motion([all_of, few, few], [all_of, all_of, some], (1, 5, 10))
+    assert fades == (
+        "moving objects fade in the dream from 5 steps ahead on (0.400 [0.300, 0.500] times as many moving pixels as "
+        "in the recordings, 10 ahead; reconstructions 0.800 [0.700, 0.900]); train the prior for longer"
+    )
+    assert judge_motion([few], [few], (1,)).startswith("moving objects are lost in the reconstructions (0.400 [")
 
 
 def test_outcomes_are_compared_with_the_best_constant() -> None:

@@ -1,0 +1,78 @@
+"""Windows hold whole groups and are as large as allowed; groups are of similar length; threads change no row."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.worldmodel.data.test_store import WORLD, episode
+from worldmodel.data.store import Store
+from worldmodel.data.writer import StoreWriter
+from worldmodel.training import encoding_order
+from worldmodel.training.encoding_order import encode_window, n_frames, windows
+
+LENGTHS = [5, 9, 4, 30, 6, 5, 28, 7, 4, 31, 6, 5, 8]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    with StoreWriter(tmp_path / "data.zarr", WORLD, {}) as writer:
+        for i, length in enumerate(LENGTHS):
+            writer.append(episode(i, length))
+    return Store(tmp_path / "data.zarr")
+
+
+def test_windows_follow_one_another(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [n_frames(store, i) for i in range(len(LENGTHS))] == LENGTHS
+    assert list(windows(store, 0, 13, 4)) == [range(13)]
+    frame = store.read_episode(0)["frames"][0].nbytes
+    monkeypatch.setattr(encoding_order, "WINDOW_BYTES", 50 * frame)
+    found = list(windows(store, 2, 13, 2))
+    assert [i for window in found for i in window] == list(range(2, 13))
+    assert found[0] == range(2, 6), "4 + 30 + 6 + 5 frames; 28 more are too many"
+    assert all(len(window) >= 2 or window.stop == 13 for window in found)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_rows_come_in_order_from_groups_of_similar_length(store: Store, n: int) -> None:
+    groups, threads = [], set()
+
+    def encode(group: encoding_order.Episodes, check) -> list[encoding_order.Rows]:
+        groups.append([len(rows["frames"]) for _, rows in group])
+        threads.add(threading.get_ident())
+        assert torch.get_num_threads() == max(1, before // n)
+        time.sleep(0.05)
+        check()
+        return [{"codes": np.array([i, len(rows["frames"])])} for i, rows in group]
+
+    before = torch.get_num_threads()
+    rows = encode_window(encode, store, range(1, 13), 4, n)
+    assert [row["codes"].tolist() for row in rows] == [[i, LENGTHS[i]] for i in range(1, 13)]
+    assert sorted(groups, reverse=True) == [[31, 30, 28, 9], [8, 7, 6, 6], [5, 5, 4, 4]]
+    assert (len(threads) > 1) == (n > 1) and torch.get_num_threads() == before
+
+
+def test_an_error_ends_all_threads_soon(store: Store) -> None:
+    ended = []
+
+    def encode(group: encoding_order.Episodes, check) -> list[encoding_order.Rows]:
+        if len(group[0][1]["frames"]) == 31:
+            raise KeyboardInterrupt
+        try:
+            for _ in range(200):
+                time.sleep(0.05)
+                check()
+        except InterruptedError:
+            ended.append(True)
+            raise
+        return [{}] * len(group)
+
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        encode_window(encode, store, range(1, 13), 4, 2)
+    assert ended and time.monotonic() - start < 5
