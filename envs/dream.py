@@ -22,7 +22,7 @@ from gymnasium.vector import AutoresetMode
 from worldmodel.utils.settings import as_array
 
 from .keys import keys_to_actions
-from .render import Viewer
+from .render import Picture, Viewer
 from .reset_arguments import check_render_mode, check_seed
 from .vector import DreamVectorEnv
 
@@ -119,9 +119,11 @@ class DreamEnv(gym.Env[np.ndarray, Any]):
         return self.vector_env.frames[0].copy()
 
     def render(self) -> np.ndarray | None:  # type: ignore[override]
-        """The current frame, enlarged four times: (4h, 4w, 3)."""
+        """The current frame, enlarged four times: (4h, 4w, 3). A notebook shows it."""
         self.vector_env.require_lanes("rendering")
-        return self.vector_env.frames[0].repeat(4, 0).repeat(4, 1) if self.render_mode == "rgb_array" else None
+        if self.render_mode != "rgb_array":
+            return None
+        return self.vector_env.frames[0].repeat(4, 0).repeat(4, 1).view(Picture)
 
     def close(self) -> None:
         self.viewer.close()

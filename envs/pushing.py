@@ -28,7 +28,7 @@ from worldmodel.utils.settings import Positive, Range, check_value
 from .offscreen import OffscreenRenderer
 from .pushing_robot import ACTION, STEP_SECONDS, Robot
 from .pushing_scene import MAX_RENDER_SIZE
-from .render import Viewer
+from .render import Picture, Viewer
 from .reset_arguments import check_options, check_render_mode, check_seed
 from .spaces import to_gym_space
 
@@ -118,7 +118,7 @@ class Pushing(gym.Env[np.ndarray, Any]):
     def render(self) -> np.ndarray | None:  # type: ignore[override]
         if self.renderer is None:
             raise UserError("there is nothing to render yet; call reset first")
-        return self.rendered.copy() if self.render_mode == "rgb_array" else None
+        return self.rendered.copy().view(Picture) if self.render_mode == "rgb_array" else None
 
     def close(self) -> None:
         self.viewer.close()

@@ -1,10 +1,23 @@
-"""A window for `render_mode="human"`, shared by the engine and its dream."""
+"""What rendering returns: an array that notebooks show as an image; and a window for `render_mode="human"`."""
 
 from __future__ import annotations
 
+from io import BytesIO
 from typing import Any
 
 import numpy as np
+from PIL import Image
+
+
+class Picture(np.ndarray):
+    """A uint8 image (h, w, 3): an array that a notebook shows as an image if it is the last line of a cell."""
+
+    def _repr_png_(self) -> bytes | None:
+        """The image as PNG, for IPython; None for an array that was computed from one and is no image any more."""
+        if self.dtype != np.uint8 or self.ndim != 3 or self.shape[2] != 3 or not self.size:
+            return None
+        Image.fromarray(np.asarray(self)).save(file := BytesIO(), "PNG")
+        return file.getvalue()
 
 
 class Viewer:

@@ -43,7 +43,8 @@ def _state(moment: dict[str, Any], dream: Dream, n: int) -> bool:
 def _lanes(lanes: Any, dream: Dream, n: int) -> bool:
     if not isinstance(lanes, DreamState) or not isinstance(lanes.kv_cache, KVCache):
         return False
-    tensors = [*lanes.kv_cache.tensors(), lanes.hidden, lanes.variables, lanes.random]
+    random: Any = getattr(lanes, "random", None)  # which snapshots of an earlier version do not have
+    tensors = [*lanes.kv_cache.tensors(), lanes.hidden, lanes.variables, random]
     if not all(isinstance(tensor, Tensor) for tensor in tensors):
         return False
     empty = dream.prior.empty_cache(1)

@@ -202,7 +202,7 @@ class DreamVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         return tuple(self.frames.copy()) if self.render_mode == "rgb_array" else None
 
     def snapshot(self) -> dict[str, Any]:
-        """The complete state of all lanes: caches, frames, and random generators.
+        """The complete state of all lanes: caches, frames, and random states.
 
         It can be restored any number of times, also in another environment with the same models, precision and device
         type. It can be pickled.

@@ -40,7 +40,7 @@ from worldmodel.utils.settings import Count, Pixels, Positive, check_value
 from .buttons import Buttons
 from .engine_cleanup import EngineFolder
 from .recorded_env import make_recorded_env
-from .render import Viewer
+from .render import Picture, Viewer
 from .reset_arguments import check_options, check_render_mode, check_seed
 from .scenarios import Scenario, find_scenario
 from .spaces import to_action_spec
@@ -200,7 +200,7 @@ class VizdoomFrames(gym.Env[np.ndarray, Any]):
     def render(self) -> np.ndarray | None:  # type: ignore[override]
         if not self.game.is_running():
             raise UserError("there is nothing to render yet; call reset first")
-        return self.screen.copy() if self.render_mode == "rgb_array" else None
+        return self.screen.copy().view(Picture) if self.render_mode == "rgb_array" else None
 
     def close(self) -> None:
         self.viewer.close()

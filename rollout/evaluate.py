@@ -57,7 +57,7 @@ from worldmodel.utils.progress import Progress
 from worldmodel.utils.settings import AtLeast2, NonEmpty, Positive
 
 NOTHING = 1e-6
-"""Added to figures whose ratio is judged: a copy is exact where nothing changes, and nothing may move."""
+"""Added to figures whose ratio is judged: a copy is exact where nothing changes, and sometimes nothing moves."""
 
 
 @dataclass(frozen=True, kw_only=True)

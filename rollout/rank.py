@@ -7,7 +7,8 @@
 `folder@0.3` is a policy with 30% random actions, which gives policies of different strength. `cycle:1x20,2x20` repeats
 action 1 for 20 steps, then 2 for 20 steps; it tests simple strategies that no policy may have found yet. Each policy
 plays the same number of whole episodes in the dream and in the engine. The result is Spearman's correlation of the mean
-returns, with a 95% interval over 2,000 bootstrap resamples of the episodes on both sides.
+returns, with a 95% interval over 2,000 bootstrap resamples: of the engine's episodes, and of the dream's starting
+contexts, because dreams from the same start are alike.
 """
 
 from __future__ import annotations
@@ -64,12 +65,17 @@ class Args(Settings):
     """File for the scores."""
 
 
+def starts(env: DreamVectorEnv) -> np.ndarray:
+    """The starting context (n,) of each lane: all starts of episodes in turn."""
+    return np.resize(start_contexts(env), env.num_envs)
+
+
 def returns_in_dream(env: DreamVectorEnv, player: Player, seed: int) -> np.ndarray:
     """The return (n,) of the first episode of each lane.
 
     Lanes start from contexts at the start of an episode. The steps of the context do not count.
     """
-    rng, options = np.random.default_rng(seed), {"context": np.resize(start_contexts(env), env.num_envs)}
+    rng, options = np.random.default_rng(seed), {"context": starts(env)}
     frames = deque([env.reset(seed=seed, options=options)[0]], maxlen=MAX_STACKED_FRAMES)
     total, playing = np.zeros(env.num_envs), np.ones(env.num_envs, bool)
     while playing.any():
@@ -85,14 +91,30 @@ def returns_in_engine(env: VizdoomFrames, player: Player, episodes: int, seed: i
     return np.array([play_episode(env, player, seed, i)[1] for i in range(episodes)])
 
 
-def rank_correlation(dream: np.ndarray, engine: np.ndarray, seed: int) -> tuple[float, float, float]:
-    """Spearman's correlation of the mean scores, and the bounds of its interval, from (policies, episodes) each."""
+def rank_correlation(
+    dream: np.ndarray, engine: np.ndarray, starts: np.ndarray, seed: int
+) -> tuple[float, float, float]:
+    """Spearman's correlation of the mean scores, and the bounds of its interval.
+
+    Args:
+        dream: Scores (policies, episodes) in the dream.
+        engine: Scores (policies, episodes) in the engine.
+        starts: Starting context (episodes,) of the dream's episodes, which are resampled together.
+        seed: Seed of the resampling.
+    """
     rng, drawn = np.random.default_rng(seed), []
+    groups, episodes = np.unique(starts, return_inverse=True)[1], np.arange(engine.shape[1])
     for _ in range(2000):
-        picks = rng.integers(dream.shape[1], size=(2, dream.shape[1]))
-        drawn.append(spearmanr(dream[:, picks[0]].mean(1), engine[:, picks[1]].mean(1)).statistic)
+        means = resampled_mean(dream, groups, rng), resampled_mean(engine, episodes, rng)
+        drawn.append(spearmanr(*means).statistic)
     low, high = np.nanquantile(drawn, [0.025, 0.975])
     return float(spearmanr(dream.mean(1), engine.mean(1)).statistic), float(low), float(high)
+
+
+def resampled_mean(scores: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The mean (policies,) of scores (policies, episodes), after drawing groups of episodes with replacement."""
+    n = groups.max() + 1
+    return np.average(scores, axis=1, weights=np.bincount(rng.integers(n, size=n), minlength=n)[groups])
 
 
 def main(args: Args) -> Written:
@@ -112,7 +134,7 @@ def main(args: Args) -> Written:
             )
             Progress.write(f"{name[-39:]:40}{scores[name][0].mean():>10.1f}{scores[name][1].mean():>10.1f}")
     a, b = (np.stack([pair[k] for pair in scores.values()]) for k in (0, 1))
-    r, low, high = rank_correlation(a, b, args.seed)
+    r, low, high = rank_correlation(a, b, starts(dream), args.seed)
     print(judge_ranking(r, low, high, len(scores)))
     rows = {name: {"dream": x.tolist(), "engine": y.tolist()} for name, (x, y) in scores.items()}
     write_json(args.out, {"settings": asdict(args), "spearman": [r, low, high], "returns": rows})

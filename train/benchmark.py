@@ -115,6 +115,8 @@ class Args(Settings):
         super().__post_init__()
         if ("bucket" in self.workloads) != (self.bucket != ""):
             raise UserError("the workload bucket and --bucket belong together; give both, or none")
+        if self.compile and self.official is not None:
+            raise UserError("the official code is not compiled; leave out --compile or --official")
         if self.trained_prior is not None and "sample" not in self.workloads:
             raise UserError(
                 "--trained-prior has no effect without the workload sample; add sample to --workloads, or leave "

@@ -266,7 +266,7 @@ def main(args: Args) -> Written:
     play, policy = (" ".join(command_words(script)) for script in ("rollout/play.py", "train/policy.py"))
     better = (
         "more --minutes, or another --run with a --policy that plays well; if reconstructions lose what moves, another "
-        "--run with --size 96 or a larger --motion-loss-weight"
+        "--run with a larger --size or --motion-loss-weight"
     )
     if short := [stage for stage in STAGES if choices.value[f"{stage}_steps"] <= MIN_STEPS]:
         cure = "use another --run and more --minutes" if "vqvae" in short else "use more --minutes"
@@ -274,7 +274,8 @@ def main(args: Args) -> Written:
     print(
         f"\ntime:     {(time.monotonic() - before) / 60:.0f} minutes ({world.minutes} asked for)"
         f"\nvideos:   {args.run}/dreams has the truth beside dreams of the same actions"
-        f"\nplay it:  {play} --run {args.run}    # --trust-env also runs {args.env_id} itself, beside the dream"
+        f"\nplay it:  {play} --run {args.run}"
+        f"\n          (--trust-env also runs {args.env_id} itself, beside the dream)"
         f"\npolicy:   {policy} --env-id VideoGPTDream-v0 --run {args.run} --reward-shaping"
         f"\nbetter:   {better}"
     )

@@ -35,7 +35,7 @@ number, so it can be made again.
 An attempt is good if its result is **right**, or if it ends in one **sentence** that names the cause and the cure. It
 is bad if it ends in a **traceback**, if it **hangs**, or if it is **silent** about a wrong result.
 
-Twenty of the attempts on ranks kill a rank at a random step of a training. The training goes on from its last
+At least twenty of the attempts on ranks kill a rank at a random step of a training. The training goes on from its last
 checkpoint, and has to end bit for bit like one that was not killed.
 
 {table}

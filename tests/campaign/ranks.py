@@ -8,7 +8,7 @@ An attempt trains a tiny model on two or four ranks and disturbs one of them, an
     error     an error at a random step; one rank tells it, and the same command goes on
     differ    a setting, the data or the folder differ on it; one rank tells it, and nothing is written
 
-The first twenty attempts are kills at a random step. Then the five kinds take turns.
+The first twenty attempts are kills at a random step. Then all five ways take turns.
 Ranks are forked from a process that has imported everything.
 """
 

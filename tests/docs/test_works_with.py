@@ -21,7 +21,7 @@ from train import push
 
 ROOT = Path(__file__).parents[2]
 NEEDS = {
-    "Notebooks": "PIL",
+    "Notebooks": "gymnasium",
     "sb3-contrib": "sb3_contrib",
     "CleanRL": "gymnasium",
     "TorchRL": "torchrl",
@@ -76,8 +76,8 @@ def test_every_section_has_a_test() -> None:
 
 
 def test_a_picture_in_a_notebook(tmp_path: Path) -> None:
-    end = "picture = Image.fromarray(env.render()); print(picture.size, picture._repr_png_()[1:4])"
-    assert run_block("Notebooks", tmp_path, end) == "(256, 256) b'PNG'\n"
+    end = "picture = env.render(); print(picture.shape, picture._repr_png_()[1:4], picture.mean(0)._repr_png_())"
+    assert run_block("Notebooks", tmp_path, end) == "(256, 256, 3) b'PNG' None\n"
 
 
 def test_sb3_contrib(tmp_path: Path) -> None:

@@ -171,6 +171,8 @@ def test_an_action_that_is_refused_changes_nothing(toy_run: Path) -> None:
 def broken(moment: dict[str, Any]) -> list[Any]:
     """What is no snapshot, but nearly."""
     lanes = moment["lanes"]
+    without_random = replace(lanes)  # as an earlier version pickled it
+    del without_random.random
     return [
         *(None, [], {}, moment["lanes"]),
         *({k: v for k, v in moment.items() if k != name} for name in moment),
@@ -183,6 +185,7 @@ def broken(moment: dict[str, Any]) -> list[Any]:
         moment | {"memory": {"nothing": torch.zeros(2)}},
         moment | {"lanes": replace(lanes, kv_cache=None)},
         moment | {"lanes": replace(lanes, random=lanes.random[:1])},
+        moment | {"lanes": without_random},
         moment | {"lanes": replace(lanes, hidden=lanes.hidden[:, :1])},
         moment | {"lanes": replace(lanes, hidden=lanes.hidden * NAN)},
         moment | {"lanes": replace(lanes, variables=lanes.variables[:, :0])},

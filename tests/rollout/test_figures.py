@@ -160,13 +160,15 @@ def test_futures_of_one_frame_diverge_under_different_actions_and_agree_under_th
 def test_rank_correlation_and_its_interval() -> None:
     rng = np.random.default_rng(0)
     means = np.array([1.0, 2.0, 3.0, 4.0, 5.0])[:, None]
-    r, low, high = rank.rank_correlation(means + rng.normal(size=(5, 50)) / 10, means * 7 + rng.normal(size=(5, 50)), 0)
+    noise, alone = rng.normal(size=(2, 5, 50)), np.arange(50)
+    r, low, high = rank.rank_correlation(means + noise[0] / 10, means * 7 + noise[1], alone, 0)
     assert (r, high) == pytest.approx((1, 1))
     assert low > 0.85
-    assert (
-        rank.rank_correlation(means + rng.normal(size=(5, 50)) / 10, -means + rng.normal(size=(5, 50)) / 10, 0)[0]
-        < -0.9
-    )
+    assert rank.rank_correlation(means + noise[0] / 10, -means + noise[1] / 10, alone, 0)[0] < -0.9
+    of_starts = (means + 3 * noise[0, :, :5]).repeat(10, 1)  # ten dreams from each of five starts, all alike
+    _, wide, _ = rank.rank_correlation(of_starts, means + noise[1] / 10, np.arange(5).repeat(10), 0)
+    _, narrow, _ = rank.rank_correlation(of_starts, means + noise[1] / 10, alone, 0)
+    assert wide < narrow, "fifty lanes from five starts are five samples"
     with pytest.raises(UserError, match="at least 3 policies, not 2; give more with --policy"):
         rank.main(rank.Args(policy=("a", "b")))
 

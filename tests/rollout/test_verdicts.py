@@ -7,11 +7,9 @@ from worldmodel.metrics.interval import MeanInterval
 
 
 def test_control() -> None:
-    assert judge_control(MeanInterval(2.99, 2.63, 3.36, 9), 4).startswith(
-        "actions change the dream (other actions cost"
-    )
-    none = judge_control(MeanInterval(0.1, -0.1, 0.3, 9), 4)
-    assert none.startswith("actions do not change the dream (0.100 [-0.100, 0.300] dB, 4 steps ahead); train the prior")
+    good, none = (judge_control(MeanInterval(x, x - 0.2, x + 0.2, 9), 4) for x in (2.99, 0.1))
+    assert good == "the dream follows its actions (random ones cost 2.990 [2.790, 3.190] dB, 4 ahead)"
+    assert none.startswith("the dream does not follow its actions (0.100 [-0.100, 0.300] dB, 4 ahead); train the prior")
 
 
 def test_ends() -> None:
@@ -25,17 +23,18 @@ def test_ends() -> None:
 
 def test_ranking() -> None:
     assert judge_ranking(0.929, 0.7, 1.0, 8) == (
-        "the dream orders these policies much as the engine does (Spearman's correlation 0.929 [0.700, 1.000], "
+        "the order in the dream agrees with that in the engine (Spearman's correlation 0.929 [0.700, 1.000], "
         "8 policies)"
     )
-    assert "do not show whether the dream orders them" in judge_ranking(0.5, -0.5, 1.0, 3)
+    assert "do not show whether their order in the dream" in judge_ranking(0.5, -0.5, 1.0, 3)
+    assert "contradicts that in the engine" in judge_ranking(-0.9, -1.0, -0.5, 5)
 
 
 def test_drift() -> None:
-    still = {"sharpness": -0.5, "codes": 1.9, "bits": 0.0}
+    still = {"sharpness": -0.5, "codes": 3.9, "bits": 0.0}
     assert judge_drift(still, 1000) == (
-        "after 1000 steps the dream is still like the recording (sharpness -0.5 sd, codes +1.9 sd, bits +0.0 sd)"
+        "after 1000 steps the dream is still as it was at first (sharpness -0.5 sd, codes +3.9 sd, bits +0.0 sd)"
     )
-    assert "not like the recording any more: see sharpness and codes (" in judge_drift(
-        {"sharpness": -3.9, "codes": -2.5, "bits": 0.6}, 1000
+    assert "is not as it was at first: see sharpness and codes (" in judge_drift(
+        {"sharpness": -4.1, "codes": 6.0, "bits": 0.6}, 1000
     )

@@ -66,7 +66,7 @@ def incomplete(run: Path) -> None:
 
 
 def test_a_mistake_is_told_by_one_rank_and_ends_both(toy_store: Path, tmp_path: Path) -> None:
-    """Both before the ranks have talked to each other for the first time."""
+    """Both mistakes come before the ranks first communicate."""
     found = on_ranks(tmp_path / "a", 2, without_data, toy_store.parent, patience=20.0)
     assert "elsewhere/data.zarr" in only_sentence(found), found
     shutil.copytree(toy_store, tmp_path / "joined.zarr" / "0")

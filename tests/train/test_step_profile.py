@@ -17,6 +17,10 @@ def test_operations_are_grouped_by_name() -> None:
         "aten::native_layer_norm": "normalization",
         "aten::_fused_adam_": "the optimizer",
         "aten::copy_": "copies and casts",
+        "aten::_log_softmax_backward_data": "the loss",
+        "aten::_softmax": "attention",
+        "aten::scatter_": REST,
+        "aten::normal_": REST,
         "aten::silu": REST,
     }
     assert {name: group_of(name) for name in groups} == groups

@@ -1,4 +1,4 @@
-"""Distance of predicted frames from the ground truth: NMSE and PSNR of each frame; and how much of it moves.
+"""Distance of predicted frames from the ground truth: NMSE and PSNR of each frame. And how much of a frame moves.
 
 Frames are uint8 (..., h, w, c); results have shape (...).
 """
@@ -28,7 +28,7 @@ def psnr(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def moving_pixels(frames: np.ndarray, background: np.ndarray) -> np.ndarray:
-    """The share of pixels that show something else than the background.
+    """The share of pixels that show something other than the background.
 
     Args:
         frames: uint8 (n, t, h, w, c).

@@ -139,7 +139,7 @@ def encode_episodes(
         episodes: The arrays of each.
         first_rows: Row of the first frame of each in the store.
         clip_stride: As in `TokensStage`.
-        progress: Called with each number of frames that are done.
+        progress: Called often, with the number of frames that were done since the last call. It may raise.
 
     Returns:
         The rows of codes of each. An episode that is too short for a clip has none.
@@ -156,6 +156,7 @@ def encode_episodes(
         return streams
     found: list[Rows] = []
     for episode, row in zip(episodes, first_rows, strict=True):
+        progress(0)
         starts = clip_starts(model, len(episode["frames"]), clip_stride)
         if not starts:
             found.append({})

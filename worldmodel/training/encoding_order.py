@@ -2,7 +2,7 @@
 
 Episodes that are encoded side by side should be of similar length: when one ends, its lane stays empty until the
 longest one ends. So a window of episodes is sorted by length, and cut into groups. On a CPU, groups are encoded by
-several threads with one core each. The small operations of a step use one core nearly as well as all of them.
+several threads, which share the cores. The small operations of a step use one core nearly as well as several.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 
 import torch
@@ -19,9 +19,9 @@ from worldmodel.data.store import Store
 from worldmodel.training.encoding import Rows
 
 WINDOW_BYTES = 1 << 28
-"""Bytes of frames that are encoded before any of their codes is written. After a kill they are encoded again."""
+"""About how many bytes of frames are encoded before any of their codes is written. A kill costs as many."""
 MAX_THREADS = 8
-"""Most threads that encode. Python, which starts their operations, would not keep more of them busy."""
+"""Most threads that encode. It is assumed that Python, which starts their operations, cannot keep more of them busy."""
 Episodes = Sequence[tuple[int, Rows]]
 """Episodes by number."""
 
@@ -51,7 +51,7 @@ def encode_window(
     """Encode the episodes of a window.
 
     Args:
-        encode: Encodes a group of episodes. It calls its second argument now and then, which raises if it should end.
+        encode: Encodes a group of episodes. It often calls its second argument, which raises when it should end.
         store: Where the episodes are.
         window: Their numbers.
         lanes: Episodes of a group.
@@ -69,11 +69,14 @@ def encode_window(
         if ended.is_set():
             raise InterruptedError
 
-    with one_core_each(n), ThreadPoolExecutor(n) as pool:
+    with shared_cores(n), ThreadPoolExecutor(n) as pool:
         try:
-            encoded = list(pool.map(lambda group: encode(group, check), episodes))
-        finally:
-            ended.set()  # after Ctrl-C, or an error, threads end at the next chunk of frames
+            futures = [pool.submit(encode, group, check) for group in episodes]
+            done = wait(futures, return_when=FIRST_EXCEPTION).done
+            encoded = [future.result() for future in sorted(done, key=futures.index)]
+        finally:  # after Ctrl-C, or an error, threads end at the next chunk of frames
+            ended.set()
+            pool.shutdown(wait=False, cancel_futures=True)
     rows = {i: row for group, found in zip(groups, encoded, strict=True) for i, row in zip(group, found, strict=True)}
     return [rows[i] for i in window]
 
@@ -84,7 +87,7 @@ def n_threads(device: torch.device) -> int:
 
 
 @contextmanager
-def one_core_each(n: int) -> Iterator[None]:
+def shared_cores(n: int) -> Iterator[None]:
     """Context in which n threads share PyTorch's threads among them."""
     before = torch.get_num_threads()
     torch.set_num_threads(max(1, before // n))

@@ -184,6 +184,7 @@ def write(args: TokensStage, store: Store, model: AnyVQVAE, weights: str, precis
                     bar.update(min(frames, total - bar.n))  # a last latent frame may have been filled
 
             def encode(group: Episodes, check: Callable[[], None]) -> list[Rows]:
+                check()
                 numbers, episodes = zip(*group, strict=True)
                 rows = [store.episode_bounds(i)[0] for i in numbers]
                 with autocast(device, precision):  # of this thread

@@ -105,25 +105,31 @@ def judge_dream(
 def judge_motion(dreamed: Sequence[MeanInterval], reconstructed: Sequence[MeanInterval], ahead: Sequence[int]) -> str:
     """Say whether a dream still shows what moves, such as a small ball. Errors of small objects hardly change a PSNR.
 
+    If the camera moves, nearly everything does, and this says little.
+
     Args:
         dreamed: Moving pixels of the dream, divided by those of the recording, for each number of steps ahead.
         reconstructed: The same for reconstructions.
         ahead: The numbers of steps.
     """
-    figures = f"{dreamed[-1]} times as many moving pixels as in the recordings, {ahead[-1]} ahead"
-    lost = [n for n, ratio in zip(ahead, dreamed, strict=True) if ratio.high < FADED]
-    if not lost:
-        return f"what moves stays visible in the dream ({figures})"
-    at = ahead.index(lost[0])
-    if reconstructed[at].high < FADED:
+    kept = [k for k, ratio in enumerate(dreamed) if ratio.high >= FADED]
+    k = kept[-1] + 1 if kept else 0  # from here on, all have faded
+    if k == len(dreamed):
+        how = (
+            "more moves in the dream than in the recordings"
+            if dreamed[-1].low > 1 / FADED
+            else "what moves stays visible"
+        )
+        return f"{how} ({dreamed[-1]} times as many moving pixels, {ahead[-1]} ahead)"
+    figures = f"{dreamed[k]} times as many moving pixels as in the recordings, {ahead[k]} ahead"
+    if reconstructed[k].high < FADED:
         return (
-            f"moving objects are lost in the reconstructions ({reconstructed[at]} times as many moving pixels as in "
-            "the recordings), and so in the dream; train the VQ-VAE longer, raise --model.motion-loss-weight, or use "
+            f"moving objects are lost in the reconstructions ({reconstructed[k]} times as many moving pixels as in the "
+            "recordings), and so in the dream; train the VQ-VAE for longer, raise --model.motion-loss-weight, or use "
             "more codes"
         )
     return (
-        f"moving objects fade in the dream from {lost[0]} {'step' if lost[0] == 1 else 'steps'} ahead on ({figures}; "
-        f"reconstructions {reconstructed[-1]}); train the prior for longer"
+        f"moving objects fade in the dream ({figures}; reconstructions {reconstructed[k]}); train the prior for longer"
     )
 
 

@@ -1,4 +1,4 @@
-"""Windows hold whole groups and are as large as allowed; groups are of similar length; threads change no row."""
+"""Windows hold whole groups and are as large as allowed; groups are of similar length; errors end all threads."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from worldmodel.data.store import Store
 from worldmodel.data.writer import StoreWriter
 from worldmodel.training import encoding_order
 from worldmodel.training.encoding_order import encode_window, n_frames, windows
+from worldmodel.utils.errors import UserError
 
 LENGTHS = [5, 9, 4, 30, 6, 5, 28, 7, 4, 31, 6, 5, 8]
 
@@ -46,23 +47,24 @@ def test_rows_come_in_order_from_groups_of_similar_length(store: Store, n: int) 
         groups.append([len(rows["frames"]) for _, rows in group])
         threads.add(threading.get_ident())
         assert torch.get_num_threads() == max(1, before // n)
-        time.sleep(0.05)
+        if n > 1:
+            together.wait(30)  # all groups at the same time
         check()
         return [{"codes": np.array([i, len(rows["frames"])])} for i, rows in group]
 
-    before = torch.get_num_threads()
+    before, together = torch.get_num_threads(), threading.Barrier(3)
     rows = encode_window(encode, store, range(1, 13), 4, n)
     assert [row["codes"].tolist() for row in rows] == [[i, LENGTHS[i]] for i in range(1, 13)]
     assert sorted(groups, reverse=True) == [[31, 30, 28, 9], [8, 7, 6, 6], [5, 5, 4, 4]]
-    assert (len(threads) > 1) == (n > 1) and torch.get_num_threads() == before
+    assert len(threads) == n and torch.get_num_threads() == before
 
 
 def test_an_error_ends_all_threads_soon(store: Store) -> None:
     ended = []
 
     def encode(group: encoding_order.Episodes, check) -> list[encoding_order.Rows]:
-        if len(group[0][1]["frames"]) == 31:
-            raise KeyboardInterrupt
+        if len(group[0][1]["frames"]) == 8:  # the second group
+            raise UserError("it broke")
         try:
             for _ in range(200):
                 time.sleep(0.05)
@@ -73,6 +75,6 @@ def test_an_error_ends_all_threads_soon(store: Store) -> None:
         return [{}] * len(group)
 
     start = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(UserError, match="it broke"):
         encode_window(encode, store, range(1, 13), 4, 2)
     assert ended and time.monotonic() - start < 5
