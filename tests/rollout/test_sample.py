@@ -42,7 +42,7 @@ def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokens.main(t)
     model = replace(p.model, n_cond_frames=1, resnet_depth=18, cond_dim=16)
     prior.main(
-        replace(p, actions=False, classes=True, model=model, trainer=replace(p.trainer, steps=250, batch_size=8))
+        replace(p, actions=False, classes=True, model=model, trainer=replace(p.trainer, steps=600, batch_size=8))
     )
     return run
 
@@ -102,9 +102,9 @@ def test_clips_of_one_frame_diverge_under_different_conditions(classes: Path) ->
     args = replace(args, sampling=SamplingConfig(temperature=0))  # so small a prior draws even the given frame loosely
     divergence.main(args)
     told = json.loads((classes / "evaluation" / "divergence.json").read_text())
-    same, other = (told[name][1]["mean"] for name in ("same actions", "different actions"))
+    same, other = (max(at["mean"] for at in told[name]) for name in ("same actions", "different actions"))
     assert same == 0
-    assert other > 0.05
+    assert other > 0.05, "at 1 or 7 steps ahead; other real episodes are 0.1 and 0.175 apart"
     with pytest.raises(UserError, match="this prior samples 7 frames after the given ones, not 15; lower --steps"):
         divergence.main(replace(args, steps=15))
 
