@@ -135,7 +135,7 @@ def real_curves(args: Args) -> Curves:
     clips = [
         (tokens.episode_bounds(i)[0] + start, start, i)
         for i in tokens.episode_indices(args.split)
-        for start in range(first, np.diff(tokens.episode_bounds(i))[0] - args.window + 1, args.window)
+        for start in range(first, tokens.episode_length(i) - args.window + 1, args.window)
     ]
     if len(clips) < 2:
         raise UserError(

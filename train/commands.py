@@ -51,11 +51,16 @@ def run_python(
         raise
 
 
-def check_status(status: int, what: str, where: str = "above") -> None:
-    """`KeyboardInterrupt` for the exit status of a script that was interrupted, `UserError` for one that has failed."""
+def has_failed(status: int) -> bool:
+    """Whether the exit status of a script is that of a failure; `KeyboardInterrupt` if it was interrupted."""
     if status == 130:
         raise KeyboardInterrupt
-    if status:
+    return status != 0
+
+
+def check_status(status: int, what: str, where: str = "above") -> None:
+    """`KeyboardInterrupt` for the exit status of a script that was interrupted, `UserError` for one that has failed."""
+    if has_failed(status):
         raise UserError(f"{what} has failed; its error is {where}. Fix that, and run the same command again")
 
 

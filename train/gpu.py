@@ -36,7 +36,7 @@ import torch
 from configs import command
 from configs.scripts import PACKAGE, ROOT, command_words, python_arguments
 from configs.written import Written
-from train.commands import run_python
+from train.commands import has_failed, run_python
 from worldmodel.training.scalars import read_scalars
 from worldmodel.utils.checkpoint import write_atomic, write_json
 from worldmodel.utils.errors import UserError
@@ -218,11 +218,10 @@ def run_part(args: Args, part: Part, seconds: float) -> Literal["done", "failed"
     except subprocess.TimeoutExpired:
         print(f"{part.name}: stopped, out of time; run the same command again")
         return "out of time"
-    if status == 130:
-        raise KeyboardInterrupt
-    if status:
+    if has_failed(status):
         print(f"{part.name} failed\n", file=sys.stderr, flush=True)
-    return "failed" if status else "done"
+        return "failed"
+    return "done"
 
 
 def table(rows: list[Row]) -> str:

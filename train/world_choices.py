@@ -61,7 +61,7 @@ def flags_for_lengths(store: Store) -> dict[str, dict[str, Any]]:
     Raises:
         UserError: Episodes are too short to learn from.
     """
-    lengths = {s: [int(np.diff(store.episode_bounds(i))[0]) for i in store.episode_indices(s)] for s in SPLITS}
+    lengths = {s: [store.episode_length(i) for i in store.episode_indices(s)] for s in SPLITS}
     longest, usual = min(map(max, lengths.values())), int(np.median(lengths["train"]))
     if longest < MIN_LENGTH:
         raise UserError(

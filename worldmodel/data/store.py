@@ -126,6 +126,11 @@ class Store:
             raise UserError(f"{self.path} has no episode {i}; its episodes are 0 to {len(self.episode_ends) - 1}")
         return int(self.episode_ends[i - 1]) if i else 0, int(self.episode_ends[i])
 
+    def episode_length(self, i: int) -> int:
+        """Number of rows of episode i."""
+        start, stop = self.episode_bounds(i)
+        return stop - start
+
     def read_episode(self, i: int, array_names: Sequence[str] = ()) -> dict[str, np.ndarray]:
         """Read an episode.
 

@@ -156,7 +156,6 @@ def encode_episodes(
         return streams
     found: list[Rows] = []
     for episode, row in zip(episodes, first_rows, strict=True):
-        progress(0)
         starts = clip_starts(model, len(episode["frames"]), clip_stride)
         if not starts:
             found.append({})

@@ -32,17 +32,11 @@ def windows(store: Store, first: int, stop: int, lanes: int) -> Iterator[range]:
     n, size = first, math.prod(shape[1:]) * kind.itemsize
     while first < stop:
         held = 0
-        while n < stop and (n - first < lanes or held + size * n_frames(store, n) <= WINDOW_BYTES):
-            held += size * n_frames(store, n)
+        while n < stop and (n - first < lanes or held + size * store.episode_length(n) <= WINDOW_BYTES):
+            held += size * store.episode_length(n)
             n += 1
         yield range(first, n)
         first = n
-
-
-def n_frames(store: Store, episode: int) -> int:
-    """Number of frames of an episode."""
-    first, stop = store.episode_bounds(episode)
-    return stop - first
 
 
 def encode_window(
@@ -60,7 +54,7 @@ def encode_window(
     Returns:
         The rows of codes of each, in the order of the window.
     """
-    longest_first = sorted(window, key=lambda i: -n_frames(store, i))
+    longest_first = sorted(window, key=lambda i: -store.episode_length(i))
     groups = [longest_first[at : at + lanes] for at in range(0, len(window), lanes)]
     episodes = ([(i, store.read_episode(i)) for i in group] for group in groups)
     ended, n = threading.Event(), min(n, len(groups))

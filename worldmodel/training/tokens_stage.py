@@ -44,7 +44,7 @@ from worldmodel.generation.context import CONTEXTS_FILE, Context
 from worldmodel.models.loading import AnyVQVAE, load_vqvae
 from worldmodel.models.pixels import to_float
 from worldmodel.training.encoding import Rows, actions_into, encode_episodes
-from worldmodel.training.encoding_order import Episodes, encode_window, n_frames, n_threads, windows
+from worldmodel.training.encoding_order import Episodes, encode_window, n_threads, windows
 from worldmodel.training.step import autocast
 from worldmodel.utils.checkpoint import codes_digest
 from worldmodel.utils.errors import UserError
@@ -105,7 +105,7 @@ def make_contexts(tokens: Store, args: TokensStage, past_frames: int) -> Context
     """
     episodes, t, names = tokens.episode_indices(args.split), args.context_frames, ("codes", "condition", "variables")
     first = n_given_rows(tokens)
-    sizes = [b - a for a, b in (tokens.episode_bounds(i) for i in episodes)]
+    sizes = [tokens.episode_length(i) for i in episodes]
     if (longest := max(sizes) - first) < t:
         some = f"no {args.split} episode of {tokens.path}"
         raise UserError(f"{some} has more than {longest} latent frames; lower --context-frames")
@@ -196,7 +196,7 @@ def write(args: TokensStage, store: Store, model: AnyVQVAE, weights: str, precis
                 for i, rows in zip(window, encode_window(encode, store, window, lanes, n_threads(device)), strict=True):
                     if not rows:
                         raise UserError(
-                            f"episode {i} of {store.path} has {n_frames(store, i)} frames, but a clip needs "
+                            f"episode {i} of {store.path} has {store.episode_length(i)} frames, but a clip needs "
                             f"{model.config.n_frames}; collect longer episodes or train the VQ-VAE with --model.mode "
                             "stream"
                         )

@@ -70,9 +70,8 @@ def test_numbers_are_uniform_and_independent(along: str) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: random numbers that are drawn on one")
 def test_a_gpu_draws_the_same() -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("needs a GPU")
     here, there = random_states([1, 2**64 - 1]), random_states([1, 2**64 - 1], "cuda")
     for _ in range(3):
         assert torch.equal(uniform(here, 9), uniform(there, 9).cpu())

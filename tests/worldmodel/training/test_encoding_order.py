@@ -14,7 +14,7 @@ from tests.worldmodel.data.test_store import WORLD, episode
 from worldmodel.data.store import Store
 from worldmodel.data.writer import StoreWriter
 from worldmodel.training import encoding_order
-from worldmodel.training.encoding_order import encode_window, n_frames, windows
+from worldmodel.training.encoding_order import encode_window, windows
 from worldmodel.utils.errors import UserError
 
 LENGTHS = [5, 9, 4, 30, 6, 5, 28, 7, 4, 31, 6, 5, 8]
@@ -29,7 +29,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def test_windows_follow_one_another(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [n_frames(store, i) for i in range(len(LENGTHS))] == LENGTHS
+    assert [store.episode_length(i) for i in range(len(LENGTHS))] == LENGTHS
     assert list(windows(store, 0, 13, 4)) == [range(13)]
     frame = store.read_episode(0)["frames"][0].nbytes
     monkeypatch.setattr(encoding_order, "WINDOW_BYTES", 50 * frame)
