@@ -32,6 +32,7 @@ from rollout.heldout import (
     real_clips,
     sample_videos,
 )
+from rollout.verdicts import judge_futures
 from worldmodel.generation.dream import Dream
 from worldmodel.metrics.interval import bootstrap, means_to_json
 from worldmodel.models.loading import load_prior
@@ -141,6 +142,8 @@ def main(args: Args) -> Written:
     print(f"{'distance between samples, steps on':36}" + "".join(f"{t:>24}" for t in args.steps_ahead))
     for name, means in distances.items():
         print(f"{name:36}" + "".join(f"{mean!s:>24}" for mean in means))
+    more = apart["different actions"] - apart["same actions"]
+    print(f"{args.run}: {judge_futures(bootstrap(more[:, -1], found.episode), more.shape[1])}")
     folder = args.run / "evaluation"
     rows = [np.concatenate([found.real[i, :1], one]) for i in range(args.n_shown) for plan in video[i] for one in plan]
     save_png(folder / "divergence.png", upscale(video_grid(np.stack(rows)[:, :: -(-args.steps // 8)]), 2))

@@ -29,6 +29,7 @@ from envs.policies import load_player, shipped_policies
 from envs.vizdoom import VizdoomFrames
 from envs.vqvae_wrapper import VQVAEObservation
 from rollout.episodes import play_episode
+from rollout.verdicts import judge_player
 from worldmodel.metrics.interval import bootstrap, bootstrap_ratio
 from worldmodel.models.loading import load_vqvae, resolve_folder
 from worldmodel.utils.checkpoint import write_json
@@ -109,6 +110,13 @@ def table(scores: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def verdict(name: str, steps: np.ndarray, returns: np.ndarray, random: np.ndarray, args: Args) -> str:
+    """Compare a policy with random play: by kills in Battle2, elsewhere by survival."""
+    if args.scenario == "battle2":
+        return judge_player(name, bootstrap(returns - random[1]), "random play", "kills")
+    return judge_player(name, bootstrap((steps - random[0]) * args.frame_skip), "random play", "tics")
+
+
 def main(args: Args) -> Written:
     torch.set_num_threads(1)  # single frames are slower with more threads
     names = ("random", *(args.policy or shipped_policies(args.scenario)))
@@ -134,6 +142,9 @@ def main(args: Args) -> Written:
     print(table(scores))
     if args.scenario in PUBLISHED:
         print(PUBLISHED[args.scenario])
+    for name, (steps, returns) in results.items():
+        if name != "random":
+            print(verdict(name, steps, returns, random, args))
     return Written(args.out / "scores.json")
 
 

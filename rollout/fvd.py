@@ -30,6 +30,7 @@ from configs.written import Written
 from rollout.clip_sources import ClipSource, make_reconstruct, source_from_files, source_from_run
 from rollout.distances import COMPARISONS, distances, sample_features
 from rollout.provenance import commit, model_digests, model_settings
+from rollout.verdicts import judge_distances
 from worldmodel.metrics.features import C3D_LOGITS, Features, Kind, load_features
 from worldmodel.metrics.inception import inception_score, probabilities
 from worldmodel.metrics.protocol import PROTOCOLS, Protocol, ProtocolName, Trials
@@ -203,6 +204,9 @@ def main(args: Args) -> Written:
     write_json(folder / f"{stem}.json", result)
     write_atomic(folder / f"{stem}.txt", (text + "\n").encode())
     print(text)
+    if {"samples_real", "reconstructions_real"} <= figures.keys():
+        samples, decoded = figures["samples_real"].mean, figures["reconstructions_real"].mean
+        print(judge_distances(samples, decoded, result["figures"]["samples_real"]["name"]))
     return Written(folder / f"{stem}.json")
 
 

@@ -31,6 +31,7 @@ from rollout.episodes import play_episode
 from rollout.planning.cem import CEMConfig, check_action_spec
 from rollout.planning.planner import Planner
 from rollout.planning.terminal_value import TerminalValue, survival_value
+from rollout.verdicts import judge_player
 from worldmodel.metrics.interval import bootstrap
 from worldmodel.utils.checkpoint import write_json
 from worldmodel.utils.errors import UserError
@@ -132,6 +133,9 @@ def plan_in_engine(args: Args, dream: DreamEnv, planner: Planner) -> tuple[str, 
         f"{name:30} survives {bootstrap(played[:, 0] * skip)} tics, return {played[:, 1].mean():.1f}"
         for name, played in scores.items()
     ]
+    survived = {name: played[:, 0] * skip for name, played in scores.items()}
+    ours = survived.pop("planned")
+    lines += [judge_player("planning", bootstrap(ours - other), name, "tics") for name, other in survived.items()]
     return "\n".join(lines), {k: v.tolist() for k, v in scores.items()}
 
 

@@ -32,6 +32,7 @@ from configs import command
 from configs.written import Written
 from rollout.heldout import HeldOutArgs, RealClips, encode_given, load_models, real_clips, sample_videos
 from rollout.provenance import provenance
+from rollout.verdicts import judge_samples
 from worldmodel.data.opening import open_store
 from worldmodel.data.prior_dataset import PriorBatch
 from worldmodel.metrics.frames import nmse, psnr
@@ -89,6 +90,14 @@ def scores(
         }
         result[name] = {row: [bootstrap(v, truth.episode) for v in values.T] for row, values in rows.items()}
     return result
+
+
+def gain(truth: RealClips, samples: np.ndarray, first: int) -> MeanInterval:
+    """By how much the best of samples (s, n, t, H, W, c) has a higher PSNR than a repeated frame, from `first` on."""
+    future = truth.frames[:, first:]
+    still = truth.frames[:, first - 1 : first].repeat(future.shape[1], 1)
+    best = np.max([psnr(s[:, first:], future).mean(1) for s in samples], axis=0)
+    return bootstrap(best - psnr(still, future).mean(1), truth.episode)
 
 
 def table(result: dict[str, dict[str, list[MeanInterval]]], first: int) -> str:
@@ -149,6 +158,7 @@ def main(args: Args) -> Written:
             "intervals]"
         )
         print(table(figures, first))
+        print(f"{args.run}: {judge_samples(gain(truth, samples, first), len(samples))}")
         result |= {f: {row: [m.to_json() for m in means] for row, means in r.items()} for f, r in figures.items()}
     write_json(folder / "samples.json", result)
     print(f"conditioning frames: {frames}")

@@ -45,6 +45,55 @@ def judge_ranking(r: float, low: float, high: float, n: int) -> str:
     )
 
 
+def judge_player(name: str, better: MeanInterval, other: str, figure: str) -> str:
+    """Say whether a player is better than another one; `better` is by how much of `figure`, in the same episodes."""
+    by = f"by {better} {figure}"
+    if better.low > 0:
+        return f"{name} is better than {other} ({by})"
+    if better.high < 0:
+        return f"{name} is worse than {other} ({by}); train it, or the dream that it learned or plans in, for longer"
+    return f"these episodes do not show whether {name} is better than {other} ({by}); play more --episodes"
+
+
+def judge_futures(apart: MeanInterval, steps: int) -> str:
+    """Say whether actions decide what happens; `apart` is how much further other actions lead than chance does."""
+    if apart.low > 0:
+        return f"other actions lead to other futures ({apart} further apart than by chance, {steps} ahead)"
+    return (
+        f"other actions do not lead to other futures ({apart} further apart than by chance, {steps} ahead); train the "
+        "prior for longer, or sample at a lower --sampling.temperature"
+    )
+
+
+def judge_return(nearer: MeanInterval) -> str:
+    """Say whether a dream returns to the view it started from; `nearer` is by how much after a full turn, in dB."""
+    if nearer.low > 0:
+        return f"after a full turn the dream returns to where it started (by {nearer} dB nearer than after half a turn)"
+    return (
+        f"after a full turn the dream does not return to where it started (by {nearer} dB nearer than after half a "
+        "turn); it remembers the frames of the prior's --model.window and no others, so train one with a longer window"
+    )
+
+
+def judge_samples(gain: MeanInterval, n: int) -> str:
+    """Say whether the best of n samples predicts anything; `gain` is its PSNR minus that of a repeated frame, in dB."""
+    best = "the sample" if n == 1 else f"the best of {n} samples"
+    if gain.low > 0:
+        return f"{best} is nearer to the real frames than the last given frame is (by {gain} dB)"
+    return (
+        f"{best} is no nearer to the real frames than the last given frame is (by {gain} dB); train the prior for "
+        "longer, or draw more --samples-per-clip if the future of these clips is open"
+    )
+
+
+def judge_distances(samples: float, reconstructions: float, name: str) -> str:
+    """Say which model a distance from real clips comes from, given that of samples and that of reconstructions."""
+    figures = f"{name}: samples {samples:.2f}, reconstructions {reconstructions:.2f}"
+    if reconstructions > samples / 2:
+        return f"more than half of the distance comes from the VQ-VAE ({figures}); improve it first"
+    return f"less than half of the distance comes from the VQ-VAE ({figures}); improve the prior first"
+
+
 def judge_drift(drifts: Mapping[str, float], steps: int) -> str:
     """Say whether a long dream stays as it begins; drifts by name, in standard deviations of real windows."""
     figures = ", ".join(f"{name} {drift:+.1f} sd" for name, drift in drifts.items())

@@ -31,7 +31,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
@@ -51,6 +51,8 @@ from train.workloads import Task
 from worldmodel.models.loading import load_prior
 from worldmodel.models.prior import PriorConfig
 from worldmodel.models.vqvae_config import VQVAEConfig
+from worldmodel.training.prior_stage import PriorStage
+from worldmodel.training.vqvae_stage import VQVAEStage
 from worldmodel.utils.checkpoint import write_json
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import calls_per_second, machine_rates, resolve_precision
@@ -125,20 +127,29 @@ class Args(Settings):
 
 
 def model_configs(args: Args) -> tuple[VQVAEConfig, PriorConfig]:
-    """The models to time: those of a preset, or those of the flags."""
+    """The models to time: those of a preset, without actions, or those of the flags."""
     if not args.preset_models:
         return args.vqvae, args.prior
     preset = read_preset(args.preset_models)
-    settings = [preset.get(stage, {}).get("model", {}) for stage in ("vqvae", "prior")]
+    stages = preset.get("vqvae", {}), preset.get("prior", {})
+    defaults = [asdict(VQVAEStage().model), asdict(PriorStage().model)]
+    settings = [own | stage.get("model", {}) for own, stage in zip(defaults, stages, strict=True)]
     vqvae = overlay(VQVAEConfig(), settings[0], f"{args.preset_models}.yaml: vqvae.model")
+    frames = stages[1].get("n_latent_frames", PriorStage.n_latent_frames) if vqvae.causal else vqvae.latent_shape[0]
     of_codes = {
-        "latent_shape": list(vqvae.latent_shape),
+        "latent_shape": [frames, *vqvae.latent_shape[1:]],
         "n_codebooks": vqvae.n_codebooks,
         "n_codes": vqvae.n_codes,
         "embedding_dim": vqvae.embedding_dim,
     }
     seen = {"cond_frame_shape": [*vqvae.frame_size, vqvae.channels]}
-    return vqvae, overlay(PriorConfig(), settings[1] | of_codes | seen, f"{args.preset_models}.yaml: prior.model")
+    prior = overlay(PriorConfig(), settings[1] | of_codes | seen, f"{args.preset_models}.yaml: prior.model")
+    if prior.image_input and "sample" in args.workloads:
+        raise UserError(
+            f"the prior of {args.preset_models} takes images, so it is only sampled in a dream; give "
+            "--workloads vqvae prior, and time the dream with rollout/benchmark.py"
+        )
+    return vqvae, prior
 
 
 def trained_config(folder: Path) -> PriorConfig:

@@ -31,6 +31,7 @@ from configs.written import Written
 from envs.policies import MAX_STACKED_FRAMES, sample_actions, save_policy, stack_frames
 from envs.teacher import Teacher
 from envs.vizdoom import VizdoomFrames
+from worldmodel.training.verdicts import judge_imitation
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.extras import extra
 from worldmodel.utils.lock import folder_lock
@@ -152,19 +153,23 @@ def main(args: Args) -> Written:
         lanes = [Lane(args, int(seed)) for seed in rng.integers(2**31, size=args.num_envs)]
         policy = make_policy(args, lanes[0].env.env_spec.frame_shape, lanes[0].env.action_space)
         rounds: list[tuple] = []
+        kills: list[list[float]] = []  # in the episodes of each round
         for i in range(args.n_rounds):
             rounds.append(collect_round(lanes, policy if i else None, args.steps_per_round, rng))
             killed = [kills for lane in lanes for kills in lane.kills]
             loss = train_policy(policy, rounds, args, rng)
             who = "policy" if i else "expert"
-            mean = np.mean(killed or [np.nan])
-            print(f"round {i + 1}: {mean:.1f} kills in {len(killed)} episodes of the {who}, loss {loss:.3f}")
+            scored = f"{np.mean(killed):.1f} kills in {len(killed)} episodes" if killed else "no whole episode"
+            print(f"round {i + 1}: {scored} of the {who}, loss {loss:.3f}")
+            kills.append(killed)
             for lane in lanes:
                 lane.kills.clear()
         settings = {name: value for name, value in asdict(args).items() if name != "out"}
         save_policy(args.out, policy, settings, {"steps": args.n_rounds * args.steps_per_round}, resumable=False)
         for lane in lanes:
             lane.env.close()
+    if len(kills) > 1:
+        print(f"{args.out}: {judge_imitation(kills[-1], kills[0])}")
     same = {name: getattr(args, name) for name in ("scenario", "n_stack", "features_dim")}
     return Written(args.out, "train/policy.py", {"init_from": args.out}, same)
 

@@ -29,6 +29,7 @@ from worldmodel.data.writer import StoreWriter
 from worldmodel.generation.generate import generate
 from worldmodel.models.loading import load_prior
 from worldmodel.models.prior import Prior, PriorConfig
+from worldmodel.models.recurrent_vqvae import RecurrentVQVAE
 from worldmodel.models.vqvae import VQVAE
 from worldmodel.models.vqvae_config import VQVAEConfig
 from worldmodel.training.distributed import wrap_loss
@@ -126,28 +127,28 @@ def training_step(task: Task) -> Callable[[], object]:
 
 def _vqvae_step(task: Task) -> tuple[nn.Module, Callable[[], object]]:
     c = task.vqvae
-    model = VQVAE(c).to(task.device)
+    given = int(c.past_frames > 0)  # the frame before the clip
     frames = torch.randint(
-        0, 256, (task.batch_size, c.n_frames, *c.frame_size, c.channels), dtype=torch.uint8, device=task.device
+        0, 256, (task.batch_size, c.n_frames + given, *c.frame_size, c.channels), dtype=torch.uint8, device=task.device
     )
-    return model, _training(model, lambda batch: model(batch["x"]), frames, task)
+    if not given:
+        model = VQVAE(c).to(task.device)
+        return model, _training(model, lambda batch: model(batch["x"]), frames, task)
+    recurrent = RecurrentVQVAE(c).to(task.device)
+    actions, state = frames.new_zeros(task.batch_size, c.n_frames, 0), recurrent.start(frames[:, 0])
+    return recurrent, _training(recurrent, lambda batch: recurrent(batch["x"], actions, state)[0], frames, task)
 
 
 def _prior_step(task: Task) -> tuple[nn.Module, Callable[[], object]]:
     model = Prior(task.prior, _codebook(task)).to(task.device)
-    codes, frames = _codes(task, task.batch_size), None
-    if task.prior.n_cond_frames:
-        frames = torch.zeros(
-            task.batch_size,
-            task.prior.n_cond_frames,
-            *task.prior.cond_frame_shape,
-            dtype=torch.uint8,
-            device=task.device,
-        )
+    codes, c = _codes(task, task.batch_size), task.prior
+    n_images = c.latent_shape[0] if c.image_input else c.n_cond_frames
+    shape = (task.batch_size, n_images, *c.cond_frame_shape)
+    images = torch.zeros(shape, dtype=torch.uint8, device=task.device)
+    encode = model.encode_images if c.image_input else model.encode_cond_frames
 
     def loss(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        features = None if frames is None else model.encode_cond_frames(frames)
-        return {"loss": model.loss(batch["x"], features=features).mean()}
+        return {"loss": model.loss(batch["x"], features=encode(images) if n_images else None).mean()}
 
     return model, _training(model, loss, codes, task)
 

@@ -35,6 +35,7 @@ from envs.pushing_scene import HIGH, LOW
 from envs.recorded_env import make_recorded_env
 from envs.vector import DreamVectorEnv
 from rollout.planning.planner import Planner, ValueFn
+from rollout.verdicts import judge_player
 from worldmodel.data.env_spec import EnvSpec
 from worldmodel.generation.dream import Dream
 from worldmodel.metrics.interval import bootstrap
@@ -247,6 +248,9 @@ def score_planning(
     pixels = tracking_error(dream.vector_env.dream, videos)
     text = "; ".join(f"{name} {bootstrap(off)}" for name, off in pixels.items())
     lines.append(f"tracking error at the end of the pusher's episodes, in pixels: {text}")
+    nearer = {name: ways[:, 0] - ways[:, 1] for name, ways in played.items()}
+    more = bootstrap(nearer["planned"] - nearer["random"])
+    lines.append(judge_player("planning", more, "random actions", "meters nearer to the goal"))
     return "\n".join(lines), {name: ways.tolist() for name, ways in played.items()} | {
         "pixels_off": {name: off.tolist() for name, off in pixels.items()}
     }

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from rollout.verdicts import judge_control, judge_drift, judge_ends, judge_ranking
+from rollout.verdicts import (
+    judge_control,
+    judge_distances,
+    judge_drift,
+    judge_ends,
+    judge_futures,
+    judge_player,
+    judge_ranking,
+    judge_return,
+    judge_samples,
+)
 from worldmodel.metrics.interval import MeanInterval
 
 
@@ -38,3 +48,30 @@ def test_drift() -> None:
     assert "is not as it was at first: see sharpness and codes (" in judge_drift(
         {"sharpness": -4.1, "codes": 6.0, "bits": 0.6}, 1000
     )
+
+
+UP, DOWN, OPEN = (MeanInterval(mean, mean - 1, mean + 1, 9) for mean in (2, -2, 0.5))
+
+
+def test_players() -> None:
+    assert judge_player("a", UP, "b", "tics") == "a is better than b (by 2.000 [1.000, 3.000] tics)"
+    assert judge_player("a", DOWN, "b", "tics").startswith("a is worse than b (by -2.000 [-3.000, -1.000] tics); train")
+    assert "do not show whether a is better than b" in judge_player("a", OPEN, "b", "tics")
+
+
+def test_figures_that_should_be_above_zero() -> None:
+    for judge, good, poor in (
+        (lambda m: judge_futures(m, 15), "other actions lead to other", "other actions do not lead to other"),
+        (judge_return, "the dream returns to where it started", "the dream does not return to where it started"),
+        (lambda m: judge_samples(m, 4), "the best of 4 samples is nearer", "the best of 4 samples is no nearer"),
+    ):
+        assert good in judge(UP) and "2.000 [1.000, 3.000]" in judge(UP)
+        assert poor in judge(OPEN) and poor in judge(DOWN)
+
+
+def test_distances() -> None:
+    assert judge_distances(100, 60, "FVD") == (
+        "more than half of the distance comes from the VQ-VAE (FVD: samples 100.00, reconstructions 60.00); improve it "
+        "first"
+    )
+    assert judge_distances(100, 40, "FVD").startswith("less than half of the distance comes from the VQ-VAE")

@@ -178,6 +178,23 @@ def test_a_trained_prior_is_sampled_ahead(tmp_path: Path) -> None:
         list(benchmark.list_tasks(replace(args, trained_prior=tmp_path / "told"), tmp_path))
 
 
+def test_steps_of_a_recurrent_vqvae_and_of_a_prior_with_images() -> None:
+    vqvae = VQVAEConfig(
+        mode="stream", past_frames=2, n_frames=1, frame_size=(16, 16), stride=(1, 4, 4), downsample_channels=(8,),
+        hidden_channels=8, n_res_blocks=1, n_codes=8, embedding_dim=4,
+    )  # fmt: skip
+    prior = PriorConfig(
+        mode="stream", decoding_order="block", latent_shape=(3, 4, 4), n_codes=8, embedding_dim=4, d_model=16, d_ff=16,
+        n_layers=1, image_input=True, cond_frame_shape=(16, 16, 3),
+    )  # fmt: skip
+    for name, units in (("vqvae", 2), ("prior", 2 * 3 * 16)):
+        task = workloads.Task(workload=name, precision="float32", batch_size=2, vqvae=vqvae, prior=prior)
+        step = workloads.build_workload(task)
+        losses = step.call()
+        assert step.n_units == units and step.flops > 0
+        assert isinstance(losses, dict) and float(losses["loss"]) > 0
+
+
 def test_masks_by_hand() -> None:
     sizes = mask_memory("cpu", (2, 4, 4), 4)
     assert [size for what, size in sizes.items() if "block" not in what] == [32 * 32, 4 * 32 * 32, 16 * 4 * 32 * 32]
@@ -187,6 +204,12 @@ def test_masks_by_hand() -> None:
 def test_models_of_a_preset_and_bad_settings() -> None:
     vqvae, prior = benchmark.model_configs(benchmark.Args(preset_models="ucf101"))
     assert prior.latent_shape == vqvae.latent_shape and prior.n_layers == 20 and prior.d_model == 1024
+    vqvae, prior = benchmark.model_configs(
+        benchmark.Args(preset_models="health_gathering_supreme", workloads=("vqvae", "prior"))
+    )
+    assert (vqvae.past_frames, vqvae.mode, prior.latent_shape, prior.image_input) == (2, "stream", (16, 8, 8), True)
+    with pytest.raises(UserError, match="takes images, so it is only sampled in a dream; give --workloads vqvae prior"):
+        benchmark.model_configs(benchmark.Args(preset_models="health_gathering_supreme"))
     with pytest.raises(UserError, match="rounds"):
         benchmark.Args(rounds=0)
     with pytest.raises(UserError, match="seconds must be a finite number above 0, not 0"):

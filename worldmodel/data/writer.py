@@ -1,8 +1,8 @@
 """Appending episodes to a store, each atomically; see `commit_mark` for the commit record.
 
-An append rewrites the last shard of each array, so episodes wait in memory until they fill about two shards. One
-process writes to a store at a time; several stores can be used as one data set. A folder is locked. In a bucket a
-writer reads the commit record before it commits, and stops if it is not its own.
+A commit rewrites the last shard of each array, so episodes wait until they fill about two shards: in memory, and in a
+folder also in files (see `waiting`). One process writes to a store at a time; several stores can be used as one data
+set. A folder is locked. In a bucket a writer reads the commit record before it commits, and stops if it is not its own.
 """
 
 from __future__ import annotations
@@ -29,7 +29,16 @@ from worldmodel.data.commit_mark import (
     to_attributes,
 )
 from worldmodel.data.env_spec import EnvSpec
-from worldmodel.data.storage import one_writer, open_storage, read_object, sync_folders, telling, write_object
+from worldmodel.data.storage import (
+    local_folder,
+    one_writer,
+    open_storage,
+    read_object,
+    sync_folders,
+    telling,
+    write_object,
+)
+from worldmodel.data.waiting import WaitingEpisodes
 from worldmodel.data.zarr_format import SHARD, create_array, metadata_of, open_array, open_root, read_rows
 from worldmodel.utils.compatibility import config_difference
 from worldmodel.utils.errors import UserError, one_line
@@ -41,8 +50,8 @@ Episode = dict[str, np.ndarray]
 class StoreWriter:
     """A store opened for appending; it is created if it does not exist.
 
-    Episodes are safe once they are committed: whenever two shards are full, by `commit`, and at the end of the
-    `with` block.
+    Episodes are committed whenever two shards are full, by `commit`, and at the end of the `with` block. If the process
+    is killed, a store in a folder keeps all appended episodes. A store in a bucket keeps the committed ones.
     """
 
     def __init__(
@@ -71,6 +80,8 @@ class StoreWriter:
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self._layout: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
         self._storage = open_storage(self.path, write=True)
+        folder = local_folder(self.path)
+        self._waiting = None if folder is None else WaitingEpisodes(folder)
         with contextlib.ExitStack() as held:
             held.enter_context(one_writer(self.path))
             with telling(self.path):
@@ -81,14 +92,25 @@ class StoreWriter:
         if read_object(self._storage, "zarr.json") is None:
             self._write_mark(wanted)
         self._root, self._mark = open_root(self.path, write=True)
+        self._tried = self._mark
+        self._commit_waiting()
         differs = config_difference(replace(self._mark, commit=Commit()).to_json(), wanted.to_json())
         if differs and self._mark.commit.episodes:
             raise UserError(f"{self.path} was recorded with {differs}; {self._cure}")
         if differs:  # nothing was recorded with the other settings
             self._write_mark(wanted)
-            self._mark = wanted
-        self._tried = self._mark
+            self._mark = self._tried = wanted
+
+    def _commit_waiting(self) -> None:
+        """Commit the episodes that a writer which was killed has left in files."""
         self._roll_back()
+        for episode, progress in self._waiting.read(self.n_episodes) if self._waiting else ():
+            self._layout = self._layout or _layout(episode)
+            self._buffer.append(episode)
+            self._progress = progress
+        self.commit()
+        if self._waiting:
+            self._waiting.delete()  # also one that was damaged
 
     def _roll_back(self) -> None:
         """Delete rows and arrays that the commit record does not cover, such as those of an interrupted append."""
@@ -134,13 +156,16 @@ class StoreWriter:
             UserError: If the arrays do not fit the store, or the disk is full.
         """
         self._check(episode)
+        if self._waiting:
+            with telling(self.path):
+                self._waiting.write(self.n_episodes, episode, progress)
         self._buffer.append({name: np.array(array) for name, array in episode.items()})
         self._progress = progress
         if self._n_waiting_rows() >= 2 * SHARD:
             self.commit()
 
     def _check(self, episode: Mapping[str, np.ndarray]) -> None:
-        layout = {name: (array.shape[1:], array.dtype) for name, array in episode.items()}
+        layout = _layout(episode)
         lengths = {name: len(array) if array.ndim else 0 for name, array in episode.items()}
         if not episode or len(set(lengths.values())) > 1 or 0 in lengths.values():
             raise UserError(f"the arrays of an episode must have one length of at least 1, but have {lengths}")
@@ -213,6 +238,8 @@ class StoreWriter:
         self._write_mark(self._tried)
         self._mark = self._tried
         self._buffer.clear()
+        if self._waiting:
+            self._waiting.delete()
 
     def _write_mark(self, mark: CommitMark) -> None:
         """Write a commit record, and wait until it is on the disk or in the bucket."""
@@ -232,6 +259,10 @@ class StoreWriter:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _layout(episode: Mapping[str, np.ndarray]) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    return {name: (array.shape[1:], array.dtype) for name, array in episode.items()}
 
 
 def _describe(name: str, layout: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]) -> str:

@@ -196,6 +196,21 @@ def judge_returns(returns: Sequence[Sequence[float]]) -> list[str]:
     return [f"the policy did not improve: {figures}; if it is not good yet, train longer"]
 
 
+def judge_imitation(policy: Sequence[float], expert: Sequence[float]) -> str:
+    """Compare the returns of a policy's last episodes with those of the expert that it imitates."""
+    if min(len(policy), len(expert)) < FEW_EPISODES:
+        return f"too few whole episodes to compare the policy with the expert ({len(policy)} and {len(expert)})"
+    ours, theirs = np.array(policy), np.array(expert)
+    error = 1.96 * np.sqrt(ours.var() / len(ours) + theirs.var() / len(theirs))
+    figures = f"mean return {ours.mean():.3g}, {theirs.mean():.3g}"
+    better = ours.mean() - theirs.mean()
+    if better > error:
+        return f"the policy is better than the expert ({figures})"
+    if better < -error:
+        return f"the policy is worse than the expert ({figures}); give it more --n-rounds, or continue with PPO"
+    return f"these episodes show no difference between the policy and the expert ({figures})"
+
+
 def judge_split(episode: np.ndarray) -> list[str]:
     """Warn if there are few held-out episodes (n,)."""
     n = len(np.unique(episode))

@@ -108,9 +108,49 @@ def test_a_commit_cut_off_at_any_write_changes_nothing(
         else:
             with pytest.raises(UserError, match="no episodes yet"):
                 Store(path)
-        fill(path, [200], first=len(before))
+        if not (path / "waiting").exists():  # stopped before there was an episode
+            fill(path, [200], first=len(before))
+        StoreWriter(path, WORLD, {"epsilon": 0.2}).close()
         assert_holds(path, [*before, 200])
+        assert not (path / "waiting").exists()
     assert cut > 8
+
+
+def killed(path: Path, rows: list[int], first: int = 0) -> None:
+    """Append episodes, and stop as a kill would."""
+    writer = StoreWriter(path, WORLD, {"epsilon": 0.2})
+    for i, n in enumerate(rows, first):
+        writer.append(episode(i, n), progress={"next": i + 1})
+    writer._lock.close()
+
+
+@pytest.mark.parametrize("before", [[], [600, 300]])
+def test_a_writer_that_is_killed_loses_no_episode(tmp_path: Path, before: list[int]) -> None:
+    fill(tmp_path / "s", before)
+    killed(tmp_path / "s", [30, 40], first=len(before))
+    with StoreWriter(tmp_path / "s", WORLD, {"epsilon": 0.2}) as writer:
+        assert (writer.n_episodes, writer.progress) == (len(before) + 2, {"next": len(before) + 2})
+        writer.append(episode(len(before) + 2, 50))
+    assert_holds(tmp_path / "s", [*before, 30, 40, 50])
+    assert not (tmp_path / "s" / "waiting").exists()
+
+
+def test_an_episode_that_was_cut_short_on_the_disk_is_recorded_again(tmp_path: Path) -> None:
+    killed(tmp_path / "s", [30, 40, 50])
+    file = tmp_path / "s" / "waiting" / "1.npz"
+    file.write_bytes(file.read_bytes()[:-100])
+    with StoreWriter(tmp_path / "s", WORLD, {"epsilon": 0.2}) as writer:
+        assert (writer.n_episodes, writer.progress) == (1, {"next": 1})
+    killed(tmp_path / "s", [60], first=1)
+    StoreWriter(tmp_path / "s", WORLD, {"epsilon": 0.2}).close()
+    assert_holds(tmp_path / "s", [30, 60])
+
+
+def test_episodes_of_a_killed_writer_keep_their_settings(tmp_path: Path) -> None:
+    killed(tmp_path / "s", [30])
+    with pytest.raises(UserError, match=r"settings\.epsilon = 0.2, but 0.3 was asked for"):
+        StoreWriter(tmp_path / "s", WORLD, {"epsilon": 0.3})
+    assert_holds(tmp_path / "s", [30])
 
 
 def test_what_killed_writers_left_half_written_is_no_obstacle_and_goes(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from worldmodel.metrics.interval import MeanInterval
 from worldmodel.training.verdicts import (
     judge_actions,
     judge_dream,
+    judge_imitation,
     judge_loss,
     judge_motion,
     judge_outcomes,
@@ -134,3 +135,15 @@ def test_stages_end_with_their_verdicts(toy_store, toy_stages, capsys: pytest.Ca
         if verdict:
             assert re.search(verdict, said)
             assert "held-out episodes, so the intervals are unreliable" in said, "two of twenty episodes are held out"
+
+
+def test_imitation() -> None:
+    good, poor = [8.0, 6.0] * 10, [5.0, 4.0] * 10
+    assert judge_imitation(poor, good).startswith("the policy is worse than the expert (mean return 4.5, 7); give it")
+    assert judge_imitation(good, poor) == "the policy is better than the expert (mean return 7, 4.5)"
+    assert judge_imitation(good, good[:14]) == (
+        "these episodes show no difference between the policy and the expert (mean return 7, 7)"
+    )
+    assert judge_imitation(good[:9], good) == (
+        "too few whole episodes to compare the policy with the expert (9 and 20)"
+    )
