@@ -154,8 +154,11 @@ def segment(episode: Episode, start: int, stop: int) -> Episode:
     """Rows start .. stop of an episode.
 
     A segment ends like an episode: its last row has no step, and its last step is `truncated` if the episode continued.
+    A video without actions has no steps.
     """
     piece = {name: array[start:stop].copy() for name, array in episode.items()}
+    if "action" not in piece:
+        return piece
     for name in ("action", "reward", "terminated", "truncated"):
         piece[name][-1] = 0
     piece["truncated"][-2] = not piece["terminated"][-2]

@@ -120,7 +120,8 @@ def fill_store(
         raise UserError(f"{args.source} does not exist; give the data as published")
     if not items:
         raise UserError(f"{args.source} has no files of this kind; give the folder as published")
-    with StoreWriter(args.out, env_spec, {"seed": args.seed, **how}, args.seed) as writer:
+    settings = {"seed": args.seed, **how}
+    with StoreWriter(args.out, env_spec, settings, args.seed, wait_in_files=False) as writer:  # files can be read again
         filled = _run(writer, args, items, read, noted)
         if not writer.n_episodes:
             raise UserError(

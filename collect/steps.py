@@ -167,9 +167,15 @@ def make_rows(
     return rows
 
 
-def is_few(n_episodes: int, seed: int) -> bool:
-    """Whether a split of this many whole episodes would lack validation or test."""
-    return len(set(draw_splits(n_episodes, seed))) < len(SPLITS)
+def must_cut(n_episodes: int, seed: int) -> bool:
+    """Whether episodes have to be cut by time, because there are too few to split; a message says so."""
+    few = n_episodes > 0 and len(set(draw_splits(n_episodes, seed))) < len(SPLITS)
+    if few:
+        print(
+            f"{n_episodes} episodes are too few to split, so each of {len(SPLITS) * MIN_BLOCK} frames or more is cut "
+            "by time: a block in its middle is for validation, its last block for testing"
+        )
+    return few
 
 
 def cut_in_time(episode: Episode) -> list[Episode]:
@@ -200,12 +206,7 @@ def checked(read: Read[Item], env_spec: EnvSpec, in_time: bool, item: Item) -> l
 def fill_with_steps(
     args: ReaderArgs, env_spec: EnvSpec, items: Sequence[Item], read: Read[Item], n_episodes: int, **how: Any
 ) -> Written:
-    """Fill a store like `fill_store`. If there are few episodes, they are cut by time, and a message says so."""
-    in_time = n_episodes > 0 and is_few(n_episodes, args.seed)
-    if in_time:
-        print(
-            f"{n_episodes} episodes are too few to split, so each of {len(SPLITS) * MIN_BLOCK} frames or more is cut "
-            "by time: a block in its middle is for validation, its last block for testing"
-        )
+    """Fill a store like `fill_store`. If there are few episodes, they are cut by time."""
+    in_time = must_cut(n_episodes, args.seed)
     fill_store(args, env_spec, items, partial(checked, read, env_spec, in_time), cut_in_time=in_time, **how)
     return recorded(args.out)

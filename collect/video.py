@@ -39,7 +39,7 @@ if not __package__:  # run as a file: import from the project's root
 from collect.action_tables import choose_columns, read_columns
 from collect.episodes import cut_episode
 from collect.files import BrokenFile, names_digest, with_labels
-from collect.steps import action_spec, fill_with_steps, make_rows
+from collect.steps import action_spec, fill_with_steps, make_rows, must_cut
 from collect.video_reader import SUFFIXES, Clip, VideoArgs, decode, fill_store_with_videos, fps_of
 from configs import command
 from configs.written import Written, recorded
@@ -144,7 +144,8 @@ def main(args: Args) -> Written:
     fps = args.fps or fps_of(clips)
     if args.actions_table and clips:
         return fill_with_actions(args, name, fps, clips, classes)
-    fill_store_with_videos(args, name, fps, clips, classes=classes, length=args.length)
+    in_time = must_cut(0 if args.length else len(clips), args.seed)  # segments are split by themselves
+    fill_store_with_videos(args, name, fps, clips, classes=classes, length=args.length, in_time=in_time)
     return recorded(args.out)
 
 

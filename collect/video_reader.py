@@ -16,6 +16,7 @@ from PIL import Image
 from collect.files import BrokenFile, Filled, ReaderArgs, fill_store, names_digest, reason, with_labels
 from collect.gif_decoding import gif_images
 from collect.images import center_square, on_white
+from collect.steps import cut_in_time
 from collect.video_decoding import orient, shown_frames, to_rgb, video_stream
 from worldmodel.data.env_spec import EnvSpec
 from worldmodel.data.writer import Episode
@@ -137,13 +138,14 @@ def decode(path: Path, name: str, args: VideoArgs) -> np.ndarray:
     return np.stack(frames)
 
 
-def read_video(args: VideoArgs, length: int, clip: Clip) -> list[Episode]:
-    """The episodes of a video: one, or its segments."""
+def read_video(args: VideoArgs, length: int, in_time: bool, clip: Clip) -> list[Episode]:
+    """The episodes of a video: one, or its segments, or its parts for each split."""
     frames = decode(clip.path, clip.name, args)
     if len(frames) < length:
         raise BrokenFile(f"{clip.name}: it has {len(frames)} frames, fewer than a segment, {length}")
     starts = range(0, len(frames) - length + 1, length) if length else [0]
-    return [with_labels({"frames": frames[s : s + length] if length else frames}, **clip.values) for s in starts]
+    found = [with_labels({"frames": frames[s : s + length] if length else frames}, **clip.values) for s in starts]
+    return [part for episode in found for part in (cut_in_time(episode) if in_time else (episode,))]
 
 
 def fps_of(clips: Sequence[Clip]) -> float:
@@ -166,6 +168,7 @@ def fill_store_with_videos(
     classes: tuple[str, ...] = (),
     length: int = 0,
     noted: bool = False,
+    in_time: bool = False,
 ) -> Filled[Clip]:
     """Fill a store with clips.
 
@@ -177,15 +180,17 @@ def fill_store_with_videos(
         classes: Names of the labels.
         length: Frames per segment; 0 keeps videos whole.
         noted: Also record the clip of each episode.
+        in_time: Cut each video by time into parts for training, validation and testing.
     """
     shape = (args.size, args.size, 3)
     return fill_store(
         args,
         EnvSpec(name=name, frame_shape=shape, classes=classes, fps=fps / args.frame_stride),
         clips,
-        partial(read_video, args, length),
+        partial(read_video, args, length, in_time),
         noted=noted,
         **{key: getattr(args, key) for key in ("fps", "frame_stride", "max_frames", "min_frames")},
         length=length,
+        **({"cut_in_time": True} if in_time else {}),  # stores of earlier versions have no such setting
         files=names_digest(f"{c.name} {c.values}" for c in clips),
     )

@@ -207,7 +207,7 @@ def test_a_folder_of_classes(here: None, tmp_path: Path) -> None:
     )
     assert store.env_spec.fps == 10  # every other one of the first video's
     assert store.env_spec.action.encoded_dim == 0
-    assert store.array_names == ("frames", "label")
+    assert store.array_names == ("frames", "label", "split")  # too few to split, and too short to cut
     assert store.episode_ends.tolist() == [3, 6, 9, 12]
     assert store.read("label", 0, 12).tolist() == [0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1]
     assert levels(store.read("frames", 0, 9)) == [6, 8, 10, 12, 14, 16, 0, 2, 4]
@@ -240,6 +240,17 @@ def test_pieces_stay_in_the_split_of_their_video(
     one = Store(tmp_path / "one")
     assert one.array_names == ("frames",)
     assert [len(one.episode_indices(split)) for split in ("train", "valid", "test")] == [8, 1, 1]
+
+
+def test_few_videos_are_cut_by_time(here: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(2):
+        write(tmp_path / "in" / f"{i}.avi", [grey(3 * k) for k in range(80)])
+    video.main(video.Args(source=tmp_path / "in", out=tmp_path / "out", num_workers=1, size=16))
+    assert "2 episodes are too few to split, so each of 48 frames or more is cut by time" in capsys.readouterr().out
+    store = Store(tmp_path / "out")
+    assert np.diff(store.episode_ends, prepend=0).tolist() == [32, 16, 16, 16] * 2
+    assert [len(store.episode_indices(split)) for split in ("train", "valid", "test")] == [4, 2, 2]
+    assert np.abs(store.read("frames", 0, 80).mean((1, 2, 3)) - 3 * np.arange(80)).max() < 3
 
 
 def many(folder: Path) -> None:
@@ -284,7 +295,8 @@ def test_two_processes_make_the_same_store_and_the_script_says_what_it_did(here:
     flags = ["--size", "16", "--min-frames", "2"]
     done = subprocess.run([*script, *flags], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    first, second, size, last = done.stdout.splitlines()
+    few, first, second, size, last = done.stdout.splitlines()
+    assert few.startswith("7 episodes are too few to split")
     assert first.startswith("skipped: 2.avi: Invalid data found")
     assert second.startswith("skipped: 5.gif: cannot identify image")
     assert size == "data: two: 5 episodes, 40 frames; 2 of 7 files were skipped"

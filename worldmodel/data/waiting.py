@@ -35,7 +35,7 @@ class WaitingEpisodes:
         part = self._folder / f"{number}.part"
         with part.open("wb") as file:
             arrays = {DATA + name: array for name, array in episode.items()}
-            np.savez(file, allow_pickle=False, **arrays, **{PROGRESS: np.array(json.dumps(progress))})
+            np.savez(file, allow_pickle=False, **arrays, **{PROGRESS: np.array(json.dumps(progress).encode())})
         part.replace(self._file(number))
 
     def read(self, first: int) -> Iterator[tuple[dict[str, np.ndarray], Any]]:
@@ -45,7 +45,7 @@ class WaitingEpisodes:
             try:
                 with np.load(self._file(number)) as file:
                     arrays = {name: file[name] for name in file.files}
-                progress = json.loads(str(arrays.pop(PROGRESS)))
+                progress = json.loads(arrays.pop(PROGRESS).item())
             except (OSError, ValueError, KeyError, zipfile.BadZipFile):
                 return  # cut short when the machine died; the episode is recorded again
             yield {name.removeprefix(DATA): array for name, array in arrays.items()}, progress

@@ -61,6 +61,7 @@ class StoreWriter:
         settings: dict[str, Any],
         split_seed: int = 0,
         cure: str = "use another folder or the same settings",
+        wait_in_files: bool = True,
     ) -> None:
         """Create a store, or continue one with the same environment, settings and seed.
 
@@ -70,6 +71,7 @@ class StoreWriter:
             settings: How it is recorded, as JSON.
             split_seed: Seed of the split into train, valid and test.
             cure: What to do if there is a store with other settings; the error message says it.
+            wait_in_files: In a folder, also keep episodes that wait for a commit in files.
 
         Raises:
             UserError: If there is something else, it cannot be written, or another process is writing to it.
@@ -81,7 +83,7 @@ class StoreWriter:
         self._layout: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
         self._storage = open_storage(self.path, write=True)
         folder = local_folder(self.path)
-        self._waiting = None if folder is None else WaitingEpisodes(folder)
+        self._waiting = WaitingEpisodes(folder) if folder and wait_in_files else None
         with contextlib.ExitStack() as held:
             held.enter_context(one_writer(self.path))
             with telling(self.path):
