@@ -6,7 +6,7 @@ the store. So the same command resumes after it was killed and ends with the sam
 Under torchrun each rank records groups of its own into a store of its own, and a manifest joins the stores (see
 `worldmodel.data.joined`). Whole episodes are the same with any number of ranks; they are only in another order. A rank
 that dies loses only the groups that it is playing, and groups that wait for an earlier one. A store in a folder keeps
-every episode that was appended to it, one in a bucket those that were committed, which happens every few seconds.
+every appended episode. A store in a bucket keeps the committed ones; there is a commit every few seconds.
 
 An episode with a NaN or infinite reward, action or variable (in float32, as stored) would break training. It is
 skipped, counted, and named in `<store>/skipped.txt`, like an unreadable file.
@@ -39,7 +39,8 @@ from worldmodel.utils.settings import Seed, Workers
 MAX_SHORT_EPISODES = 100
 """Recording stops after this many unusable episodes in a row."""
 COMMIT_EVERY = 5.0
-"""Seconds after which recorded episodes are committed, so that others can read them."""
+"""Seconds after which recorded episodes are committed: others can read them, and they are safe in a bucket, and from a
+power cut."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -167,15 +167,21 @@ def make_rows(
     return rows
 
 
-def must_cut(n_episodes: int, seed: int) -> bool:
-    """Whether episodes have to be cut by time, because there are too few to split; a message says so."""
-    few = n_episodes > 0 and len(set(draw_splits(n_episodes, seed))) < len(SPLITS)
+def too_few(n_episodes: int, seed: int, what: str) -> bool:
+    """Whether episodes have to be cut by time, because a split of whole ones would lack a part; a message says so."""
+    few = n_episodes > 0 and lacks_split(n_episodes, seed)
     if few:
         print(
-            f"{n_episodes} episodes are too few to split, so each of {len(SPLITS) * MIN_BLOCK} frames or more is cut "
-            "by time: a block in its middle is for validation, its last block for testing"
+            f"there are too few {what} to split ({n_episodes}); each with at least {len(SPLITS) * MIN_BLOCK} frames is "
+            "cut by time instead: a block in the middle is for validation, the last one for testing, the rest for "
+            "training"
         )
     return few
+
+
+def lacks_split(n_episodes: int, seed: int) -> bool:
+    """Whether a split of this many whole episodes would lack validation or test."""
+    return len(set(draw_splits(n_episodes, seed))) < len(SPLITS)
 
 
 def cut_in_time(episode: Episode) -> list[Episode]:
@@ -207,6 +213,6 @@ def fill_with_steps(
     args: ReaderArgs, env_spec: EnvSpec, items: Sequence[Item], read: Read[Item], n_episodes: int, **how: Any
 ) -> Written:
     """Fill a store like `fill_store`. If there are few episodes, they are cut by time."""
-    in_time = must_cut(n_episodes, args.seed)
+    in_time = too_few(n_episodes, args.seed, "episodes")
     fill_store(args, env_spec, items, partial(checked, read, env_spec, in_time), cut_in_time=in_time, **how)
     return recorded(args.out)

@@ -20,7 +20,8 @@ Actions. With `actions_table` a CSV or parquet file beside each video has a row 
 describes how they are used. A video whose table does not fit is skipped.
 
 Split. Videos are split 8:1:1 by the store. Segments of one video stay in one split. If there are so few videos that a
-split would be empty, segments are split one by one, and neighboring segments can be in different splits.
+split would be empty, whole videos are cut by time (see `steps`). Segments are split one by one, and neighboring
+segments can be in different splits.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ if not __package__:  # run as a file: import from the project's root
 from collect.action_tables import choose_columns, read_columns
 from collect.episodes import cut_episode
 from collect.files import BrokenFile, names_digest, with_labels
-from collect.steps import action_spec, fill_with_steps, make_rows, must_cut
+from collect.steps import action_spec, fill_with_steps, lacks_split, make_rows, too_few
 from collect.video_reader import SUFFIXES, Clip, VideoArgs, decode, fill_store_with_videos, fps_of
 from configs import command
 from configs.written import Written, recorded
@@ -97,7 +98,7 @@ def find_clips(args: Args) -> tuple[list[Clip], tuple[str, ...]]:
 
 def min_videos_to_split(seed: int) -> int:
     """The smallest number of videos for which no split is empty."""
-    return next(n for n in itertools.count(3) if len(set(draw_splits(n, seed))) == len(SPLITS))
+    return next(n for n in itertools.count(3) if not lacks_split(n, seed))
 
 
 def read_acted(args: Args, columns: Sequence[str], spec: ActionSpec, clip: Clip) -> list[Episode]:
@@ -129,7 +130,7 @@ def fill_with_actions(args: Args, name: str, fps: float, clips: Sequence[Clip], 
     env_spec = EnvSpec(name=name, frame_shape=(args.size, args.size, 3), action=spec, classes=classes, fps=fps)
     files = names_digest(f"{c.name} {c.values}" for c in clips)
     how = {key: getattr(args, key) for key in ("max_frames", "min_frames", "length", "rewards")}
-    n_episodes = 0 if args.length else len(clips)  # segments are split by themselves
+    n_episodes = 0 if args.length else len(clips)  # with 0, none is cut by time
     return fill_with_steps(
         args, env_spec, clips, partial(read_acted, args, columns, spec), n_episodes,
         **how, actions=list(columns), files=files,
@@ -144,7 +145,7 @@ def main(args: Args) -> Written:
     fps = args.fps or fps_of(clips)
     if args.actions_table and clips:
         return fill_with_actions(args, name, fps, clips, classes)
-    in_time = must_cut(0 if args.length else len(clips), args.seed)  # segments are split by themselves
+    in_time = not args.length and too_few(len(clips), args.seed, "videos")
     fill_store_with_videos(args, name, fps, clips, classes=classes, length=args.length, in_time=in_time)
     return recorded(args.out)
 

@@ -110,13 +110,6 @@ def table(scores: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def verdict(name: str, steps: np.ndarray, returns: np.ndarray, random: np.ndarray, args: Args) -> str:
-    """Compare a policy with random play: by kills in Battle2, elsewhere by survival."""
-    if args.scenario == "battle2":
-        return judge_player(name, bootstrap(returns - random[1]), "random play", "kills")
-    return judge_player(name, bootstrap((steps - random[0]) * args.frame_skip), "random play", "tics")
-
-
 def main(args: Args) -> Written:
     torch.set_num_threads(1)  # single frames are slower with more threads
     names = ("random", *(args.policy or shipped_policies(args.scenario)))
@@ -142,9 +135,10 @@ def main(args: Args) -> Written:
     print(table(scores))
     if args.scenario in PUBLISHED:
         print(PUBLISHED[args.scenario])
-    for name, (steps, returns) in results.items():
+    for name, (_, returns) in results.items():
         if name != "random":
-            print(verdict(name, steps, returns, random, args))
+            more = bootstrap(returns - random[1], n_resamples=N_RESAMPLES)
+            print(judge_player(name, more, "random play", "more return", "train it for longer"))
     return Written(args.out / "scores.json")
 
 

@@ -34,7 +34,7 @@ from configs.written import Written
 from envs.recorded_env import make_recorded_env
 from envs.vector import DreamVectorEnv
 from rollout.episodes import start_contexts
-from rollout.verdicts import judge_return
+from rollout.verdicts import judge_turn
 from worldmodel.metrics.frames import psnr
 from worldmodel.metrics.interval import bootstrap, means_to_json
 from worldmodel.utils.checkpoint import write_json
@@ -160,7 +160,7 @@ def main(args: Args) -> Written:
     print(f"PSNR with the first frame, dB; a full turn is {turn} steps\n{'':14}{'engine':>26}{'dream':>26}")
     for place, values in found.items():
         print(f"{place:14}{values['engine']!s:>26}{values['dream']!s:>26}")
-    print(judge_return(bootstrap(dreamed[:, turn] - dreamed[:, turn // 2], contexts)))
+    print(judge_turn(bootstrap(dreamed[:, turn] - dreamed[:, turn // 2], contexts)))
     write_json(args.out, {"settings": asdict(args), "steps": turn, "psnr": means_to_json(found)})
     return Written(args.out)
 

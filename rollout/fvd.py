@@ -206,7 +206,7 @@ def main(args: Args) -> Written:
     print(text)
     if {"samples_real", "reconstructions_real"} <= figures.keys():
         samples, decoded = figures["samples_real"].mean, figures["reconstructions_real"].mean
-        print(judge_distances(samples, decoded, result["figures"]["samples_real"]["name"]))
+        print(f"{args.run or args.samples}: {judge_distances(samples, decoded)}")
     return Written(folder / f"{stem}.json")
 
 

@@ -135,7 +135,10 @@ def plan_in_engine(args: Args, dream: DreamEnv, planner: Planner) -> tuple[str, 
     ]
     survived = {name: played[:, 0] * skip for name, played in scores.items()}
     ours = survived.pop("planned")
-    lines += [judge_player("planning", bootstrap(ours - other), name, "tics") for name, other in survived.items()]
+    lines += [
+        judge_player("planning", bootstrap(ours - other), name, "more tics", "train the dream for longer")
+        for name, other in survived.items()
+    ]
     return "\n".join(lines), {k: v.tolist() for k, v in scores.items()}
 
 

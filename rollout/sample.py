@@ -35,8 +35,8 @@ from rollout.provenance import provenance
 from rollout.verdicts import judge_samples
 from worldmodel.data.opening import open_store
 from worldmodel.data.prior_dataset import PriorBatch
-from worldmodel.metrics.frames import nmse, psnr
-from worldmodel.metrics.interval import MeanInterval, bootstrap
+from worldmodel.metrics.frames import nmse, psnr, squared_error
+from worldmodel.metrics.interval import MeanInterval, bootstrap, bootstrap_ratio
 from worldmodel.metrics.ssim import ssim
 from worldmodel.models.loading import AnyVQVAE
 from worldmodel.models.prior import Prior
@@ -92,12 +92,13 @@ def scores(
     return result
 
 
-def gain(truth: RealClips, samples: np.ndarray, first: int) -> MeanInterval:
-    """By how much the best of samples (s, n, t, H, W, c) has a higher PSNR than a repeated frame, from `first` on."""
+def error_over_copy(truth: RealClips, samples: np.ndarray, first: int) -> MeanInterval:
+    """Squared error of the best of samples (s, n, t, H, W, c), divided by that of a repeated frame, from `first` on."""
     future = truth.frames[:, first:]
     still = truth.frames[:, first - 1 : first].repeat(future.shape[1], 1)
-    best = np.max([psnr(s[:, first:], future).mean(1) for s in samples], axis=0)
-    return bootstrap(best - psnr(still, future).mean(1), truth.episode)
+    best = np.min([squared_error(s[:, first:], future).mean(1) for s in samples], axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):  # in some clips nothing moves
+        return bootstrap_ratio(best, squared_error(still, future).mean(1), truth.episode)
 
 
 def table(result: dict[str, dict[str, list[MeanInterval]]], first: int) -> str:
@@ -158,7 +159,7 @@ def main(args: Args) -> Written:
             "intervals]"
         )
         print(table(figures, first))
-        print(f"{args.run}: {judge_samples(gain(truth, samples, first), len(samples))}")
+        print(f"{args.run}: {judge_samples(error_over_copy(truth, samples, first), len(samples))}")
         result |= {f: {row: [m.to_json() for m in means] for row, means in r.items()} for f, r in figures.items()}
     write_json(folder / "samples.json", result)
     print(f"conditioning frames: {frames}")

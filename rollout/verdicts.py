@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from worldmodel.metrics.interval import MeanInterval
+from worldmodel.training.verdicts import FEW_EPISODES
 
 FAR = 4.0
 """Standard deviations of real windows. Two real windows differ by more less than once in a hundred times."""
@@ -45,53 +46,76 @@ def judge_ranking(r: float, low: float, high: float, n: int) -> str:
     )
 
 
-def judge_player(name: str, better: MeanInterval, other: str, figure: str) -> str:
-    """Say whether a player is better than another one; `better` is by how much of `figure`, in the same episodes."""
-    by = f"by {better} {figure}"
-    if better.low > 0:
-        return f"{name} is better than {other} ({by})"
-    if better.high < 0:
-        return f"{name} is worse than {other} ({by}); train it, or the dream that it learned or plans in, for longer"
-    return f"these episodes do not show whether {name} is better than {other} ({by}); play more --episodes"
+def judge_player(name: str, more: MeanInterval, other: str, figure: str, cure: str) -> str:
+    """Say whether a player is better than another one.
+
+    Args:
+        name: The player.
+        more: How much more of `figure` it has than the other one, in the same episodes.
+        other: The other player.
+        figure: What is compared, such as "tics".
+        cure: What to do if it is worse.
+    """
+    figures = f"({more} {figure})"
+    if more.n < FEW_EPISODES:
+        return f"{more.n} episodes are too few to compare {name} with {other} {figures}; play more --episodes"
+    if more.low > 0:
+        return f"{name} is better than {other} {figures}"
+    if more.high < 0:
+        return f"{name} is worse than {other} {figures}; {cure}"
+    return f"these episodes do not show whether {name} is better than {other} {figures}; play more --episodes"
 
 
 def judge_futures(apart: MeanInterval, steps: int) -> str:
     """Say whether actions decide what happens; `apart` is how much further other actions lead than chance does."""
+    figures = f"({apart} further apart than two samples under the same actions, after {steps} steps)"
     if apart.low > 0:
-        return f"other actions lead to other futures ({apart} further apart than by chance, {steps} ahead)"
+        return f"different actions lead to different futures {figures}"
     return (
-        f"other actions do not lead to other futures ({apart} further apart than by chance, {steps} ahead); train the "
-        "prior for longer, or sample at a lower --sampling.temperature"
+        f"these starts do not show that different actions lead to different futures {figures}; train the prior for "
+        "longer, or use more --n-starts or a lower --sampling.temperature"
     )
 
 
-def judge_return(nearer: MeanInterval) -> str:
-    """Say whether a dream returns to the view it started from; `nearer` is by how much after a full turn, in dB."""
+def judge_turn(nearer: MeanInterval) -> str:
+    """Say whether a dream returns to the view it started from.
+
+    Args:
+        nearer: PSNR with the first frame after a full turn, minus that after half a turn, in dB.
+    """
+    figures = f"(PSNR with the first frame, minus that after half a turn: {nearer} dB)"
     if nearer.low > 0:
-        return f"after a full turn the dream returns to where it started (by {nearer} dB nearer than after half a turn)"
+        return f"after a full turn the dream is back where it started {figures}"
     return (
-        f"after a full turn the dream does not return to where it started (by {nearer} dB nearer than after half a "
-        "turn); it remembers the frames of the prior's --model.window and no others, so train one with a longer window"
+        f"these turns do not show that the dream is back where it started after a full turn {figures}; a longer "
+        "--model.window of the prior may help if a turn takes more steps than the window has"
     )
 
 
-def judge_samples(gain: MeanInterval, n: int) -> str:
-    """Say whether the best of n samples predicts anything; `gain` is its PSNR minus that of a repeated frame, in dB."""
-    best = "the sample" if n == 1 else f"the best of {n} samples"
-    if gain.low > 0:
-        return f"{best} is nearer to the real frames than the last given frame is (by {gain} dB)"
+def judge_samples(error: MeanInterval, n: int) -> str:
+    """Say whether samples predict anything.
+
+    Args:
+        error: Squared error of the best of n samples, divided by that of the last given frame.
+        n: Number of samples of each clip; the best one is chosen by the real frames.
+    """
+    which = "the sample is" if n == 1 else f"the best of {n} samples is"
+    figures = f"({error} times its squared error)"
+    if error.high < 1:
+        return f"{which} nearer to the real frames than the last given frame {figures}"
     return (
-        f"{best} is no nearer to the real frames than the last given frame is (by {gain} dB); train the prior for "
-        "longer, or draw more --samples-per-clip if the future of these clips is open"
+        f"these clips do not show that {which} nearer to the real frames than the last given frame {figures}; train "
+        "the prior for longer, or use more --n-clips"
     )
 
 
-def judge_distances(samples: float, reconstructions: float, name: str) -> str:
-    """Say which model a distance from real clips comes from, given that of samples and that of reconstructions."""
-    figures = f"{name}: samples {samples:.2f}, reconstructions {reconstructions:.2f}"
-    if reconstructions > samples / 2:
-        return f"more than half of the distance comes from the VQ-VAE ({figures}); improve it first"
-    return f"less than half of the distance comes from the VQ-VAE ({figures}); improve the prior first"
+def judge_distances(samples: float, reconstructions: float) -> str:
+    """Compare the distance of samples from real clips with that of reconstructions."""
+    how, model = ("more", "VQ-VAE") if reconstructions > samples / 2 else ("less", "prior")
+    return (
+        f"reconstructions are {how} than half as far from real clips as samples are ({reconstructions:.2f}, "
+        f"{samples:.2f}), so improve the {model} first"
+    )
 
 
 def judge_drift(drifts: Mapping[str, float], steps: int) -> str:

@@ -146,8 +146,13 @@ def model_configs(args: Args) -> tuple[VQVAEConfig, PriorConfig]:
     prior = overlay(PriorConfig(), settings[1] | of_codes | seen, f"{args.preset_models}.yaml: prior.model")
     if prior.image_input and "sample" in args.workloads:
         raise UserError(
-            f"the prior of {args.preset_models} takes images, so it is only sampled in a dream; give "
-            "--workloads vqvae prior, and time the dream with rollout/benchmark.py"
+            f"the prior of {args.preset_models} needs the last reconstruction as input, so it can only be sampled in a "
+            "dream; give --workloads vqvae prior, and time the dream with rollout/benchmark.py"
+        )
+    if args.official is not None and (vqvae.past_frames or prior.image_input):
+        raise UserError(
+            f"the official code has no models like those of {args.preset_models}; leave out --official, or name "
+            "another preset"
         )
     return vqvae, prior
 

@@ -81,6 +81,10 @@ class Lane:
     def __init__(self, args: Args, seed: int) -> None:
         self.env = VizdoomFrames(args.scenario)
         self.teacher, self.n_stack = Teacher(self.env, np.random.default_rng(seed)), args.n_stack
+        self.restart(seed)
+
+    def restart(self, seed: int | None = None) -> None:
+        """Begin a new episode, and forget the kills of earlier ones."""
         self.kills: list[float] = []
         self._reset(seed)
 
@@ -153,23 +157,23 @@ def main(args: Args) -> Written:
         lanes = [Lane(args, int(seed)) for seed in rng.integers(2**31, size=args.num_envs)]
         policy = make_policy(args, lanes[0].env.env_spec.frame_shape, lanes[0].env.action_space)
         rounds: list[tuple] = []
-        kills: list[list[float]] = []  # in the episodes of each round
+        scores: list[list[float]] = []  # kills in the whole episodes of each round
         for i in range(args.n_rounds):
+            for lane in lanes if i else ():  # an episode that the expert began would not show what the policy can do
+                lane.restart()
             rounds.append(collect_round(lanes, policy if i else None, args.steps_per_round, rng))
             killed = [kills for lane in lanes for kills in lane.kills]
             loss = train_policy(policy, rounds, args, rng)
             who = "policy" if i else "expert"
             scored = f"{np.mean(killed):.1f} kills in {len(killed)} episodes" if killed else "no whole episode"
             print(f"round {i + 1}: {scored} of the {who}, loss {loss:.3f}")
-            kills.append(killed)
-            for lane in lanes:
-                lane.kills.clear()
+            scores.append(killed)
         settings = {name: value for name, value in asdict(args).items() if name != "out"}
         save_policy(args.out, policy, settings, {"steps": args.n_rounds * args.steps_per_round}, resumable=False)
         for lane in lanes:
             lane.env.close()
-    if len(kills) > 1:
-        print(f"{args.out}: {judge_imitation(kills[-1], kills[0])}")
+    if len(scores) > 1:
+        print(f"{args.out}, before the last training: {judge_imitation(scores[-1], scores[0])}")
     same = {name: getattr(args, name) for name in ("scenario", "n_stack", "features_dim")}
     return Written(args.out, "train/policy.py", {"init_from": args.out}, same)
 

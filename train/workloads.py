@@ -200,7 +200,7 @@ def fill_store(path: str | Path, config: VQVAEConfig, episodes: int = 40) -> np.
     """Write a store of noise; returns its frames (episodes, t, h, w, c)."""
     shape = (*config.frame_size, config.channels)
     frames = np.random.default_rng(0).integers(0, 256, (episodes, max(30, 2 * config.n_frames), *shape), dtype=np.uint8)
-    with StoreWriter(path, EnvSpec(name="noise", frame_shape=shape), {}) as writer:
+    with StoreWriter(path, EnvSpec(name="noise", frame_shape=shape), {}, wait_in_files=False) as writer:
         for episode in frames[writer.n_episodes :]:
             writer.append({"frames": episode})
     return frames

@@ -250,7 +250,7 @@ def score_planning(
     lines.append(f"tracking error at the end of the pusher's episodes, in pixels: {text}")
     nearer = {name: ways[:, 0] - ways[:, 1] for name, ways in played.items()}
     more = bootstrap(nearer["planned"] - nearer["random"])
-    lines.append(judge_player("planning", more, "random actions", "meters nearer to the goal"))
+    lines.append(judge_player("planning", more, "random", "m nearer to the goal", "train the dream for longer"))
     return "\n".join(lines), {name: ways.tolist() for name, ways in played.items()} | {
         "pixels_off": {name: off.tolist() for name, off in pixels.items()}
     }

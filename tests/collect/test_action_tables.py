@@ -70,7 +70,7 @@ def test_few_videos_are_cut_by_time_and_segments_have_their_actions(
     write(tmp_path / "films/long.mp4", [grey(t) for t in range(60)])
     (tmp_path / "films/long.csv").write_text("\n".join(str(t) for t in range(60)))  # no names
     store = read(tmp_path, tmp_path / "films", max_frames=50)
-    assert "1 episodes are too few to split" in capsys.readouterr().out
+    assert "there are too few episodes to split (1)" in capsys.readouterr().out
     assert store.episode_splits().tolist() == ["train", "valid", "test"]
     assert store.read_episode(1)["action"][:3].tolist() == [16, 17, 18]
     store = read(tmp_path, tmp_path / "films", out=tmp_path / "b.zarr", length=20)

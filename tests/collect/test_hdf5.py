@@ -85,7 +85,7 @@ def test_robomimic_with_a_published_split(tmp_path: Path, capsys: pytest.Capture
         store.episode_indices("test")
     shutil.rmtree(store.path)
     only_train = read(tmp_path, path, layout="robomimic", episodes="data/demo_[0-4]")
-    assert "is not used, because all episodes are in the same list\n5 episodes are too few" in capsys.readouterr().out
+    assert "is not used, because all episodes are in the same list\nthere are too few" in capsys.readouterr().out
     assert len(only_train.episode_ends) == 5
     shutil.rmtree(only_train.path)
     robomimic(tmp_path / "more/demos.hdf5")
@@ -111,7 +111,7 @@ def test_d4rl_is_cut_at_its_flags(tmp_path: Path, capsys: pytest.CaptureFixture[
         "timeouts": np.arange(12) == 8,
     }
     store = read(tmp_path, write(tmp_path / "d4rl.hdf5", flat), layout="d4rl")
-    assert "3 episodes are too few to split, so each of 48 frames or more is cut by time" in capsys.readouterr().out
+    assert "too few episodes to split (3); each with at least 48 frames is cut by time" in capsys.readouterr().out
     one, two, three = (store.read_episode(i) for i in range(3))
     assert [e["frames"][:, 0, 0, 0].tolist() for e in (one, two, three)] == [[0, 1, 2, 3], [4, 5, 6, 7, 8], [9, 10, 11]]
     assert [bool(e["terminated"][-2]) for e in (one, two, three)] == [True, False, False]

@@ -247,7 +247,7 @@ def test_few_long_episodes_are_cut_by_time(tmp_path: Path, capsys: pytest.Captur
             "other/long-v0", [buffer], observation_space=PICTURE, action_space=gym.spaces.Discrete(3)
         )
     store = bring_in(tmp_path, "other/long-v0")
-    assert "1 episodes are too few to split" in capsys.readouterr().out
+    assert "there are too few episodes to split (1)" in capsys.readouterr().out
     assert store.episode_splits().tolist() == ["train", "valid", "train", "test"]
 
 

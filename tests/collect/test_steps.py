@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from collect.images import frames_of, is_picture
-from collect.steps import action_spec, cut_in_time, make_rows, must_cut
+from collect.steps import action_spec, cut_in_time, lacks_split, make_rows, too_few
 from worldmodel.data.env_spec import NO_ACTION, ActionSpec
 from worldmodel.utils.errors import UserError
 
@@ -79,7 +79,7 @@ def test_the_space_follows_from_the_actions() -> None:
 
 
 def test_few_episodes_are_cut_by_time() -> None:
-    assert must_cut(2, 0) and not must_cut(10, 0) and not must_cut(0, 0)
+    assert lacks_split(2, 0) and not lacks_split(10, 0) and not too_few(0, 0, "episodes")
     rows = make_rows(frames(200), np.linspace(-1, 1, 200), BOX, np.ones(200), np.arange(200) == 199)
     parts = cut_in_time(rows)
     assert [int(part["split"][0]) for part in parts] == [0, 1, 0, 2]

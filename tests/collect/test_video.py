@@ -246,7 +246,7 @@ def test_few_videos_are_cut_by_time(here: None, tmp_path: Path, capsys: pytest.C
     for i in range(2):
         write(tmp_path / "in" / f"{i}.avi", [grey(3 * k) for k in range(80)])
     video.main(video.Args(source=tmp_path / "in", out=tmp_path / "out", num_workers=1, size=16))
-    assert "2 episodes are too few to split, so each of 48 frames or more is cut by time" in capsys.readouterr().out
+    assert "there are too few videos to split (2); each with at least 48 frames is cut by" in capsys.readouterr().out
     store = Store(tmp_path / "out")
     assert np.diff(store.episode_ends, prepend=0).tolist() == [32, 16, 16, 16] * 2
     assert [len(store.episode_indices(split)) for split in ("train", "valid", "test")] == [4, 2, 2]
@@ -296,7 +296,7 @@ def test_two_processes_make_the_same_store_and_the_script_says_what_it_did(here:
     done = subprocess.run([*script, *flags], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     few, first, second, size, last = done.stdout.splitlines()
-    assert few.startswith("7 episodes are too few to split")
+    assert few.startswith("there are too few videos to split (7)")
     assert first.startswith("skipped: 2.avi: Invalid data found")
     assert second.startswith("skipped: 5.gif: cannot identify image")
     assert size == "data: two: 5 episodes, 40 frames; 2 of 7 files were skipped"

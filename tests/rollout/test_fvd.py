@@ -109,6 +109,7 @@ def test_random_features_never_carry_a_published_name(tmp_path: Path, capsys: py
     assert all("fvd" not in text.lower() for text in told)
     assert "Frechet distance of random features, samples against real" in printed.out
     assert "no figure of the paper stands beside these" in printed.out
+    assert "half as far from real clips as samples are" in printed.out
     network = load_features("random_conv")
     figures = result(tmp_path, "frechet-paper-altered-random_conv")["figures"]
     by_hand = [frechet_distance(network(part), network(real)) for part in (samples[:6], samples[6:])]

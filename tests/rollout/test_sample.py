@@ -51,7 +51,8 @@ def test_a_prior_of_classes_and_frames_samples_both_classes(classes: Path, capsy
     """The same luck under another class gives another video."""
     args = sample.Args(run=classes, n_clips=4, samples_per_clip=2, split="train")
     sample.main(args)
-    assert "1 frames given" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "1 frames given" in said and "nearer to the real frames than the last given frame" in said
     told = json.loads((classes / "samples" / "samples.json").read_text())
     assert told["conditioning frames"] == "regenerated"
     assert set(told["nmse"]) == {"mean of samples", "best of samples", "last given frame, held"}
@@ -96,11 +97,14 @@ def test_conditioning_frames_are_copied_if_that_is_asked_for(classes: Path) -> N
     assert np.array_equal(copied[:, 1:], drawn[:, 1:])
 
 
-def test_clips_of_one_frame_diverge_under_different_conditions(classes: Path) -> None:
+def test_clips_of_one_frame_diverge_under_different_conditions(
+    classes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """What the paper's samples of BAIR show; here the class says how a square moves."""
     args = divergence.Args(run=classes, split="train", n_starts=12, steps=7, steps_ahead=(1, 7), n_shown=1)
     args = replace(args, sampling=SamplingConfig(temperature=0))  # so small a prior draws even the given frame loosely
     divergence.main(args)
+    assert "different actions lead to different futures" in capsys.readouterr().out
     told = json.loads((classes / "evaluation" / "divergence.json").read_text())
     same, other = (max(at["mean"] for at in told[name]) for name in ("same actions", "different actions"))
     assert same == 0

@@ -10,8 +10,8 @@ from rollout.verdicts import (
     judge_futures,
     judge_player,
     judge_ranking,
-    judge_return,
     judge_samples,
+    judge_turn,
 )
 from worldmodel.metrics.interval import MeanInterval
 
@@ -50,28 +50,42 @@ def test_drift() -> None:
     )
 
 
-UP, DOWN, OPEN = (MeanInterval(mean, mean - 1, mean + 1, 9) for mean in (2, -2, 0.5))
+UP, DOWN, OPEN, FEW = (
+    MeanInterval(mean, mean - 1, mean + 1, n) for mean, n in ((2.0, 99), (-2.0, 99), (0.5, 99), (2.0, 9))
+)
 
 
 def test_players() -> None:
-    assert judge_player("a", UP, "b", "tics") == "a is better than b (by 2.000 [1.000, 3.000] tics)"
-    assert judge_player("a", DOWN, "b", "tics").startswith("a is worse than b (by -2.000 [-3.000, -1.000] tics); train")
-    assert "do not show whether a is better than b" in judge_player("a", OPEN, "b", "tics")
+    def told(more: MeanInterval) -> str:
+        return judge_player("a", more, "b", "more tics", "train a")
+
+    assert told(UP) == "a is better than b (2.000 [1.000, 3.000] more tics)"
+    assert told(DOWN) == "a is worse than b (-2.000 [-3.000, -1.000] more tics); train a"
+    assert told(OPEN).startswith("these episodes do not show whether a is better than b (")
+    assert told(FEW).startswith("9 episodes are too few to compare a with b (")
 
 
 def test_figures_that_should_be_above_zero() -> None:
     for judge, good, poor in (
-        (lambda m: judge_futures(m, 15), "other actions lead to other", "other actions do not lead to other"),
-        (judge_return, "the dream returns to where it started", "the dream does not return to where it started"),
-        (lambda m: judge_samples(m, 4), "the best of 4 samples is nearer", "the best of 4 samples is no nearer"),
+        (lambda m: judge_futures(m, 15), "different actions lead to", "do not show that different actions lead to"),
+        (judge_turn, "the dream is back where it started", "do not show that the dream is back where it started"),
     ):
-        assert good in judge(UP) and "2.000 [1.000, 3.000]" in judge(UP)
+        assert good in judge(UP) and "do not" not in judge(UP) and "2.000 [1.000, 3.000]" in judge(UP)
         assert poor in judge(OPEN) and poor in judge(DOWN)
 
 
-def test_distances() -> None:
-    assert judge_distances(100, 60, "FVD") == (
-        "more than half of the distance comes from the VQ-VAE (FVD: samples 100.00, reconstructions 60.00); improve it "
-        "first"
+def test_samples() -> None:
+    good, bad = MeanInterval(0.8, 0.7, 0.9, 99), MeanInterval(0.99, 0.9, 1.1, 99)
+    assert judge_samples(good, 4) == (
+        "the best of 4 samples is nearer to the real frames than the last given frame (0.800 [0.700, 0.900] times its "
+        "squared error)"
     )
-    assert judge_distances(100, 40, "FVD").startswith("less than half of the distance comes from the VQ-VAE")
+    assert judge_samples(bad, 1).startswith("these clips do not show that the sample is nearer to the real frames")
+
+
+def test_distances() -> None:
+    assert judge_distances(100, 60) == (
+        "reconstructions are more than half as far from real clips as samples are (60.00, 100.00), so improve the "
+        "VQ-VAE first"
+    )
+    assert judge_distances(100, 40).endswith("so improve the prior first")

@@ -208,8 +208,14 @@ def test_models_of_a_preset_and_bad_settings() -> None:
         benchmark.Args(preset_models="health_gathering_supreme", workloads=("vqvae", "prior"))
     )
     assert (vqvae.past_frames, vqvae.mode, prior.latent_shape, prior.image_input) == (2, "stream", (16, 8, 8), True)
-    with pytest.raises(UserError, match="takes images, so it is only sampled in a dream; give --workloads vqvae prior"):
+    with pytest.raises(UserError, match="it can only be sampled in a dream; give --workloads vqvae prior"):
         benchmark.model_configs(benchmark.Args(preset_models="health_gathering_supreme"))
+    with pytest.raises(UserError, match="the official code has no models like those of health_gathering_supreme"):
+        benchmark.model_configs(
+            benchmark.Args(
+                preset_models="health_gathering_supreme", workloads=("vqvae",), official=Path("VideoGPT"),
+            )
+        )  # fmt: skip
     with pytest.raises(UserError, match="rounds"):
         benchmark.Args(rounds=0)
     with pytest.raises(UserError, match="seconds must be a finite number above 0, not 0"):

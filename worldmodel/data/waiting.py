@@ -2,7 +2,7 @@
 
 A commit rewrites the last shard of each array, which is too slow after every episode. So an episode is first written to
 `<store>/waiting/<number>.npz`, where number counts the episodes of the store. The next writer commits these files. They
-are not flushed to the disk: they survive the death of the process, but not that of the machine.
+are not synced to the disk, so they survive a killed process, but perhaps not a power cut.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class WaitingEpisodes:
         part = self._folder / f"{number}.part"
         with part.open("wb") as file:
             arrays = {DATA + name: array for name, array in episode.items()}
-            np.savez(file, allow_pickle=False, **arrays, **{PROGRESS: np.array(json.dumps(progress).encode())})
+            np.savez(file, **arrays, **{PROGRESS: np.array(json.dumps(progress).encode())})
         part.replace(self._file(number))
 
     def read(self, first: int) -> Iterator[tuple[dict[str, np.ndarray], Any]]:
@@ -46,8 +46,8 @@ class WaitingEpisodes:
                 with np.load(self._file(number)) as file:
                     arrays = {name: file[name] for name in file.files}
                 progress = json.loads(arrays.pop(PROGRESS).item())
-            except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-                return  # cut short when the machine died; the episode is recorded again
+            except (EOFError, ValueError, KeyError, zipfile.BadZipFile):
+                return  # cut short by a power cut; the episode is recorded again
             yield {name.removeprefix(DATA): array for name, array in arrays.items()}, progress
             number += 1
 

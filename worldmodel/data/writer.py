@@ -51,7 +51,8 @@ class StoreWriter:
     """A store opened for appending; it is created if it does not exist.
 
     Episodes are committed whenever two shards are full, by `commit`, and at the end of the `with` block. If the process
-    is killed, a store in a folder keeps all appended episodes. A store in a bucket keeps the committed ones.
+    is killed, a store in a folder keeps all appended episodes, and the next writer commits them. A store in a bucket
+    keeps the committed ones.
     """
 
     def __init__(
@@ -71,7 +72,8 @@ class StoreWriter:
             settings: How it is recorded, as JSON.
             split_seed: Seed of the split into train, valid and test.
             cure: What to do if there is a store with other settings; the error message says it.
-            wait_in_files: In a folder, also keep episodes that wait for a commit in files.
+            wait_in_files: In a folder, also keep episodes that wait for a commit in files. Turn it off for data that is
+                quickly made again.
 
         Raises:
             UserError: If there is something else, it cannot be written, or another process is writing to it.
@@ -83,7 +85,8 @@ class StoreWriter:
         self._layout: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
         self._storage = open_storage(self.path, write=True)
         folder = local_folder(self.path)
-        self._waiting = WaitingEpisodes(folder) if folder and wait_in_files else None
+        self._waiting = None if folder is None else WaitingEpisodes(folder)
+        self._wait_in_files = wait_in_files
         with contextlib.ExitStack() as held:
             held.enter_context(one_writer(self.path))
             with telling(self.path):
@@ -95,7 +98,9 @@ class StoreWriter:
             self._write_mark(wanted)
         self._root, self._mark = open_root(self.path, write=True)
         self._tried = self._mark
-        self._commit_waiting()
+        self._roll_back()
+        if self._waiting:
+            self._commit_waiting(self._waiting)
         differs = config_difference(replace(self._mark, commit=Commit()).to_json(), wanted.to_json())
         if differs and self._mark.commit.episodes:
             raise UserError(f"{self.path} was recorded with {differs}; {self._cure}")
@@ -103,16 +108,14 @@ class StoreWriter:
             self._write_mark(wanted)
             self._mark = self._tried = wanted
 
-    def _commit_waiting(self) -> None:
-        """Commit the episodes that a writer which was killed has left in files."""
-        self._roll_back()
-        for episode, progress in self._waiting.read(self.n_episodes) if self._waiting else ():
+    def _commit_waiting(self, waiting: WaitingEpisodes) -> None:
+        """Commit the episodes that a killed writer left in files."""
+        for episode, progress in waiting.read(self.n_episodes):
             self._layout = self._layout or _layout(episode)
             self._buffer.append(episode)
             self._progress = progress
         self.commit()
-        if self._waiting:
-            self._waiting.delete()  # also one that was damaged
+        waiting.delete()  # also one that was damaged
 
     def _roll_back(self) -> None:
         """Delete rows and arrays that the commit record does not cover, such as those of an interrupted append."""
@@ -158,7 +161,7 @@ class StoreWriter:
             UserError: If the arrays do not fit the store, or the disk is full.
         """
         self._check(episode)
-        if self._waiting:
+        if self._waiting and self._wait_in_files:
             with telling(self.path):
                 self._waiting.write(self.n_episodes, episode, progress)
         self._buffer.append({name: np.array(array) for name, array in episode.items()})
@@ -171,6 +174,8 @@ class StoreWriter:
         lengths = {name: len(array) if array.ndim else 0 for name, array in episode.items()}
         if not episode or len(set(lengths.values())) > 1 or 0 in lengths.values():
             raise UserError(f"the arrays of an episode must have one length of at least 1, but have {lengths}")
+        if objects := [name for name, (_, dtype) in layout.items() if dtype.hasobject]:
+            raise UserError(f"{', '.join(objects)} holds Python objects; give arrays of numbers")
         if "frames" in layout and layout["frames"] != (self.env_spec.frame_shape, np.uint8):
             shape, dtype = layout["frames"]
             raise UserError(
@@ -241,7 +246,8 @@ class StoreWriter:
         self._mark = self._tried
         self._buffer.clear()
         if self._waiting:
-            self._waiting.delete()
+            with contextlib.suppress(OSError):  # the next writer ignores them
+                self._waiting.delete()
 
     def _write_mark(self, mark: CommitMark) -> None:
         """Write a commit record, and wait until it is on the disk or in the bucket."""

@@ -3,11 +3,13 @@
     data/<name>         arrays of any type and shape, episode after episode; all with the same first dimension
     meta/episode_ends   int64, cumulative: episode i is rows ends[i - 1] .. ends[i]
     zarr.json           the root's attributes are the commit record, see `commit_mark`
+    waiting/            while recording into a folder: episodes that are not committed yet, see `waiting`
 
 Zarr has no transactions: an append changes several objects, and missing objects read as zeros. So the commit record
 says how many episodes and rows there are. It is a single object, which is replaced as a whole after everything it
 covers is on the disk or in the bucket (see `storage`). Readers trust only the record, and a writer that opens a store
-first deletes what the record does not cover. Checksums, and a check for missing objects, detect later damage.
+first deletes what the record does not cover, and commits waiting episodes. Checksums, and a check for missing objects,
+detect later damage.
 
 Large arrays have chunks of 16 rows in shards of 1024. A clip then decodes two chunks, and a million frames are a
 thousand files. Zstandard at level 1 writes 1.5 times as fast as at Zarr's default level, for 10% more bytes.

@@ -202,7 +202,7 @@ def judge_imitation(policy: Sequence[float], expert: Sequence[float]) -> str:
         return f"too few whole episodes to compare the policy with the expert ({len(policy)} and {len(expert)})"
     ours, theirs = np.array(policy), np.array(expert)
     error = 1.96 * np.sqrt(ours.var() / len(ours) + theirs.var() / len(theirs))
-    figures = f"mean return {ours.mean():.3g}, {theirs.mean():.3g}"
+    figures = f"mean return {ours.mean():.3g}, the expert's {theirs.mean():.3g}"
     better = ours.mean() - theirs.mean()
     if better > error:
         return f"the policy is better than the expert ({figures})"

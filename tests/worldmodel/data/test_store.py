@@ -16,6 +16,7 @@ from worldmodel.data.clips import Clips, read_windows_clamped
 from worldmodel.data.env_spec import ActionSpec, EnvSpec
 from worldmodel.data.storage import DurableStore
 from worldmodel.data.store import Store, draw_splits
+from worldmodel.data.waiting import WaitingEpisodes
 from worldmodel.data.writer import StoreWriter
 from worldmodel.utils.errors import UserError
 
@@ -110,8 +111,8 @@ def test_a_commit_cut_off_at_any_write_changes_nothing(
                 Store(path)
         if not (path / "waiting").exists():  # stopped before there was an episode
             fill(path, [200], first=len(before))
-        StoreWriter(path, WORLD, {"epsilon": 0.2}).close()
-        assert_holds(path, [*before, 200])
+        fill(path, [50], first=len(before) + 1)
+        assert_holds(path, [*before, 200, 50])
         assert not (path / "waiting").exists()
     assert cut > 8
 
@@ -135,10 +136,11 @@ def test_a_writer_that_is_killed_loses_no_episode(tmp_path: Path, before: list[i
     assert not (tmp_path / "s" / "waiting").exists()
 
 
-def test_an_episode_that_was_cut_short_on_the_disk_is_recorded_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("left", [0, 1, 500, -100])
+def test_an_episode_that_was_cut_short_on_the_disk_is_recorded_again(tmp_path: Path, left: int) -> None:
     killed(tmp_path / "s", [30, 40, 50])
     file = tmp_path / "s" / "waiting" / "1.npz"
-    file.write_bytes(file.read_bytes()[:-100])
+    file.write_bytes(file.read_bytes()[:left])
     with StoreWriter(tmp_path / "s", WORLD, {"epsilon": 0.2}) as writer:
         assert (writer.n_episodes, writer.progress) == (1, {"next": 1})
     killed(tmp_path / "s", [60], first=1)
@@ -149,7 +151,34 @@ def test_an_episode_that_was_cut_short_on_the_disk_is_recorded_again(tmp_path: P
 def test_episodes_of_a_killed_writer_keep_their_settings(tmp_path: Path) -> None:
     killed(tmp_path / "s", [30])
     with pytest.raises(UserError, match=r"settings\.epsilon = 0.2, but 0.3 was asked for"):
-        StoreWriter(tmp_path / "s", WORLD, {"epsilon": 0.3})
+        StoreWriter(tmp_path / "s", WORLD, {"epsilon": 0.3}, wait_in_files=False)
+    assert_holds(tmp_path / "s", [30])
+
+
+def test_waiting_files_that_could_not_be_deleted_are_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A writer may also be killed between its commit and their deletion."""
+    killed(tmp_path / "s", [30, 40])
+    shutil.copytree(tmp_path / "s" / "waiting", tmp_path / "copy")
+    StoreWriter(tmp_path / "s", WORLD, {"epsilon": 0.2}).close()
+    (tmp_path / "copy").rename(tmp_path / "s" / "waiting")
+    fill(tmp_path / "s", [50], first=2)
+    assert_holds(tmp_path / "s", [30, 40, 50])
+
+    def busy(self: WaitingEpisodes) -> None:
+        raise OSError("busy")
+
+    with StoreWriter(tmp_path / "s", WORLD, {"epsilon": 0.2}) as writer:
+        monkeypatch.setattr(WaitingEpisodes, "delete", busy)
+        writer.append(episode(3, 60))
+        writer.commit()
+    assert_holds(tmp_path / "s", [30, 40, 50, 60])
+
+
+def test_data_that_is_quickly_made_again_does_not_wait_in_files(tmp_path: Path) -> None:
+    writer = StoreWriter(tmp_path / "s", WORLD, {}, wait_in_files=False)
+    writer.append(episode(0, 30))
+    assert not (tmp_path / "s" / "waiting").exists()
+    writer.close()
     assert_holds(tmp_path / "s", [30])
 
 
@@ -210,6 +239,7 @@ def test_a_store_without_episodes_takes_other_settings(tmp_path: Path) -> None:
         ({"action": np.array(0)}, "must have one length of at least 1"),
         ({"action": np.zeros(5, np.float64)}, "holds int64 action"),
         ({"extra": np.zeros(5)}, "extra"),
+        ({"where": np.full(5, None)}, "where holds Python objects; give arrays of numbers"),
     ],
 )
 def test_episodes_that_do_not_fit_are_refused(tmp_path: Path, change: dict[str, np.ndarray], told: str) -> None:

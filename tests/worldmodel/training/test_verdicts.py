@@ -139,10 +139,10 @@ def test_stages_end_with_their_verdicts(toy_store, toy_stages, capsys: pytest.Ca
 
 def test_imitation() -> None:
     good, poor = [8.0, 6.0] * 10, [5.0, 4.0] * 10
-    assert judge_imitation(poor, good).startswith("the policy is worse than the expert (mean return 4.5, 7); give it")
-    assert judge_imitation(good, poor) == "the policy is better than the expert (mean return 7, 4.5)"
+    assert "worse than the expert (mean return 4.5, the expert's 7); give it more" in judge_imitation(poor, good)
+    assert judge_imitation(good, poor) == "the policy is better than the expert (mean return 7, the expert's 4.5)"
     assert judge_imitation(good, good[:14]) == (
-        "these episodes show no difference between the policy and the expert (mean return 7, 7)"
+        "these episodes show no difference between the policy and the expert (mean return 7, the expert's 7)"
     )
     assert judge_imitation(good[:9], good) == (
         "too few whole episodes to compare the policy with the expert (9 and 20)"
