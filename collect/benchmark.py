@@ -94,7 +94,10 @@ def fill(path: Path, rows: int, size: int) -> None:
     pool = rng.integers(0, 256, (POOL, size, size, 3), dtype=np.uint8)
     pool = np.concatenate([pool] * (2 + EPISODE // POOL))
     spec = EnvSpec(name="noise", frame_shape=(size, size, 3), action=ActionSpec(kind="Discrete", nvec=(4,)))
-    with StoreWriter(path, spec, {"rows": rows}) as writer, Progress(total=rows, unit=" frames", desc=path.name) as bar:
+    with (
+        StoreWriter(path, spec, {"rows": rows}, wait_in_files=False) as writer,
+        Progress(total=rows, unit=" frames", desc=path.name) as bar,
+    ):
         bar.update(writer.n_rows)
         while writer.n_rows < rows:
             n, first = min(EPISODE, rows - writer.n_rows), rng.integers(POOL)

@@ -20,8 +20,8 @@ Actions. With `actions_table` a CSV or parquet file beside each video has a row 
 describes how they are used. A video whose table does not fit is skipped.
 
 Split. Videos are split 8:1:1 by the store. Segments of one video stay in one split. If there are so few videos that a
-split would be empty, whole videos are cut by time (see `steps`). Segments are split one by one, and neighboring
-segments can be in different splits.
+split would be empty, whole videos are cut by time (see `steps`). With `length`, segments are then split one by one, and
+neighboring segments can be in different splits.
 """
 
 from __future__ import annotations

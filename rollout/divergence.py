@@ -36,6 +36,7 @@ from rollout.verdicts import judge_futures
 from worldmodel.generation.dream import Dream
 from worldmodel.metrics.interval import bootstrap, means_to_json
 from worldmodel.models.loading import load_prior
+from worldmodel.training.verdicts import judge_split
 from worldmodel.utils.checkpoint import weights_digest, write_json
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import Precision
@@ -143,7 +144,9 @@ def main(args: Args) -> Written:
     for name, means in distances.items():
         print(f"{name:36}" + "".join(f"{mean!s:>24}" for mean in means))
     more = apart["different actions"] - apart["same actions"]
-    print(f"{args.run}: {judge_futures(bootstrap(more[:, -1], found.episode), more.shape[1])}")
+    verdict = judge_futures(bootstrap(more[:, -1], found.episode), more.shape[1])
+    for line in [*judge_split(found.episode), verdict]:
+        print(f"{args.run}: {line}")
     folder = args.run / "evaluation"
     rows = [np.concatenate([found.real[i, :1], one]) for i in range(args.n_shown) for plan in video[i] for one in plan]
     save_png(folder / "divergence.png", upscale(video_grid(np.stack(rows)[:, :: -(-args.steps // 8)]), 2))

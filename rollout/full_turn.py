@@ -160,7 +160,8 @@ def main(args: Args) -> Written:
     print(f"PSNR with the first frame, dB; a full turn is {turn} steps\n{'':14}{'engine':>26}{'dream':>26}")
     for place, values in found.items():
         print(f"{place:14}{values['engine']!s:>26}{values['dream']!s:>26}")
-    print(judge_turn(bootstrap(dreamed[:, turn] - dreamed[:, turn // 2], contexts)))
+    nearer = bootstrap(dreamed[:, turn] - dreamed[:, turn // 2], contexts)
+    print(judge_turn(nearer, len(np.unique(contexts))))
     write_json(args.out, {"settings": asdict(args), "steps": turn, "psnr": means_to_json(found)})
     return Written(args.out)
 

@@ -40,6 +40,7 @@ from worldmodel.metrics.interval import MeanInterval, bootstrap, bootstrap_ratio
 from worldmodel.metrics.ssim import ssim
 from worldmodel.models.loading import AnyVQVAE
 from worldmodel.models.prior import Prior
+from worldmodel.training.verdicts import judge_split
 from worldmodel.utils.checkpoint import write_atomic, write_json
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.progress import Progress
@@ -159,7 +160,9 @@ def main(args: Args) -> Written:
             "intervals]"
         )
         print(table(figures, first))
-        print(f"{args.run}: {judge_samples(error_over_copy(truth, samples, first), len(samples))}")
+        verdict = judge_samples(error_over_copy(truth, samples, first), len(samples))
+        for line in [*judge_split(truth.episode), verdict]:
+            print(f"{args.run}: {line}")
         result |= {f: {row: [m.to_json() for m in means] for row, means in r.items()} for f, r in figures.items()}
     write_json(folder / "samples.json", result)
     print(f"conditioning frames: {frames}")

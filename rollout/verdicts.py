@@ -77,17 +77,20 @@ def judge_futures(apart: MeanInterval, steps: int) -> str:
     )
 
 
-def judge_turn(nearer: MeanInterval) -> str:
-    """Say whether a dream returns to the view it started from.
+def judge_turn(nearer: MeanInterval, n_contexts: int) -> str:
+    """Say whether a dream turns back to the view it started from.
 
     Args:
         nearer: PSNR with the first frame after a full turn, minus that after half a turn, in dB.
+        n_contexts: Number of different starting contexts.
     """
     figures = f"(PSNR with the first frame, minus that after half a turn: {nearer} dB)"
+    if n_contexts < FEW_EPISODES:
+        return f"{n_contexts} starting contexts are too few to judge a full turn of the dream {figures}"
     if nearer.low > 0:
-        return f"after a full turn the dream is back where it started {figures}"
+        return f"after a full turn the dream is nearer to its first view than after half a turn {figures}"
     return (
-        f"these turns do not show that the dream is back where it started after a full turn {figures}; a longer "
+        f"these turns do not show that the dream comes back to its first view after a full turn {figures}; a longer "
         "--model.window of the prior may help if a turn takes more steps than the window has"
     )
 

@@ -68,10 +68,14 @@ def test_players() -> None:
 def test_figures_that_should_be_above_zero() -> None:
     for judge, good, poor in (
         (lambda m: judge_futures(m, 15), "different actions lead to", "do not show that different actions lead to"),
-        (judge_turn, "the dream is back where it started", "do not show that the dream is back where it started"),
+        (lambda m: judge_turn(m, 10), "the dream is nearer to its first view", "do not show that the dream comes back"),
     ):
         assert good in judge(UP) and "do not" not in judge(UP) and "2.000 [1.000, 3.000]" in judge(UP)
         assert poor in judge(OPEN) and poor in judge(DOWN)
+
+
+def test_few_contexts() -> None:
+    assert judge_turn(UP, 9).startswith("9 starting contexts are too few to judge a full turn of the dream (")
 
 
 def test_samples() -> None:

@@ -33,9 +33,10 @@ class WaitingEpisodes:
         """Write an episode and the progress that belongs to it; another file of this number is replaced."""
         self._folder.mkdir(parents=True, exist_ok=True)
         part = self._folder / f"{number}.part"
+        content: dict[str, Any] = {DATA + name: array for name, array in episode.items()}
+        content[PROGRESS] = np.array(json.dumps(progress).encode())
         with part.open("wb") as file:
-            arrays = {DATA + name: array for name, array in episode.items()}
-            np.savez(file, **arrays, **{PROGRESS: np.array(json.dumps(progress).encode())})
+            np.savez(file, **content)
         part.replace(self._file(number))
 
     def read(self, first: int) -> Iterator[tuple[dict[str, np.ndarray], Any]]:

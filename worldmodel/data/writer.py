@@ -162,7 +162,7 @@ class StoreWriter:
         """
         self._check(episode)
         if self._waiting and self._wait_in_files:
-            with telling(self.path):
+            with _safe_so_far(self.path):
                 self._waiting.write(self.n_episodes, episode, progress)
         self._buffer.append({name: np.array(array) for name, array in episode.items()})
         self._progress = progress
@@ -199,19 +199,11 @@ class StoreWriter:
         """
         if not self._buffer:
             return
-        try:
-            with _uninterrupted():
-                self._reread()
-                self._roll_back()  # an earlier commit may have failed halfway
-                if self._buffer:
-                    self._write()
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(
-                f"{self.path} could not be written ({one_line(error)}), but what was committed is safe; "
-                "free some space or repair it, and run the same command again"
-            ) from error
+        with _safe_so_far(self.path), _uninterrupted():
+            self._reread()
+            self._roll_back()  # an earlier commit may have failed halfway
+            if self._buffer:
+                self._write()
 
     def _reread(self) -> None:
         """Read the commit record again: a failed write may have stored it after all, or another process may have."""
@@ -267,6 +259,20 @@ class StoreWriter:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@contextlib.contextmanager
+def _safe_so_far(path: str) -> Iterator[None]:
+    """Raise the errors of adding to a store as `UserError`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{path} could not be written ({one_line(error)}), but what was committed is safe; free some space or "
+            "repair it, and run the same command again"
+        ) from error
 
 
 def _layout(episode: Mapping[str, np.ndarray]) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
