@@ -167,12 +167,12 @@ def make_rows(
     return rows
 
 
-def too_few(n_episodes: int, seed: int, what: str) -> bool:
+def too_few(n_episodes: int, seed: int, what: str, least: int = MIN_BLOCK) -> bool:
     """Whether episodes have to be cut by time, because a split of whole ones would lack a part; a message says so."""
     few = n_episodes > 0 and lacks_split(n_episodes, seed)
     if few:
         print(
-            f"there are too few {what} to split ({n_episodes}); each with at least {len(SPLITS) * MIN_BLOCK} frames is "
+            f"there are too few {what} to split ({n_episodes}); each with at least {len(SPLITS) * least} frames is "
             "cut by time instead: a block in the middle is for validation, the last one for testing, the rest for "
             "training"
         )
@@ -184,10 +184,13 @@ def lacks_split(n_episodes: int, seed: int) -> bool:
     return len(set(draw_splits(n_episodes, seed))) < len(SPLITS)
 
 
-def cut_in_time(episode: Episode) -> list[Episode]:
-    """Parts of an episode for training, validation and testing; one that is too short is for training as a whole."""
+def cut_in_time(episode: Episode, least: int = MIN_BLOCK) -> list[Episode]:
+    """Parts of an episode for training, validation and testing, each of `least` frames or more.
+
+    An episode that is too short for this is for training as a whole.
+    """
     n = len(episode["frames"])
-    blocks = min(N_BLOCKS, n // MIN_BLOCK)
+    blocks = min(N_BLOCKS, n // least)
     if blocks < len(SPLITS):
         return [with_labels(episode, split=0)]
     edges = [n * i // blocks for i in range(blocks + 1)]

@@ -16,7 +16,7 @@ from PIL import Image
 from collect.files import BrokenFile, Filled, ReaderArgs, fill_store, names_digest, reason, with_labels
 from collect.gif_decoding import gif_images
 from collect.images import center_square, on_white
-from collect.steps import cut_in_time
+from collect.steps import MIN_BLOCK, cut_in_time
 from collect.video_decoding import orient, shown_frames, to_rgb, video_stream
 from worldmodel.data.env_spec import EnvSpec
 from worldmodel.data.writer import Episode
@@ -145,7 +145,8 @@ def read_video(args: VideoArgs, length: int, in_time: bool, clip: Clip) -> list[
         raise BrokenFile(f"{clip.name}: it has {len(frames)} frames, fewer than a segment, {length}")
     starts = range(0, len(frames) - length + 1, length) if length else [0]
     found = [with_labels({"frames": frames[s : s + length] if length else frames}, **clip.values) for s in starts]
-    return [part for episode in found for part in (cut_in_time(episode) if in_time else (episode,))]
+    least = max(MIN_BLOCK, args.min_frames)
+    return [part for episode in found for part in (cut_in_time(episode, least) if in_time else (episode,))]
 
 
 def fps_of(clips: Sequence[Clip]) -> float:

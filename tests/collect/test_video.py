@@ -251,6 +251,9 @@ def test_few_videos_are_cut_by_time(here: None, tmp_path: Path, capsys: pytest.C
     assert np.diff(store.episode_ends, prepend=0).tolist() == [32, 16, 16, 16] * 2
     assert [len(store.episode_indices(split)) for split in ("train", "valid", "test")] == [4, 2, 2]
     assert np.abs(store.read("frames", 0, 80).mean((1, 2, 3)) - 3 * np.arange(80)).max() < 3
+    video.main(video.Args(source=tmp_path / "in", out=tmp_path / "long", num_workers=1, size=16, min_frames=30))
+    assert "each with at least 90 frames is cut by time" in capsys.readouterr().out
+    assert np.diff(Store(tmp_path / "long").episode_ends, prepend=0).tolist() == [80, 80], "too short for three of 30"
 
 
 def many(folder: Path) -> None:
