@@ -40,7 +40,7 @@ if not __package__:  # run as a file: import from the project's root
 from collect.action_tables import choose_columns, read_columns
 from collect.episodes import cut_episode
 from collect.files import BrokenFile, names_digest, with_labels
-from collect.steps import MIN_BLOCK, action_spec, fill_with_steps, lacks_split, make_rows, too_few
+from collect.steps import action_spec, fill_with_steps, lacks_split, make_rows, too_few
 from collect.video_reader import SUFFIXES, Clip, VideoArgs, decode, fill_store_with_videos, fps_of
 from configs import command
 from configs.written import Written, recorded
@@ -145,7 +145,7 @@ def main(args: Args) -> Written:
     fps = args.fps or fps_of(clips)
     if args.actions_table and clips:
         return fill_with_actions(args, name, fps, clips, classes)
-    in_time = not args.length and too_few(len(clips), args.seed, "videos", max(MIN_BLOCK, args.min_frames))
+    in_time = not args.length and too_few(len(clips), args.seed, "videos", args.shortest_part)
     fill_store_with_videos(args, name, fps, clips, classes=classes, length=args.length, in_time=in_time)
     return recorded(args.out)
 

@@ -56,6 +56,11 @@ class VideoArgs(ReaderArgs):
         if 0 < self.max_frames < self.min_frames:
             raise UserError(f"max_frames {self.max_frames} is below min_frames {self.min_frames}; lower min_frames")
 
+    @property
+    def shortest_part(self) -> int:
+        """Frames that each part of a video has at least, if it is cut by time."""
+        return max(MIN_BLOCK, self.min_frames)
+
 
 @dataclass(frozen=True)
 class Clip:
@@ -145,8 +150,7 @@ def read_video(args: VideoArgs, length: int, in_time: bool, clip: Clip) -> list[
         raise BrokenFile(f"{clip.name}: it has {len(frames)} frames, fewer than a segment, {length}")
     starts = range(0, len(frames) - length + 1, length) if length else [0]
     found = [with_labels({"frames": frames[s : s + length] if length else frames}, **clip.values) for s in starts]
-    least = max(MIN_BLOCK, args.min_frames)
-    return [part for episode in found for part in (cut_in_time(episode, least) if in_time else (episode,))]
+    return [part for one in found for part in (cut_in_time(one, args.shortest_part) if in_time else (one,))]
 
 
 def fps_of(clips: Sequence[Clip]) -> float:
