@@ -26,6 +26,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from collect.steps import make_rows, print_action_range
+
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
@@ -36,7 +38,6 @@ from collect.tfrecord import Feature, broken, examples
 from configs import command
 from configs.written import Written, recorded
 from worldmodel.data.env_spec import ActionSpec, EnvSpec
-from worldmodel.data.store import Store
 from worldmodel.data.writer import Episode
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.settings import Address, FractionBelow1
@@ -114,24 +115,16 @@ def make_episode(args: Args, path: Path, i: int, features: dict[str, Feature]) -
     """The rows of an episode; `BrokenFile` if a feature is missing or invalid."""
     take = partial(read_feature, path, i, features)
     other = VIEWS[1 - VIEWS.index(args.view)]
-    action = np.stack([take(f"{t}/action", (4,)) for t in range(STEPS)])
+    actions, frames, positions = (
+        np.stack([take(f"{t}/{name}", shape) for t in range(STEPS)])
+        for name, shape in (("action", (4,)), (f"image_{args.view}/encoded", FRAME), ("endeffector_pos", (3,)))
+    )
     try:
-        action = make_env_spec(args).action.check(action)
+        rows = make_rows(frames, actions, make_env_spec(args).action, variables=positions)
     except UserError as error:
         raise broken(
             path, f"record {i}: {error}", "download it again, or set other bounds if the file is fine"
         ) from None
-    action[-1] = 0
-    truncated = np.zeros(STEPS, bool)
-    truncated[-2] = True
-    rows = {
-        "frames": np.stack([take(f"{t}/image_{args.view}/encoded", FRAME) for t in range(STEPS)]),
-        "action": action,
-        "reward": np.zeros(STEPS, np.float32),
-        "terminated": np.zeros(STEPS, bool),
-        "truncated": truncated,
-        "variables": np.stack([take(f"{t}/endeffector_pos", (3,)) for t in range(STEPS)]),
-    }
     if args.both_views:
         rows[f"frames_{other}"] = np.stack([take(f"{t}/image_{other}/encoded", FRAME) for t in range(STEPS)])
     return rows
@@ -160,9 +153,7 @@ def main(args: Args) -> Written:
     files = names_digest(f"{path.name} {test}" for path, _, test in found)
     how: dict[str, Any] = {"view": args.view, "both_views": args.both_views, "valid": args.valid, "files": files}
     fill_store(args, make_env_spec(args), found, partial(read_file, args), **how)
-    store = Store(args.out)
-    actions = store.read("action", 0, store.n_rows)
-    print(f"actions range from {actions.min(0).tolist()} to {actions.max(0).tolist()}")
+    print_action_range(str(args.out))
     return recorded(args.out)
 
 

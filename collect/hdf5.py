@@ -32,7 +32,7 @@ import numpy as np
 from collect.files import BrokenFile, names_digest, reason, with_labels
 from collect.hdf5_groups import MASKS, groups, known, list_files, published_split
 from collect.images import frames_of, is_picture
-from collect.steps import StepArgs, action_spec, fill_with_steps, make_rows
+from collect.steps import StepArgs, action_spec, fill_with_steps, make_rows, variable_names
 from configs import command
 from configs.written import Written
 from worldmodel.data.env_spec import ActionSpec, EnvSpec
@@ -187,13 +187,18 @@ def find_parts(args: Args) -> tuple[list[Part], ActionSpec]:
                     actions += [taken for _, taken in found]
     if wrong and not actions:
         raise wrong[0]
+    return use_split(parts), action_spec(actions, args.source, args.low, args.high)
+
+
+def use_split(parts: list[Part]) -> list[Part]:
+    """The parts with their published split if it is complete, in all files; else without it, which is printed."""
     given = {part.split for part in parts if not part.why}
-    if given != set(MASKS.values()):  # a split counts if it has both parts, in all files
-        if given - {None}:
-            why = "not all files have these lists" if None in given else "all episodes are in the same list"
-            print(f"the split of mask/train and mask/valid is not used, because {why}")
-        parts = [replace(part, split=None) for part in parts]
-    return parts, action_spec(actions, args.source, args.low, args.high)
+    if given == set(MASKS.values()):
+        return parts
+    if given - {None}:
+        why = "not all files have these lists" if None in given else "all episodes are in the same list"
+        print(f"the split of mask/train and mask/valid is not used, because {why}")
+    return [replace(part, split=None) for part in parts]
 
 
 def read_part(args: Args, spec: ActionSpec, part: Part) -> Sequence[Episode]:
@@ -241,7 +246,7 @@ def make_env_spec(args: Args, spec: ActionSpec, parts: Sequence[Part]) -> EnvSpe
             continue
         with h5py.File(part.path) as file:
             widths = [(key, int(np.prod(file[part.group][key].shape[1:]))) for key in args.variables]
-        names = tuple(f"{key}_{i}" if n > 1 else key for key, n in widths for i in range(n))
+        names = variable_names(widths)
         shape: Any = first["frames"].shape[1:]
         return EnvSpec(name=args.source.resolve().stem, frame_shape=shape, action=spec, variables=names, fps=args.fps)
     return EnvSpec(name=args.source.resolve().stem, action=spec)

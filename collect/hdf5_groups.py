@@ -37,7 +37,8 @@ def groups(file: h5py.File, pattern: str) -> list[h5py.Group]:
         inside = [g[key] for g in found for key in sorted(g, key=by_number) if fnmatchcase(key, part)]
         found = [group for group in inside if isinstance(group, h5py.Group)]
     if not found:
-        raise UserError(f"no group matches {pattern!r}, only {', '.join(list(file)[:MOST_KEYS])}; set --episodes")
+        has = ", ".join(list(file)[:MOST_KEYS])
+        raise UserError(f"no group matches {pattern!r}; the file has {has}; set --episodes")
     return found
 
 

@@ -98,7 +98,9 @@ def choose(args: Args, dataset: Dataset, known: EnvSpec | None) -> Chosen:
     for feature, flag in ((args.action, "--action"), *((key, "--state") for key in state)):
         if feature not in dataset.features or feature in dataset.cameras:
             others = [key for key in dataset.features if key not in dataset.cameras]
-            raise UserError(f"{args.source} has no numbers {feature}, only {', '.join(others)}; choose with {flag}")
+            raise UserError(
+                f"{args.source} has no numeric feature {feature}, only {', '.join(others)}; choose with {flag}"
+            )
     extra = EXTRA if known else ()
     there = tuple(key for key in (REWARD, DONE, TRUNCATED, *extra) if key in dataset.features)
     return Chosen(tuple(cameras), args.action, state, there)

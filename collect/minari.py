@@ -37,7 +37,7 @@ from gymnasium import spaces
 
 from collect.files import BrokenFile, ReaderArgs, fill_store, not_finite
 from collect.images import frames_of, is_picture
-from collect.steps import fill_with_steps
+from collect.steps import fill_with_steps, variable_names
 from configs import command
 from configs.written import Written, recorded
 from envs.spaces import to_action_spec, to_gym_space
@@ -134,7 +134,8 @@ def image_paths(dataset: MinariDataset, image: Sequence[str]) -> tuple[str, ...]
     known = (
         f"choose one with --image: {', '.join(pictures)}" if pictures else "record the environment with collect/gym.py"
     )
-    raise UserError(f"{dataset.id} has no {'such' if image else 'single'} uint8 image in its observations; {known}")
+    what = "no such uint8 image" if image else "several uint8 images" if pictures else "no uint8 image"
+    raise UserError(f"{dataset.id} has {what} in its observations; {known}")
 
 
 def vectors(dataset: MinariDataset) -> dict[str, int]:
@@ -160,7 +161,7 @@ def make_env_spec(dataset: MinariDataset, paths: Sequence[str], size: int) -> En
         env_kwargs=dict(spec.kwargs) if spec else {},
         frame_shape=shape,
         action=to_action_spec(dataset.action_space),
-        variables=tuple(f"{path}_{i}" if n > 1 else path for path, n in vectors(dataset).items() for i in range(n)),
+        variables=variable_names(vectors(dataset).items()),
         max_episode_steps=(dataset.env_spec.max_episode_steps or 0) if dataset.env_spec else 0,
     )
 

@@ -135,7 +135,8 @@ def fill(
         share = f": {rate / bare:.0%} of the bare engine's {bare:,.0f} frames/s" if bare else ""
         print(f"{rate:,.0f} frames/s with {args.num_workers} processes{share}")
     state = "was complete already" if complete else "is complete"
-    print(f"data: {writer.path} {state}: {store_size(writer)}, {writer.n_rows / writer.n_episodes:.1f} on average")
+    mean = writer.n_rows / writer.n_episodes
+    print(f"data: {writer.path} {state}: {store_size(writer)}, {mean:.1f} frames per episode")
 
 
 def record_episodes(pool: WorkerPool, writer: StoreWriter, group_size: int, total: int, length: int) -> float:

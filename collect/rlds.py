@@ -33,7 +33,7 @@ from PIL import Image
 
 from collect.files import BrokenFile, names_digest, reason, with_labels
 from collect.images import frames_of
-from collect.steps import StepArgs, action_spec, fill_with_steps, make_rows
+from collect.steps import StepArgs, action_spec, fill_with_steps, make_rows, variable_names
 from collect.tfrecord import Feature, Place, broken, example, places, record_at, table
 from configs import command
 from configs.written import Written
@@ -136,7 +136,9 @@ def check_names(args: Args, features: dict[str, Feature]) -> None:
     for flag, names in (("action", args.action), ("state", args.state)):
         for name in names:
             if name not in numbers:
-                raise UserError(f"{args.source} has no numbers {name}, only {', '.join(numbers)}; choose with --{flag}")
+                raise UserError(
+                    f"{args.source} has no numeric feature {name}, only {', '.join(numbers)}; choose with --{flag}"
+                )
 
 
 def joined(features: dict[str, Feature], names: Sequence[str], rows: int) -> np.ndarray:
@@ -206,7 +208,7 @@ def make_env_spec(args: Args, spec: ActionSpec, records: Sequence[Record]) -> En
             continue
         features, n = features_of(record), len(first["frames"])
         widths = [(key, table(features, key, n).shape[1]) for key in args.state]
-        names = tuple(f"{key}_{i}" if width > 1 else key for key, width in widths for i in range(width))
+        names = variable_names(widths)
         shape: Any = first["frames"].shape[1:]
         return EnvSpec(name=name, frame_shape=shape, action=spec, variables=names, fps=args.fps)
     return EnvSpec(name=name, action=spec, fps=args.fps)

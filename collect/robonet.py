@@ -24,6 +24,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from collect.steps import make_rows, print_action_range
+
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
@@ -37,7 +39,6 @@ from collect.video_decoding import orient, shown_frames, to_rgb
 from configs import command
 from configs.written import Written, recorded
 from worldmodel.data.env_spec import ActionSpec, EnvSpec
-from worldmodel.data.store import Store
 from worldmodel.data.writer import Episode
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.settings import Address, Count, Pixels, Positive
@@ -103,21 +104,11 @@ def make_episode(args: Args, file: h5py.File) -> Episode:
         raise UserError(
             f"it has {len(frames)} frames, {len(states)} states and {len(actions)} actions, too few for a step"
         )
-    action = np.zeros((rows, args.action_width), np.float32)
+    spec = make_env_spec(args).action
     try:
-        action[:-1] = make_env_spec(args).action.check(actions[: rows - 1])
+        return make_rows(frames[:rows], actions[: rows - 1], spec, variables=states[:rows])
     except UserError as error:
         raise UserError(f"{error}; download it again, or set other bounds if the file is fine") from None
-    truncated = np.zeros(rows, bool)
-    truncated[-2] = True
-    return {
-        "frames": frames[:rows],
-        "action": action,
-        "reward": np.zeros(rows, np.float32),
-        "terminated": np.zeros(rows, bool),
-        "truncated": truncated,
-        "variables": states[:rows],
-    }
 
 
 def read_array(file: h5py.File, name: str, width: int, flag: str) -> np.ndarray:
@@ -137,7 +128,7 @@ def read_frames(file: h5py.File, camera: int, size: int) -> np.ndarray:
     name = f"env/cam{camera}_video"
     if name not in file:
         known = ", ".join(sorted(k[3:-6] for k in file.get("env", {}) if k.endswith("_video"))) or "none"
-        raise UserError(f"there is no camera {camera}; set --camera; it has {known}")
+        raise UserError(f"there is no camera {camera}, only {known}; set --camera")
     group = file[name]
     if "frames" in group:
         frames, mixed = decode_mp4(group["frames"][:].tobytes()), channel_order(group["frames"]) == "BGR"
@@ -193,9 +184,7 @@ def main(args: Args) -> Written:
     files = names_digest(str(path.relative_to(args.source)) for path in found)
     how: dict[str, Any] = {"camera": args.camera, "pattern": args.pattern, "files": files}
     fill_store(args, make_env_spec(args), found, partial(read_file, args), **how)
-    store = Store(args.out)
-    actions = store.read("action", 0, store.n_rows)
-    print(f"actions range from {actions.min(0).tolist()} to {actions.max(0).tolist()}")
+    print_action_range(str(args.out))
     return recorded(args.out)
 
 

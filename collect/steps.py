@@ -26,6 +26,7 @@ from collect.episodes import segment
 from collect.files import BrokenFile, Item, Read, ReaderArgs, fill_store, not_finite, with_labels
 from configs.written import Written, recorded
 from worldmodel.data.env_spec import ActionSpec, EnvSpec
+from worldmodel.data.store import Store
 from worldmodel.data.writer import Episode
 from worldmodel.data.zarr_format import SPLITS, draw_splits
 from worldmodel.utils.errors import UserError
@@ -199,8 +200,12 @@ def cut_in_time(episode: Episode, least: int = MIN_BLOCK) -> list[Episode]:
     return [with_labels(segment(episode, edges[a], edges[b]), split=split) for a, b, split in bounds if a < b]
 
 
-def checked(read: Read[Item], env_spec: EnvSpec, in_time: bool, item: Item) -> list[Episode]:
-    """The episodes of an item, cut by time if asked; `BrokenFile` if their shapes are not those of the store."""
+def checked(read: Read[Item], env_spec: EnvSpec, in_time: bool, least: int, item: Item) -> list[Episode]:
+    """The episodes of an item, cut by time into parts of `least` frames if asked.
+
+    Raises:
+        BrokenFile: If their shapes are not those of the store.
+    """
     episodes = read(item)
     for rows in episodes:
         shape, n = rows["frames"].shape[1:], rows["variables"].shape[1]
@@ -209,13 +214,31 @@ def checked(read: Read[Item], env_spec: EnvSpec, in_time: bool, item: Item) -> l
                 f"{item}: it has frames {shape} and {n} variables, but the first episode has {env_spec.frame_shape} "
                 f"and {len(env_spec.variables)}; read it into another store"
             )
-    return [part for rows in episodes for part in (cut_in_time(rows) if in_time else (rows,))]
+    return [part for rows in episodes for part in (cut_in_time(rows, least) if in_time else (rows,))]
 
 
 def fill_with_steps(
-    args: ReaderArgs, env_spec: EnvSpec, items: Sequence[Item], read: Read[Item], n_episodes: int, **how: Any
+    args: ReaderArgs,
+    env_spec: EnvSpec,
+    items: Sequence[Item],
+    read: Read[Item],
+    n_episodes: int,
+    least: int = MIN_BLOCK,
+    **how: Any,
 ) -> Written:
-    """Fill a store like `fill_store`. If there are few episodes, they are cut by time."""
-    in_time = too_few(n_episodes, args.seed, "episodes")
-    fill_store(args, env_spec, items, partial(checked, read, env_spec, in_time), cut_in_time=in_time, **how)
+    """Fill a store like `fill_store`. If there are few episodes, they are cut by time into parts of `least` frames."""
+    in_time = too_few(n_episodes, args.seed, "episodes", least)
+    fill_store(args, env_spec, items, partial(checked, read, env_spec, in_time, least), cut_in_time=in_time, **how)
     return recorded(args.out)
+
+
+def print_action_range(out: str) -> None:
+    """Print the range of the actions of a store, without the last row of each episode, which has no action."""
+    store = Store(out)
+    actions = np.delete(store.read("action", 0, store.n_rows), store.episode_ends - 1, axis=0)
+    print(f"actions range from {actions.min(0).tolist()} to {actions.max(0).tolist()}")
+
+
+def variable_names(widths: Iterable[tuple[str, int]]) -> tuple[str, ...]:
+    """A name for each number of the variables, from the key of each variable and how many numbers it has."""
+    return tuple(f"{key}_{i}" if n > 1 else key for key, n in widths for i in range(n))

@@ -26,7 +26,6 @@ neighboring segments can be in different splits.
 
 from __future__ import annotations
 
-import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -86,19 +85,15 @@ def find_clips(args: Args) -> tuple[list[Clip], tuple[str, ...]]:
     classes = tuple(sorted({p.parent.name for p in paths})) if args.labels else ()
     loose = next((p.name for p in paths if p.parent == args.source), None)
     if args.labels and loose:
-        raise UserError(f"{loose} has no class; with --labels put each video into a folder named as its class")
+        raise UserError(f"{loose} has no class; with --labels put each video into a folder named after its class")
+    by_video = args.length and not lacks_split(len(paths), args.seed)
     clips = []
     for path, split in zip(paths, draw_splits(len(paths), args.seed), strict=True):
         values = {"label": classes.index(path.parent.name)} if args.labels else {}
-        if args.length and len(paths) >= min_videos_to_split(args.seed):
+        if by_video:
             values["split"] = SPLITS.index(split)
         clips.append(Clip(path, str(path.relative_to(args.source)), values))
     return clips, classes
-
-
-def min_videos_to_split(seed: int) -> int:
-    """The smallest number of videos for which no split is empty."""
-    return next(n for n in itertools.count(3) if not lacks_split(n, seed))
 
 
 def read_acted(args: Args, columns: Sequence[str], spec: ActionSpec, clip: Clip) -> list[Episode]:
@@ -132,7 +127,7 @@ def fill_with_actions(args: Args, name: str, fps: float, clips: Sequence[Clip], 
     how = {key: getattr(args, key) for key in ("max_frames", "min_frames", "length", "rewards")}
     n_episodes = 0 if args.length else len(clips)  # with 0, none is cut by time
     return fill_with_steps(
-        args, env_spec, clips, partial(read_acted, args, columns, spec), n_episodes,
+        args, env_spec, clips, partial(read_acted, args, columns, spec), n_episodes, args.shortest_part,
         **how, actions=list(columns), files=files,
     )  # fmt: skip
 

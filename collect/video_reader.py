@@ -13,6 +13,7 @@ import av
 import numpy as np
 from PIL import Image
 
+from collect.episodes import cut_episode
 from collect.files import BrokenFile, Filled, ReaderArgs, fill_store, names_digest, reason, with_labels
 from collect.gif_decoding import gif_images
 from collect.images import center_square, on_white
@@ -148,8 +149,7 @@ def read_video(args: VideoArgs, length: int, in_time: bool, clip: Clip) -> list[
     frames = decode(clip.path, clip.name, args)
     if len(frames) < length:
         raise BrokenFile(f"{clip.name}: it has {len(frames)} frames, fewer than a segment, {length}")
-    starts = range(0, len(frames) - length + 1, length) if length else [0]
-    found = [with_labels({"frames": frames[s : s + length] if length else frames}, **clip.values) for s in starts]
+    found = [with_labels(part, **clip.values) for part in cut_episode({"frames": frames}, length)]
     return [part for one in found for part in (cut_in_time(one, args.shortest_part) if in_time else (one,))]
 
 

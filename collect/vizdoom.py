@@ -115,7 +115,7 @@ def settings(args: Args, env_spec: EnvSpec, length: int) -> dict[str, Any]:
     """The settings that must be equal to resume a recording; paths and number of processes may differ."""
     if not args.policy and args.scenario not in shipped_policies(args.scenario):
         raise UserError(
-            f"no policy ships for {args.scenario}; give --policy a folder of train/policy.py, or --policy random"
+            f"there is no pretrained policy for {args.scenario}; give --policy a folder of train/policy.py, or random"
         )
     policies = [policy_digest(name, env_spec) for name in args.policy or (args.scenario,)]
     policy = policies if len(policies) > 1 else policies[0]

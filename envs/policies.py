@@ -6,6 +6,7 @@ to build the policy, and the safetensors file its weights.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,7 @@ MAX_STACKED_FRAMES = 4
 
 
 def policy_folder(name: str) -> Path:
-    """The folder itself if it exists, else the pretrained policy of that name (`health_gathering_supreme`)."""
+    """The folder of a policy: of the pretrained one of that name (`health_gathering_supreme`), else the path itself."""
     return resolve_folder(name, "_policy")
 
 
@@ -123,11 +124,15 @@ def sample_actions(
     does not depend on torch's global generator.
     """
     spec = to_action_spec(policy.action_space)
-    noise = torch.from_numpy(rng.gumbel(size=(len(frames), spec.encoded_dim))).float()
     pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)  # policy.get_distribution takes a third longer
     features = policy.extract_features(pixels, policy.pi_features_extractor)
-    logits = policy.action_net(policy.mlp_extractor.forward_actor(features))  # type: ignore[arg-type]
-    factors = (logits + noise).split(spec.nvec, dim=-1)  # Gumbel-max: argmax(logits + noise) samples each factor
+    output = policy.action_net(policy.mlp_extractor.forward_actor(features))  # type: ignore[arg-type]
+    if spec.kind == "Box":
+        spread = policy.log_std.exp().numpy() * rng.normal(size=output.shape)
+        actions = np.clip(output.numpy() + spread, spec.low, spec.high).astype(spec.dtype)
+        return with_random_actions(actions, spec, epsilon, rng)
+    noise = torch.from_numpy(rng.gumbel(size=output.shape)).float()
+    factors = (output + noise).split(spec.nvec, dim=-1)  # Gumbel-max: argmax(logits + noise) samples each factor
     actions = torch.stack([factor.argmax(-1) for factor in factors], dim=-1).numpy().reshape(-1, *spec.shape)
     return with_random_actions(actions, spec, epsilon, rng)
 
@@ -175,9 +180,9 @@ def load_player(name: str, env_spec: EnvSpec, deterministic: bool = False) -> Pl
     """Load a player by name.
 
     Args:
-        name: "random", "cycle:..." (see `scripted_player`), or the folder or shipped name of a policy. A policy may
-            end in @epsilon, such as "take_cover@0.3": that fraction of its actions is random. This gives players of
-            any strength between the policy and a random one.
+        name: "random", "cycle:..." (see `scripted_player`), the folder of a policy, or the name of a pretrained one. A
+            policy may end in @epsilon, such as "take_cover@0.3": that fraction of its actions is random. This gives
+            players of any strength between the policy and a random one.
         env_spec: Environment that is played.
         deterministic: Take the most likely action instead of sampling.
 
@@ -188,25 +193,29 @@ def load_player(name: str, env_spec: EnvSpec, deterministic: bool = False) -> Pl
         return lambda frames, rng: random_actions(env_spec.action, frames.shape[1], rng)
     if name.startswith("cycle:"):
         return scripted_player(name, env_spec)
-    folder, _, fraction = name.rpartition("@") if "@" in name else (name, "", "0")
-    try:
-        epsilon = float(fraction)
-    except ValueError:
-        epsilon = -1.0
-    if not 0 <= epsilon <= 1:
-        raise UserError(f"{name}: the fraction of random actions after @ must be a number from 0 to 1")
+    folder, epsilon = split_epsilon(name)
     policy = load_policy(folder, env_spec)
     n_stack = policy.observation_space.shape[0] // 3  # type: ignore[index]
 
-    def most_likely(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        actions, _ = policy.predict(stack_frames(frames, n_stack), deterministic=True)
+    def play(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        stacked = stack_frames(frames, n_stack)
+        if not deterministic:
+            return sample_actions(policy, stacked, epsilon, rng)
+        actions, _ = policy.predict(stacked, deterministic=True)
         return with_random_actions(actions, env_spec.action, epsilon, rng)
 
-    return (
-        most_likely
-        if deterministic
-        else lambda frames, rng: sample_actions(policy, stack_frames(frames, n_stack), epsilon, rng)
-    )
+    return play
+
+
+def split_epsilon(name: str) -> tuple[str, float]:
+    """A policy's name without its @epsilon, and epsilon; `UserError` unless that is a number from 0 to 1."""
+    folder, at, fraction = name.rpartition("@")
+    if not at:
+        return name, 0.0
+    with contextlib.suppress(ValueError):
+        if 0 <= (epsilon := float(fraction)) <= 1:
+            return folder, epsilon
+    raise UserError(f"{name}: the fraction of random actions after @ must be a number from 0 to 1")
 
 
 def policy_digest(name: str, env_spec: EnvSpec) -> str:
@@ -217,7 +226,7 @@ def policy_digest(name: str, env_spec: EnvSpec) -> str:
     load_player(name, env_spec)
     if is_blind(name):
         return name
-    folder = name.rpartition("@")[0] or name
+    folder, _ = split_epsilon(name)
     return weights_digest(policy_folder(folder)) + name.removeprefix(folder)
 
 

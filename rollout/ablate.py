@@ -44,7 +44,7 @@ from worldmodel.training.prior_stage import PriorStage, train_prior
 from worldmodel.training.tokens_stage import TokensStage, encode_tokens
 from worldmodel.training.trainer_config import TrainerConfig
 from worldmodel.training.vqvae_stage import VQVAEStage, train_vqvae
-from worldmodel.utils.checkpoint import checkpoints, read_header, weights_digest, write_json
+from worldmodel.utils.checkpoint import checkpoints, read_checkpoint, weights_digest, write_json
 from worldmodel.utils.compatibility import check_same_config
 from worldmodel.utils.errors import UserError, is_url
 from worldmodel.utils.run_args import DEVICE
@@ -165,7 +165,7 @@ def train_stages(args: Args, job: Job) -> None:
 def check_same_trainer(folder: Path, trainer: TrainerConfig) -> None:
     """`UserError` if a folder has a model that was trained in another way, because a table compares equal trainings."""
     if checkpoints(folder):
-        check_same_config(folder, read_header(folder)[0] | {"trainer": trainer.settings()})
+        check_same_config(folder, read_checkpoint(folder).config | {"trainer": trainer.settings()})
 
 
 def settings(args: Args, job: Job) -> dict[str, Any]:

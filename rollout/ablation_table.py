@@ -145,7 +145,7 @@ def markdown(
         "trials. Ours:"
         f" {first['data']}; {p['n_clips']} clips of {p['n_frames']} frames{drawn}; models of seed"
         f" {', '.join(map(str, seeds))}."
-        + ("" if network.startswith(I3D_LOGITS) else f" d is the Frechet distance of {network}, which is no FVD."),
+        + ("" if network.startswith(I3D_LOGITS) else f" d is the Frechet distance of {network}, which is not FVD."),
         "",
         table_line(head),
         table_line(["---"] * len(head)),
@@ -164,10 +164,10 @@ def markdown(
     if len(seeds) == 1:
         lines += [
             "",
-            "Models of one seed: how far figures vary between seeds is not known, nor part of any spread.",
+            "Models of one seed: the spreads do not include the variation between seeds.",
         ]
     if any(map(collapsed, found.values())):
-        lines += ["", "Collapsed: no nearer to the clips than their mean picture; left out of the count of pairs."]
+        lines += ["", "Collapsed: no closer to the clips than their mean frame; left out of the count of pairs."]
     return "\n".join(lines)
 
 

@@ -23,7 +23,6 @@ from typing import Any
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import gymnasium as gym
 import numpy as np
 import torch
 
@@ -78,9 +77,7 @@ def step_cost(env: DreamVectorEnv) -> dict[str, float]:
 
 def measure(args: Args, run: str, precision: Precision, lanes: int) -> dict[str, Any]:
     """The measurements of one batch size."""
-    how: dict[str, Any] = {"model": run, "world": args.world, "precision": precision, "device": args.device}
-    env = gym.make_vec("VideoGPTDream-v0", num_envs=lanes, **how)
-    assert isinstance(env, DreamVectorEnv)
+    env = DreamVectorEnv(lanes, run, world=args.world, precision=precision, device=args.device)
     env.dream.use_cuda_graphs = env.dream.use_cuda_graphs and not args.eager
     env.reset(seed=0)
     env.action_space.seed(0)

@@ -140,9 +140,9 @@ def main(args: Args) -> Written:
         "other real episodes": distance(real, real[found.other_start]),
     }
     distances = {name: [bootstrap(d[:, t - 1], found.episode) for t in args.steps_ahead] for name, d in apart.items()}
-    print(f"{'distance between samples, steps on':36}" + "".join(f"{t:>24}" for t in args.steps_ahead))
+    print(f"{'distance between samples after steps':38}" + "".join(f"{t:>24}" for t in args.steps_ahead))
     for name, means in distances.items():
-        print(f"{name:36}" + "".join(f"{mean!s:>24}" for mean in means))
+        print(f"{name:38}" + "".join(f"{mean!s:>24}" for mean in means))
     more = apart["different actions"] - apart["same actions"]
     verdict = judge_futures(bootstrap(more[:, -1], found.episode), more.shape[1])
     for line in [*judge_split(found.episode), verdict]:

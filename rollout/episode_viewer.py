@@ -14,7 +14,6 @@ from worldmodel.data.store import Store
 from worldmodel.metrics.frames import psnr
 from worldmodel.models.layers import Memory
 from worldmodel.models.loading import AnyVQVAE
-from worldmodel.training.encoding import actions_into
 from worldmodel.utils.errors import UserError
 
 FRAMES = 32
@@ -153,7 +152,7 @@ class Rebuilt:
         if "action" not in self.store.array_names:
             return None
         actions = self.store.read("action", *self.store.episode_bounds(self.episode))
-        return torch.from_numpy(actions_into(self.store.env_spec, actions))
+        return torch.from_numpy(self.store.env_spec.action.encode_led(actions[:-1]))
 
 
 def code_picture(codes: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from worldmodel.utils.errors import UserError
 
 
 def start_contexts(env: DreamVectorEnv) -> np.ndarray:
-    """Indices of the starting contexts that are starts of episodes.
+    """The starting context (n,) of each lane: all those that are starts of episodes, in turn.
 
     Raises:
         UserError: If there are none.
@@ -23,7 +23,7 @@ def start_contexts(env: DreamVectorEnv) -> np.ndarray:
         raise UserError(
             f"no starting context of {env.env_spec.name} is the start of an episode; run train/tokens.py again"
         )
-    return starts
+    return np.resize(starts, env.num_envs)
 
 
 def play_episode(env: gym.Env[np.ndarray, Any], player: Player, seed: int, i: int) -> tuple[int, float]:

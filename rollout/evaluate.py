@@ -50,7 +50,7 @@ from worldmodel.generation.dream import Dream
 from worldmodel.metrics.frames import moving_pixels, nmse, psnr, still_background
 from worldmodel.metrics.interval import bootstrap, bootstrap_ratio, means_to_json
 from worldmodel.training.verdicts import judge_dream, judge_motion, judge_split
-from worldmodel.utils.checkpoint import read_header, write_atomic, write_json
+from worldmodel.utils.checkpoint import read_checkpoint, write_atomic, write_json
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import Precision
 from worldmodel.utils.progress import Progress
@@ -76,23 +76,37 @@ class Args(HeldOutArgs):
     """Precision of the dream's models."""
 
 
-def measure(args: Args, dream: Dream, heldout_clips: HeldOutClips) -> dict[str, Any]:
-    """All metrics, as `MeanInterval`s."""
-    n, c = len(heldout_clips.codes), args.context_frames
-    order, steps = other_episode_order(heldout_clips.episode, args.seed), [s - 1 for s in args.steps_ahead]
-    given = heldout_clips.actions_after(c, max(args.steps_ahead))
-    truth, variance = heldout_clips.frames[:, c:], dream.vqvae.config.data_variance
-    shuffled = torch.cat([heldout_clips.condition[:, :c], heldout_clips.condition[order, c:]], dim=1)
+def make_films(args: Args, dream: Dream, heldout_clips: HeldOutClips, order: np.ndarray) -> dict[str, list[np.ndarray]]:
+    """Videos (n, steps, h, w, 3) to compare with the truth; of each kind of dream there are several.
+
+    Args:
+        args: Settings of the evaluation.
+        dream: The dream.
+        heldout_clips: n clips.
+        order: Which clip's actions each clip gets when they are shuffled, (n,).
+    """
+    c, steps = args.context_frames, max(args.steps_ahead)
+    given = heldout_clips.actions_after(c, steps)
     films: dict[str, list[np.ndarray]] = {
         "reconstruction": [reconstructions(dream, heldout_clips)[:, c:]],
-        "copy last frame": [heldout_clips.frames[:, c - 1 : c].repeat(max(args.steps_ahead), 1)],
+        "copy last frame": [heldout_clips.frames[:, c - 1 : c].repeat(steps, 1)],
     }
-    with Progress(total=2 * args.n_dreams * n * max(args.steps_ahead), unit=" steps", desc="dreams") as bar:
+    with Progress(total=2 * args.n_dreams * len(given) * steps, unit=" steps", desc="dreams") as bar:
         for name, actions in (("true actions", given), ("shuffled actions", given[order])):
             films[name] = [
                 dream_frames(dream, heldout_clips, actions, c, args.seed + k, args.batch_size, bar)
                 for k in range(args.n_dreams)
             ]
+    return films
+
+
+def measure(args: Args, dream: Dream, heldout_clips: HeldOutClips) -> dict[str, Any]:
+    """All metrics, as `MeanInterval`s."""
+    c = args.context_frames
+    order, steps = other_episode_order(heldout_clips.episode, args.seed), [s - 1 for s in args.steps_ahead]
+    truth, variance = heldout_clips.frames[:, c:], dream.vqvae.config.data_variance
+    shuffled = torch.cat([heldout_clips.condition[:, :c], heldout_clips.condition[order, c:]], dim=1)
+    films = make_films(args, dream, heldout_clips, order)
     mean = lambda values: bootstrap(values, heldout_clips.episode)  # noqa: E731
     over = lambda a, b: [  # noqa: E731
         bootstrap_ratio(x + NOTHING, y + NOTHING, heldout_clips.episode) for x, y in zip(a.T, b.T, strict=True)
@@ -144,7 +158,7 @@ def table(result: dict[str, Any], ahead: tuple[int, ...]) -> str:
 
 def main(args: Args) -> Written:
     paper = " ".join([*command_words("rollout/fvd.py"), "--run", str(args.run)])
-    if read_header(args.run / "prior")[0]["model"].get("mode") == "paper":
+    if read_checkpoint(args.run / "prior").config["model"].get("mode") == "paper":
         raise UserError(
             f"{args.run} is in paper mode, which only samples whole clips and cannot dream; for the paper's metrics "
             f"run {paper}"

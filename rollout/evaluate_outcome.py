@@ -84,9 +84,9 @@ def filter_episode(model: OutcomeModel, episode: Episode, n: int, seed: int) -> 
     generator, state, memory = torch.Generator().manual_seed(seed), None, Memory()  # one for all particles
     variables, rows = torch.from_numpy(episode["variables"])[:1].repeat(n, 1), []
     for t in range(len(codes)):
-        seen, done = codes[t].expand(n, 1, *codes[t].shape), condition[t].expand(n, 1, -1)
+        code, action = codes[t].expand(n, 1, *codes[t].shape), condition[t].expand(n, 1, -1)
         shown = None if images is None else images[t].expand(n, 1, *images[t].shape)
-        out, state = model(seen, done, variables[:, None], state, memory, shown)
+        out, state = model(code, action, variables[:, None], state, memory, shown)
         end = out.done_logit[:, 0].sigmoid()
         reward = (1 - end) * out.reward[:, 0, 0] + end * out.reward[:, 0, 1]
         if t:
@@ -174,7 +174,11 @@ def predicted_ends(args: Args, dream: Dream, episodes: list[Episode]) -> dict[st
 
     All steps with a termination are used, and a sample of the others, weighted by the inverse of its fraction.
     """
-    places = np.array([(i, row) for i, e in enumerate(episodes) for row in range(len(e["done"]) - args.context_frames)])
+    places = np.array([
+        (i, row)
+        for i, e in enumerate(episodes)
+        for row in range(int(RECONSTRUCTION in e), len(e["done"]) - args.context_frames)
+    ])  # fmt: skip
     ended = np.array([episodes[i]["done"][row + args.context_frames] for i, row in places], bool)
     few = np.random.default_rng(args.seed).permutation(np.flatnonzero(~ended))[: args.n_negatives]
     chosen = np.sort(np.concatenate([np.flatnonzero(ended), few]))

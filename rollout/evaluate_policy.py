@@ -114,7 +114,7 @@ def main(args: Args) -> Written:
     torch.set_num_threads(1)  # single frames are slower with more threads
     names = ("random", *(args.policy or shipped_policies(args.scenario)))
     if len(names) == 1:
-        raise UserError(f"no policy ships for {args.scenario}; give --policy a folder written by train/policy.py")
+        raise UserError(f"there is no pretrained policy for {args.scenario}; give --policy a folder of train/policy.py")
     results = {}
     with contextlib.closing(VizdoomFrames(args.scenario, args.frame_skip)) as engine:
         players = {name: load_player(name, engine.env_spec, args.deterministic) for name in names}

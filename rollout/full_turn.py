@@ -22,6 +22,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from worldmodel.utils.run_args import DreamArgs
+
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
@@ -41,24 +43,20 @@ from worldmodel.utils.checkpoint import write_json
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import Precision
 from worldmodel.utils.progress import Progress
-from worldmodel.utils.settings import AtLeast2, Count, NotNegative, Positive, Seed, Settings
+from worldmodel.utils.settings import AtLeast2, Count, NotNegative, Positive, Seed
 
 MAX_TRIES = 10
 """Episodes of the engine to try for each one that lasts long enough."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(Settings):
+class Args(DreamArgs):
     """Compare the view before and after a full turn, in the engine and in the dream."""
 
-    run: str = ""
-    """Run folder of the dream, or hf://owner/name; by default the pretrained model of `world`."""
-    world: str = "health_gathering_supreme"
-    """Name of the pretrained model; used without a run folder."""
     action: Count = 2
     """Discrete action that turns the player."""
     episodes: AtLeast2 = 64
-    """Episodes, in the dream and in the engine each."""
+    """Episodes in the dream, and as many in the engine."""
     steps: Positive = 40
     """Steps that the action is repeated; more than a full turn takes."""
     min_steps: Positive = 15
@@ -87,16 +85,18 @@ def make_dream(args: Args) -> DreamVectorEnv:
     Raises:
         UserError: If its actions are not Discrete or do not include `args.action`, or if its time stride is above 1.
     """
-    how: dict[str, Any] = {"temperature": args.temperature, "precision": args.precision}
-    how |= {"horizon": 0, "sample_done": False}
-    dream = gym.make_vec("VideoGPTDream-v0", num_envs=args.episodes, model=args.run, world=args.world, **how)
-    assert isinstance(dream, DreamVectorEnv)
+    dream = DreamVectorEnv(
+        args.episodes, args.run, world=args.world, temperature=args.temperature, precision=args.precision,
+        horizon=0, sample_done=False,
+    )  # fmt: skip
     if not isinstance(space := dream.single_action_space, gym.spaces.Discrete):
         raise UserError(f"actions of this dream are not Discrete but {space}; use a run whose actions are")
     if args.action >= space.n:
         raise UserError(f"{args.action} is not one of the actions {space}; give another --action")
     if dream.dream.stride > 1:
-        raise UserError("this dream has a time stride above 1, and turns are compared step by step; use a run without")
+        raise UserError(
+            "this dream has a time stride above 1, and turns are compared step by step; use a run with a stride of 1"
+        )
     return dream
 
 
@@ -151,7 +151,7 @@ def main(args: Args) -> Written:
     with contextlib.closing(make_recorded_env(dream.env_spec, args.trust_env)) as engine:
         real = similarity(turn_in_engine(engine, args.action, args.steps, args.episodes, args.seed))
     turn = full_turn(real.mean(0), args.min_steps, args.action)
-    contexts = np.resize(start_contexts(dream), args.episodes)
+    contexts = start_contexts(dream)
     dreamed = similarity(turn_in_dream(dream, contexts, args.action, args.steps, args.seed))
     found = {
         place: {"engine": bootstrap(real[:, step]), "dream": bootstrap(dreamed[:, step], contexts)}

@@ -35,7 +35,7 @@ from worldmodel.metrics.features import C3D_LOGITS, Features, Kind, load_feature
 from worldmodel.metrics.inception import inception_score, probabilities
 from worldmodel.metrics.protocol import PROTOCOLS, Protocol, ProtocolName, Trials
 from worldmodel.metrics.published import matching_figure
-from worldmodel.utils.checkpoint import read_header, write_atomic, write_json
+from worldmodel.utils.checkpoint import read_checkpoint, write_atomic, write_json
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.progress import Progress
 from worldmodel.utils.run_args import DEVICE
@@ -113,7 +113,7 @@ def is_action_conditioned(args: Args) -> bool:
     """Whether samples are given the actions of their clip."""
     if args.samples or args.run is None or not (args.run / "prior").exists():
         return args.action_conditioned
-    return read_header(args.run / "prior")[0]["model"].get("conditioning", "none") != "none"
+    return read_checkpoint(args.run / "prior").config["model"].get("conditioning", "none") != "none"
 
 
 def make_source(args: Args, protocol: Protocol) -> ClipSource:
@@ -180,7 +180,7 @@ def table(result: dict[str, Any]) -> str:
         *(f"{row['name']:{width}}  {row['shown']:>18}  {row['paper'] or ''}".rstrip() for row in rows),
     ]
     if not any(row["paper"] for row in rows):
-        lines += ["", "no figure of the paper stands beside these: its data, protocol or feature network are others"]
+        lines += ["", "the paper has no value to compare with: its data, protocol or feature network differ"]
     return "\n".join(lines)
 
 

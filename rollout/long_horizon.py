@@ -139,7 +139,7 @@ def real_curves(args: Args) -> Curves:
     ]
     if len(clips) < 2:
         raise UserError(
-            f"the {args.split} split has no episode of two windows of {args.window} frames; set a shorter --window"
+            f"split {args.split!r} has fewer than two windows of {args.window} frames; set a shorter --window"
         )
     order = np.random.default_rng(args.seed).permutation(len(clips))
     curves: dict[str, list[float]] = {name: [] for name in FIGURES}

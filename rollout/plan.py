@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
+from worldmodel.utils.run_args import DreamArgs
+
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
@@ -37,17 +39,13 @@ from worldmodel.utils.checkpoint import write_json
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import Precision
 from worldmodel.utils.progress import Progress
-from worldmodel.utils.settings import AtLeast2, Count, NotNegative, Positive, Seed, Settings
+from worldmodel.utils.settings import AtLeast2, Count, NotNegative, Positive, Seed
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(Settings):
+class Args(DreamArgs):
     """Plan in a dream and act in its engine."""
 
-    run: str = ""
-    """Run folder of the dream, or hf://owner/name; by default the pretrained model of `world`."""
-    world: str = "health_gathering_supreme"
-    """Name of the pretrained model; used without a run folder."""
     policy: str = ""
     """Policy to compare with, by default the pretrained ones of its environment."""
     episodes: AtLeast2 = 5

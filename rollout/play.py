@@ -30,6 +30,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from worldmodel.utils.run_args import DreamArgs
+
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
@@ -40,7 +42,7 @@ from rollout.play_session import Engine, Session
 from rollout.server import PageServer, open_page
 from worldmodel.data.env_spec import EnvSpec
 from worldmodel.utils.errors import UserError
-from worldmodel.utils.settings import Positive, Range, Seed, Settings
+from worldmodel.utils.settings import Positive, Range, Seed
 
 PAGE = Path(__file__).with_name("play.html")
 TAKES: dict[str, dict[str, Any]] = {
@@ -55,13 +57,9 @@ TAKES: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(Settings):
+class Args(DreamArgs):
     """Serve a local web page to play a dream."""
 
-    run: str = ""
-    """Run folder of the dream, or hf://owner/name; by default the pretrained model of `world`."""
-    world: str = "health_gathering_supreme"
-    """Name of the pretrained model; used without a run folder."""
     context_frames: Positive = 8
     """Frames of the engine that the dream starts from."""
     max_rewind: Annotated[int, Range(0, 10_000)] = 300

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from worldmodel.utils.checkpoint import read_header, weights_digest
+from worldmodel.utils.checkpoint import read_checkpoint, weights_digest
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -23,7 +23,7 @@ def model_digests(run: Path | None, prior: str = "prior") -> dict[str, str]:
 
 def model_settings(run: Path | None, prior: str = "prior") -> dict[str, Any]:
     """Configs of a run's trained models."""
-    return {part: read_header(folder)[0]["model"] for part, folder in trained_parts(run, prior).items()}
+    return {part: read_checkpoint(folder).config["model"] for part, folder in trained_parts(run, prior).items()}
 
 
 def provenance(run: Path, prior: str = "prior") -> dict[str, Any]:

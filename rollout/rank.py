@@ -18,12 +18,12 @@ import sys
 from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+
+from worldmodel.utils.run_args import DreamArgs
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import gymnasium as gym
 import numpy as np
 from scipy.stats import spearmanr
 
@@ -39,22 +39,18 @@ from worldmodel.utils.checkpoint import write_json
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import Precision
 from worldmodel.utils.progress import Progress
-from worldmodel.utils.settings import AtLeast2, NotNegative, Seed, Settings
+from worldmodel.utils.settings import AtLeast2, NotNegative, Seed
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(Settings):
+class Args(DreamArgs):
     """Rank policies in a dream and in the engine."""
 
     policy: tuple[str, ...] = ()
-    """Policies to rank, at least 3: folders, names, "random", or cycles of actions. Names are those of policies that
-    ship; a folder or a name may end in @0.3 for 30% random actions."""
-    run: str = ""
-    """Run folder of the dream, or hf://owner/name; by default the pretrained model of `world`."""
-    world: str = "health_gathering_supreme"
-    """Name of the pretrained model; used without a run folder."""
+    """Policies to rank, at least 3: folders, names, "random", or cycles of actions. Names are those of
+    pretrained policies; a folder or a name may end in @0.3 for 30% random actions."""
     episodes: AtLeast2 = 64
-    """Episodes per policy, in the dream and in the engine each."""
+    """Episodes per policy in the dream, and as many in the engine."""
     temperature: NotNegative = 1.0
     """Sampling temperature of the dream."""
     precision: Precision = "float32"
@@ -65,17 +61,12 @@ class Args(Settings):
     """File for the scores."""
 
 
-def starts(env: DreamVectorEnv) -> np.ndarray:
-    """The starting context (n,) of each lane: all starts of episodes in turn."""
-    return np.resize(start_contexts(env), env.num_envs)
-
-
 def returns_in_dream(env: DreamVectorEnv, player: Player, seed: int) -> np.ndarray:
     """The return (n,) of the first episode of each lane.
 
     Lanes start from contexts at the start of an episode. The steps of the context do not count.
     """
-    rng, options = np.random.default_rng(seed), {"context": starts(env)}
+    rng, options = np.random.default_rng(seed), {"context": start_contexts(env)}
     frames = deque([env.reset(seed=seed, options=options)[0]], maxlen=MAX_STACKED_FRAMES)
     total, playing = np.zeros(env.num_envs), np.ones(env.num_envs, bool)
     while playing.any():
@@ -120,9 +111,9 @@ def resampled_mean(scores: np.ndarray, groups: np.ndarray, rng: np.random.Genera
 def main(args: Args) -> Written:
     if (several := len(set(args.policy))) < 3:
         raise UserError(f"ranking needs at least 3 policies, not {several}; give more with --policy")
-    how: dict[str, Any] = {"temperature": args.temperature, "precision": args.precision}
-    dream = gym.make_vec("VideoGPTDream-v0", num_envs=args.episodes, model=args.run, world=args.world, **how)
-    assert isinstance(dream, DreamVectorEnv)
+    dream = DreamVectorEnv(
+        args.episodes, args.run, world=args.world, temperature=args.temperature, precision=args.precision
+    )
     env_spec, scores = dream.env_spec, {}
     with contextlib.closing(make_engine(env_spec)) as engine:
         players = {name: load_player(name, env_spec) for name in args.policy}
@@ -134,7 +125,7 @@ def main(args: Args) -> Written:
             )
             Progress.write(f"{name[-39:]:40}{scores[name][0].mean():>10.1f}{scores[name][1].mean():>10.1f}")
     a, b = (np.stack([pair[k] for pair in scores.values()]) for k in (0, 1))
-    r, low, high = rank_correlation(a, b, starts(dream), args.seed)
+    r, low, high = rank_correlation(a, b, start_contexts(dream), args.seed)
     print(judge_ranking(r, low, high, len(scores)))
     rows = {name: {"dream": x.tolist(), "engine": y.tolist()} for name, (x, y) in scores.items()}
     write_json(args.out, {"settings": asdict(args), "spearman": [r, low, high], "returns": rows})

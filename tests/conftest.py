@@ -12,6 +12,7 @@ import fsspec
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from tests.hub import TOKEN, Hub, hub_server
 from tests.tiny import VQVAE_SETTINGS
@@ -72,7 +73,7 @@ def stages(
         mode=mode, decoding_order="raster" if mode == "paper" else "diagonal", window=4,
         d_model=32, n_heads=2, n_layers=2, d_ff=64, dropout=0.0, image_input=recurrent,
     )  # fmt: skip
-    often = {"log_every": 10, "eval_every": steps, "save_every": 50, "precision": "float32"}  # the same on all hosts
+    often = {"log_every": 10, "eval_every": 3 * steps, "save_every": 50, "precision": "float32"}  # alike on all hosts
     return (
         vqvae.Args(run=run, model=small, trainer=TrainerConfig(steps=steps, batch_size=8, learning_rate=3e-3, **often)),
         tokens.Args(run=run, n_contexts=4, context_frames=4, clip_stride=8),
@@ -104,24 +105,35 @@ def toy_store(tmp_path: Path) -> Path:
     return fill(tmp_path / "data.zarr")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """No test sees a power cut, and waiting for the disk takes a tenth of the time."""
+    os.fsync = lambda handle: None
+
+
+def trained_once(factory: pytest.TempPathFactory, name: str, recurrent: bool) -> Path:
+    """A run folder with everything trained on the toy world; processes that test side by side share it."""
+    shared = "PYTEST_XDIST_WORKER" in os.environ
+    run = factory.getbasetemp().parent / name if shared else factory.mktemp(name)
+    complete = run.with_suffix(".complete")
+    with FileLock(f"{run}.lock"):
+        if not complete.exists():
+            fill(run / "data.zarr", 60)
+            for stage, args in zip((vqvae, tokens, prior, outcome), stages(run, recurrent=recurrent), strict=True):
+                stage.main(args)  # type: ignore[arg-type]
+            complete.touch()
+    return run
+
+
 @pytest.fixture(scope="session")
 def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder with everything trained on the toy world; do not write into it."""
-    run = tmp_path_factory.mktemp("toy_run")
-    fill(run / "data.zarr", 60)
-    for stage, args in zip((vqvae, tokens, prior, outcome), stages(run), strict=True):
-        stage.main(args)  # type: ignore[arg-type]
-    return run
+    return trained_once(tmp_path_factory, "toy_run", recurrent=False)
 
 
 @pytest.fixture(scope="session")
 def recurrent_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As `toy_run`, with a recurrent VQ-VAE and models that take its reconstructions; do not write into it."""
-    run = tmp_path_factory.mktemp("recurrent_run")
-    fill(run / "data.zarr", 60)
-    for stage, args in zip((vqvae, tokens, prior, outcome), stages(run, recurrent=True), strict=True):
-        stage.main(args)  # type: ignore[arg-type]
-    return run
+    return trained_once(tmp_path_factory, "recurrent_run", recurrent=True)
 
 
 @pytest.fixture

@@ -151,7 +151,7 @@ def lfs(data: bytes) -> dict[str, Any]:
 def hub_server() -> Iterator[Hub]:
     """The hub, on a free port of this machine."""
     server = Hub()
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
         yield server

@@ -17,7 +17,7 @@ import torch
 from torch.distributed import TCPStore
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from worldmodel.training import distributed
+from worldmodel.training import distributed, trainer
 from worldmodel.training.distributed import process_group
 from worldmodel.utils.errors import UserError
 
@@ -26,7 +26,24 @@ LIMIT = 60.0
 PATIENCE = "PATIENCE"
 """Environment variable with the seconds that a rank waits for others."""
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload([__name__, "worldmodel.training.vqvae_stage", "torch._dynamo"])
+PRELOADED = [
+    __name__,
+    "tests.campaign.careless",
+    "tests.campaign.inputs",
+    "tests.campaign.kills",
+    "tests.campaign.ranks",
+    "tests.collect.test_ranks",
+    "tests.train.test_ranks_of_stages",
+    "tests.train.test_scaling",
+    "tests.worldmodel.training.test_ranks",
+    "torch._dynamo",
+    "torch.distributed.device_mesh",
+    "torch.distributed.fsdp",
+    "torch.utils.tensorboard",
+    "worldmodel.training.vqvae_stage",
+]
+"""What the one process imports that all others are forked from. A module sets it once: a second list replaces it."""
+CONTEXT.set_forkserver_preload(PRELOADED)
 
 
 def act(work: Callable[..., None], args: tuple[Any, ...], environment: dict[str, str], log: Path) -> None:
@@ -36,6 +53,7 @@ def act(work: Callable[..., None], args: tuple[Any, ...], environment: dict[str,
         os.dup2(file.fileno(), 2)
     os.environ.update(environment)
     torch.set_num_threads(1)
+    trainer.peak_flops = lambda device, precision: 1e12  # measuring it takes a second
     if PATIENCE in environment:
         distributed.TIMEOUT = timedelta(seconds=float(environment[PATIENCE]))
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -203,7 +203,7 @@ def test_every_stage_runs_in_an_empty_folder(run: Run, site: Path, tmp_path: Pat
 import json, threading, urllib.request
 from worldmodel.rollout import play, show
 for made in (play.serve(play.Args(run="runs/mine", port=0)), show.serve(show.Args(path="runs/mine", port=0))):
-    threading.Thread(target=made.serve_forever, daemon=True).start()
+    threading.Thread(target=made.serve_forever, args=(0.01,), daemon=True).start()
     with made, urllib.request.urlopen(f"http://127.0.0.1:{made.server_port}/") as page:
         print("<title>" in page.read().decode())
         made.shutdown()

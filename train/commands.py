@@ -58,12 +58,6 @@ def has_failed(status: int) -> bool:
     return status != 0
 
 
-def check_status(status: int, what: str, where: str = "above") -> None:
-    """`KeyboardInterrupt` for the exit status of a script that was interrupted, `UserError` for one that has failed."""
-    if has_failed(status):
-        raise UserError(f"{what} has failed; its error is {where}. Fix that, and run the same command again")
-
-
 def run_script(script: str, flags: Sequence[str], name: str = "", output: IO[str] | None = None) -> None:
     """Print the command of a script, and run it.
 
@@ -79,4 +73,6 @@ def run_script(script: str, flags: Sequence[str], name: str = "", output: IO[str
     """
     print(f"{name}{': ' * bool(name)}{shlex.join([*command_words(script), *flags])}", flush=True)
     status = run_python([*python_arguments(script), *flags], output=output, is_part=True)
-    check_status(status, name or " ".join(command_words(script)))
+    if has_failed(status):
+        what = name or " ".join(command_words(script))
+        raise UserError(f"{what} has failed; its error is above. Fix that, and run the same command again")

@@ -22,7 +22,7 @@ from configs import command
 from configs.written import Written, make_dream
 from worldmodel.generation.context import CONTEXTS_FILE, Context
 from worldmodel.generation.dream import Dream
-from worldmodel.utils.checkpoint import codes_digest, read_header, save_checkpoint
+from worldmodel.utils.checkpoint import codes_digest, read_checkpoint, save_checkpoint
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.lock import folder_lock
 from worldmodel.utils.settings import Positive, Settings
@@ -45,7 +45,8 @@ def main(args: Args) -> Written:
         raise UserError(f"{args.out} is the run folder itself and would be overwritten; use another folder for --out")
     dream, contexts = Dream.load(args.run), Context.load(args.run)  # also checks that the parts belong together
     for name in ("vqvae", "prior", "outcome"):
-        config, progress = read_header(args.run / name)
+        saved = read_checkpoint(args.run / name)
+        config, progress = saved.config, saved.progress
         if name == "vqvae":
             config["exported_from"] = codes_digest(args.run / "vqvae")
         else:

@@ -6,9 +6,9 @@ and sampling. The table has clips, codes or steps per second, the share of a mat
 Predictive sampling needs a trained prior, so the last parts train a small one on moving digits. The most important
 parts come first.
 
-A part that no longer fits into `--minutes` is left for the next call of the same command. If a part fails, the others
-run all the same. Parts that have a result are not run again. The table of all results is printed and written
-to <out>/table.md.
+When `--minutes` are over, the part that runs is stopped. The next call of the same command runs it from its start, and
+then the parts after it. If a part fails, the others run all the same. Parts that have a result are not run again. The
+table of all results is printed and written to <out>/table.md.
 
     python train/gpu.py                              # at most 8 minutes
     python train/gpu.py --small --device cpu         # the same parts with small models, to try the command

@@ -39,7 +39,7 @@ from envs.sb3 import SB3VecEnv
 from train.ppo import CheckpointCallback, check_ppo_args, last_step, learn, ppo_settings, resume
 from worldmodel.models.loading import pretrained_run, resolve_folder
 from worldmodel.training.logging import log_settings
-from worldmodel.utils.checkpoint import checkpoints, load_weights, read_header, weights_digest
+from worldmodel.utils.checkpoint import checkpoints, load_weights, read_checkpoint, weights_digest
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.extras import extra
 from worldmodel.utils.hardware import Precision
@@ -252,7 +252,7 @@ def engine_scenario(args: Args) -> str:
         return args.scenario
     if (folder := dream_folder(args)) is None:
         return ""
-    env_spec = read_header(folder / "vqvae")[0]["env_spec"]
+    env_spec = read_checkpoint(folder / "vqvae").config["env_spec"]
     return env_spec["name"] if env_spec["env_id"] == "VizdoomFrames-v0" else ""
 
 
@@ -263,7 +263,7 @@ def main(args: Args) -> Written:
         with folder_lock(args.out):
             ppo = make_ppo(args, environments, last)
             if checkpoints(args.out):
-                resume(ppo, args.out, read_header(args.out)[0] | {"training": made_with}, args.seed)
+                resume(ppo, args.out, read_checkpoint(args.out).config | {"training": made_with}, args.seed)
             elif args.init_from is not None:
                 load_weights(policy_folder(str(args.init_from)), ppo.policy)
             learn(ppo, TrainingCallback(args, ppo, made_with), last)

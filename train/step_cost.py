@@ -15,7 +15,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -97,13 +96,6 @@ class Traffic:
     def sent(self, n: int) -> float:
         """Bytes that each of n ranks sends in a step."""
         return sum(each.sent(n) for each in self.small + self.large)
-
-    def by_kind(self) -> dict[str, float]:
-        """Bytes of the tensors, by kind of operation."""
-        total = Counter[str]()
-        for each in self.small + self.large:
-            total[each.kind] += each.bytes  # type: ignore[assignment]
-        return dict(total)
 
 
 def step_seconds(compute: Compute, traffic: Traffic, links: Links, n: int, clips: float, overlap: float) -> float:

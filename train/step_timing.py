@@ -87,7 +87,8 @@ def on_ranks(n: int, timing: Timing) -> Times:
         raise KeyboardInterrupt from None
     except ChildFailedError as error:
         raise UserError(
-            f"rank {error.get_first_failure()[0]} has ended with an error; look for it above, and choose smaller models"
+            f"rank {error.get_first_failure()[0]} has failed; its error is above. Fix that, or choose smaller models "
+            "if memory ran out"
         ) from None
 
 

@@ -35,7 +35,7 @@ from worldmodel.data.opening import open_store
 from worldmodel.metrics.frames import psnr
 from worldmodel.models.loading import AnyVQVAE, load_vqvae
 from worldmodel.models.recurrent_vqvae import RecurrentVQVAE
-from worldmodel.utils.checkpoint import read_header, replace_config, weights_digest, write_json
+from worldmodel.utils.checkpoint import read_checkpoint, replace_config, weights_digest, write_json
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.lock import folder_lock
 from worldmodel.utils.progress import Progress
@@ -142,12 +142,12 @@ def main(args: Args) -> Written:
         report(args, store.path, still.mean(), rows)
     if args.set_hysteresis is not None:
         with folder_lock(args.run / "vqvae"):
-            config = read_header(args.run / "vqvae")[0]
+            config = read_checkpoint(args.run / "vqvae").config
             config["model"]["hysteresis"] = args.set_hysteresis
             replace_config(args.run / "vqvae", config)
         print(
-            f"the VQ-VAE now has a hysteresis of {args.set_hysteresis}; after the tokens, train the prior and the "
-            "outcome model again"
+            f"the VQ-VAE now has a hysteresis of {args.set_hysteresis}; encode the tokens again, then train the prior "
+            "and the outcome model again"
         )
         return Written(args.run / "vqvae", "train/tokens.py", {"run": args.run, "data": args.data, "restart": True})
     return Written(args.run / "hysteresis.json", "train/tokens.py", {"run": args.run, "data": args.data})

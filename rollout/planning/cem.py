@@ -34,7 +34,7 @@ class CEMConfig(Settings):
     hold_steps: Positive = 2
     """Steps for which each action of a sequence is held."""
     n_dims: Count = 0
-    """Number of leading dimensions of a Box action to plan, the others stay at zero; 0 plans all."""
+    """Number of leading dimensions of a Box action to plan; the others stay at zero. 0 plans all of them."""
     momentum: Fraction = 0.2
     """Weight of the old distribution in the new one."""
 

@@ -47,8 +47,9 @@ class Planner:
         self.variables.append(variables)
         if not self.planned:
             self.planned = list(self.plan(rng)[: self.replan_every])
-        self.actions.append(self.planned.pop(0))
-        return self.actions[-1]
+        action = self.planned.pop(0)
+        self.actions.append(action)
+        return action
 
     def plan(self, rng: np.random.Generator) -> np.ndarray:
         """The best action sequence (horizon, *shape) from the current state."""

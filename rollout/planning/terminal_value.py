@@ -20,7 +20,7 @@ import torch
 from envs.dream import DreamEnv
 from envs.policies import load_policy, policy_folder, stack_frames
 from worldmodel.data.env_spec import EnvSpec
-from worldmodel.utils.checkpoint import read_header
+from worldmodel.utils.checkpoint import read_checkpoint
 from worldmodel.utils.errors import UserError
 
 
@@ -44,7 +44,7 @@ class TerminalValue:
         Raises:
             UserError: The policy has no trained value function, or was shaped with variables that the dream lacks.
         """
-        policy, training = load_policy(name, env_spec), read_header(policy_folder(name))[0]["training"]
+        policy, training = load_policy(name, env_spec), read_checkpoint(policy_folder(name)).config["training"]
         if "reward_scale" not in training:
             raise UserError(f"{name} was trained by imitation and has no value function; use one of train/policy.py")
         scale, shaping = training["reward_scale"], training["reward_shaping"]

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import multiprocessing
 import os
 import resource
 import signal
@@ -39,20 +38,20 @@ from collect.record import record_episodes
 from tests.campaign.harness import Tally, Verdict, attempts
 from tests.campaign.runs import make_run
 from tests.conftest import TOY, fill, stages, toy_episode
+from tests.ranks import CONTEXT
 from train import outcome, prior, pusher, tokens, vqvae
 from worldmodel.data.store import Store
 from worldmodel.data.writer import StoreWriter
 from worldmodel.generation.context import CONTEXTS_FILE
+from worldmodel.training import trainer
 from worldmodel.utils import tensor_file
-from worldmodel.utils.checkpoint import CHECKPOINT_FILE, checkpoints, read_header, restore_newest, save_checkpoint
+from worldmodel.utils.checkpoint import CHECKPOINT_FILE, checkpoints, read_checkpoint, restore_newest, save_checkpoint
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.lock import folder_lock
 
 EPISODES, STEPS, LIMIT = 80, 100, 120.0
 """Of a store, so that a commit comes before the last one; of the policy; and seconds after which a stage hangs."""
 MODES = ("call", "SIGKILL", "SIGTERM", "second", "full")
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload([__name__])
 
 
 class Toys:
@@ -71,7 +70,7 @@ def commit(run: Path) -> None:
     """Nothing but checkpoints: the cheapest stage, killed most often."""
     folder, model = run / "model", torch.nn.Linear(8, 8)
     with folder_lock(folder):
-        if done := len(checkpoints(folder)) and read_header(folder)[1]["step"]:
+        if done := len(checkpoints(folder)) and read_checkpoint(folder).progress["step"]:
             restore_newest(folder)
         for step in range(done + 1, 6):
             torch.nn.init.constant_(model.weight, step)
@@ -133,6 +132,7 @@ def act(work: Callable[..., None], run: Path, log: Path, last: int = 0, size: in
     torch.set_num_threads(1)
     tqdm.set_lock(RLock())  # its own is shared by processes, and outlives those that are killed
     tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)  # the file has room for sentences
+    trainer.peak_flops = lambda device, precision: 1e12  # measuring it takes a second
     calls = count_calls(str(run), last)
     if size:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
@@ -251,7 +251,9 @@ class Bench:
         for _ in range(1 if name == "policy" else int(rng.integers(1, 3))):
             if wrong := disturb(name, mode, run, log, rng, seconds, calls):
                 return wrong
-        cut = read_header(run / "policy")[1]["steps"] if name == "policy" and checkpoints(run / "policy") else 0
+        cut = (
+            read_checkpoint(run / "policy").progress["steps"] if name == "policy" and checkpoints(run / "policy") else 0
+        )
         if wrong := fault(begin(name, run, log), log, (0,)):
             return wrong
         found, right = end(run, name), self.undisturbed(name, cut if cut < STEPS else 0)[0]

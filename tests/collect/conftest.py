@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import multiprocessing
+from types import SimpleNamespace
+
 import pytest
 
 from tests.collect.here import Here
+from tests.ranks import CONTEXT
 
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files are read in this process."""
     monkeypatch.setattr("collect.files.WorkerPool", Here)
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pools fork their processes from one that has imported torch, which takes less time than spawning them."""
+    how = SimpleNamespace(get_context=lambda _: CONTEXT, parent_process=multiprocessing.parent_process)
+    monkeypatch.setattr("collect.pool.multiprocessing", how)

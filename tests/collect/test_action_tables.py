@@ -16,6 +16,7 @@ from collect import action_tables, video
 from tests.collect.films import grey, levels, ramp, write
 from worldmodel.data.env_spec import ActionSpec
 from worldmodel.data.store import Store
+from worldmodel.data.zarr_format import SPLITS
 from worldmodel.utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -33,7 +34,7 @@ def films(folder: Path, n: int = 11, rows: int = 6) -> Path:
 def read(tmp_path: Path, source: Path, kind: str = "csv", **how: Any) -> Store:
     args = {"out": tmp_path / "out.zarr", "size": 16, "min_frames": 2, "num_workers": 1} | how
     video.main(video.Args(source=source, actions_table=kind, **args))
-    return Store(tmp_path / "out.zarr")
+    return Store(args["out"])
 
 
 def test_a_row_for_each_frame(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,3 +149,14 @@ def test_without_pyarrow_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UserError, match=r"pyarrow is not installed; run pip install 'worldmodel\[parquet\]'"):
         action_tables.read_table(tmp_path / "a.parquet")
+
+
+def test_few_videos_are_cut_by_time_into_parts_of_min_frames(tmp_path: Path) -> None:
+    for i in range(2):
+        write(tmp_path / "films" / f"{i}.mp4", [ramp(1)[0]] * 64)
+        (tmp_path / "films" / f"{i}.csv").write_text("steer\n" + "1.5\n2.5\n" * 32)
+    for least, blocks in ((2, 4), (20, 3)):  # a block has 16 frames at least, or min_frames
+        out = tmp_path / f"{least}.zarr"
+        store = read(tmp_path, tmp_path / "films", out=out, min_frames=least)
+        assert store.n_rows == 128 and set(store.episode_splits().tolist()) == set(SPLITS)
+        assert min(store.episode_length(i) for i in range(len(store.episode_ends))) == 64 // blocks

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import struct
-import subprocess
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from collect.files import BrokenFile
 from collect.tfrecord import example, masked_crc
 from worldmodel.data.store import Store
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.settings import Address
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -123,21 +122,13 @@ def test_the_checksum_is_that_of_the_standard() -> None:
     assert struct.pack("<I", masked_crc(b"123456789")) == masked(b"123456789")
 
 
-def test_what_is_read_by_two_processes(source: Path, tmp_path: Path) -> None:
-    script = [
-        sys.executable,
-        str(ROOT / "collect/bair.py"),
-        "--source",
-        str(source),
-        "--valid",
-        "0",
-        "--num-workers",
-        "2",
-    ]
-    done = subprocess.run([*script, "--out", "data.zarr"], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "4 episodes, 120 frames\n" in done.stdout
-    assert "actions range from [0.0, 0.0, -1.75, 0.0] to [0.5, 1.75, 0.0, 0.25]" in done.stdout
+def test_what_is_read_by_two_processes(
+    source: Path, tmp_path: Path, forked: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bair.main(bair.Args(source=source, valid=0, num_workers=2, out=Address(tmp_path / "data.zarr")))
+    said = capsys.readouterr().out
+    assert "4 episodes, 120 frames\n" in said
+    assert "actions range from [0.125, 0.0, -1.75, 0.25] to [0.5, 1.75, 0.0, 0.25]" in said
     store = Store(tmp_path / "data.zarr")
     assert store.array_names == ("action", "frames", "reward", "split", "terminated", "truncated", "variables")
     assert store.env_spec.variables == ("x", "y", "z")

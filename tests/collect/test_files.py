@@ -64,7 +64,7 @@ def content(store: Path) -> dict[str, str]:
 
 
 def test_episodes_come_in_the_order_of_the_files_and_broken_ones_are_told(
-    source: Path, capsys: pytest.CaptureFixture[str]
+    source: Path, forked: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(args(source, workers=2))
     out, progress = capsys.readouterr()
@@ -83,7 +83,7 @@ def read_or_die(path: Path) -> Sequence[Episode]:
     return read(path)
 
 
-def test_a_file_that_ends_the_processes_which_read_it_is_skipped(source: Path) -> None:
+def test_a_file_that_ends_the_processes_which_read_it_is_skipped(source: Path, forked: None) -> None:
     a = args(source)
     fill_store(a, WORLD, sorted(a.source.iterdir()), read_or_die, version=1)
     assert Store(a.out).n_rows == 4_900

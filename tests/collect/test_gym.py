@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import subprocess
-import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,9 +15,11 @@ import pytest
 
 from collect import gym as script
 from collect.episodes import cut_episode
+from collect.pool import WorkerPool
 from collect.record import record_episodes
 from envs.gym_frames import time_limit
 from envs.recorded_env import make_recorded_env
+from tests.scripts import run_script
 from worldmodel.data.env_spec import EnvSpec
 from worldmodel.data.store import Store
 from worldmodel.data.writer import StoreWriter
@@ -211,26 +211,18 @@ POLICY = """
 """
 
 
-def test_cart_pole_by_a_function_in_two_processes(tmp_path: Path) -> None:
+def test_cart_pole_by_a_function_in_two_processes(
+    tmp_path: Path, forked: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "my_agent.py").write_text(textwrap.dedent(POLICY))
-    run = [sys.executable, str(ROOT / "collect/gym.py"), "--policy", "my_agent:upright", "--num-workers", "2"]
-    flags = [
-        "--env-id",
-        "CartPole-v1",
-        "--max-episode-steps",
-        "60",
-        "--episodes",
-        "3",
-        "--epsilon",
-        "0",
-        "--random-share",
-        "0",
-    ]
-    more = ["--size", "16", "--out", "data.zarr"]
-    done = subprocess.run([*run, *flags, *more], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "data.zarr is complete: 3 episodes, 183 frames, 61.0 on average" in done.stdout
-    assert "episodes" in done.stderr and "frames/s" in done.stdout
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    flags = "--env-id CartPole-v1 --max-episode-steps 60 --episodes 3 --epsilon 0 --random-share 0 --size 16"
+    more = "--policy my_agent:upright --num-workers 2 --out data.zarr"
+    run_script("collect/gym.py", f"{flags} {more}".split(), WorkerPool)
+    said = capsys.readouterr()
+    assert "data.zarr is complete: 3 episodes, 183 frames, 61.0 frames per episode" in said.out
+    assert "episodes" in said.err and "frames/s" in said.out
     store = Store(tmp_path / "data.zarr")
     assert len({store.read("frames", 61 * i, 61 * i + 61).tobytes() for i in range(3)}) == 3
     seen = store.read_episode(0)

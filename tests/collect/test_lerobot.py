@@ -155,9 +155,9 @@ def test_version_2_0_and_one_camera_of_two(tmp_path: Path) -> None:
         ({"camera": ("front",)}, f"has no camera front, only {TOP}, {SIDE}; choose with --camera"),
         (
             {"camera": ("top",), "action": "act"},
-            "has no numbers act, only observation.state, .*; choose with --action",
+            "has no numeric feature act, only observation.state, .*; choose with --action",
         ),
-        ({"camera": ("top",), "state": ("x",)}, "has no numbers x, only .*; choose with --state"),
+        ({"camera": ("top",), "state": ("x",)}, "has no numeric feature x, only .*; choose with --state"),
     ],
 )
 def test_a_feature_that_is_not_there(tmp_path: Path, how: dict[str, Any], why: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ from minari.data_collector import EpisodeBuffer
 
 from collect import minari as script
 from collect.files import with_labels
+from collect.pool import WorkerPool
+from tests.scripts import run_script
 from worldmodel.data.env_spec import ActionSpec, EnvSpec
 from worldmodel.data.store import Store
 from worldmodel.data.writer import StoreWriter
@@ -87,17 +88,17 @@ def send_out(store: Path, dataset: str = "toys/noise-v0") -> None:
     script.main(script.Args(export=str(store), dataset=dataset))
 
 
-def test_a_store_comes_back_equal_through_the_command_line(tmp_path: Path) -> None:
+def test_a_store_comes_back_equal_through_the_command_line(
+    tmp_path: Path, forked: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     recorded(tmp_path / "data.zarr", KINDS["Discrete"])
-
-    def run(*flags: str) -> str:
-        command = [sys.executable, str(ROOT / "collect/minari.py"), "--dataset", "toys/noise-v0", *flags]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    assert "toys/noise-v0: 3 episodes, 18 frames" in run("--export", "data.zarr")
-    assert "back.zarr: 3 episodes, 18 frames" in run("--out", "back.zarr", "--num-workers", "2")
+    monkeypatch.chdir(tmp_path)
+    run_script("collect/minari.py", ["--dataset", "toys/noise-v0", "--export", "data.zarr"])
+    assert "toys/noise-v0: 3 episodes, 18 frames" in capsys.readouterr().out
+    run_script(
+        "collect/minari.py", ["--dataset", "toys/noise-v0", "--out", "back.zarr", "--num-workers", "2"], WorkerPool
+    )
+    assert "back.zarr: 3 episodes, 18 frames" in capsys.readouterr().out
     equal(tmp_path / "data.zarr", tmp_path / "back.zarr")
 
 
@@ -198,7 +199,7 @@ def test_a_picture_in_a_dictionary(tmp_path: Path) -> None:
     vector = gym.spaces.Box(-1, 1, (2,))
     space = gym.spaces.Dict({"eye": PICTURE, "other": PICTURE, "pose": vector})
     made_elsewhere({"eye": FLAT, "other": 255 - FLAT, "pose": np.zeros((6, 2), np.float32)}, space)
-    with pytest.raises(UserError, match=r"has no single uint8 image .*choose one with --image: eye, other"):
+    with pytest.raises(UserError, match=r"has several uint8 images .*choose one with --image: eye, other"):
         bring_in(tmp_path, "other/toy-v3")
     assert bring_in(tmp_path, "other/toy-v3", image=("other",)).read("frames", 1, 2)[0, 0, 0].tolist() == [215] * 3
 

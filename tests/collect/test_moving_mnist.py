@@ -13,6 +13,7 @@ import pytest
 
 from collect import moving_mnist as mm
 from configs import parse
+from tests.collect.here import Here
 from worldmodel.data.store import Store
 from worldmodel.utils.errors import UserError
 
@@ -282,13 +283,13 @@ def test_the_digits_of_the_font_are_ten_and_whole() -> None:
 
 
 def test_the_seed_decides_and_the_number_of_processes_does_not(
-    here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    forked: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags = ["--episodes", "120", "--length", "6"]
+    mm.main(replace(args(tmp_path, *flags, out="b"), num_workers=2))
+    monkeypatch.setattr("collect.files.WorkerPool", Here)
     for out, seed in (("a", "0"), ("other", "1")):
         mm.main(args(tmp_path, *flags, "--seed", seed, out=out))
-    monkeypatch.undo()  # two processes
-    mm.main(replace(args(tmp_path, *flags, out="b"), num_workers=2))
     a, b, other = (frames_of(tmp_path / name) for name in ("a", "b", "other"))
     assert a.shape == (120, 6, 64, 64, 3)
     np.testing.assert_array_equal(a, b)

@@ -21,7 +21,7 @@ from tests.collect.test_bair import written
 from train import prior, tokens, vqvae
 from worldmodel.data.store import Store
 from worldmodel.data.zarr_format import open_root
-from worldmodel.utils.checkpoint import read_header
+from worldmodel.utils.checkpoint import read_checkpoint
 from worldmodel.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,7 +82,8 @@ def test_the_papers_configuration_of_bair_trains_on_it(recorded: Path, tmp_path:
         gpt.model, d_model=16, n_heads=2, n_layers=1, d_ff=16, resnet_depth=18, cond_dim=32, local_window=8
     )
     prior.main(replace(gpt, **where, model=narrow, trainer=replace(gpt.trainer, **shorter)))
-    config, progress = read_header(tmp_path / "prior")
+    saved = read_checkpoint(tmp_path / "prior")
+    config, progress = saved.config, saved.progress
     assert progress == {"step": 2}
     assert (
         config["model"]["conditioning"],

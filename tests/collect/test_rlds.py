@@ -102,7 +102,9 @@ def test_an_action_of_several_features_within_bounds(tmp_path: Path) -> None:
         "steps/is_terminal": None,
     }
     source = save(tmp_path / "arm", "a.tfrecord", episode(0, **parts))
-    with pytest.raises(UserError, match=r"has no numbers steps/action, only steps/action/grip.*; choose with --action"):
+    with pytest.raises(
+        UserError, match=r"no numeric feature steps/action, only steps/action/grip.*; choose with --action"
+    ):
         read(tmp_path, source)
     store = read(tmp_path, source, action=("steps/action/move", "steps/action/grip"), low=(-2,), high=(2,))
     assert store.env_spec.action == ActionSpec(kind="Box", low=(-2,) * 3, high=(2,) * 3)
@@ -118,7 +120,7 @@ def test_an_action_of_several_features_within_bounds(tmp_path: Path) -> None:
         ({"image": ("eye",)}, "has pictures in steps/observation/image, .*; choose with --image"),
         (
             {"state": ("steps/language_instruction",)},
-            "has no numbers steps/language_instruction, only .*; choose with --state",
+            "has no numeric feature steps/language_instruction, only .*; choose with --state",
         ),
     ],
 )

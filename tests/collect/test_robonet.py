@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -21,6 +19,7 @@ from collect.files import BrokenFile
 from tests.collect import films as shared
 from worldmodel.data.store import Store
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.settings import Address
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 6
@@ -125,7 +124,9 @@ def test_the_shorter_side_is_scaled_and_the_middle_is_kept() -> None:
     assert small[4:].max() == small[:, 4:].max() == 0
 
 
-def test_a_folder_by_two_processes_broken_files_by_name(tmp_path: Path) -> None:
+def test_a_folder_by_two_processes_broken_files_by_name(
+    tmp_path: Path, forked: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = tmp_path / "hdf5"
     for i in range(3):
         write(source / f"berkeley/sawyer_{i}.hdf5", ("mp4", "jpg")[i % 2])
@@ -133,11 +134,11 @@ def test_a_folder_by_two_processes_broken_files_by_name(tmp_path: Path) -> None:
     whole = (source / "berkeley/sawyer_1.hdf5").read_bytes()
     (source / "berkeley/sawyer_1.hdf5").write_bytes(whole[: len(whole) // 2])
     (source / "berkeley/empty.hdf5").touch()
-    script = [sys.executable, str(ROOT / "collect/robonet.py"), "--source", "hdf5", "--out", "data.zarr"]
-    done = subprocess.run([*script, "--num-workers", "2", "--size", "32"], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "2 episodes, 12 frames; 3 of 5 files were skipped" in done.stdout
-    assert "actions range from [-2.0" in done.stdout
+    monkeypatch.chdir(tmp_path)
+    robonet.main(robonet.Args(source=Path("hdf5"), out=Address("data.zarr"), num_workers=2, size=32))
+    said = capsys.readouterr().out
+    assert "2 episodes, 12 frames; 3 of 5 files were skipped" in said
+    assert "actions range from [-2.0" in said
     skipped = (tmp_path / "data.zarr/skipped.txt").read_text().splitlines()
     assert [line.split(":")[0] for line in skipped] == [
         "hdf5/berkeley/empty.hdf5", "hdf5/berkeley/sawyer_1.hdf5", "hdf5/penn/baxter_0.hdf5",
@@ -182,7 +183,7 @@ BROKEN: dict[str, tuple[dict, Callable[[Path], None] | None, str]] = {
     "not a number": ({"policy__actions": np.full((5, 4), np.nan)}, None, "policy/actions is not finite"),
     "too great a number": ({"env__state": np.full((STEPS, 5), 1e39)}, None, "env/state is not finite"),
     "a missing frame": ({"kind": "jpg"}, drop_a_frame, "has 5 frames, but no frame3"),
-    "another camera": ({}, drop_the_camera, "there is no camera 0; .*it has 2"),
+    "another camera": ({}, drop_the_camera, "there is no camera 0, only 2"),
     "no picture": ({"kind": "jpg"}, spoil("frame2"), "cannot identify image frame2; download it again"),
     "no film": ({}, spoil("frames"), "Invalid data found when processing input; download it again"),
     "an unknown order": ({"said": "YUV"}, None, "image_format is 'YUV'"),

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -17,6 +15,7 @@ from PIL import Image
 
 from collect import images, video, video_reader
 from collect.files import BrokenFile
+from collect.pool import WorkerPool
 from tests.collect.films import (
     BLUE,
     GREEN,
@@ -34,6 +33,8 @@ from tests.collect.films import (
     torn,
     write,
 )
+from tests.collect.here import Here
+from tests.scripts import run_script
 from worldmodel.data.store import Store
 from worldmodel.utils.errors import UserError
 
@@ -292,18 +293,20 @@ def test_cut_short_it_goes_on_to_the_same_store(here: None, tmp_path: Path, monk
         video.main(cut)
 
 
-def test_two_processes_make_the_same_store_and_the_script_says_what_it_did(here: None, tmp_path: Path) -> None:
+def test_two_processes_make_the_same_store_and_the_script_says_what_it_did(
+    forked: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     many(tmp_path / "in")
-    script = [sys.executable, str(ROOT / "collect/video.py"), "--source", "in", "--out", "two", "--num-workers", "2"]
-    flags = ["--size", "16", "--min-frames", "2"]
-    done = subprocess.run([*script, *flags], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    few, first, second, size, last = done.stdout.splitlines()
+    monkeypatch.chdir(tmp_path)
+    flags = "--source in --out two --num-workers 2 --size 16 --min-frames 2"
+    run_script("collect/video.py", flags.split(), WorkerPool)
+    few, first, second, size, last = capsys.readouterr().out.splitlines()
     assert few.startswith("there are too few videos to split (7)")
     assert first.startswith("skipped: 2.avi: Invalid data found")
     assert second.startswith("skipped: 5.gif: cannot identify image")
     assert size == "data: two: 5 episodes, 40 frames; 2 of 7 files were skipped"
     assert last == "written: two (next: python train/vqvae.py --data two)"
+    monkeypatch.setattr("collect.files.WorkerPool", Here)
     video.main(video.Args(source=tmp_path / "in", out=tmp_path / "one", num_workers=1, size=16, min_frames=2))
     same(tmp_path / "one", tmp_path / "two")
 

@@ -54,7 +54,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "data.zarr"
     done = collect(out, "--episodes", "60", "--length", "50")
     assert done.returncode == 0, done.stderr
-    assert "60 episodes, 3,000 frames, 50.0 on average" in done.stdout
+    assert "60 episodes, 3,000 frames, 50.0 frames per episode" in done.stdout
     assert "of the bare engine's" in done.stdout
     assert [p.name for p in out.parent.iterdir()] == ["data.zarr"]
     return out
@@ -190,7 +190,7 @@ def squares(folder: Path) -> Iterator[Callable[[int], int]]:
     yield run
 
 
-def test_a_process_that_dies_is_replaced_and_its_task_done_again(tmp_path: Path) -> None:
+def test_a_process_that_dies_is_replaced_and_its_task_done_again(tmp_path: Path, forked: None) -> None:
     said: list[str] = []
     with WorkerPool(partial(squares, tmp_path), 2, said.append) as pool:
         assert list(pool.map(range(12))) == [i * i for i in range(12)]

@@ -17,6 +17,7 @@ import torch
 
 from configs import FOLDER, SECTIONS, command, overlay, parse, read_preset, read_section
 from configs.help import short_help
+from tests.scripts import run_script
 from train import outcome, policy, prior, tokens, vqvae
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.settings import Address, Fraction, Seed, Settings
@@ -344,11 +345,9 @@ def test_every_preset_of_a_documented_command_has_a_section_for_its_script() -> 
         assert section in read_preset(preset), f"{script} --preset {preset}"
 
 
-@pytest.mark.parametrize("script", ["train/vqvae.py", "train/tokens.py", "train/prior.py", "train/outcome.py"])
-def test_a_mistake_on_the_command_line_is_one_line_and_status_2(script: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, ROOT / script, "--run", tmp_path / "nothing"], capture_output=True, text=True, cwd=tmp_path
-    )
+def test_a_mistake_on_the_command_line_is_one_line_and_status_2(tmp_path: Path) -> None:
+    script = [sys.executable, ROOT / "train/vqvae.py", "--run", tmp_path / "nothing"]
+    done = subprocess.run(script, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
@@ -359,16 +358,29 @@ def test_a_mistake_on_the_command_line_is_one_line_and_status_2(script: str, tmp
 @pytest.mark.parametrize(
     ("script", "flags", "sentence"),
     [
+        ("train/tokens.py", "--run nothing", "nothing"),
+        ("train/prior.py", "--run nothing", "nothing"),
+        ("train/outcome.py", "--run nothing", "nothing"),
         ("train/policy.py", "--num-envs 0", "num_envs must be at least 1, not 0"),
         ("train/policy.py", "--seed -1", "seed must be from 0 to"),
         ("rollout/play.py", "--max-rewind -1", "max_rewind must be from 0 to 10000, not -1"),
     ],
 )
-def test_a_number_that_cannot_be_is_one_line_and_status_2(script: str, flags: str, sentence: str) -> None:
-    done = subprocess.run([sys.executable, ROOT / script, *flags.split()], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert sentence in done.stderr
-    assert "Traceback" not in done.stderr + done.stdout
+def test_a_value_that_cannot_be_is_a_sentence_and_status_2(
+    script: str,
+    flags: str,
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        run_script(script, flags.split())
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert sentence in said and "Traceback" not in said
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

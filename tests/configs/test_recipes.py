@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import av
@@ -13,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from worldmodel.utils.checkpoint import read_header
+from tests.scripts import run_script
+from worldmodel.utils.checkpoint import read_checkpoint
 
 ROOT = Path(__file__).parents[2]
 TINY = """
@@ -76,7 +76,9 @@ def tgif(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("target", "write", "classes"), [("ucf101", ucf101, 2), ("tgif", tgif, 0)])
-def test_one_command_reads_trains_and_samples(target: str, write: object, classes: int, tmp_path: Path) -> None:
+def test_one_command_reads_trains_and_samples(
+    target: str, write: object, classes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(tmp_path / "as published")  # type: ignore[operator]
     (tmp_path / "tiny.yaml").write_text(TINY)
     settings = [
@@ -89,10 +91,11 @@ def test_one_command_reads_trains_and_samples(target: str, write: object, classe
     ).stdout
     commands = [shlex.split(line) for line in said.splitlines() if "/python " in line and " --preset " in line]
     assert [Path(c[1]).stem for c in commands] == [target, "vqvae", "tokens", "prior", "sample"]
+    monkeypatch.chdir(tmp_path)
     for _, script, *flags in commands:
-        subprocess.run([sys.executable, ROOT / script, *flags], cwd=tmp_path, check=True, capture_output=True)
+        run_script(script, flags)
     run, name = tmp_path / "runs" / f"{target}_tiny", "prior_classes" if classes else "prior"
-    config = read_header(run / name)[0]["model"]
+    config = read_checkpoint(run / name).config["model"]
     assert (config["n_classes"], config["condition_dim"]) == (classes, classes)
     assert np.load(run / "samples" / "samples.npy").shape == (2, 8, 16, 16, 3)
     assert json.loads((run / "samples" / "samples.json").read_text())["conditioning frames"] == "none"

@@ -6,12 +6,10 @@ Every block runs, in the order of the pages, in one folder. Commands run in this
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 import shlex
 import shutil
-import sys
 import threading
 import urllib.request
 from pathlib import Path
@@ -21,8 +19,9 @@ import h5py
 import numpy as np
 import pytest
 
-from configs import command, parse
+from configs import parse
 from rollout import play
+from tests.scripts import run_script
 
 ROOT = Path(__file__).parents[2]
 PAGES = (
@@ -111,7 +110,7 @@ def run_python(text: str) -> None:
     exec(compile(text, "block", "exec"), {"__name__": "block"})
 
 
-def run_line(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def run_line(line: str) -> None:
     """A line of a shell: one of our scripts, or a copy."""
     line = line.partition("    #")[0].strip()
     if line in ELSEWHERE or "runs/mine" in line:  # the README's commands are the first tutorial's
@@ -121,13 +120,10 @@ def run_line(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
         shutil.copy(ROOT / script, rest[0])
         return
     assert first == "python", line
-    (section,) = re.findall(r'^    command\(main, "(\w+)"\)', (ROOT / script).read_text(), re.MULTILINE)
-    module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
-    monkeypatch.setattr(sys, "argv", [script, *rest, *shlex.split(SMALL[script])])
-    command(module.main, section)
+    run_script(script, [*rest, *shlex.split(SMALL[script])])
 
 
-def run_page(page: str, monkeypatch: pytest.MonkeyPatch) -> int:
+def run_page(page: str) -> int:
     """How many blocks of a page ran."""
     ran = 0
     for language, title, text in blocks(page):
@@ -137,7 +133,7 @@ def run_page(page: str, monkeypatch: pytest.MonkeyPatch) -> int:
             run_python(text)
         elif text.startswith(("python ", "make ", "cp ", ".venv")):
             for line in text.splitlines():
-                run_line(line, monkeypatch)
+                run_line(line)
         else:
             continue
         ran += 1
@@ -149,7 +145,7 @@ def test_every_block_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(folder / "minari"))
     monkeypatch.syspath_prepend(str(folder))
     for page in PAGES:  # the last pages use what the first ones made
-        assert run_page(page, monkeypatch) >= 2, page
+        assert run_page(page) >= 2, page
     for name in (
         "try/dreams", "catch/prior", "catch/dreams", "catch/evaluation", "catch2/vqvae", "videos/samples",
         "catch_wander/data.zarr", "catch_follow/data.zarr", "catch_ppo/data.zarr",
@@ -164,7 +160,7 @@ def test_the_page_to_play_answers() -> None:
     ((_, _, text), *_, (_, _, shown)) = blocks("docs/tutorials/play_a_dream.md")
     assert (text, shown) == ("python rollout/play.py\n", "python rollout/show.py --path runs/demo\n")
     server = play.serve(parse(play.Args, "play", ["--port", "0"]))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     state = f"http://127.0.0.1:{server.server_port}/state"
     with urllib.request.urlopen(urllib.request.Request(state, b"{}", {"Content-Type": "application/json"})) as answer:
         assert json.loads(answer.read())["controls"]["keys"]["w"] == [0, 1]

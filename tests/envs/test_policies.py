@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 
 from envs.policies import MAX_STACKED_FRAMES, load_player, load_policy, sample_actions, save_policy, stack_frames
 from worldmodel.data.env_spec import ActionSpec, EnvSpec
-from worldmodel.utils.checkpoint import CHECKPOINT_FILE, read_header, replace_config
+from worldmodel.utils.checkpoint import CHECKPOINT_FILE, read_checkpoint, replace_config
 from worldmodel.utils.errors import UserError
 
 WORLD = EnvSpec(name="toy", frame_shape=(64, 64, 3), action=ActionSpec(kind="Discrete", nvec=(4,)))
@@ -44,7 +44,7 @@ def test_a_saved_policy_acts_as_before(tmp_path: Path, policy: ActorCriticCnnPol
         torch.manual_seed(1)
         np.testing.assert_array_equal(loaded.predict(frames, deterministic=deterministic)[0], expected)
         assert len(set(expected.tolist())) > 1
-    assert read_header(tmp_path)[0]["training"] == {"gamma": 0.99}
+    assert read_checkpoint(tmp_path).config["training"] == {"gamma": 0.99}
 
 
 def test_no_pickle_is_written(tmp_path: Path, policy: ActorCriticCnnPolicy) -> None:
@@ -73,7 +73,7 @@ def test_a_policy_of_an_older_version_is_refused_with_how_to_train_it_again(
     tmp_path: Path, policy: ActorCriticCnnPolicy
 ) -> None:
     save_policy(tmp_path, policy, {}, {})
-    config = read_header(tmp_path)[0]
+    config = read_checkpoint(tmp_path).config
     del config["features_dim"]
     replace_config(tmp_path, config)
     with pytest.raises(UserError, match=r"by another version \(KeyError: .*\); train it again with train/policy\.py$"):
@@ -94,6 +94,27 @@ def test_act_samples_the_policy_and_explores(policy: ActorCriticCnnPolicy, frame
     again = sample_actions(policy, one[:100], 0.5, np.random.default_rng(0))
     np.testing.assert_array_equal(again, sample_actions(policy, one[:100], 0.5, np.random.default_rng(0)))
     assert chances.max() > 0.4  # else the three would look alike
+
+
+def test_numbers_are_drawn_from_the_policys_normal_distribution_and_kept_in_the_box(frames: np.ndarray) -> None:
+    torch.manual_seed(0)
+    low, high = np.float32([-0.5, 0.0]), np.float32([0.5, 4.0])
+    image = spaces.Box(0, 255, (3, 64, 64), np.uint8)
+    policy = ActorCriticCnnPolicy(image, spaces.Box(low, high), lr_schedule=lambda _: 1e-3)
+    torch.nn.init.constant_(policy.action_net.bias, 1.0)
+    policy.set_training_mode(False)
+    one = np.repeat(frames[:1], 1500, axis=0)
+    with torch.no_grad():
+        mean = policy.get_distribution(policy.obs_to_tensor(frames[:1])[0]).distribution.mean[0].numpy()
+    actions = sample_actions(policy, one, 0.0, np.random.default_rng(0))
+    assert actions.shape == (1500, 2) and actions.dtype == np.float32
+    assert (actions >= low).all() and (actions <= high).all()
+    deviation = 1  # SB3 starts with it
+    expected = np.clip(np.random.default_rng(1).normal(mean, deviation, (100_000, 2)), low, high)
+    np.testing.assert_allclose(actions.mean(0), expected.mean(0), atol=0.1)
+    np.testing.assert_allclose(actions.std(0), expected.std(0), atol=0.1)
+    random = sample_actions(policy, one, 1.0, np.random.default_rng(0))
+    np.testing.assert_allclose(random.mean(0), [0, 2], atol=0.15)
 
 
 def test_stacked_frames_are_those_of_stable_baselines() -> None:

@@ -211,7 +211,7 @@ def test_a_backend_that_cannot_be_is_named_with_the_cure(name: str, says: str, t
     root, broken = Path(__file__).parents[2], os.environ | {"MUJOCO_GL": name}
     command = [
         sys.executable,
-        *["collect/pushing.py", "--episodes", "1", "--num-workers", "2", "--out"],
+        *["collect/pushing.py", "--episodes", "1", "--num-workers", "1", "--out"],
         str(tmp_path / "out"),
     ]
     done = subprocess.run(command, cwd=root, env=broken, capture_output=True, text=True)

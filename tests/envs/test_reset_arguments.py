@@ -64,7 +64,7 @@ def test_a_batch_that_there_is_not_the_memory_for_is_told_how_much_it_takes(
     toy_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for lanes in (10**6, 10**23):
-        with pytest.raises(UserError, match=rf"{lanes:,} lanes of this dream would take [\d,.]+ GB, but there are"):
+        with pytest.raises(UserError, match=rf"{lanes:,} lanes of this dream would take [\d,.]+ GB, but cpu has"):
             DreamVectorEnv(lanes, toy_run)
     env = DreamVectorEnv(2, toy_run)
     env.reset()
@@ -74,7 +74,7 @@ def test_a_batch_that_there_is_not_the_memory_for_is_told_how_much_it_takes(
     with pytest.raises(UserError, match="2,000,000,000,000 lanes would take"):
         env.fork(10**12)
     monkeypatch.setattr(memory, "available_bytes", lambda device: 100)
-    with pytest.raises(UserError, match=r"but there are 0\.0; ask for fewer"):
+    with pytest.raises(UserError, match=r"but cpu has 0\.0 GB; ask for fewer"):
         DreamVectorEnv(2, toy_run)
     DreamVectorEnv(1, toy_run)
 

@@ -17,7 +17,7 @@ from rollout import controllability
 from train import outcome, prior, tokens, vqvae
 from worldmodel.data.env_spec import ActionSpec, EnvSpec, random_actions
 from worldmodel.data.writer import StoreWriter
-from worldmodel.utils.checkpoint import read_header
+from worldmodel.utils.checkpoint import read_checkpoint
 
 BATTLE2 = ActionSpec(kind="MultiDiscrete", nvec=(3, 3, 2, 2, 11))
 PUSHING = ActionSpec(kind="Box", low=(-0.1, -0.1, 0.0, 0.0), high=(0.1, 0.1, 4.0, 4.0))
@@ -82,5 +82,5 @@ def test_the_dream_has_the_spaces_that_were_recorded_and_its_actions_are_read_ba
     controllability.main(controllability.Args(run=run, n_clips=4, context_frames=4, steps=4, train_steps=4))
     told = json.loads((run / "evaluation" / "controllability.json").read_text())
     assert 0 <= told["inverse_dynamics"]["real frames"]["mean"] <= 1
-    scale = read_header(run / "prior")[0]["model"]["condition_scale"]
+    scale = read_checkpoint(run / "prior").config["model"]["condition_scale"]
     assert (len(scale), all(scale)) == (4 if run.name == "Box" else 0, True)

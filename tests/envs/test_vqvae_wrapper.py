@@ -16,7 +16,6 @@ from worldmodel.data.store import Store
 from worldmodel.models.loading import load_vqvae
 from worldmodel.models.vqvae import VQVAE
 from worldmodel.models.vqvae_config import VQVAEConfig
-from worldmodel.training.encoding import actions_into
 from worldmodel.utils.errors import UserError
 
 
@@ -45,7 +44,7 @@ def test_frame_by_frame_is_the_whole_film(kind: str, request: pytest.FixtureRequ
     env.reset()
     env.step(0)  # of which nothing is left after the next reset
     with torch.no_grad():
-        led = torch.from_numpy(actions_into(TOY, actions))[None]
+        led = torch.from_numpy(TOY.action.encode_led(actions[:-1]))[None]
         whole = vqvae.reconstruct(torch.from_numpy(frames)[None], actions=led)[1][0].numpy()
     first, info = env.reset()
     steps = [env.step(action) for action in actions[:-1]]

@@ -112,7 +112,7 @@ def test_a_table_of_two_seeds_beside_the_papers(
         ["no attention", "0.0041", "15.3", "8 x 2 x 2"], ["with attention", "0.0033", "14.9", "8 x 2 x 2"]
     ]  # fmt: skip
     assert "seed 0, 1" in text[2]
-    assert "no FVD" in text[2]
+    assert "not FVD" in text[2]
     out = capsys.readouterr().out
     assert "no attention: " in out
     assert text[2] in out

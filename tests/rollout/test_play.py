@@ -36,7 +36,7 @@ from tests.rollout.browser import CHROMIUM, Browser
 from tests.rollout.toy_engine import ToyEngine
 from worldmodel.data.env_spec import ActionSpec
 from worldmodel.models.loading import load_prior
-from worldmodel.utils.checkpoint import read_header, save_checkpoint
+from worldmodel.utils.checkpoint import read_checkpoint, save_checkpoint
 from worldmodel.utils.errors import UserError
 
 Ask = Callable[..., dict[str, Any]]
@@ -46,7 +46,8 @@ Ask = Callable[..., dict[str, Any]]
 def run(toy_run: Path, tmp_path: Path) -> Path:
     """The toy run, with an engine to its name."""
     folder = Path(shutil.copytree(toy_run, tmp_path / "run"))
-    config, progress = read_header(folder / "prior")
+    saved = read_checkpoint(folder / "prior")
+    config, progress = saved.config, saved.progress
     config["env_spec"] |= {"env_id": "ToyEngine-v0", "env_kwargs": {}}
     save_checkpoint(folder / "prior", load_prior(folder / "prior"), config, progress)
     return folder
@@ -55,7 +56,7 @@ def run(toy_run: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def ask(run: Path) -> Iterator[Ask]:
     server = serve(Args(run=str(run), port=0, trust_env=True))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
 
     def ask(path: str, **told: int) -> dict[str, Any]:
         url = f"http://127.0.0.1:{server.server_port}/{path}"
@@ -276,7 +277,7 @@ def page_of_kind(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tup
     """The kind of actions of a dream, and the port of its page and its session."""
     make_run(tmp_path / "run", 0, replace(TOY, action=KINDS[request.param]))
     server = serve(Args(run=str(tmp_path / "run"), port=0))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield request.param, server.server_port, server.answer.__self__  # type: ignore[attr-defined]
     server.shutdown()
     server.server_close()

@@ -35,7 +35,7 @@ from worldmodel.utils.errors import UserError
 def served(args: Args) -> Iterator[int]:
     """The port of a page."""
     with serve(args) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server.server_port
         server.shutdown()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import shlex
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import get_type_hints
@@ -13,7 +13,8 @@ from typing import get_type_hints
 import pytest
 
 from configs import parse
-from train import gpu
+from tests.scripts import ROOT, run_script
+from train import benchmark, gpu
 from worldmodel.utils.errors import UserError
 
 SMALL = gpu.Args(device="cpu", small=True, minutes=5)
@@ -71,19 +72,25 @@ def test_a_part_that_fails_does_not_stop_the_others(
     assert "last" not in json.loads((tmp_path / "done.json").read_text()), "its result of other flags is gone"
 
 
-def test_every_part_runs_with_small_models_on_a_cpu(tmp_path: Path) -> None:
-    """But for the tests marked gpu, which are skipped here like everywhere without one."""
+def test_every_part_runs_with_small_models_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the tests marked gpu, which are skipped here like everywhere without one. All run in this process."""
+
+    def run_here(line: Sequence[str], *_: object) -> int:
+        at = next(i for i, word in enumerate(line) if word.endswith(".py"))
+        run_script(str(Path(line[at]).relative_to(ROOT)), line[at + 1 :])
+        return 0
+
+    monkeypatch.setattr(gpu, "run_python", run_here)
+    for module in ("train.benchmark", "rollout.benchmark"):
+        monkeypatch.setattr(f"{module}.machine_rates", lambda *_: {"matmul": 1e12, "copy": 1e10})
+    monkeypatch.setattr(
+        "train.benchmark.measure_in_process",
+        lambda task, checkout, args: benchmark.measure(task, checkout, args.seconds, args.allocator),
+    )
     args = replace(SMALL, out=tmp_path)
     parts = [part for part in gpu.parts(args) if part.name != "tests"]
-    chain = [part for part in parts if part.needs or part.name == "digits"]  # one after another
-
-    def run(some: list[gpu.Part]) -> list[str]:
-        return [gpu.run_part(args, part, 120) for part in some]
-
-    with ThreadPoolExecutor(2) as two_at_a_time:
-        ended = two_at_a_time.map(run, [chain, [part for part in parts if part not in chain]])
-        assert all(how == "done" for some in ended for how in some)
     for part in parts:
+        assert gpu.run_part(args, part, 120) == "done"
         rows = part.rows(gpu.result_path(args, part))
         assert all(row.get("result") or row.get("memory") for row in rows), part
         assert bool(rows) != (part.rows is gpu.no_rows), part

@@ -16,7 +16,7 @@ from envs.teacher import Teacher, angle_to
 from envs.vizdoom import VizdoomFrames
 from rollout.episodes import play_episode
 from train import imitate
-from worldmodel.utils.checkpoint import read_header
+from worldmodel.utils.checkpoint import read_checkpoint
 from worldmodel.utils.errors import UserError
 
 
@@ -69,7 +69,7 @@ def test_a_run_leaves_a_policy_that_loads_and_depends_on_the_seed_alone(tmp_path
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert not all(torch.equal(a[k], c[k]) for k in a)
     assert not a["value_net.weight"].any(), "PPO would begin with values that mean nothing"
-    assert read_header(tmp_path / "a")[1] == {"steps": 48}
+    assert read_checkpoint(tmp_path / "a").progress == {"steps": 48}
 
 
 def test_what_is_learned_is_what_the_teacher_does() -> None:

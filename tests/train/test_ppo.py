@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
 from train import policy, pusher
 from train.ppo import CheckpointCallback, learn, linear_schedule
-from worldmodel.utils.checkpoint import CHECKPOINT_FILE, read_header, read_tensors
+from worldmodel.utils.checkpoint import CHECKPOINT_FILE, read_checkpoint
 from worldmodel.utils.errors import UserError
 
 SMALL: dict[str, Any] = {"total_timesteps": 170, "num_envs": 2, "n_steps": 20}
@@ -50,9 +50,9 @@ def trail(monkeypatch: pytest.MonkeyPatch) -> Trail:
 
 
 def holds(folder: Path, weights: dict, optimizer: dict) -> bool:
-    on_disk, moments = read_tensors(folder)
-    return all(torch.equal(on_disk[k], weights[k]) for k in weights) and all(
-        torch.equal(moments[i][k], v) for i, of in optimizer.items() for k, v in of.items()
+    saved = read_checkpoint(folder)
+    return all(torch.equal(saved.weights[k], weights[k]) for k in weights) and all(
+        torch.equal(saved.optimizer[i][k], v) for i, of in optimizer.items() for k, v in of.items()
     )
 
 
@@ -98,7 +98,7 @@ def test_a_run_that_is_cut_makes_the_updates_of_a_single_go(script: str, tmp_pat
     trail.clear()
     run(out=tmp_path / "cut", stop_at_step=70)
     assert list(trail) == [40, 80], "the rollout in which it ends is learned from"
-    assert read_header(tmp_path / "cut")[1] == {"steps": 80}
+    assert read_checkpoint(tmp_path / "cut").progress == {"steps": 80}
     assert holds(tmp_path / "cut", *whole[80][1:])
     trail.clear()
     run(out=tmp_path / "cut")
@@ -124,7 +124,7 @@ def test_a_complete_run_goes_on_for_more_steps(script: str, tmp_path: Path, trai
     assert {steps: now for steps, (now, *_) in trail.items()} == pytest.approx(
         {steps: rate * (1 - steps / 400) for steps in (240, 280, 320, 360, 400)}
     )
-    assert read_header(tmp_path)[1] == {"steps": 400}
+    assert read_checkpoint(tmp_path).progress == {"steps": 400}
 
 
 @pytest.mark.parametrize("every", [1, 1000])
@@ -148,7 +148,7 @@ def test_an_interrupted_run_keeps_whole_updates(
     with pytest.raises(KeyboardInterrupt):
         SCRIPTS["pusher"](out=tmp_path, save_every=every)
     assert list(trail) == [40]
-    assert read_header(tmp_path)[1] == {"steps": 40}
+    assert read_checkpoint(tmp_path).progress == {"steps": 40}
     assert holds(tmp_path, *trail[40][1:])
 
 
@@ -164,7 +164,7 @@ def test_an_update_that_makes_a_weight_infinite_is_not_kept(tmp_path: Path, monk
     monkeypatch.setattr(PPO, "train", diverging)
     with pytest.raises(UserError, match="the policy diverged within 80 steps; run again with a lower --learning-rate"):
         SCRIPTS["pusher"](out=tmp_path, save_every=1)
-    assert read_header(tmp_path)[1] == {"steps": 40}
+    assert read_checkpoint(tmp_path).progress == {"steps": 40}
 
 
 def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(

@@ -18,7 +18,7 @@ from tests.hub import Hub
 from train import export, push
 from worldmodel.models.hub import download
 from worldmodel.models.loading import load_prior
-from worldmodel.utils.checkpoint import read_checkpoint, read_header, save_checkpoint
+from worldmodel.utils.checkpoint import read_checkpoint, save_checkpoint
 from worldmodel.utils.errors import UserError
 
 FILES = {
@@ -71,7 +71,8 @@ def test_without_a_network_the_cache_answers(pushed: Hub) -> None:
 def test_a_revision_stays_when_the_branch_moves_on(pushed: Hub, exported: Path, tmp_path: Path) -> None:
     first = pushed.commit_of("somebody/toy")
     other = Path(shutil.copytree(exported, tmp_path / "other"))
-    config, progress = read_header(other / "prior")
+    saved = read_checkpoint(other / "prior")
+    config, progress = saved.config, saved.progress
     save_checkpoint(other / "prior", load_prior(other / "prior"), config, progress | {"step": 451})
     assert download(f"hf://somebody/toy@{first}") == download("hf://somebody/toy")
     push.main(push.Args(run=other, repo="somebody/toy"))
@@ -172,7 +173,8 @@ def test_an_engine_that_a_download_names_needs_trust(
     hub: Hub, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = Path(shutil.copytree(exported, tmp_path / "run"))
-    config, progress = read_header(run / "prior")
+    saved = read_checkpoint(run / "prior")
+    config, progress = saved.config, saved.progress
     config["env_spec"] |= {"env_id": "foreign_module:Foreign-v0", "env_kwargs": {}}
     save_checkpoint(run / "prior", load_prior(run / "prior"), config, progress)
     push.main(push.Args(run=run, repo="somebody/toy"))

@@ -10,17 +10,17 @@ import pytest
 from envs.pusher import Pusher, load_pusher
 from envs.pushing_robot import ACTION, Robot
 from train import pusher
-from worldmodel.utils.checkpoint import read_header, weights_digest
+from worldmodel.utils.checkpoint import read_checkpoint, weights_digest
 from worldmodel.utils.errors import UserError
 
 
 def test_it_trains_goes_on_and_exports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     few = {"out": tmp_path / "run", "export": tmp_path / "small", "num_envs": 2, "n_steps": 20, "hidden_dim": 16}
     pusher.main(pusher.Args(total_timesteps=120, stop_at_step=40, **few))  # type: ignore[arg-type]
-    assert read_header(tmp_path / "run")[1]["steps"] == 40
+    assert read_checkpoint(tmp_path / "run").progress["steps"] == 40
     before = weights_digest(tmp_path / "run")
     pusher.main(pusher.Args(total_timesteps=120, **few))  # type: ignore[arg-type]
-    assert read_header(tmp_path / "small")[1] == {"steps": 120}
+    assert read_checkpoint(tmp_path / "small").progress == {"steps": 120}
     assert weights_digest(tmp_path / "run") != before
     assert "after 120 steps" in capsys.readouterr().out
     rng = np.random.default_rng(0)

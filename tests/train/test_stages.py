@@ -16,6 +16,7 @@ import torch
 import envs  # noqa: F401 - registers
 from tests.conftest import TOY, stages, toy_episode
 from train import outcome, prior, tokens, vqvae
+from worldmodel.data.env_spec import ActionSpec
 from worldmodel.data.prior_dataset import PriorDataset
 from worldmodel.data.store import Store
 from worldmodel.data.writer import StoreWriter
@@ -27,7 +28,7 @@ from worldmodel.models.vqvae_config import VQVAEConfig
 from worldmodel.training import vqvae_stage
 from worldmodel.training.outcome_stage import EpisodeWindows
 from worldmodel.training.prior_stage import configure
-from worldmodel.utils.checkpoint import CHECKPOINT_FILE, read_header, read_tensors
+from worldmodel.utils.checkpoint import CHECKPOINT_FILE, read_checkpoint
 from worldmodel.utils.errors import UserError
 
 Stages = Callable[..., tuple]
@@ -75,7 +76,7 @@ def test_without_actions_the_prior_is_unconditional(toy_store: Path, toy_stages:
     vqvae.main(v)
     tokens.main(t)
     prior.main(replace(p, actions=False))
-    assert read_header(run / "prior")[0]["model"]["conditioning"] == "none"
+    assert read_checkpoint(run / "prior").config["model"]["conditioning"] == "none"
 
 
 def test_condition_sizes_of_table_9() -> None:
@@ -110,7 +111,7 @@ def test_mistakes_are_told_in_a_sentence_and_nothing_is_lost(
     with pytest.raises(UserError, match="ask for shorter clips"):
         prior.main(replace(p, n_latent_frames=40))
     with pytest.raises(
-        UserError, match=r"no valid episode of .*tokens.zarr has more than 31 latent frames; lower --con"
+        UserError, match=r"no episode in split \'valid\' of .*tokens.zarr has more than 31 latent frames; lower --con"
     ):
         tokens.main(replace(t, context_frames=32))
     shutil.rmtree(run / "data.zarr")
@@ -137,7 +138,7 @@ def test_a_store_without_variables(
     if variables == "none":
         outcome.main(o)
         assert Context.load(tmp_path).variables.shape == (4, 4, 0)
-        assert read_header(tmp_path / "outcome")[0]["model"]["n_variables"] == 0
+        assert read_checkpoint(tmp_path / "outcome").config["model"]["n_variables"] == 0
     else:
         assert "no contexts for a dream to start from: " in capsys.readouterr().out
         with pytest.raises(
@@ -184,6 +185,18 @@ def test_frames_of_one_color_are_refused(tmp_path: Path) -> None:
         vqvae.main(stages(tmp_path, steps=2)[0])
 
 
+def test_a_recurrent_vqvae_learns_from_actions_that_are_never_zero(tmp_path: Path) -> None:
+    """The last row of an episode has no action: a zero, which this space does not have."""
+    spec = replace(TOY, action=ActionSpec(kind="Box", low=(1.0,), high=(2.0,)))
+    with StoreWriter(tmp_path / "data.zarr", spec, {}) as writer:
+        for i in range(20):
+            rows = toy_episode(np.random.default_rng(i), steps=4)
+            writer.append(rows | {"action": np.float32([[1], [2], [1], [2], [0]])})
+    vqvae.main(replace(stages(tmp_path, steps=2, recurrent=True)[0], n_eval_frames=4))
+    (scale,) = load_vqvae(tmp_path / "vqvae").config.action_scale
+    assert 0 < scale <= 0.5, "the zeros do not count"
+
+
 @pytest.mark.parametrize("recurrent", [False, True], ids=["per_frame", "recurrent"])
 def test_errors_are_scaled_by_the_training_split(toy_store: Path, tmp_path: Path, recurrent: bool) -> None:
     """The episodes of the other splits are black here, so their variance would be zero."""
@@ -223,7 +236,7 @@ def test_stages_resume_on_a_store_as_if_nothing_had_happened(toy_store: Path, to
     tokens.main(t)
     prior.main(p)
     for part, stage, args in (("vqvae", vqvae, v), ("prior", prior, p)):
-        whole = read_tensors(run / part)
+        whole = read_checkpoint(run / part)
         one_step = replace(args, trainer=replace(args.trainer, max_minutes=1e-9))
         with pytest.raises(UserError, match="time is up after step 1 of"):
             stage.main(replace(one_step, restart=True))
@@ -231,10 +244,12 @@ def test_stages_resume_on_a_store_as_if_nothing_had_happened(toy_store: Path, to
             with pytest.raises(UserError, match=f"time is up after step {step} of"):
                 stage.main(one_step)
         stage.main(one_step)
-        resumed = read_tensors(run / part)
-        assert whole[0].keys() == resumed[0].keys()
-        assert all(torch.equal(whole[0][k], resumed[0][k]) for k in whole[0])
-        assert all(torch.equal(v, resumed[1][i][k]) for i, state in whole[1].items() for k, v in state.items())
+        resumed = read_checkpoint(run / part)
+        assert whole.weights.keys() == resumed.weights.keys()
+        assert all(torch.equal(whole.weights[k], resumed.weights[k]) for k in whole.weights)
+        assert all(
+            torch.equal(v, resumed.optimizer[i][k]) for i, state in whole.optimizer.items() for k, v in state.items()
+        )
 
 
 def test_a_time_stride_holds_the_action(toy_store: Path, toy_stages: Stages) -> None:

@@ -15,16 +15,16 @@ import envs  # noqa: F401 - registers
 from tests.conftest import TOY, toy_episode
 from train import outcome, prior, tokens, vqvae
 from worldmodel.data.clips import read_state
-from worldmodel.data.env_spec import ActionSpec, EnvSpec
+from worldmodel.data.env_spec import NO_ACTION, ActionSpec, EnvSpec
 from worldmodel.data.store import Store
 from worldmodel.data.writer import StoreWriter
 from worldmodel.generation.context import Context
 from worldmodel.generation.dream import Dream
 from worldmodel.models.loading import load_vqvae
 from worldmodel.models.pixels import to_uint8
-from worldmodel.training.encoding import actions_into, latent_rows
+from worldmodel.training.encoding import latent_rows
 from worldmodel.training.tokens_stage import make_contexts, rows_before_ends
-from worldmodel.utils.checkpoint import read_header, replace_config
+from worldmodel.utils.checkpoint import read_checkpoint, replace_config
 from worldmodel.utils.errors import UserError
 
 Stages = Callable[..., tuple]
@@ -40,7 +40,7 @@ def test_rows_of_codes_say_what_led_into_them() -> None:
         "terminated": np.array([0, 0, 0, 0, 1, 0], bool),
         "variables": np.arange(6, dtype=np.float32)[:, None],
     }
-    episode["led"] = actions_into(env_spec, episode["action"])
+    episode["led"] = env_spec.action.encode_led(episode["action"][:-1])
     rows = latent_rows(episode, 0, 6, stride=2)
     assert rows["condition"].tolist() == [[0, 0, 0, 1, 0, 0], [0, 1, 0, 0, 0, 1], [0, 1, 0, 0, 0, 1]]
     assert rows["reward"].tolist() == [1, 6, 24]
@@ -51,7 +51,7 @@ def test_rows_of_codes_say_what_led_into_them() -> None:
 
 def test_an_action_space_without_0_has_nothing_at_the_ends() -> None:
     env_spec = EnvSpec(name="x", action=ActionSpec(kind="Box", low=(0.5,), high=(1.0,)))
-    assert actions_into(env_spec, np.array([[0.5], [1.0], [0.0]], np.float32)).tolist() == [[0], [0.5], [1]]
+    assert env_spec.action.encode_led(np.array([[0.5], [1.0]], np.float32)).tolist() == [[0], [0.5], [1]]
 
 
 def test_codes_are_those_of_whole_episodes_and_contexts_begin_in_them(toy_run: Path) -> None:
@@ -207,6 +207,17 @@ def test_codes_of_another_vqvae_are_not_mixed(
         Dream.load(tmp_path)
 
 
+def test_a_recurrent_vqvae_that_takes_actions_needs_them(
+    recurrent_run: Path, tmp_path: Path, toy_stages: Stages
+) -> None:
+    shutil.copytree(recurrent_run / "vqvae", tmp_path / "vqvae")
+    with StoreWriter(tmp_path / "data.zarr", replace(TOY, action=NO_ACTION, variables=()), {}) as writer:
+        writer.append({"frames": toy_episode(np.random.default_rng(0))["frames"]})
+    with pytest.raises(UserError, match=r"data\.zarr has no actions, but .*vqvae takes them; encode a store that has"):
+        tokens.main(toy_stages(tmp_path, recurrent=True)[1])
+    assert not (tmp_path / "tokens.zarr").exists()
+
+
 def test_codes_of_another_hysteresis_are_not_mixed(
     toy_run: Path, tmp_path: Path, toy_fill: Callable, toy_stages: Stages
 ) -> None:
@@ -215,7 +226,7 @@ def test_codes_of_another_hysteresis_are_not_mixed(
     _, t, p, o = toy_stages(tmp_path, steps=1)
     toy_fill(tmp_path / "data.zarr", 20)
     tokens.main(t)
-    config = read_header(tmp_path / "vqvae")[0]
+    config = read_checkpoint(tmp_path / "vqvae").config
     config["model"]["hysteresis"] = 0.1
     replace_config(tmp_path / "vqvae", config)
     for stale in (lambda: prior.main(p), lambda: outcome.main(o), lambda: Context.load(tmp_path)):

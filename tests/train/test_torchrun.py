@@ -13,7 +13,7 @@ import yaml
 from configs import parse
 from tests.tiny import VQVAE_SETTINGS
 from train import vqvae
-from worldmodel.utils.checkpoint import CHECKPOINT_FILE, read_header
+from worldmodel.utils.checkpoint import CHECKPOINT_FILE, read_checkpoint
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,7 +35,7 @@ def test_ctrl_c_stops_all_ranks_with_one_checkpoint_and_one_rank_goes_on(toy_sto
     said = (tmp_path / "said.txt").read_text()
     assert said.count("interrupted; run the same command again, without --restart, to resume") == 1, said
     assert "error:" not in said and "forcefully" not in said, said
-    stopped = read_header(run / "vqvae")[1]["step"]
+    stopped = read_checkpoint(run / "vqvae").progress["step"]
     assert 5 <= stopped < steps
     vqvae.main(parse(vqvae.Args, "vqvae", flags))
-    assert read_header(run / "vqvae")[1]["step"] == steps
+    assert read_checkpoint(run / "vqvae").progress["step"] == steps

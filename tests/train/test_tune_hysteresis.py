@@ -12,7 +12,7 @@ import pytest
 from train import tokens, tune_hysteresis, vqvae
 from worldmodel.data.store import Store
 from worldmodel.models.loading import load_vqvae
-from worldmodel.utils.checkpoint import read_header, read_tensors, weights_digest
+from worldmodel.utils.checkpoint import read_checkpoint, weights_digest
 from worldmodel.utils.errors import UserError
 
 Stages = Callable[..., tuple]
@@ -41,7 +41,7 @@ def test_choosing_changes_the_config_and_the_codes_alone(
 ) -> None:
     first, then, *_ = toy_stages(tmp_path, steps=20)
     vqvae.main(first)
-    before, made = read_tensors(tmp_path / "vqvae"), weights_digest(tmp_path / "vqvae")
+    before, made = read_checkpoint(tmp_path / "vqvae"), weights_digest(tmp_path / "vqvae")
     tune_hysteresis.main(tune_hysteresis.Args(run=tmp_path, hysteresis=(0, 0.5), episodes=2, set_hysteresis=0.5))
     rows = json.loads((tmp_path / "hysteresis.json").read_text())["rows"]
     assert rows["0.5"]["all"] > rows["0"]["all"] and rows["0.5"]["bits"] <= rows["0"]["bits"]
@@ -49,9 +49,9 @@ def test_choosing_changes_the_config_and_the_codes_alone(
     tune_hysteresis.main(tune_hysteresis.Args(run=tmp_path, hysteresis=(), episodes=2, set_hysteresis=0.5))
     assert json.loads((tmp_path / "hysteresis.json").read_text())["rows"] == rows, "kept"
     assert load_vqvae(tmp_path / "vqvae").config.hysteresis == 0.5
-    assert weights_digest(tmp_path / "vqvae") == made and read_header(tmp_path / "vqvae")[1] == {"step": 20}
-    after = read_tensors(tmp_path / "vqvae")
-    assert after[1].keys() == before[1].keys() and len(after[1]) > 0
+    assert weights_digest(tmp_path / "vqvae") == made and read_checkpoint(tmp_path / "vqvae").progress == {"step": 20}
+    after = read_checkpoint(tmp_path / "vqvae")
+    assert after.optimizer.keys() == before.optimizer.keys() and len(after.optimizer) > 0
     tokens.main(then)
     codes = Store(tmp_path / "tokens.zarr")
     valid = [codes.read_episode(i)["codes"] for i in codes.episode_indices("valid")[:2]]

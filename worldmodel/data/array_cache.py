@@ -66,8 +66,8 @@ def memory_map(store: Store, name: str) -> np.ndarray:
                 array = _map_if_intact(store, name, path)
     except OSError as error:
         raise UserError(
-            f"{path} could not be filled ({one_line(error)}); free some space, or delete its folder; in "
-            "Python also use cache='memory' or 'off'"
+            f"{path} could not be written ({one_line(error)}); free some space, delete its folder, or in Python pass "
+            "cache='memory' or cache='off'"
         ) from None
     if array is None:
         raise UserError(f"{path} does not hold what was just written to it; check the disk, or use cache='memory'")
@@ -119,7 +119,7 @@ def _map_if_intact(store: Store, name: str, path: Path) -> np.ndarray | None:
 def _fill_cache(store: Store, name: str, path: Path) -> None:
     """Decode an array into its cache file; files for fewer rows are deleted."""
     if path.exists():
-        Progress.write(f"{path} does not hold what the store says; decoding it again")
+        Progress.write(f"{path} does not match the store; decoding it again")
     for leftover in path.parent.glob("*.part"):
         leftover.unlink()
     part = path.with_name(f"{path.name}.part")

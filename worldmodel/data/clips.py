@@ -72,9 +72,10 @@ class Clips:
         first = bounds[:, 0] + self._skipped
         self._starts = (bounds[:, 1] - first - length) // align + 1  # number of starts in each episode
         if length < 1 or self._starts.max() < 1:
-            longest = (bounds[:, 1] - bounds[:, 0]).max()
+            longest = (bounds[:, 1] - first).max()
             raise UserError(
-                f"no {split} episode of {store.path} has {length} rows, but at most {longest}; ask for shorter clips"
+                f"no episode in split {split!r} of {store.path} has {length} rows for a clip, but at most {longest}; "
+                "ask for shorter clips"
             )
         keep = self._starts > 0
         self._episodes, self._first, self._starts = episodes[keep], first[keep], self._starts[keep]
@@ -99,7 +100,7 @@ class Clips:
         return self._read(rng.integers(len(self), size=n)[share])
 
     def fixed_sample(self, n: int, seed: int = 0) -> dict[str, np.ndarray]:
-        """The same n clips every time, spread evenly over the split. They overlap only if n do not fit otherwise.
+        """The same n clips every time, spread evenly over the split; they overlap only if n do not fit side by side.
 
         Args:
             n: Number of clips.
@@ -113,7 +114,7 @@ class Clips:
         """
         if n > len(self):
             raise UserError(
-                f"the {self.split} split of {self.store.path} has {len(self)} clips of {self.length} rows, not {n}; "
+                f"split {self.split!r} of {self.store.path} has {len(self)} clips of {self.length} rows, not {n}; "
                 "ask for fewer, or collect more data"
             )
         rng, spacing = np.random.default_rng(seed), -(-self.length // self.align)

@@ -70,7 +70,7 @@ class ActionSpec(Settings):
             The actions as an array of `dtype`.
 
         Raises:
-            UserError: If they have another shape, or naming the first one outside the space.
+            UserError: If they have another shape, or one is outside the space; the message names the first.
         """
         array = as_array(actions)
         if array.dtype == object:

@@ -129,7 +129,7 @@ def write_object(storage: Storage, name: str, data: bytes) -> None:
 
 def write_beside(address: str, name: str, data: bytes) -> None:
     """Write a file next to the arrays of a store; `UserError` if it cannot be written."""
-    with telling(address):
+    with writing_errors(address):
         write_object(open_storage(address, write=True), name, data)
 
 
@@ -145,7 +145,7 @@ def sync_folders(storage: Storage, names: Iterable[str]) -> None:
 
 
 @contextlib.contextmanager
-def telling(address: str) -> Iterator[None]:
+def writing_errors(address: str) -> Iterator[None]:
     """Raise the errors of writing as `UserError`."""
     try:
         yield
@@ -172,7 +172,7 @@ def one_writer(address: str) -> Iterator[None]:
     if path.is_file() or (path.is_dir() and not (path / "zarr.json").exists() and _has_other_files(path)):
         raise UserError(f"{path} holds something other than a store; use another folder")
     lock, holder = FileLock(path / "writer.lock", thread_local=False), path / "writer.pid"
-    with telling(address):
+    with writing_errors(address):
         path.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(blocking=False)
@@ -180,7 +180,7 @@ def one_writer(address: str) -> Iterator[None]:
             process = holder.read_text(errors="replace").strip() if holder.is_file() else ""
             raise UserError(f"{path} is being written by process {process or '?'}; wait for it, or stop it") from None
     try:
-        with telling(address):
+        with writing_errors(address):
             holder.write_text(str(os.getpid()))
             for pattern in ("*.part", "data/**/*.part", "meta/**/*.part"):
                 for leftover in path.glob(pattern):

@@ -107,7 +107,7 @@ class Store:
     def missing_split(self, split: str) -> UserError:
         """The error that there are no episodes of a split."""
         if "split" in self.array_names:
-            return UserError(f"{self.path} was recorded without a {split} split; record one, or use another split")
+            return UserError(f"{self.path} was recorded without a split {split!r}; record one, or use another split")
         n = len(self.episode_ends)
         more = next(k for k in itertools.count(1) if in_split(draw_splits(n + k, self.split_seed), split).any())
         return UserError(f"{self.path} has no episodes in split {split!r}; collect at least {more} more")

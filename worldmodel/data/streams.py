@@ -14,7 +14,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from worldmodel.data.clips import ALL, CacheMode, _default_cache, read_windows
+from worldmodel.data.clips import ALL, read_windows
 from worldmodel.data.store import Store
 from worldmodel.utils.errors import UserError
 
@@ -42,14 +42,16 @@ class Streams:
         n: int,
         array_names: Sequence[str],
         seed: int = 0,
-        cache: CacheMode | None = None,
     ) -> None:
         self.store, self.lanes, self.n, self.seed = store, lanes, n, seed
-        self.array_names, self.cache = tuple(array_names), cache or _default_cache(store)
+        self.array_names = tuple(array_names)
         bounds = np.array([store.episode_bounds(i) for i in store.episode_indices(split)])
         batches = (bounds[:, 1] - bounds[:, 0] - 1) // n
         if not batches.any():
-            raise UserError(f"no {split} episode of {store.path} has {n + 1} rows; ask for fewer steps at a time")
+            raise UserError(
+                f"no episode in split {split!r} of {store.path} has {n + 1} rows; lower --model.n-frames, or record "
+                "longer episodes"
+            )
         first, batches = bounds[batches > 0, 0], batches[batches > 0]
         self._whole = first, batches
         self._starts = first, np.minimum(batches, max(1, START_STEPS // n))
@@ -66,9 +68,7 @@ class Streams:
         even those that begin in the middle of an episode.
         """
         places = np.array([self._place(lane, step) for lane in range(self.lanes)[share]])
-        arrays = {
-            name: read_windows(self.store, name, places[:, 0], self.n + 1, self.cache) for name in self.array_names
-        }
+        arrays = {name: read_windows(self.store, name, places[:, 0], self.n + 1) for name in self.array_names}
         return arrays | {"fresh": (places[:, 1] == 0) | (step == 0)}
 
     def _place(self, lane: int, step: int) -> tuple[int, int]:

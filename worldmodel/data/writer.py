@@ -35,8 +35,8 @@ from worldmodel.data.storage import (
     open_storage,
     read_object,
     sync_folders,
-    telling,
     write_object,
+    writing_errors,
 )
 from worldmodel.data.waiting import WaitingEpisodes
 from worldmodel.data.zarr_format import SHARD, create_array, metadata_of, open_array, open_root, read_rows
@@ -89,7 +89,7 @@ class StoreWriter:
         self._wait_in_files = wait_in_files
         with contextlib.ExitStack() as held:
             held.enter_context(one_writer(self.path))
-            with telling(self.path):
+            with writing_errors(self.path):
                 self._open(CommitMark(world=env_spec, settings=settings, split_seed=split_seed, commit=Commit()))
             self._lock = held.pop_all()
 
@@ -271,7 +271,7 @@ def _safe_so_far(path: str) -> Iterator[None]:
     except Exception as error:
         raise UserError(
             f"{path} could not be written ({one_line(error)}), but what was committed is safe; free some space or "
-            "repair it, and run the same command again"
+            "make it writable, and run the same command again"
         ) from error
 
 

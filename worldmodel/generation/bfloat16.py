@@ -24,7 +24,7 @@ from worldmodel.utils.hardware import Precision
 class GivenCodes(SamplingConfig):
     """Takes its codes from the argument for random numbers, so that given codes can be scored."""
 
-    def sample(self, logits: Tensor, noise: Tensor, share: Tensor | None = None) -> Tensor:
+    def sample(self, logits: Tensor, noise: Tensor, probs: Tensor | None = None) -> Tensor:
         return noise
 
 
@@ -63,4 +63,4 @@ def trial_outputs(vqvae: AnyVQVAE, prior: Prior, precision: Precision) -> dict[s
     cache = prior.prefill(codes[:, :-1], condition[:, :-1], features=past)
     context, given = prior.begin_frame(cache, condition[:, -1], now), prior.group_codes(codes[:, -1:]).flatten(1)
     sample_codes(prior, cache, context, given, GivenCodes(), score)
-    return {"nats a code": -score.log_likelihood / c.codes_per_frame, "picture": picture.float()}
+    return {"nats per code": -score.log_likelihood / c.codes_per_frame, "picture": picture.float()}

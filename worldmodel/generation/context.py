@@ -66,10 +66,11 @@ class Context:
         Raises:
             UserError: If a value is not finite.
         """
-        tensors = self.tensors() | {"codes": self.codes.int()}
-        if name := tensor_file.first_not_finite(tensors):
-            raise UserError(f"the {name} of the contexts for {path} has values that are not finite; record it again")
-        write_atomic(path, tensor_file.pack(tensors, {"vqvae": vqvae_digest}))
+        try:
+            data = tensor_file.pack(self.tensors() | {"codes": self.codes.int()}, {"vqvae": vqvae_digest})
+        except UserError as error:
+            raise UserError(f"the contexts for {path}: {error}; record them again") from None
+        write_atomic(path, data)
 
     @staticmethod
     def load(run: Path) -> Context:

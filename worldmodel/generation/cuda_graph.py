@@ -5,8 +5,8 @@ than the GPU takes to run it. Once the ring buffer of cached frames is full in e
 kernels on the same shapes, so the step is recorded once and then replayed.
 
 Everything that changes from step to step goes through fixed buffers: the lanes' state (in and out), their actions, and
-the rotary embedding of the frame's time. Time is a Python number, which a graph would
-otherwise repeat at every replay. The finished frame is moved to its slot of the ring buffer outside the graph.
+the rotary embedding of the frame's time. Time is a Python number, which a graph would otherwise repeat at every replay.
+The finished frame is moved to its slot of the ring buffer outside the graph.
 
 Lanes are copied into the buffers and out of them, so snapshots, forks and other lanes never share memory with the
 graph. This copies the caches once, which a step reads in every pass anyway.
@@ -85,9 +85,8 @@ class CudaGraphStep:
         lanes.kv_cache.n_cached = 0
         condition = self.condition.to(self.prior.start_token.dtype)
         context = self.prior.step_context(lanes.kv_cache.time, 1, condition[:, None], self.features_fn(lanes))
-        context = context._replace(
-            rotary=self.rotary
-        )  # from the buffer: a graph would replay the time at which it was recorded
+        # from the buffer: a graph would replay the time at which it was recorded
+        context = context._replace(rotary=self.rotary)
         self.output = self.step_fn(lanes, context, self.condition)
         self.lanes.copy_(lanes)
 

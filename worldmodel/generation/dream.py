@@ -36,7 +36,7 @@ from worldmodel.models.prior import Prior
 from worldmodel.models.recurrent_vqvae import LAST, RecurrentVQVAE
 from worldmodel.models.reward_done import OutcomeModel, previous_variables
 from worldmodel.models.transformer import StepContext
-from worldmodel.utils.checkpoint import read_header
+from worldmodel.utils.checkpoint import read_checkpoint
 from worldmodel.utils.compatibility import check_vqvae
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import PeakMemory, Precision, verified_precision
@@ -121,7 +121,7 @@ class Dream:
             UserError: If a part is missing, damaged, or was trained with another VQ-VAE.
         """
         vqvae, prior, outcome = load_vqvae(run / "vqvae"), load_prior(run / "prior"), load_outcome(run / "outcome")
-        configs = {part: read_header(run / part)[0] for part in ("prior", "outcome")}
+        configs = {part: read_checkpoint(run / part).config for part in ("prior", "outcome")}
         for part, config in configs.items():
             check_vqvae(str(run / part), config.get("vqvae"), run / "vqvae")
         env_spec = EnvSpec.from_json(configs["prior"].get("env_spec"), f"{run / 'prior'}: env_spec")

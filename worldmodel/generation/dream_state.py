@@ -21,7 +21,7 @@ class DreamState:
     kv_cache: KVCache
     """The prior's keys and values of past latent frames, and the time of the next frame."""
     memory: Memory
-    """Past activations of the causal layers of decoder and outcome model."""
+    """Past activations of decoder and outcome model, or the pictures of a recurrent VQ-VAE."""
     hidden: Tensor
     """(1, b, width) hidden state of the outcome model's GRU."""
     variables: Tensor

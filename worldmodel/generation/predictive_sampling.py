@@ -101,7 +101,7 @@ class ContiguousKV:
         self.kv = [pair.movedim(2, 0).contiguous().movedim(0, 2) for pair in near]
 
     def write(self, layer: int, at: Tensor, kv: Tensor) -> Tensor:
-        """Write the keys and values (b, a, 2, w, d) of the positions `at` (b, w); returns those of all positions."""
+        """Write keys and values (b, key heads, 2, w, d) of the positions `at` (b, w); returns all positions."""
         lanes = torch.arange(len(at), device=at.device)[:, None]
         self.kv[layer][lanes, :, :, self.n_past + at] = kv.permute(0, 3, 1, 2, 4)
         return self.kv[layer]

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from worldmodel.metrics.c3d import C3D, FRAMES, SIZE, cut_mean
 from worldmodel.metrics.i3d import I3D
 from worldmodel.models.convolution import conv3d
-from worldmodel.utils.errors import UserError
+from worldmodel.utils.errors import UserError, one_line
 
 Kind = Literal["i3d", "torchscript", "c3d", "random_conv"]
 I3D_LOGITS, C3D_LOGITS, RANDOM = "I3D Kinetics-400 logits", "C3D UCF-101 logits", "random features"
@@ -180,7 +180,7 @@ def read_state(path: Path, data: bytes) -> dict[str, Tensor]:
             raise TypeError("it holds more than tensors")
         return dict(state)
     except Exception as error:  # each format raises its own errors, and torch.load also those of pickle and zip
-        message = " ".join(str(error).split())[:80] or type(error).__name__
+        message = one_line(error)[:80]
         cure = "" if isinstance(error, SafetensorError) else ", or its kind is torchscript"
         raise UserError(f"{path} is not a state dict of tensors ({message}); convert it to safetensors{cure}") from None
 
@@ -221,9 +221,7 @@ def _torchscript(path: Path, data: bytes, sha256: str, device: str) -> Features:
             script = torch.jit.load(io.BytesIO(data), map_location=device).eval()
         known = {a.name for a in script.forward.schema.arguments}
     except RuntimeError as error:
-        raise UserError(
-            f"{path} is not a TorchScript file ({' '.join(str(error).split())[:80]}); use another kind"
-        ) from None
+        raise UserError(f"{path} is not a TorchScript file ({one_line(error)[:80]}); use another kind") from None
     options = {"rescale": False, "resize": False, "return_features": True}
     options = {name: value for name, value in options.items() if name in known}
     features = Features(
@@ -232,8 +230,8 @@ def _torchscript(path: Path, data: bytes, sha256: str, device: str) -> Features:
     )  # fmt: skip
     try:
         probe = features(np.zeros((1, 16, 64, 64, 3), np.uint8))
-    except RuntimeError as error:
-        message = " ".join(str(error).split())[-80:]
+    except (RuntimeError, AttributeError) as error:  # it may return something that is not a tensor
+        message = one_line(error)[-80:]
         raise UserError(f"{path} does not take clips (1, 3, 16, 224, 224) ({message}); export it for these") from None
     if probe.ndim != 2 or len(probe) != 1:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Distance of predicted frames from the ground truth: NMSE and PSNR of each frame. And how much of a frame moves.
+"""Distance of predicted frames from the ground truth (NMSE and PSNR of each frame), and how much of a frame moves.
 
 Frames are uint8 (..., h, w, c); results have shape (...).
 """

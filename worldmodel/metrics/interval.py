@@ -35,6 +35,13 @@ def percentile_interval(mean: float, resampled: np.ndarray, n: int) -> MeanInter
     return MeanInterval(float(mean), float(low), float(high), n)
 
 
+def _draw_groups(groups: np.ndarray, n_resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The index of each item's group (n,), and groups drawn with replacement (n_resamples, number of groups)."""
+    _, index = np.unique(groups, return_inverse=True)
+    n = index.max() + 1
+    return index, np.random.default_rng(seed).integers(n, size=(n_resamples, n))
+
+
 def bootstrap_counts(groups: np.ndarray, n_resamples: int = 2000, seed: int = 0) -> np.ndarray:
     """How often each of n items is in each resample of whole groups, (n_resamples, n).
 
@@ -45,8 +52,7 @@ def bootstrap_counts(groups: np.ndarray, n_resamples: int = 2000, seed: int = 0)
         n_resamples: Number of resamples.
         seed: Seed of the resampling.
     """
-    _, index = np.unique(groups, return_inverse=True)
-    drawn = np.random.default_rng(seed).integers(index.max() + 1, size=(n_resamples, index.max() + 1))
+    index, drawn = _draw_groups(groups, n_resamples, seed)
     return np.stack([np.bincount(row, minlength=len(row)) for row in drawn])[:, index]
 
 
@@ -59,8 +65,7 @@ def bootstrap(values: np.ndarray, groups: np.ndarray | None = None, n_resamples:
 
 def bootstrap_ratio(a: np.ndarray, b: np.ndarray, groups: np.ndarray, n_resamples: int = 2000) -> MeanInterval:
     """The mean of a (n,) over the mean of b (n,), with its interval; both are resampled with the same groups (n,)."""
-    _, index = np.unique(groups, return_inverse=True)
-    drawn = np.random.default_rng(0).integers(index.max() + 1, size=(n_resamples, index.max() + 1))
+    index, drawn = _draw_groups(groups, n_resamples, seed=0)
     resampled = np.bincount(index, a)[drawn].sum(1) / np.bincount(index, b)[drawn].sum(1)
     return percentile_interval(a.mean() / b.mean(), resampled, len(a))
 

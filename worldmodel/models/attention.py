@@ -11,13 +11,14 @@ far. While there is room, a finished frame stays where it is; later it overwrite
 slots does not matter to attention, since the time is in the keys. Early frames read little: over a clip half as much as
 with the whole buffer.
 
-Dimensions: b batch (lane), t frames, n positions of a frame with m codes each, a heads, d channels of a head, w window
-in frames.
+Dimensions: b batch (lane), t frames, n positions of a frame with m codes each, f positions of the first
+pass of a frame, a query heads, d channels of a head, w window in frames.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -39,7 +40,7 @@ class KVCache:
     """The prior's state of a batch of lanes: past frames, and the current frame so far."""
 
     kv: list[Tensor]
-    """For each layer the keys and values (b, a, 2, w*n, d): past frames, then the current one."""
+    """For each layer the keys and values (b, key heads, 2, w*n, d): past frames, then the current one."""
     valid: Tensor
     """(b, w-1) bool: whether a slot has a frame of this lane."""
     last_vectors: Tensor
@@ -62,19 +63,19 @@ class KVCache:
         return min(self.time, self.valid.shape[1])
 
     def write(self, layer: int, kv: Tensor) -> Tensor:
-        """Append the keys and values of a pass over m positions.
+        """Append the keys and values of a pass over p positions.
 
         Args:
             layer: Index of the layer.
-            kv: (b, a, 2, m, d).
+            kv: (b, key heads, 2, p, d).
 
         Returns:
-            All keys and values that the pass may attend to, (b, a, 2, keys, d).
+            All keys and values that the pass may attend to, (b, key heads, 2, keys, d).
         """
         # the current frame lies right behind the used slots, so what may be attended to is one slice, without copying
-        start, m = self.n_used_slots * self.positions_per_frame + self.n_cached, kv.shape[3]
-        self.kv[layer].narrow(3, start, m).copy_(kv)
-        return self.kv[layer].narrow(3, 0, start + m)
+        start, p = self.n_used_slots * self.positions_per_frame + self.n_cached, kv.shape[3]
+        self.kv[layer].narrow(3, start, p).copy_(kv)
+        return self.kv[layer].narrow(3, 0, start + p)
 
     def is_full(self) -> bool:
         """Whether every slot for past frames is in use in every lane; then shapes are the same at every step."""
@@ -110,24 +111,19 @@ class KVCache:
 
     def select_lanes(self, lanes: Tensor) -> KVCache:
         """A copy of some of the lanes, which may repeat."""
-        pairs = [pair[lanes] for pair in self.kv]
-        return replace(
-            self, kv=pairs, valid=self.valid[lanes], last_vectors=self.last_vectors[lanes], codes=self.codes[lanes]
-        )
+        return self._copy(lambda tensor: tensor[lanes])
+
+    def clone(self) -> KVCache:
+        """A copy that shares no memory with this one."""
+        return self._copy(Tensor.clone)
+
+    def _copy(self, copy: Callable[[Tensor], Tensor]) -> KVCache:
+        *kv, valid, last_vectors, codes = map(copy, self.tensors())
+        return replace(self, kv=kv, valid=valid, last_vectors=last_vectors, codes=codes)
 
     def tensors(self) -> list[Tensor]:
         """All tensors, in a fixed order."""
         return [*self.kv, self.valid, self.last_vectors, self.codes]
-
-    def clone(self) -> KVCache:
-        """A copy that shares no memory with this one."""
-        copies: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        for name, value in copies.items():
-            if isinstance(value, list):
-                copies[name] = [t.clone() for t in value]
-            elif isinstance(value, Tensor):
-                copies[name] = value.clone()
-        return replace(self, **copies)
 
 
 def rotary_embedding(times: Tensor, dim: int, dtype: torch.dtype) -> Tensor:

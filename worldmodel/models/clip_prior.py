@@ -171,7 +171,7 @@ class ClipPrior(nn.Module):
             start: Time index of the first frame.
 
         Returns:
-            Logits (b, t, n, m, k), and the keys and values (b, a, 2, t*n, d) of each layer.
+            Logits (b, t, n, m, k), and the keys and values (b, key heads, 2, t*n, d) of each layer.
         """
         t = codes.shape[1]
         context = self.step_context(start, t, self.check_inputs(codes, condition), features)
@@ -201,11 +201,10 @@ class ClipPrior(nn.Module):
             UserError: If features are missing or not expected, or a paper-mode prior has no such frames.
         """
         if (features is None) == bool(self.config.n_cond_frames or self.config.image_input):
-            raise UserError(
-                f"this prior takes {self.config.n_cond_frames} conditioning frames and {int(self.config.image_input)} "
-                "image before each latent frame; give the result of `encode_cond_frames` or `encode_images`, or None "
-                "for 0"
-            )
+            c = self.config
+            takes = "`encode_images`" if c.image_input else "`encode_cond_frames`" if c.n_cond_frames else ""
+            wants = f"needs the result of {takes} as its features" if takes else "takes no features; give None"
+            raise UserError(f"this prior {wants}")
         condition = None if condition is None else condition / self.condition_scale
         images, cond_features = (features, None) if self.config.image_input else (None, features)
         embeddings = self._position_embeddings(start, t)
@@ -284,7 +283,7 @@ class ClipPrior(nn.Module):
         """Input of some positions (b, t, positions, width): the embedded codes of their parents.
 
         The positions of the first pass have no parents in their frame. They get `last_vectors`, the vectors of the last
-        codes of the previous frame.
+        codes of the previous frame (b, t, f, m*embedding_dim); it is None if `positions` has none of them.
         """
         embedded = 0
         for slot, layer in enumerate(self.input_projections):
@@ -293,9 +292,7 @@ class ClipPrior(nn.Module):
             if len(self.input_projections) > 1:  # in the other orders only the first pass has no parents
                 parents = parents * (parent_index != NO_PARENT)[:, None]
             if slot == 0 and last_vectors is not None:
-                parents[:, :, self.order.first_pass if len(positions) == len(self.order) else slice(None)] = (
-                    last_vectors
-                )
+                parents[:, :, self.order.first_pass] = last_vectors
             embedded = embedded + layer(parents)
         return embedded  # type: ignore[return-value]
 

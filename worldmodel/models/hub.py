@@ -49,7 +49,7 @@ def download(name: str) -> Path:
     if not files:
         raise UserError(f"{name} has no {TENSOR_FILES[0]}, so it is not a run; give one that train/push.py uploaded")
     for path in files:
-        tensor_file.read(path, f"delete {folder.parents[1]} and run it again to download it again")
+        tensor_file.read(path, f"delete {folder.parents[1]}, and run the same command to download it again")
     return folder
 
 

@@ -21,7 +21,8 @@ from worldmodel.models.attention import attend
 from worldmodel.models.convolution import Conv3d
 
 Memory = dict[nn.Module, Tensor]
-"""Past activations of causal layers, batch first; empty at the start. With None the past of every call is zeros."""
+"""What layers keep from call to call, batch first: past activations, the last codes (with hysteresis), or the pictures
+of a recurrent VQ-VAE. Empty at the start. With None the past of every call is zeros."""
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -33,11 +33,12 @@ def pretrained_run(world: str) -> Path:
     Raises:
         UserError: If there is no such model; it lists those that exist.
     """
-    if isinstance(world, str) and world in pretrained_names("").split(", "):
+    names = pretrained_names("")
+    if world in names:
         return PRETRAINED / world
     raise UserError(
-        f"no pretrained model is named {short_repr(world)} (available: {pretrained_names('')}); use one of these, or "
-        "give a run folder: --run, or model= in Python"
+        f"no pretrained model is named {short_repr(world)} (available: {', '.join(names) or 'none'}); use one of "
+        "these, or give a run folder: --run, or model= in Python"
     )
 
 
@@ -63,16 +64,15 @@ def resolve_folder(name: str, kind: str = "") -> Path:
             f"the folder {short_repr(name)} cannot be opened ({error.strerror}); give another one"
         ) from None
     if bare and not shipped and not found:
-        raise UserError(
-            f"no folder and no pretrained model is named {name}; give a folder, or one of: {pretrained_names(kind)}"
-        )
+        names = ", ".join(pretrained_names(kind)) or "none"
+        raise UserError(f"no folder and no pretrained model is named {name}; give a folder, or one of: {names}")
     return ships if shipped else Path(name)
 
 
-def pretrained_names(kind: str) -> str:
-    """Names of the pretrained world models, or with "_policy" of the policies, separated by commas."""
+def pretrained_names(kind: str) -> list[str]:
+    """Names of the pretrained world models, or with "_policy" of the policies."""
     folders = PRETRAINED.glob(f"*{kind}") if kind else (prior.parent for prior in PRETRAINED.glob("*/prior"))
-    return ", ".join(sorted(folder.name.removesuffix(kind) for folder in folders)) or "none"
+    return sorted(folder.name.removesuffix(kind) for folder in folders)
 
 
 AnyVQVAE = VQVAE | RecurrentVQVAE

@@ -28,7 +28,8 @@ STRIDES = (1, 2, 2, 1)
 """Spatial stride of the first block of each group."""
 
 
-def conv3d(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, bias: bool = False) -> Conv3d:
+def cubic_conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, bias: bool = False) -> Conv3d:
+    """A convolution with a cubic kernel, strided in space only; time keeps its length."""
     side = (kernel_size // 2, kernel_size // 2)
     return Conv3d(in_channels, out_channels, (kernel_size,) * 3, (1, stride, stride), (side, side, side), bias)
 
@@ -38,12 +39,12 @@ class ResNetBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
-        self.conv1, self.norm1 = conv3d(in_channels, out_channels, 3, stride), ChannelNorm(out_channels)
-        self.conv2, self.norm2 = conv3d(out_channels, out_channels, 3), ChannelNorm(out_channels)
+        self.conv1, self.norm1 = cubic_conv(in_channels, out_channels, 3, stride), ChannelNorm(out_channels)
+        self.conv2, self.norm2 = cubic_conv(out_channels, out_channels, 3), ChannelNorm(out_channels)
         nn.init.zeros_(self.norm2.weight)
         self.shortcut: nn.Module = nn.Identity()
         if (in_channels, stride) != (out_channels, 1):
-            self.shortcut = nn.Sequential(conv3d(in_channels, out_channels, 1, stride), ChannelNorm(out_channels))
+            self.shortcut = nn.Sequential(cubic_conv(in_channels, out_channels, 1, stride), ChannelNorm(out_channels))
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.norm1(self.conv1(x)))
@@ -59,7 +60,7 @@ class ResNet(nn.Module):
         super().__init__()
         widths = [max(MIN_CHANNELS, dim // part) for part in (8, 4, 2)] + [dim]
         inputs, blocks = widths[0], []
-        self.stem = nn.Sequential(conv3d(frame_shape[2], inputs, 3, bias=True), ChannelNorm(inputs), nn.ReLU())
+        self.stem = nn.Sequential(cubic_conv(frame_shape[2], inputs, 3, bias=True), ChannelNorm(inputs), nn.ReLU())
         for width, count, stride in zip(widths, BLOCKS[depth], STRIDES, strict=True):
             for i in range(count):
                 blocks.append(ResNetBlock(inputs, width, stride if i == 0 else 1))

@@ -122,7 +122,7 @@ class FrameStackEncoder(nn.Module):
         self.spatial_conv = Conv(64, 32, (1, 3, 3), causal=True)
 
     def forward(self, vectors: Tensor, memory: Memory | None) -> Tensor:
-        """(b, t, h, w, n_codebooks * embedding_dim) -> (b, t, 32, h, w)."""
+        """(b, t, h, w, place_dim) -> (b, t, 32, h, w)."""
         x = self.embed(vectors).movedim(-1, 1)
         return F.gelu(self.spatial_conv(F.gelu(self.temporal_conv(x, memory)), memory)).transpose(1, 2)
 
@@ -183,7 +183,7 @@ class OutcomeModel(nn.Module):
 
         Args:
             codes: (b, t, h, w, g).
-            condition: Encoded actions that led into each frame (b, t, c).
+            condition: Encoded actions that led into each frame (b, t, c), with c = 0 for none.
             previous: Game variables before each frame (b, t, v).
             state: GRU state (1, b, width) after the frames before the first one; None at the start.
             memory: Past activations of the convolutions, updated in place; None if the clip is not continued.

@@ -20,6 +20,8 @@ Frames are uint8 (b, t, h, w, c); codes are int64 (b, T, H, W, g).
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -39,13 +41,17 @@ from worldmodel.models.vqvae_config import VQVAEConfig, layer_strides
 from worldmodel.utils.errors import UserError
 
 
+def make_norm(config: VQVAEConfig, channels: int) -> nn.Module:
+    """The config's norm, over the channels of (b, channels, t, h, w)."""
+    return ChannelNorm(channels) if config.norm == "layer" else nn.BatchNorm3d(channels)
+
+
 class ResidualBlock(nn.Module):
     """x + attention(conv1(conv3(x))), each after norm and ReLU (Figure 3)."""
 
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__()
-        norm = ChannelNorm if config.norm == "layer" else nn.BatchNorm3d
-        hidden, residual = config.hidden_channels, config.residual_channels
+        norm, hidden, residual = partial(make_norm, config), config.hidden_channels, config.residual_channels
         self.norm1, self.conv1 = norm(hidden), Conv(hidden, residual, (3, 3, 3), causal=config.causal)
         self.norm2, self.conv2 = norm(residual), Conv(residual, hidden, (1, 1, 1))
         if config.attention:
@@ -66,9 +72,7 @@ class ResidualStack(nn.Module):
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(ResidualBlock(config) for _ in range(config.n_res_blocks))
-        self.norm = (
-            ChannelNorm(config.hidden_channels) if config.norm == "layer" else nn.BatchNorm3d(config.hidden_channels)
-        )
+        self.norm = make_norm(config, config.hidden_channels)
 
     def forward(self, x: Tensor, positions: Tensor | None, memory: Memory | None) -> Tensor:
         for block in self.blocks:

@@ -65,7 +65,7 @@ class VQVAESettings(Settings):
     """Hysteresis of `encode`: a position keeps its code of the previous frame unless another code is closer by more
     than this fraction of the codes' variance; 0 always takes the closest code. Many codes look nearly the same, and
     noise, which no prior can predict, would pick one of them at random. Training the VQ-VAE does not depend on it."""
-    code_reset_threshold: NotNegative = 1.0
+    code_reset_threshold: AboveZero = 1.0
     """Codes that a batch uses less often than this, on average, are reset to encoder outputs; use less for smaller
     batches."""
     commitment_weight: NotNegative = 0.25

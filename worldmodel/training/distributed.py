@@ -165,23 +165,8 @@ def on_first_rank(context: Callable[[], AbstractContextManager[Any]]) -> Abstrac
     return nullcontext() if rank() else context()
 
 
-def share_of_rank(n: int, parts: int) -> slice:
-    """The clips of a batch of `n` that this rank trains on, `parts` of them one after another.
-
-    Raises:
-        UserError: If they cannot be divided equally.
-    """
-    if n % (n_ranks() * parts):
-        raise UserError(
-            f"batch_size = {n} cannot be divided equally among {n_ranks()} ranks with accumulate = {parts}; set "
-            f"batch_size to a multiple of {n_ranks() * parts}"
-        )
-    size = n // n_ranks()
-    return slice(rank() * size, (rank() + 1) * size)
-
-
 def check_equal(**what: Any) -> None:
-    """Check that all ranks have the same.
+    """Check that all ranks have the same values.
 
     Raises:
         UserError: On all ranks, naming the first thing that differs.

@@ -20,6 +20,7 @@ from worldmodel.data.zarr_format import SPLITS
 from worldmodel.generation.generate import continue_clips
 from worldmodel.models.loading import AnyVQVAE
 from worldmodel.models.prior import Prior
+from worldmodel.training.encoding import Rows
 from worldmodel.training.step import autocast
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import Precision
@@ -27,7 +28,6 @@ from worldmodel.utils.progress import Progress
 
 LANES = {"cpu": 64, "cuda": 512}
 """Sequences that are dreamed at a time on a device."""
-Rows = dict[str, np.ndarray]
 
 
 def draw_windows(store: Store, split: str, context: int, length: int, n: int, rng: np.random.Generator) -> Rows:
@@ -53,8 +53,8 @@ def draw_windows(store: Store, split: str, context: int, length: int, n: int, rn
     starts = np.maximum(bounds[:, 1] - bounds[:, 0] - first - context, 0)
     if not starts.any():
         raise UserError(
-            f"no {split} episode of {store.path} has more than {context} latent frames to dream from; record longer "
-            "episodes, or give --n-dreams 0"
+            f"no episode in split {split!r} of {store.path} has more than {context} latent frames to dream from; "
+            "record longer episodes, or give --n-dreams 0"
         )
     at = rng.integers(starts.sum(), size=n)
     episode = np.searchsorted(starts.cumsum(), at, side="right")

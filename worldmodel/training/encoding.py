@@ -43,7 +43,7 @@ def encode_streams(model: AnyVQVAE, episodes: Sequence[Rows], progress: Callable
         model: The VQ-VAE.
         episodes: Arrays of each: "frames" (n, H, W, channels) uint8, n a multiple of the time stride, and for a
             recurrent VQ-VAE "led" (n, a), the encoded action that led into each frame.
-        progress: Called with each number of frames that are done.
+        progress: Called with the number of frames encoded since the last call.
 
     Returns:
         For each "codes" (t, h, w, g) uint16, and of a recurrent VQ-VAE the "reconstruction" (t, H, W, channels) uint8.
@@ -82,21 +82,11 @@ def encode_clips(model: AnyVQVAE, frames: np.ndarray, starts: Sequence[int]) -> 
     return np.concatenate([model.encode(clip)[0].cpu().numpy() for clip in clips]).astype(np.uint16)
 
 
-def actions_into(env_spec: EnvSpec, actions: np.ndarray) -> np.ndarray:
-    """The encoded action (n, action_dim) that led into each frame, zeros for the first.
-
-    Args:
-        env_spec: The environment.
-        actions: The action taken at each of n frames; the last row is ignored, since no frame follows it.
-    """
-    return env_spec.action.encode_led(actions[:-1])
-
-
 def latent_rows(episode: dict[str, np.ndarray], start: int, stop: int, stride: int) -> dict[str, np.ndarray]:
     """All rows but the codes for the latent frames of frames start .. stop.
 
     Args:
-        episode: Arrays of a whole episode, and as "led" the encoded actions of `actions_into`.
+        episode: Arrays of a whole episode, and as "led" the encoded action that led into each frame.
         start: First frame.
         stop: Frame after the last.
         stride: Frames of a latent frame.
@@ -139,13 +129,13 @@ def encode_episodes(
         episodes: The arrays of each.
         first_rows: Row of the first frame of each in the store.
         clip_stride: As in `TokensStage`.
-        progress: Called often, with the number of frames that were done since the last call. It may raise.
+        progress: Called often, with the number of frames encoded since the last call. It may raise.
 
     Returns:
         The rows of codes of each. An episode that is too short for a clip has none.
     """
     stride, n_frames = model.config.stride[0], model.config.n_frames
-    led = [{"led": actions_into(env_spec, e["action"])} if "action" in e else {} for e in episodes]
+    led = [{"led": env_spec.action.encode_led(e["action"][:-1])} if "action" in e else {} for e in episodes]
     episodes = [episode | more for episode, more in zip(episodes, led, strict=True)]
     if model.config.causal:
         episodes = [fill_last_latent_frame(episode, stride) for episode in episodes]

@@ -19,7 +19,8 @@ from worldmodel.data.store import Store
 from worldmodel.training.encoding import Rows
 
 WINDOW_BYTES = 1 << 28
-"""About how many bytes of frames are encoded before any of their codes is written. A kill costs as many."""
+"""About how many bytes of frames are encoded before any of their codes is written. If the process is killed, this much
+work is lost."""
 MAX_THREADS = 8
 """Most threads that encode. It is assumed that Python, which starts their operations, cannot keep more of them busy."""
 Episodes = Sequence[tuple[int, Rows]]

@@ -17,13 +17,14 @@ from worldmodel.data.store import Store
 from worldmodel.generation.bfloat16 import trial_outputs
 from worldmodel.models.loading import AnyVQVAE, load_prior, load_vqvae
 from worldmodel.models.reward_done import OutcomeConfig, OutcomeModel
-from worldmodel.training.dreamed_windows import DreamedWindows, Rows
+from worldmodel.training.dreamed_windows import DreamedWindows
+from worldmodel.training.encoding import Rows
 from worldmodel.training.outcome_verdicts import outcome_verdicts
 from worldmodel.training.step import Batch, eval_mode
 from worldmodel.training.trainer import fit, rank_share
 from worldmodel.training.trainer_config import TrainerConfig
 from worldmodel.training.verdicts import judge_split
-from worldmodel.utils.checkpoint import checkpoints, read_header, weights_digest
+from worldmodel.utils.checkpoint import checkpoints, read_checkpoint, weights_digest
 from worldmodel.utils.compatibility import check_vqvae
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import verified_precision
@@ -40,7 +41,7 @@ IMAGE_CHANNELS = 32
 
 
 MIN_SHARE = 1e-4
-"""A change that is rarer than this counts no more than one of this share of the rows."""
+"""Smallest share that a change is weighted by; a rarer change gets no larger weight."""
 CONTEXT = 8
 """Number of recorded latent frames that each dreamed sequence starts from."""
 
@@ -121,7 +122,7 @@ class EpisodeWindows:
         """Weights of `variable_changes` in the loss, which rise as a change gets rarer; their mean over rows is 1.
 
         Args:
-            changes: Of each variable.
+            changes: Those of `variable_changes`.
             class_balance: As in `OutcomeStage`.
         """
         weights = []
@@ -189,7 +190,7 @@ def dream_splits(args: OutcomeStage, vqvae: AnyVQVAE, store: Store) -> dict[str,
     if not checkpoints(folder):
         raise UserError(f"{folder} has no prior to dream with; train it first, or leave --n-dreams out")
     prior = load_prior(folder).to(args.device)
-    check_vqvae(str(folder), read_header(folder)[0].get("vqvae"), args.run / "vqvae")
+    check_vqvae(str(folder), read_checkpoint(folder).config.get("vqvae"), args.run / "vqvae")
     if prior.config.conditioning != "frame" or prior.config.n_classes:
         raise UserError(f"{folder} is not conditioned on actions alone, frame by frame; train it with --actions")
     sizes = {"train": args.n_dreams, "valid": min(args.n_dreams, args.n_eval_clips)}

@@ -1,4 +1,4 @@
-"""What an outcome model has learned: more than a constant, and also what is rare?
+"""Has an outcome model learned more than a constant, and does it find rare changes?
 
 The baseline is the best prediction that ignores the inputs. It predicts one reward for rows that terminate and one for
 all others, the same probability of a termination, and the same distribution of changes. They are the means of the rows

@@ -32,7 +32,7 @@ from worldmodel.training.step import Batch, eval_mode
 from worldmodel.training.trainer import fit, rank_share
 from worldmodel.training.trainer_config import TrainerConfig
 from worldmodel.training.verdicts import judge_actions, judge_split
-from worldmodel.utils.checkpoint import load_weights, read_header, weights_digest
+from worldmodel.utils.checkpoint import load_weights, read_checkpoint, weights_digest
 from worldmodel.utils.compatibility import check_vqvae
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.run_args import StageArgs
@@ -173,8 +173,8 @@ def init_prior_from(folder: Path, prior: Prior, vqvae: Path) -> None:
     Raises:
         UserError: If the other prior is of another VQ-VAE, or has other sizes.
     """
-    codebook, made_with = prior.codebook.clone(), str(read_header(folder)[0].get("vqvae"))
-    if made_with.partition("+")[0] != read_header(vqvae)[0].get("init_from"):
+    codebook, made_with = prior.codebook.clone(), str(read_checkpoint(folder).config.get("vqvae"))
+    if made_with.partition("+")[0] != read_checkpoint(vqvae).config.get("init_from"):
         check_vqvae(str(folder), made_with, vqvae, codebook_only=True)
     load_weights(folder, prior)
     prior.codebook.copy_(codebook)

@@ -24,7 +24,7 @@ sequence of clips that start every `clip_stride` frames, and training clips of c
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from threading import Lock
@@ -43,7 +43,7 @@ from worldmodel.data.zarr_format import SPLITS
 from worldmodel.generation.context import CONTEXTS_FILE, Context
 from worldmodel.models.loading import AnyVQVAE, load_vqvae
 from worldmodel.models.pixels import to_float
-from worldmodel.training.encoding import Rows, actions_into, encode_episodes
+from worldmodel.training.encoding import Rows, encode_episodes
 from worldmodel.training.encoding_order import Episodes, encode_window, n_threads, windows
 from worldmodel.training.step import autocast
 from worldmodel.utils.checkpoint import codes_digest
@@ -74,8 +74,8 @@ class TokensStage(CacheArgs, StageArgs):
     split: Literal["train", "valid", "test"] = "valid"
     """Split that the starting contexts are taken from. To train a policy, take thousands of contexts from train."""
     before_end_fraction: Fraction = 0.0
-    """Fraction of the starting contexts that end shortly before a termination. That is at most 14 latent frames, so
-    that a policy often meets the situations that end an episode."""
+    """Fraction of the starting contexts that end at most 14 latent frames before a termination, so that a policy often
+    meets the situations that end an episode."""
     context_frames: Positive = 8
     """Number of latent frames of a starting context."""
     precision: Precision = "float32"
@@ -88,6 +88,20 @@ def rows_before_ends(tokens: Store, episodes: np.ndarray, first: int, context: i
     ended = [(i, b - a) for i, (a, b) in zip(episodes, bounds, strict=True) if tokens.read("done", b - 1, b)[0]]
     places = [(i, t - context) for i, n in ended for t in range(max(first + context, n - MAX_BEFORE_END), n)]
     return [places[i] for i in np.random.default_rng(0).permutation(len(places))]
+
+
+def distinct(tokens: Store, places: list[tuple[int, int]], t: int) -> list[tuple[int, int]]:
+    """The places (episode, start) without those whose t latent frames repeat the codes of an earlier place."""
+    if not places:
+        return []
+    rows = np.array([tokens.episode_bounds(i)[0] + start for i, start in places])
+    content = [read_windows(tokens, "codes", rows, t)]
+    if RECONSTRUCTION in tokens.array_names:  # equal codes change different pictures
+        content.append(read_windows(tokens, RECONSTRUCTION, rows, 1))
+    found: dict[int, tuple[int, int]] = {}
+    for place, *parts in zip(places, *content, strict=True):
+        found.setdefault(hash(b"".join(part.tobytes() for part in parts)), place)
+    return list(found.values())
 
 
 def make_contexts(tokens: Store, args: TokensStage, past_frames: int) -> Context:
@@ -107,27 +121,17 @@ def make_contexts(tokens: Store, args: TokensStage, past_frames: int) -> Context
     first = n_given_rows(tokens)
     sizes = [tokens.episode_length(i) for i in episodes]
     if (longest := max(sizes) - first) < t:
-        some = f"no {args.split} episode of {tokens.path}"
+        some = f"no episode in split {args.split!r} of {tokens.path}"
         raise UserError(f"{some} has more than {longest} latent frames; lower --context-frames")
     near = round(args.before_end_fraction * args.n_contexts)
     starts = [(i, first) for i, n in zip(episodes, sizes, strict=True) if n >= first + t]
     before = rows_before_ends(tokens, episodes, first, t) if near and "done" in tokens.array_names else []
     clips = Clips(tokens, args.split, t, ["codes"])
     anywhere = clips.fixed_sample(min(2 * args.n_contexts, len(clips)))
-
-    def distinct(places: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        if not places:
-            return []
-        rows = np.array([tokens.episode_bounds(i)[0] + start for i, start in places])
-        content = [read_windows(tokens, "codes", rows, t)]
-        if past_frames:  # equal codes change different pictures
-            content.append(read_windows(tokens, RECONSTRUCTION, rows, 1))
-        keys = [hash(b"".join(part.tobytes() for part in parts)) for parts in zip(*content, strict=True)]
-        return list(dict(zip(keys, places, strict=True)).values())
-
-    before = distinct(before)[:near]
-    chosen = distinct(starts)[: (args.n_contexts - len(before)) // 2] + before
-    chosen = distinct(chosen + list(zip(anywhere["episode"], anywhere["start"], strict=True)))[: args.n_contexts]
+    before = distinct(tokens, before, t)[:near]
+    chosen = distinct(tokens, starts, t)[: (args.n_contexts - len(before)) // 2] + before
+    chosen += zip(anywhere["episode"], anywhere["start"], strict=True)
+    chosen = distinct(tokens, chosen, t)[: args.n_contexts]
     start = np.array([start for _, start in chosen])
     rows = start + np.array([tokens.episode_bounds(i)[0] for i, _ in chosen])
     arrays = {name: read_windows(tokens, name, rows, t) for name in names}
@@ -138,19 +142,48 @@ def make_contexts(tokens: Store, args: TokensStage, past_frames: int) -> Context
 
 
 @torch.no_grad()
-def trial(model: AnyVQVAE, store: Store, precision: Precision) -> dict[str, torch.Tensor]:
+def trial_reconstruction(model: AnyVQVAE, store: Store, precision: Precision) -> dict[str, torch.Tensor]:
     """Reconstruct a few frames of a store in a precision, by the name in `hardware.TOLERANCE`."""
     n, device = model.config.n_frames + (model.config.past_frames > 0), model.pre_vq_conv.weight.device
     episode = store.read_episode(0)
     at = np.minimum(np.arange(n), len(episode["frames"]) - 1)
     frames = torch.from_numpy(episode["frames"][at][None]).to(device)
-    led = actions_into(store.env_spec, episode["action"])[at] if model.config.action_dim else np.zeros((n, 0), "f4")
+    led = (
+        store.env_spec.action.encode_led(episode["action"][:-1])[at]
+        if model.config.action_dim
+        else np.zeros((n, 0), "f4")
+    )
     with autocast(device, precision):
         seen = model.reconstruct(frames, actions=torch.from_numpy(led)[None].to(device))[1]
     return {"picture": to_float(seen)}
 
 
-def write(args: TokensStage, store: Store, model: AnyVQVAE, weights: str, precision: Precision) -> None:
+def encoded_episodes(
+    args: TokensStage, store: Store, model: AnyVQVAE, precision: Precision, first: int
+) -> Iterator[tuple[int, Rows]]:
+    """Yield the number and the rows of codes of each episode from `first` on, with a progress bar."""
+    device, lock, n = model.pre_vq_conv.weight.device, Lock(), len(store.episode_ends)
+    lanes = LANES[device.type]
+    total = store.n_rows - (store.episode_bounds(first)[0] if first < n else store.n_rows)
+    with Progress(total=total, unit=" frames", desc="tokens", disable=total == 0) as bar:
+
+        def advance(check: Callable[[], None], frames: int) -> None:
+            check()
+            with lock:
+                bar.update(min(frames, total - bar.n))  # a last latent frame may have been filled
+
+        def encode(group: Episodes, check: Callable[[], None]) -> list[Rows]:
+            check()
+            numbers, episodes = zip(*group, strict=True)
+            rows = [store.episode_bounds(i)[0] for i in numbers]
+            with autocast(device, precision):  # of this thread
+                return encode_episodes(model, store.env_spec, episodes, rows, args.clip_stride, partial(advance, check))
+
+        for window in windows(store, first, n, lanes):
+            yield from zip(window, encode_window(encode, store, window, lanes, n_threads(device)), strict=True)
+
+
+def encode_store(args: TokensStage, store: Store, model: AnyVQVAE, weights: str, precision: Precision) -> None:
     """Encode the episodes that the store of codes does not have yet.
 
     Args:
@@ -173,34 +206,13 @@ def write(args: TokensStage, store: Store, model: AnyVQVAE, weights: str, precis
         first, n = writer.n_episodes, len(store.episode_ends)
         if first > n:
             raise UserError(f"{writer.path} has {first} episodes, but {store.path} only {n}; {cure}")
-        device, lock = model.pre_vq_conv.weight.device, Lock()
-        lanes = LANES[device.type]
-        total = store.n_rows - (store.episode_bounds(first)[0] if first < n else store.n_rows)
-        with Progress(total=total, unit=" frames", desc="tokens", disable=total == 0) as bar:
-
-            def advance(check: Callable[[], None], frames: int) -> None:
-                check()
-                with lock:
-                    bar.update(min(frames, total - bar.n))  # a last latent frame may have been filled
-
-            def encode(group: Episodes, check: Callable[[], None]) -> list[Rows]:
-                check()
-                numbers, episodes = zip(*group, strict=True)
-                rows = [store.episode_bounds(i)[0] for i in numbers]
-                with autocast(device, precision):  # of this thread
-                    return encode_episodes(
-                        model, store.env_spec, episodes, rows, args.clip_stride, partial(advance, check)
-                    )
-
-            for window in windows(store, first, n, lanes):
-                for i, rows in zip(window, encode_window(encode, store, window, lanes, n_threads(device)), strict=True):
-                    if not rows:
-                        raise UserError(
-                            f"episode {i} of {store.path} has {store.episode_length(i)} frames, but a clip needs "
-                            f"{model.config.n_frames}; collect longer episodes or train the VQ-VAE with --model.mode "
-                            "stream"
-                        )
-                    writer.append(rows | joined_split(store, i, len(rows["codes"])))
+        for i, rows in encoded_episodes(args, store, model, precision, first):
+            if not rows:
+                raise UserError(
+                    f"episode {i} of {store.path} has {store.episode_length(i)} frames, but a clip needs "
+                    f"{model.config.n_frames}; collect longer episodes or train the VQ-VAE with --model.mode stream"
+                )
+            writer.append(rows | joined_split(store, i, len(rows["codes"])))
 
 
 def joined_split(store: Store, i: int, n: int) -> Rows:
@@ -214,18 +226,22 @@ def encode_tokens(args: TokensStage) -> None:
     """Encode frames into <run>/tokens.zarr, and choose the contexts that dreams start from.
 
     Raises:
-        UserError: If the stores cannot be joined, and as `write`.
+        UserError: If the stores cannot be joined, or lack the actions that the VQ-VAE takes, and as `encode_store`.
     """
     keep_freed_memory()
     stores = [open_store(path, args.shard_cache()) for path in args.data or (args.run / "data.zarr",)]
     store = JoinedStore(" and ".join(s.path for s in stores), stores) if len(stores) > 1 else stores[0]
     model, weights = load_vqvae(args.run / "vqvae").to(args.device), codes_digest(args.run / "vqvae")
+    if model.config.action_dim and "action" not in store.array_names:
+        raise UserError(
+            f"{store.path} has no actions, but {args.run / 'vqvae'} takes them; encode a store that has them"
+        )
     with folder_lock(args.run, "tokens.lock", f"{CONTEXTS_FILE}.*.part"):
         if args.restart:
             shutil.rmtree(args.run / "tokens.zarr", ignore_errors=True)
         device = model.pre_vq_conv.weight.device
-        precision = verified_precision("tokens", device, args.precision, partial(trial, model, store))
-        write(args, store, model, weights, precision)
+        precision = verified_precision("tokens", device, args.precision, partial(trial_reconstruction, model, store))
+        encode_store(args, store, model, weights, precision)
         tokens = Store(args.run / "tokens.zarr")
         if missing := [name for name in ("condition", "variables") if name not in tokens.array_names]:
             print(f"no contexts for a dream to start from: {tokens.path} has no {missing[0]}")

@@ -32,7 +32,6 @@ from worldmodel.training.distributed import (
     first_rank_first,
     gather,
     on_first_rank,
-    share_of_rank,
     wrap_loss,
 )
 from worldmodel.training.logging import Meter, StopSignal, log_on_disk, log_settings, open_log
@@ -225,8 +224,19 @@ class Training:
 
 
 def rank_share(config: TrainerConfig) -> slice:
-    """The clips of a batch that this rank trains on; `UserError` if the batch cannot be divided equally."""
-    return share_of_rank(config.batch_size, config.accumulate)
+    """The clips of a batch that this rank trains on.
+
+    Raises:
+        UserError: If they cannot be divided equally among ranks and parts.
+    """
+    n, parts = config.batch_size, n_ranks() * config.accumulate
+    if n % parts:
+        raise UserError(
+            f"batch_size = {n} cannot be divided equally among {n_ranks()} ranks with accumulate = "
+            f"{config.accumulate}; set batch_size to a multiple of {parts}"
+        )
+    size = n // n_ranks()
+    return slice(rank() * size, (rank() + 1) * size)
 
 
 def check_split(model: nn.Module, config: TrainerConfig) -> None:

@@ -53,7 +53,7 @@ class TrainerConfig(Settings):
 
     def settings(self) -> dict[str, Any]:
         """The settings that identify a run: all but how it is computed, and how often it logs, evaluates and saves."""
-        looks = (
+        left_out = (
             "accumulate",
             "shard",
             "compile",
@@ -63,7 +63,7 @@ class TrainerConfig(Settings):
             "save_every",
             "keep_checkpoints",
         )
-        return {k: v for k, v in asdict(self).items() if k not in looks}
+        return {k: v for k, v in asdict(self).items() if k not in left_out}
 
 
 def learning_rate_at(config: TrainerConfig, step: int) -> float:

@@ -2,8 +2,7 @@
 
 Each verdict on a model compares a figure with a trivial baseline, such as copying the last frame. Differences are taken
 clip by clip, and count only if their 95% interval over held-out episodes does not contain zero; ratios, if it does not
-contain one. The verdict on a policy
-compares its last episodes of training with its first ones.
+contain one. The verdict on a policy compares its last episodes of training with its first ones.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from worldmodel.training.step import Batch, eval_mode
 from worldmodel.training.trainer import fit, rank_share
 from worldmodel.training.trainer_config import TrainerConfig
 from worldmodel.training.verdicts import judge_reconstructions, judge_split
-from worldmodel.utils.checkpoint import checkpoints, read_header, weights_digest
+from worldmodel.utils.checkpoint import checkpoints, read_checkpoint, weights_digest
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.run_args import StageArgs
 from worldmodel.utils.settings import Address, AtLeast2, Positive
@@ -103,7 +103,7 @@ def data_variance(args: VQVAEStage, clips: Clips) -> float:
     """`pixel_variance` of the training clips; a run that continues keeps its own."""
     folder = args.run / "vqvae"
     if checkpoints(folder) and not args.restart:
-        return float(read_header(folder)[0]["model"]["data_variance"])
+        return float(read_checkpoint(folder).config["model"]["data_variance"])
     return pixel_variance(clips)
 
 
@@ -139,11 +139,12 @@ def evaluate(model: AnyVQVAE, clips: dict[str, Tensor], fps: float, writer: Summ
     writer.add_scalar("held_out/nmse", nmse(seen, truth, variance).mean(), step)
     by_frame = psnr(seen, truth)
     writer.add_scalar("held_out/psnr", by_frame.mean(), step)
-    for ahead in (1, truth.shape[1]) if recurrent else ():
+    for ahead in sorted({1, truth.shape[1]}) if recurrent else ():
         writer.add_scalar(f"held_out/psnr_{ahead}", by_frame[:, ahead - 1].mean(), step)
     for name, value in codebook_usage(codes, model.config.n_codes).items():
         writer.add_scalar(f"held_out/{name}", value, step)
-    writer.add_scalar("held_out/codes_kept", (codes[:, 1:] == codes[:, :-1]).float().mean(), step)
+    if codes.shape[1] > 1:
+        writer.add_scalar("held_out/codes_kept", (codes[:, 1:] == codes[:, :-1]).float().mean(), step)
     video = upscale(side_by_side([truth[:4], seen[:4]]), 2)
     add_video(writer, "held_out/truth_and_reconstruction", video, step, fps)
     return verdicts
@@ -192,7 +193,7 @@ def train_on_streams(args: VQVAEStage, store: Store) -> None:
     some = Clips(store, "train", args.n_eval_frames, ["frames"])
     derived: dict[str, Any] = {"data_variance": data_variance(args, some)}
     if "action" in arrays:
-        actions = env_spec.action.encode(train.read(0)["action"])
+        actions = env_spec.action.encode(train.read(0)["action"][:, :-1])  # an episode's last row has no action
         derived |= {"action_dim": env_spec.action.encoded_dim, "action_scale": condition_scale(env_spec, actions)}
     torch.manual_seed(args.trainer.seed)
     model = RecurrentVQVAE(VQVAEConfig(**vars(args.model), **derived)).to(args.device)

@@ -211,12 +211,13 @@ def commit(
     """`save_checkpoint` for tensors by name: the model's, and the optimizer's by parameter index."""
     state = {STATE_PREFIX + name: tensor for name, tensor in run_state.items()}
     state |= {f"optimizer.{index}.{name}": value for index, of in optimizer.items() for name, value in of.items()}
-    if name := tensor_file.first_not_finite(weights | state):
+    try:
+        data = tensor_file.pack(weights | state, {"config": config, "progress": progress})
+    except UserError as error:
         raise UserError(
-            f"{folder}: {name} has values that are not finite, so nothing was saved; run the same command again, "
-            "but not with --restart, to resume from the last checkpoint; if it happens again, lower the learning rate"
-        )
-    data = tensor_file.pack(weights | state, {"config": config, "progress": progress})
+            f"{folder}: {error}, so nothing was saved; run the same command again, but not with --restart, to resume "
+            "from the last checkpoint; if it happens again, lower the learning rate"
+        ) from None
     try:
         write_json(folder / "config.json", config)
         with atomic_file(folder / CHECKPOINT_FILE, data) as part:
@@ -296,18 +297,6 @@ def restore_newest(folder: Path) -> Checkpoint:
     """Before a run resumes: rename the newest intact checkpoint to `CHECKPOINT_FILE`, replacing a damaged one."""
     found = read_checkpoint(folder)
     return replace(found, path=found.path.replace(folder / CHECKPOINT_FILE))
-
-
-def read_header(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The config and the progress of a checkpoint."""
-    found = read_checkpoint(folder)
-    return found.config, found.progress
-
-
-def read_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[int, dict[str, Tensor]]]:
-    """The model's tensors and the optimizer's, by parameter index."""
-    found = read_checkpoint(folder)
-    return found.weights, found.optimizer
 
 
 def weights_digest(folder: Path) -> str:

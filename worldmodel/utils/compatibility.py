@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from worldmodel.utils.checkpoint import checkpoints, read_checkpoint, read_header
+from worldmodel.utils.checkpoint import checkpoints, read_checkpoint
 from worldmodel.utils.errors import UserError
 
 
@@ -42,7 +42,7 @@ def check_same_config(folder: Path, config: dict[str, Any]) -> None:
     """
     if not checkpoints(folder):
         return
-    differs = config_difference(read_header(folder)[0], json.loads(json.dumps(config)))
+    differs = config_difference(read_checkpoint(folder).config, json.loads(json.dumps(config)))
     if differs:
         raise UserError(
             f"{folder} holds a run with {differs}; use another folder, the same settings, or --restart to overwrite it"

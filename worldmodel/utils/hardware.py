@@ -34,7 +34,7 @@ from worldmodel.utils.settings import short_repr
 
 Precision = Literal["auto", "float32", "bfloat16"]
 """auto: bfloat16 if the processor is faster with it and `verified_precision` accepts it, else float32."""
-TOLERANCE = {"loss": 0.1, "gradient": 1.0, "nats a code": 0.1, "picture": 0.1}
+TOLERANCE = {"loss": 0.1, "gradient": 1.0, "nats per code": 0.1, "picture": 0.1}
 """Largest relative difference of bfloat16 from float32 that is accepted. On correct hardware losses differ by at most
 0.012 (all presets and pretrained models), and the results of a dream by 0.003. Gradients differ by up to 0.06 at the
 start of training and 0.32 at its end, because a gradient then mostly cancels and its rounding errors do not."""

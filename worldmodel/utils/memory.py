@@ -57,7 +57,9 @@ def check_memory(wanted: int, what: str, device: str = "cpu") -> None:
         UserError: If the device has less.
     """
     if wanted > (have := available_bytes(device)):
-        raise UserError(f"{what} would take {wanted / 1e9:,.1f} GB, but there are {have / 1e9:,.1f}; ask for fewer")
+        raise UserError(
+            f"{what} would take {wanted / 1e9:,.1f} GB, but {device} has {have / 1e9:,.1f} GB; ask for fewer"
+        )
 
 
 def limit_memory() -> None:

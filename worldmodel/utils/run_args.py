@@ -28,3 +28,13 @@ class StageArgs(RunArgs):
 
     restart: bool = False
     """Start over and overwrite what the stage wrote, instead of resuming it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DreamArgs(Settings):
+    """Arguments of the scripts that open a dream."""
+
+    run: str = ""
+    """Run folder of the dream, or hf://owner/name; by default the pretrained model of `world`."""
+    world: str = "health_gathering_supreme"
+    """Name of the pretrained model; used without a run folder."""

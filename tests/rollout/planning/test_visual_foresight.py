@@ -17,6 +17,7 @@ from envs.pushing import Pushing
 from envs.pushing_scene import HIGH, LOW
 from rollout import plan
 from rollout.planning.cem import CEMConfig, cross_entropy_method
+from rollout.planning.planner import Planner
 from rollout.planning.visual_foresight import GOAL_HEIGHT, PushGoal, PushValue, track
 from tests.envs.test_spaces_of_dreams import trained_on_noise
 from worldmodel.data.env_spec import ActionSpec
@@ -166,3 +167,10 @@ def test_what_cannot_be_planned_is_told_before_anybody_plays(toy_run: Path) -> N
         plan.main(plan.Args(run=str(toy_run), object=1))
     with pytest.raises(UserError, match="no pretrained model is named 'push'"):
         plan.main(plan.Args(world="push"))
+
+
+def test_a_single_frame_is_context_enough() -> None:
+    planner = Planner(None, None, replan_every=2, context_frames=1, cem=CEMConfig())  # type: ignore[arg-type]
+    planner.planned = [np.array(1), np.array(2)]
+    rng = np.random.default_rng(0)
+    assert [int(planner.act(np.zeros((2, 2, 3)), [], rng)) for _ in range(2)] == [1, 2]

@@ -66,7 +66,7 @@ def test_a_cache_that_is_not_what_was_recorded_is_filled_again_and_says_so(
     read = memory_map(Store(path), "frames")
     np.testing.assert_array_equal(read, frames(0))
     assert not read.flags.writeable
-    assert capsys.readouterr().out.count("frames-70.npy does not hold what the store says; decoding it again\n") == 1
+    assert capsys.readouterr().out.count("frames-70.npy does not match the store; decoding it again\n") == 1
     np.testing.assert_array_equal(np.load(path / "cache/frames-70.npy"), frames(0))
 
 
@@ -115,7 +115,7 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing_behind(
     with (
         files_of_at_most(size),
         pytest.raises(
-            UserError, match=r"frames-70.npy could not be filled .*; free some space, .*cache='memory' or 'off'"
+            UserError, match=r"frames-70.npy could not be written .*; free some space, .*cache='memory' or cache='off'"
         ),
     ):
         memory_map(Store(path), "frames")

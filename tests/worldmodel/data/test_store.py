@@ -403,7 +403,7 @@ def test_caches_agree_and_follow_the_store(tmp_path: Path) -> None:
 
 def test_clips_longer_than_every_episode_are_refused(tmp_path: Path) -> None:
     fill(tmp_path / "s", [5, 6, 7])
-    with pytest.raises(UserError, match="has 8 rows, but at most 7"):
+    with pytest.raises(UserError, match="has 8 rows for a clip, but at most 7"):
         Clips(Store(tmp_path / "s"), "all", 8)
 
 
@@ -418,5 +418,5 @@ def test_rows_without_numbers_and_a_published_split(tmp_path: Path) -> None:
     assert store.episode_indices("train").tolist() == [0, 1, 2]
     assert store.episode_indices("test").tolist() == store.episode_indices("held-out").tolist() == [3]
     assert Clips(store, "test", 2).fixed_sample(2)["value"].tolist() == [[3, 3], [3, 3]]
-    with pytest.raises(UserError, match="without a valid split"):
+    with pytest.raises(UserError, match="without a split 'valid'"):
         store.episode_indices("valid")

@@ -76,5 +76,5 @@ def test_what_is_read_depends_on_seed_lane_and_step_alone(store: Store) -> None:
 
 
 def test_episodes_that_are_too_short_are_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no train episode of .* has 41 rows; ask for fewer steps at a time"):
+    with pytest.raises(UserError, match=r"no episode in split \'train\' of .* has 41 rows; lower --model\.n-frames"):
         Streams(Store(fill(tmp_path / "s")), "train", 2, 40, ["frames"])

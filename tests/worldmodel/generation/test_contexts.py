@@ -34,9 +34,7 @@ def test_numbers_that_are_not_finite_are_not_saved(run: Path, tmp_path: Path) ->
     contexts = Context.load(run)
     for name in ("condition", "variables"):
         spoiled = torch.full_like(getattr(contexts, name), torch.nan)
-        with pytest.raises(
-            UserError, match=rf"the {name} of the contexts for .* has values that are not finite; record"
-        ):
+        with pytest.raises(UserError, match=rf"the contexts for .*: {name} has values that are not finite; record"):
             replace(contexts, **{name: spoiled}).save(tmp_path / "x", "")
     assert not (tmp_path / "x").exists()
 

@@ -109,6 +109,17 @@ def test_torchscript_is_called_as_told(tmp_path: Path) -> None:
     }
 
 
+class Pair(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x, x
+
+
+def test_a_script_that_returns_something_else_than_a_tensor_is_refused(tmp_path: Path) -> None:
+    torch.jit.script(Pair()).save(str(tmp_path / "pair.pt"))
+    with pytest.raises(UserError, match=r"does not take clips \(1, 3, 16, 224, 224\)"):
+        load_features("torchscript", tmp_path / "pair.pt", digest(tmp_path / "pair.pt"))
+
+
 def test_files_that_are_something_else(tmp_path: Path) -> None:
     torn = tmp_path / "torn.pt"
     torn.write_bytes(b"not a network")

@@ -203,9 +203,9 @@ def test_every_shape_is_right_in_bfloat16() -> None:
     assert not faults, "\n".join(faults)
 
 
-@pytest.mark.parametrize("isa", ["ALL", "AVX512_CORE_BF16", "AVX2"])
+@pytest.mark.parametrize("isa", ["AVX512_CORE_BF16", "AVX2"])
 def test_and_so_it_is_with_other_instructions(isa: str) -> None:
-    """oneDNN uses AMX where there is any, AVX-512 without it, or emulates; the variable is read as torch starts."""
+    """Above, oneDNN used AMX where there is any; here it does without. The variable is read as torch starts."""
     env = os.environ | {"ONEDNN_MAX_CPU_ISA": isa, "PYTHONPATH": str(ROOT)}
     command, given = [sys.executable, __file__], repr(shapes())
     done = subprocess.run(command, input=given, env=env, capture_output=True, text=True, check=True)

@@ -312,7 +312,7 @@ def test_cached_logits_equal_full_ones_beside_conditioning_frames() -> None:
         prior.finish_frame(cache)
     other = prior(codes, condition, prior.encode_cond_frames(255 - frames)).detach().flatten(2, 4)
     assert (other - full).abs().amax((0, 2, 3)).min() > 1e-3, "all latent frames depend on them"
-    with pytest.raises(UserError, match="takes 2 conditioning frames"):
+    with pytest.raises(UserError, match="needs the result of `encode_cond_frames` as its features"):
         prior(codes, condition)
     with pytest.raises(UserError, match=r"conditioning frames of shape \(2, 8, 8, 3\), not"):
         prior.encode_cond_frames(frames[:, :1])
@@ -341,7 +341,7 @@ def test_cached_logits_equal_full_ones_beside_images(kind: tuple[str, int, int])
     changed[:, 3] = 255 - changed[:, 3]
     apart = (prior(codes, condition, prior.encode_images(changed)).detach().flatten(2, 4) - full).abs().amax((0, 2, 3))
     assert not apart[:3].any() and apart[3] > 1e-3
-    with pytest.raises(UserError, match="takes 0 conditioning frames and 1 image"):
+    with pytest.raises(UserError, match="needs the result of `encode_images` as its features"):
         prior(codes, condition)
     with pytest.raises(UserError, match=r"images of shape \(16, 16, 3\), not \(16, 15, 3\)"):
         prior.encode_images(images[:, :, :, 1:])

@@ -15,7 +15,7 @@ from worldmodel.data.clips import RECONSTRUCTION
 from worldmodel.data.opening import open_tokens
 from worldmodel.models.loading import load_prior, load_vqvae
 from worldmodel.training.dreamed_windows import DreamedWindows, draw_windows
-from worldmodel.utils.checkpoint import read_header
+from worldmodel.utils.checkpoint import read_checkpoint
 from worldmodel.utils.errors import UserError
 
 CONTEXT, STEPS = 4, 6
@@ -70,7 +70,7 @@ def test_an_outcome_model_learns_on_dreams_too(run: str, request: pytest.Fixture
     few = replace(args.trainer, steps=4, log_every=1, eval_every=2, save_every=2)
     args = replace(args, n_dreams=20, dream_steps=6, n_eval_clips=8, trainer=few)
     outcome.main(args)
-    assert read_header(tmp_path / "outcome")[0]["dreams"][:2] == [20, 6]
+    assert read_checkpoint(tmp_path / "outcome").config["dreams"][:2] == [20, 6]
     with pytest.raises(UserError, match="dreams"):
         outcome.main(replace(args, n_dreams=0))
     with pytest.raises(

@@ -30,7 +30,7 @@ from worldmodel.training.scalars import read_scalars
 from worldmodel.training.trainer import fit
 from worldmodel.training.trainer_config import TrainerConfig, learning_rate_at
 from worldmodel.utils import tensor_file
-from worldmodel.utils.checkpoint import CHECKPOINT_FILE, checkpoints, read_header, read_tensors
+from worldmodel.utils.checkpoint import CHECKPOINT_FILE, checkpoints, read_checkpoint
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.lock import folder_lock
 
@@ -93,17 +93,17 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(kind: str, tmp_path:
 
     with pytest.raises(KeyboardInterrupt):
         run(kind, tmp_path / "parts", TrainerConfig(**{**vars(config), "eval_every": 4}), evaluate=interrupt)
-    assert read_header(tmp_path / "parts")[1] == {"step": 4}
+    assert read_checkpoint(tmp_path / "parts").progress == {"step": 4}
     torch.manual_seed(1234)  # the state of the global generator must not matter
     run(kind, tmp_path / "parts", config)
 
-    whole, parts = read_tensors(tmp_path / "whole"), read_tensors(tmp_path / "parts")
-    assert whole[0].keys() == parts[0].keys()
-    assert all(torch.equal(whole[0][k], parts[0][k]) for k in whole[0])
-    assert all(torch.equal(v, parts[1][i][k]) for i, state in whole[1].items() for k, v in state.items())
+    whole, parts = read_checkpoint(tmp_path / "whole"), read_checkpoint(tmp_path / "parts")
+    assert whole.weights.keys() == parts.weights.keys()
+    assert all(torch.equal(whole.weights[k], parts.weights[k]) for k in whole.weights)
+    assert all(torch.equal(v, parts.optimizer[i][k]) for i, state in whole.optimizer.items() for k, v in state.items())
     assert steps(tmp_path / "parts") == steps(tmp_path / "whole") == [2, 4, 6, 8]
     if kind == "vqvae":
-        assert whole[0]["quantizer.initialized"]
+        assert whole.weights["quantizer.initialized"]
 
 
 def damage(path: Path) -> None:
@@ -191,7 +191,7 @@ def test_a_log_that_cannot_be_written_is_told_in_a_sentence(
     ):
         run("prior", tmp_path, config)
     assert "Traceback" not in capfd.readouterr().err
-    assert 1 <= read_header(tmp_path)[1]["step"] < 40
+    assert 1 <= read_checkpoint(tmp_path).progress["step"] < 40
     with pytest.raises(FileNotFoundError), log_on_disk(tmp_path):
         open(tmp_path / "another")  # noqa: SIM115 - an error of what is done meanwhile
 
@@ -199,7 +199,7 @@ def test_a_log_that_cannot_be_written_is_told_in_a_sentence(
 def test_another_seed_is_another_run(tmp_path: Path) -> None:
     for seed in (0, 1):
         run("prior", tmp_path / str(seed), TrainerConfig(steps=4, batch_size=4, seed=seed, **QUIET))
-    a, b = (read_tensors(tmp_path / str(seed))[0] for seed in (0, 1))
+    a, b = (read_checkpoint(tmp_path / str(seed)).weights for seed in (0, 1))
     assert not torch.equal(a["start_token"], b["start_token"])
 
 
@@ -235,7 +235,7 @@ def test_finished_runs_stay_as_they_are_and_other_settings_are_refused(tmp_path:
         run("prior", tmp_path, TrainerConfig(steps=2, batch_size=4, learning_rate=0.1, **QUIET))
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
     run("prior", tmp_path, TrainerConfig(steps=2, batch_size=4, learning_rate=0.1, **QUIET), restart=True)
-    assert read_header(tmp_path)[0]["trainer"]["learning_rate"] == 0.1
+    assert read_checkpoint(tmp_path).config["trainer"]["learning_rate"] == 0.1
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
@@ -260,7 +260,8 @@ def test_a_complete_run_goes_on_for_more_steps(
     rate = {"constant": "0.01", "cosine": "0.005"}[schedule]
     assert f"goes on from step 4 to 8, with a learning rate of {rate} at first" in capsys.readouterr().out
     assert (long == whole) == (schedule == "constant")
-    config, progress = read_header(tmp_path / "a")
+    saved = read_checkpoint(tmp_path / "a")
+    config, progress = saved.config, saved.progress
     assert (config["trainer"]["steps"], progress["step"]) == (8, 8)
     assert [e.step for e in log(tmp_path / "a").Scalars("train/loss")] == [2, 4, 6, 8]
     with pytest.raises(UserError, match="time is up after step 9 of 16"):
@@ -278,7 +279,7 @@ def test_nonsense_is_refused() -> None:
 def test_time_runs_out_with_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="time is up after step 1 of 50; run it again, without --restart, to resume"):
         run("prior", tmp_path, TrainerConfig(steps=50, batch_size=4, max_minutes=1e-9, **QUIET))
-    assert read_header(tmp_path)[1] == {"step": 1}
+    assert read_checkpoint(tmp_path).progress == {"step": 1}
 
 
 def spoiled_value(loss: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,6 @@ from worldmodel.utils.checkpoint import (
     checkpoints,
     load_weights,
     read_checkpoint,
-    read_header,
     replace_config,
     restore_newest,
     save_checkpoint,
@@ -45,7 +44,8 @@ def trained(width: int = 3) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
 def test_everything_comes_back(tmp_path: Path) -> None:
     model, optimizer = trained()
     save_checkpoint(tmp_path, model, {"a": [1, 2]}, {"step": 7}, optimizer)
-    assert read_header(tmp_path) == ({"a": [1, 2]}, {"step": 7})
+    found = read_checkpoint(tmp_path)
+    assert (found.config, found.progress) == ({"a": [1, 2]}, {"step": 7})
     assert json.loads((tmp_path / "config.json").read_text()) == {"a": [1, 2]}
     other, fresh = torch.nn.Linear(3, 2), None
     fresh = torch.optim.Adam(other.parameters(), lr=0.5)
@@ -105,18 +105,18 @@ def test_the_digest_is_of_the_weights_alone(tmp_path: Path) -> None:
 
 def test_mistakes_are_told_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no checkpoint.safetensors; train it first"):
-        read_header(tmp_path)
+        read_checkpoint(tmp_path)
     with pytest.raises(
         UserError, match=r"there is no folder .*/none; train it first, or give the folder of a finished"
     ):
-        read_header(tmp_path / "none")
+        read_checkpoint(tmp_path / "none")
     save_checkpoint(tmp_path, trained()[0], {"model": {"width": 3}})
     with pytest.raises(UserError, match=r"another config: weight is float \(2, 3\) there and float \(2, 4\) here"):
         load_weights(tmp_path, torch.nn.Linear(4, 2))
     data = (tmp_path / CHECKPOINT_FILE).read_bytes()
     (tmp_path / CHECKPOINT_FILE).write_bytes(data[: len(data) // 2])
     with pytest.raises(UserError, match="is damaged"):
-        read_header(tmp_path)
+        read_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("step", [None, "x", [1], 1.5, -5, 10**30, True])
@@ -215,9 +215,9 @@ def test_the_newest_whole_one_is_used_and_a_sentence_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fill(tmp_path, range(1, 4), keep=3)
-    assert read_header(tmp_path)[1] == {"step": 3} and capsys.readouterr().err == ""
+    assert read_checkpoint(tmp_path).progress == {"step": 3} and capsys.readouterr().err == ""
     damage(tmp_path / CHECKPOINT_FILE)
-    assert [read_header(tmp_path)[1], read_checkpoint(tmp_path).progress] == [{"step": 2}] * 2
+    assert [read_checkpoint(tmp_path).progress, read_checkpoint(tmp_path).progress] == [{"step": 2}] * 2
     (line,) = capsys.readouterr().err.splitlines()
     assert (
         line.startswith(f"{tmp_path / CHECKPOINT_FILE} is damaged")
@@ -226,16 +226,18 @@ def test_the_newest_whole_one_is_used_and_a_sentence_says_so(
     (tmp_path / "previous-1.safetensors").write_bytes(b"")
     restore_newest(tmp_path)
     assert "previous-2.safetensors, which" in capsys.readouterr().err
-    assert read_header(tmp_path)[1] == {"step": 1} and capsys.readouterr().err == ""
+    assert read_checkpoint(tmp_path).progress == {"step": 1} and capsys.readouterr().err == ""
     fill(tmp_path, range(2, 3), keep=2)
     (tmp_path / CHECKPOINT_FILE).unlink()
-    assert read_header(tmp_path)[1] == {"step": 1} and f"{CHECKPOINT_FILE} is missing" in capsys.readouterr().err
+    assert (
+        read_checkpoint(tmp_path).progress == {"step": 1} and f"{CHECKPOINT_FILE} is missing" in capsys.readouterr().err
+    )
     restore_newest(tmp_path)
     damage(tmp_path / CHECKPOINT_FILE)
     with pytest.raises(
         UserError, match=rf"{CHECKPOINT_FILE} is damaged .*; restore a copy, or delete it and train again"
     ):
-        read_header(tmp_path)
+        read_checkpoint(tmp_path)
 
 
 class Death(BaseException):
@@ -267,9 +269,9 @@ def test_a_commit_that_dies_anywhere_leaves_a_whole_one(tmp_path: Path, monkeypa
                 break
             except Death:
                 pass
-        found.append(read_header(folder)[1]["step"])
+        found.append(read_checkpoint(folder).progress["step"])
         fill(folder, range(5, 6), keep=2)
-        assert read_header(folder)[1] == {"step": 5} and len(checkpoints(folder)) == 2
+        assert read_checkpoint(folder).progress == {"step": 5} and len(checkpoints(folder)) == 2
     assert found == sorted(found) and set(found) == {3, 4} and len(found) >= 8
 
 
@@ -305,8 +307,8 @@ def test_what_is_no_checkpoint_is_told_in_a_sentence(tmp_path: Path) -> None:
     for info in ({}, {"config": [], "progress": {}}, {"config": {}, "progress": None}):
         (tmp_path / CHECKPOINT_FILE).write_bytes(pack({"a": torch.ones(1)}, info))
         with pytest.raises(UserError, match="is not a checkpoint"):
-            read_header(tmp_path)
+            read_checkpoint(tmp_path)
     (tmp_path / CHECKPOINT_FILE).unlink()
     (tmp_path / CHECKPOINT_FILE).mkdir()
     with pytest.raises(UserError, match=r"cannot be read \(Is a directory\)"):
-        read_header(tmp_path)
+        read_checkpoint(tmp_path)

@@ -23,7 +23,7 @@ from worldmodel.training.step import Batch, trial_step
 from worldmodel.training.trainer import fit
 from worldmodel.training.trainer_config import TrainerConfig
 from worldmodel.utils import hardware
-from worldmodel.utils.checkpoint import read_tensors
+from worldmodel.utils.checkpoint import read_checkpoint
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.hardware import Precision, verified_precision
 
@@ -90,8 +90,8 @@ def train(kind: str, out: Path, precision: Precision, minutes: float = 0) -> dic
     model = MODELS[kind]()
     config = TrainerConfig(steps=4, batch_size=3, learning_rate=1e-2, precision=precision, max_minutes=minutes)
     fit(model, lambda batch: loss_of(model, batch), sample, config, out, {"kind": kind})
-    weights, moments = read_tensors(out)
-    return weights | {f"{i}.{k}": v for i, state in moments.items() for k, v in state.items()}
+    found = read_checkpoint(out)
+    return found.weights | {f"{i}.{k}": v for i, state in found.optimizer.items() for k, v in state.items()}
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -212,7 +212,7 @@ def test_a_dream_that_proved_itself_is_the_dream_it_would_have_been(capsys: pyte
 
 
 @pytest.mark.parametrize("spoil", [nan, double])
-@pytest.mark.parametrize(("name", "figure"), [("linear", "nats a code"), ("conv3d", "picture")])
+@pytest.mark.parametrize(("name", "figure"), [("linear", "nats per code"), ("conv3d", "picture")])
 def test_a_dream_goes_on_in_float32_where_bfloat16_is_wrong(
     name: str, figure: str, spoil: Callable[[Tensor], Tensor],
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],

@@ -1,0 +1,37 @@
+"""Scripts that run in this process, as their command lines would run them: torch is imported once."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from collect.pool import WorkerPool
+from configs import command
+from tests.collect.here import Here
+
+ROOT = Path(__file__).parents[1]
+
+
+def section_of(script: str) -> str:
+    """The section of a preset that a script reads."""
+    (section,) = re.findall(r'^    command\(main, "(\w+)"\)', (ROOT / script).read_text(), re.MULTILINE)
+    return section
+
+
+def run_script(script: str, flags: Sequence[str] = (), pool: type[Here] | type[WorkerPool] = Here) -> None:
+    """Run a script, such as "train/vqvae.py", with flags. Its work is not spread over processes, unless `pool` does it.
+
+    Raises:
+        SystemExit: As on a command line.
+    """
+    module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [script, *map(str, flags)])
+        patch.setattr("collect.record.WorkerPool", pool)
+        patch.setattr("collect.files.WorkerPool", pool)
+        command(module.main, section_of(script))
