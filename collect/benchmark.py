@@ -43,8 +43,8 @@ from worldmodel.data.clips import CacheMode, Clips
 from worldmodel.data.env_spec import ActionSpec, EnvSpec
 from worldmodel.data.opening import open_store, write_manifest
 from worldmodel.data.writer import StoreWriter
-from worldmodel.utils.checkpoint import write_json
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.files import write_json
 from worldmodel.utils.progress import Progress
 from worldmodel.utils.settings import AboveZero, AtLeast2, NonEmpty, Pixels, Positive, Settings
 

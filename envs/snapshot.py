@@ -10,7 +10,7 @@ from torch import Tensor
 
 from worldmodel.generation.dream import Dream
 from worldmodel.generation.dream_state import DreamState
-from worldmodel.models.attention import KVCache
+from worldmodel.models.kv_cache import KVCache
 
 STATE = ("frames", "variables", "elapsed", "done", "rngs")
 """Attributes of the environment in a snapshot, besides its lanes."""

@@ -44,9 +44,10 @@ from worldmodel.training.prior_stage import PriorStage, train_prior
 from worldmodel.training.tokens_stage import TokensStage, encode_tokens
 from worldmodel.training.trainer_config import TrainerConfig
 from worldmodel.training.vqvae_stage import VQVAEStage, train_vqvae
-from worldmodel.utils.checkpoint import checkpoints, read_checkpoint, weights_digest, write_json
+from worldmodel.utils.checkpoint import checkpoints, read_checkpoint, weights_digest
 from worldmodel.utils.compatibility import check_same_config
 from worldmodel.utils.errors import UserError, is_url
+from worldmodel.utils.files import write_json
 from worldmodel.utils.run_args import DEVICE
 from worldmodel.utils.settings import Address, AtLeast2, Positive, Settings
 

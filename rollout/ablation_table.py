@@ -25,7 +25,7 @@ from worldmodel.metrics.features import I3D_LOGITS
 from worldmodel.metrics.protocol import PAPER, Trials
 from worldmodel.metrics.published import Metric
 from worldmodel.training.ablations import OrderAgreement, Table, order_agreement, published_table
-from worldmodel.utils.checkpoint import write_atomic, write_json
+from worldmodel.utils.files import write_atomic, write_json
 
 TITLES: dict[Table, tuple[str, str]] = {
     3: ("attention in the VQ-VAE, at matched parameters", "VQ-VAE"),

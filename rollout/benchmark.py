@@ -31,7 +31,7 @@ from configs import command
 from configs.written import Written
 from envs.vector import DreamVectorEnv
 from rollout.results import read_results
-from worldmodel.utils.checkpoint import write_json
+from worldmodel.utils.files import write_json
 from worldmodel.utils.hardware import Precision, calls_per_second, flop_counter, machine_rates
 from worldmodel.utils.run_args import DEVICE
 from worldmodel.utils.settings import AboveZero, NonEmpty, Positive, Settings

@@ -39,8 +39,9 @@ from worldmodel.data.opening import open_store
 from worldmodel.generation.dream import Dream
 from worldmodel.metrics.frames import psnr
 from worldmodel.metrics.interval import bootstrap, means_to_json
-from worldmodel.utils.checkpoint import weights_digest, write_json
+from worldmodel.utils.checkpoint import weights_digest
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.files import write_json
 from worldmodel.utils.hardware import Precision
 from worldmodel.utils.progress import Progress
 from worldmodel.utils.settings import Positive

@@ -37,8 +37,9 @@ from worldmodel.generation.dream import Dream
 from worldmodel.metrics.interval import bootstrap, means_to_json
 from worldmodel.models.loading import load_prior
 from worldmodel.training.verdicts import judge_split
-from worldmodel.utils.checkpoint import weights_digest, write_json
+from worldmodel.utils.checkpoint import weights_digest
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.files import write_json
 from worldmodel.utils.hardware import Precision
 from worldmodel.utils.progress import Progress
 from worldmodel.utils.settings import AtLeast2, NonEmpty, Positive

@@ -50,8 +50,9 @@ from worldmodel.generation.dream import Dream
 from worldmodel.metrics.frames import moving_pixels, nmse, psnr, still_background
 from worldmodel.metrics.interval import bootstrap, bootstrap_ratio, means_to_json
 from worldmodel.training.verdicts import judge_dream, judge_motion, judge_split
-from worldmodel.utils.checkpoint import read_checkpoint, write_atomic, write_json
+from worldmodel.utils.checkpoint import read_checkpoint
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.files import write_atomic, write_json
 from worldmodel.utils.hardware import Precision
 from worldmodel.utils.progress import Progress
 from worldmodel.utils.settings import AtLeast2, NonEmpty, Positive

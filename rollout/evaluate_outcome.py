@@ -47,9 +47,10 @@ from worldmodel.metrics.calibration import auroc, expected_calibration_error
 from worldmodel.metrics.interval import MeanInterval, bootstrap, bootstrap_ratio, means_to_json
 from worldmodel.models.layers import Memory
 from worldmodel.models.reward_done import OutcomeModel
-from worldmodel.utils.checkpoint import weights_digest, write_json
+from worldmodel.utils.checkpoint import weights_digest
 from worldmodel.utils.compatibility import check_vqvae
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.files import write_json
 from worldmodel.utils.progress import Progress
 from worldmodel.utils.settings import Positive
 

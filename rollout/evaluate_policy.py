@@ -32,8 +32,8 @@ from rollout.episodes import play_episode
 from rollout.verdicts import judge_player
 from worldmodel.metrics.interval import bootstrap, bootstrap_ratio
 from worldmodel.models.loading import load_vqvae, resolve_folder
-from worldmodel.utils.checkpoint import write_json
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.files import write_json
 from worldmodel.utils.progress import Progress
 from worldmodel.utils.settings import AtLeast2, Positive, Seed, Settings
 

@@ -34,7 +34,7 @@ from envs.pushing import Pushing
 from envs.pushing_robot import ACTION, Robot, bair_actions
 from worldmodel.data.env_spec import random_actions
 from worldmodel.metrics.interval import bootstrap, bootstrap_ratio
-from worldmodel.utils.checkpoint import write_json
+from worldmodel.utils.files import write_json
 from worldmodel.utils.progress import Progress
 from worldmodel.utils.settings import AtLeast2, NotNegative, Seed, Settings
 from worldmodel.utils.video_io import save_gif, upscale

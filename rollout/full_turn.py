@@ -39,8 +39,8 @@ from rollout.episodes import start_contexts
 from rollout.verdicts import judge_turn
 from worldmodel.metrics.frames import psnr
 from worldmodel.metrics.interval import bootstrap, means_to_json
-from worldmodel.utils.checkpoint import write_json
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.files import write_json
 from worldmodel.utils.hardware import Precision
 from worldmodel.utils.progress import Progress
 from worldmodel.utils.settings import AtLeast2, Count, NotNegative, Positive, Seed

@@ -35,8 +35,9 @@ from worldmodel.metrics.features import C3D_LOGITS, Features, Kind, load_feature
 from worldmodel.metrics.inception import inception_score, probabilities
 from worldmodel.metrics.protocol import PROTOCOLS, Protocol, ProtocolName, Trials
 from worldmodel.metrics.published import matching_figure
-from worldmodel.utils.checkpoint import read_checkpoint, write_atomic, write_json
+from worldmodel.utils.checkpoint import read_checkpoint
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.files import write_atomic, write_json
 from worldmodel.utils.progress import Progress
 from worldmodel.utils.run_args import DEVICE
 from worldmodel.utils.settings import AboveZero, AtLeast2, Count, PixelsOr0, Positive, Seed, Settings

@@ -44,8 +44,9 @@ from worldmodel.generation.context import Context
 from worldmodel.generation.dream import Dream
 from worldmodel.generation.sampling import SamplingConfig
 from worldmodel.models.quantizer import codebook_usage
-from worldmodel.utils.checkpoint import weights_digest, write_json
+from worldmodel.utils.checkpoint import weights_digest
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.files import write_json
 from worldmodel.utils.progress import Progress
 from worldmodel.utils.settings import NonEmpty, NotNegative, Positive
 from worldmodel.utils.video_io import save_png, upscale, video_grid

@@ -35,8 +35,8 @@ from rollout.planning.planner import Planner
 from rollout.planning.terminal_value import TerminalValue, survival_value
 from rollout.verdicts import judge_player
 from worldmodel.metrics.interval import bootstrap
-from worldmodel.utils.checkpoint import write_json
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.files import write_json
 from worldmodel.utils.hardware import Precision
 from worldmodel.utils.progress import Progress
 from worldmodel.utils.settings import AtLeast2, Count, NotNegative, Positive, Seed

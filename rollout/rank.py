@@ -35,8 +35,8 @@ from envs.vector import DreamVectorEnv
 from envs.vizdoom import VizdoomFrames, make_engine
 from rollout.episodes import play_episode, start_contexts
 from rollout.verdicts import judge_ranking
-from worldmodel.utils.checkpoint import write_json
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.files import write_json
 from worldmodel.utils.hardware import Precision
 from worldmodel.utils.progress import Progress
 from worldmodel.utils.settings import AtLeast2, NotNegative, Seed

@@ -22,8 +22,8 @@ if not __package__:
 from configs import command
 from configs.written import Written
 from rollout.results import read_results, trained_models
-from worldmodel.utils.checkpoint import write_atomic
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.files import write_atomic
 from worldmodel.utils.settings import Settings
 
 Column = dict[str, str]

@@ -41,8 +41,8 @@ from worldmodel.metrics.ssim import ssim
 from worldmodel.models.loading import AnyVQVAE
 from worldmodel.models.prior import Prior
 from worldmodel.training.verdicts import judge_split
-from worldmodel.utils.checkpoint import write_atomic, write_json
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.files import write_atomic, write_json
 from worldmodel.utils.progress import Progress
 from worldmodel.utils.settings import AtLeast2, Count, Positive
 from worldmodel.utils.video_io import add_labels, save_gif, save_png, side_by_side, upscale, video_grid

@@ -53,8 +53,8 @@ from worldmodel.models.prior import PriorConfig
 from worldmodel.models.vqvae_config import VQVAEConfig
 from worldmodel.training.prior_stage import PriorStage
 from worldmodel.training.vqvae_stage import VQVAEStage
-from worldmodel.utils.checkpoint import write_json
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.files import write_json
 from worldmodel.utils.hardware import calls_per_second, machine_rates, resolve_precision
 from worldmodel.utils.memory import keep_freed_memory
 from worldmodel.utils.run_args import DEVICE

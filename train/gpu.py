@@ -38,8 +38,8 @@ from configs.scripts import PACKAGE, ROOT, command_words, python_arguments
 from configs.written import Written
 from train.commands import has_failed, run_python
 from worldmodel.training.scalars import read_scalars
-from worldmodel.utils.checkpoint import write_atomic, write_json
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.files import write_atomic, write_json
 from worldmodel.utils.settings import AboveZero, Settings
 
 Row = dict[str, Any]

@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from worldmodel.training.logging import open_log
-from worldmodel.utils.checkpoint import write_json
+from worldmodel.utils.files import write_json
 
 Curves = dict[str, list[tuple[int, dict[str, Any]]]]
 """Label of a curve -> pairs of engine steps and score."""

@@ -7,9 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from worldmodel.utils.checkpoint import write_json
 from worldmodel.utils.compatibility import config_difference
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.files import write_json
 
 
 class RunState:

@@ -35,8 +35,8 @@ from train.workloads import Task
 from worldmodel.models.prior import Prior, PriorConfig
 from worldmodel.models.vqvae import VQVAE
 from worldmodel.models.vqvae_config import VQVAEConfig
-from worldmodel.utils.checkpoint import write_json
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.files import write_json
 from worldmodel.utils.hardware import Precision, flop_counter, resolve_precision
 from worldmodel.utils.progress import Progress
 from worldmodel.utils.settings import AboveZero, AtLeast2, Fraction, NonEmpty, Positive, Settings

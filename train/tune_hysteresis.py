@@ -35,8 +35,9 @@ from worldmodel.data.opening import open_store
 from worldmodel.metrics.frames import psnr
 from worldmodel.models.loading import AnyVQVAE, load_vqvae
 from worldmodel.models.recurrent_vqvae import RecurrentVQVAE
-from worldmodel.utils.checkpoint import read_checkpoint, replace_config, weights_digest, write_json
+from worldmodel.utils.checkpoint import read_checkpoint, replace_config, weights_digest
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.files import write_json
 from worldmodel.utils.lock import folder_lock
 from worldmodel.utils.progress import Progress
 from worldmodel.utils.run_args import RunArgs

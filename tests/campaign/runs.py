@@ -16,8 +16,9 @@ from tests.conftest import TOY
 from tests.tiny import tiny_prior, tiny_vqvae
 from worldmodel.data.env_spec import EnvSpec
 from worldmodel.generation.context import CONTEXTS_FILE, Context
+from worldmodel.models.outcome_config import OutcomeConfig
 from worldmodel.models.prior import Prior
-from worldmodel.models.reward_done import OutcomeConfig, OutcomeModel
+from worldmodel.models.reward_done import OutcomeModel
 from worldmodel.models.vqvae import VQVAE
 from worldmodel.utils.checkpoint import codes_digest, save_checkpoint
 

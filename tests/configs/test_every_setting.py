@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_args, get_origin
 
 import pytest
 
-from worldmodel.models.reward_done import OutcomeConfig
+from worldmodel.models.outcome_config import OutcomeConfig
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.settings import Settings, declared_types
 

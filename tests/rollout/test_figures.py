@@ -27,8 +27,9 @@ from train import export
 from worldmodel.data.opening import open_store
 from worldmodel.generation.context import Context
 from worldmodel.generation.dream import Dream
-from worldmodel.utils.checkpoint import weights_digest, write_json
+from worldmodel.utils.checkpoint import weights_digest
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.files import write_json
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ import numpy as np
 from filelock import FileLock
 
 from worldmodel.data.commit_mark import extend_crc32c
-from worldmodel.utils.checkpoint import write_atomic
 from worldmodel.utils.errors import UserError, one_line
+from worldmodel.utils.files import write_atomic
 from worldmodel.utils.settings import NotNegative, Settings
 
 CRC_BYTES = 4

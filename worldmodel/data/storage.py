@@ -25,8 +25,8 @@ from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore, StorePath
 
-from worldmodel.utils.checkpoint import write_atomic
 from worldmodel.utils.errors import UserError, is_url, one_line
+from worldmodel.utils.files import write_atomic
 
 S3 = {
     "config_kwargs": {"connect_timeout": 5, "read_timeout": 10, "retries": {"total_max_attempts": 2}},

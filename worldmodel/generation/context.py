@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from worldmodel.utils import tensor_file
-from worldmodel.utils.checkpoint import write_atomic
 from worldmodel.utils.compatibility import check_vqvae
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.files import write_atomic
 
 CONTEXTS_FILE = "contexts.safetensors"
 """File in a run folder with the contexts that its dreams start from."""

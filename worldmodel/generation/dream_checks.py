@@ -8,8 +8,8 @@ import numpy as np
 
 from worldmodel.data.env_spec import EnvSpec
 from worldmodel.generation.context import Context
+from worldmodel.models.outcome_config import OutcomeConfig
 from worldmodel.models.prior_config import PriorConfig
-from worldmodel.models.reward_done import OutcomeConfig
 from worldmodel.models.vqvae_config import VQVAEConfig
 from worldmodel.utils.errors import UserError
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from worldmodel.generation.lane_random import random_states
-from worldmodel.models.attention import KVCache
+from worldmodel.models.kv_cache import KVCache
 from worldmodel.models.layers import Memory
 
 

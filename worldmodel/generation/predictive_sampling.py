@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from worldmodel.generation.sampling import SamplingConfig, sample_positions
-from worldmodel.models.attention import KVCache
+from worldmodel.models.kv_cache import KVCache
 from worldmodel.models.prior import Prior
 from worldmodel.models.transformer import Block, StepContext
 

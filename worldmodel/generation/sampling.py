@@ -17,7 +17,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from worldmodel.models.attention import KVCache
+from worldmodel.models.kv_cache import KVCache
 from worldmodel.models.layers import at_least_float32
 from worldmodel.models.prior import Prior
 from worldmodel.models.transformer import StepContext

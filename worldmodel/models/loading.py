@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from worldmodel.models.hub import download
+from worldmodel.models.outcome_config import OutcomeConfig
 from worldmodel.models.prior import Prior, PriorConfig
 from worldmodel.models.recurrent_vqvae import RecurrentVQVAE
-from worldmodel.models.reward_done import OutcomeConfig, OutcomeModel
+from worldmodel.models.reward_done import OutcomeModel
 from worldmodel.models.vqvae import VQVAE
 from worldmodel.models.vqvae_config import VQVAEConfig
 from worldmodel.utils.checkpoint import read_checkpoint

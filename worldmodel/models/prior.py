@@ -34,8 +34,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worldmodel.models.attention import KVCache
 from worldmodel.models.clip_prior import ClipPrior
+from worldmodel.models.kv_cache import KVCache
 from worldmodel.models.prior_config import Conditioning, PriorConfig
 from worldmodel.models.transformer import Block, StepContext
 

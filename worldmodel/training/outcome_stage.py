@@ -16,7 +16,8 @@ from worldmodel.data.prior_dataset import condition_scale
 from worldmodel.data.store import Store
 from worldmodel.generation.bfloat16 import trial_outputs
 from worldmodel.models.loading import AnyVQVAE, load_prior, load_vqvae
-from worldmodel.models.reward_done import OutcomeConfig, OutcomeModel
+from worldmodel.models.outcome_config import OutcomeConfig
+from worldmodel.models.reward_done import OutcomeModel
 from worldmodel.training.dreamed_windows import DreamedWindows
 from worldmodel.training.encoding import Rows
 from worldmodel.training.outcome_verdicts import outcome_verdicts

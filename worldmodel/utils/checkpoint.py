@@ -12,13 +12,8 @@ Optimizer state is stored as `optimizer.<parameter index>.<name>`, other state o
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import re
 import sys
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
@@ -30,48 +25,13 @@ from torch import Tensor, nn
 
 from worldmodel.utils import tensor_file
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.files import atomic_file, write_json
 from worldmodel.utils.settings import Count, check_value
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 OPTIMIZER_KEY = re.compile(r"optimizer\.(\d{1,6})\.(\w+)")
 STATE_PREFIX = "run."
 CURE = "restore a copy, or delete it and train again"
-
-
-@contextmanager
-def atomic_file(path: Path, data: bytes) -> Iterator[Path]:
-    """Write data to a temporary file in the folder of `path`, for the caller to rename to it.
-
-    Args:
-        path: The final name.
-        data: Content of the file; it is on the disk when the block is entered.
-
-    Yields:
-        The temporary file, which is deleted afterwards unless it was renamed.
-    """
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; give the name of a file")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        with open(part, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        yield part
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file atomically: it has either its old content or the new one, even after a power cut."""
-    with atomic_file(path, data) as part:
-        part.replace(path)
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write data as JSON, atomically; paths become text."""
-    write_atomic(path, (json.dumps(data, indent=2, default=os.fspath) + "\n").encode())
 
 
 @dataclass(frozen=True)

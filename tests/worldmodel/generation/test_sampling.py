@@ -7,7 +7,7 @@ import torch
 
 from tests.tiny import tiny_prior
 from worldmodel.generation.sampling import FrameScore, SamplingConfig, sample_codes
-from worldmodel.models.attention import KVCache
+from worldmodel.models.kv_cache import KVCache
 from worldmodel.models.prior import Prior
 from worldmodel.utils.errors import UserError
 

@@ -24,8 +24,9 @@ from train import prior as train_prior
 from train import vqvae as train_vqvae
 from worldmodel.models.convolution import NO_PADDING, Conv3d, Pads, conv3d
 from worldmodel.models.layers import Conv, ConvTranspose, Memory
+from worldmodel.models.outcome_config import OutcomeConfig
 from worldmodel.models.resnet import ResNet
-from worldmodel.models.reward_done import OutcomeConfig, OutcomeModel
+from worldmodel.models.reward_done import OutcomeModel
 from worldmodel.models.vqvae import VQVAE
 from worldmodel.models.vqvae_config import VQVAEConfig
 from worldmodel.utils.hardware import flop_counter

@@ -11,8 +11,8 @@ import torch
 
 from worldmodel.data.env_spec import ActionSpec, EnvSpec
 from worldmodel.data.prior_dataset import condition_scale
-from worldmodel.models.attention import KVCache
 from worldmodel.models.image_encoder import ImageEncoder
+from worldmodel.models.kv_cache import KVCache
 from worldmodel.models.prior import Prior, PriorConfig
 from worldmodel.models.resnet import ResNet
 from worldmodel.utils.errors import UserError

@@ -18,7 +18,8 @@ from worldmodel.data.env_spec import EnvSpec
 from worldmodel.data.store import Store
 from worldmodel.data.writer import StoreWriter
 from worldmodel.models.layers import Memory
-from worldmodel.models.reward_done import OutcomeConfig, OutcomeModel, OutcomePrediction, previous_variables
+from worldmodel.models.outcome_config import OutcomeConfig
+from worldmodel.models.reward_done import OutcomeModel, OutcomePrediction, previous_variables
 from worldmodel.training.outcome_stage import EpisodeWindows
 from worldmodel.training.outcome_verdicts import best_constant, detection_verdicts, outcome_verdicts
 from worldmodel.utils.errors import UserError

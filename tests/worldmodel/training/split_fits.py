@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from tests.tiny import tiny_prior, tiny_vqvae
+from worldmodel.models.outcome_config import OutcomeConfig
 from worldmodel.models.prior import Prior
 from worldmodel.models.recurrent_vqvae import RecurrentVQVAE
-from worldmodel.models.reward_done import OutcomeConfig, OutcomeModel
+from worldmodel.models.reward_done import OutcomeModel
 from worldmodel.models.vqvae import VQVAE
 from worldmodel.training.distributed import Loss
 from worldmodel.training.trainer import fit, rank_share

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from worldmodel.utils.checkpoint import (
     CHECKPOINT_FILE,
-    atomic_file,
     checkpoints,
     load_weights,
     read_checkpoint,
@@ -25,9 +24,9 @@ from worldmodel.utils.checkpoint import (
     restore_newest,
     save_checkpoint,
     weights_digest,
-    write_atomic,
 )
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.files import atomic_file, write_atomic
 from worldmodel.utils.json_schema import load_json
 from worldmodel.utils.tensor_file import pack
 

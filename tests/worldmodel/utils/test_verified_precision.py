@@ -16,8 +16,9 @@ from tests.tiny import tiny_prior, tiny_vqvae
 from worldmodel.data.env_spec import ActionSpec, EnvSpec
 from worldmodel.generation.context import Context
 from worldmodel.generation.dream import Dream
+from worldmodel.models.outcome_config import OutcomeConfig
 from worldmodel.models.prior import Prior
-from worldmodel.models.reward_done import OutcomeConfig, OutcomeModel
+from worldmodel.models.reward_done import OutcomeModel
 from worldmodel.models.vqvae import VQVAE
 from worldmodel.training.step import Batch, trial_step
 from worldmodel.training.trainer import fit
