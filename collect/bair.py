@@ -12,9 +12,9 @@ becomes one. It is chosen per file, so that a skipped file does not change the s
 
 A file with one damaged record is skipped as a whole: it has 256 of 43,264 episodes, and can be fetched again.
 
-Bounds: none were published. A file with an action outside `--low` and `--high` is refused. The default bounds only
-exclude corrupt values. The range of the actions is printed at the end; with it as bounds, the store's random actions
-have the range of the robot's.
+Bounds: none were published. A file with an action of a step outside `--low` and `--high` is refused. The default bounds
+only exclude corrupt values. The range of the actions is printed at the end; with it as bounds, the store's random
+actions have the range of the robot's.
 """
 
 from __future__ import annotations
@@ -26,14 +26,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from collect.steps import make_rows, print_action_range
-
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 
 from collect.files import ReaderArgs, draw_validation, fill_store, names_digest, with_labels
+from collect.steps import make_rows, print_action_range
 from collect.tfrecord import Feature, broken, examples
 from configs import command
 from configs.written import Written, recorded

@@ -211,8 +211,8 @@ def main(args: Args) -> Written:
     stores = make_stores(args)
     rows = compare(stores, args)
     print(
-        "| store | cache | clips/s | CPU microseconds per clip | relative to the first | microseconds to copy only "
-        "| anonymous memory, MB | relative to the first | seconds to open |"
+        "| store | cache | clips/s | CPU microseconds per clip | relative to the first row | microseconds to copy only "
+        "| anonymous memory, MB | relative to the first row | seconds to open |"
     )
     print("|" + "---|" * 9)
     for row in rows:

@@ -24,8 +24,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from collect.steps import make_rows, print_action_range
-
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
@@ -35,6 +33,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from collect.files import BrokenFile, ReaderArgs, fill_store, names_digest, reason
+from collect.steps import make_rows, print_action_range
 from collect.video_decoding import orient, shown_frames, to_rgb
 from configs import command
 from configs.written import Written, recorded

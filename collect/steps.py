@@ -228,6 +228,7 @@ def fill_with_steps(
 ) -> Written:
     """Fill a store like `fill_store`. If there are few episodes, they are cut by time into parts of `least` frames."""
     in_time = too_few(n_episodes, args.seed, "episodes", least)
+    how |= {"shortest_part": least} if in_time and least != MIN_BLOCK else {}
     fill_store(args, env_spec, items, partial(checked, read, env_spec, in_time, least), cut_in_time=in_time, **how)
     return recorded(args.out)
 

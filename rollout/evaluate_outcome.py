@@ -173,7 +173,8 @@ def dreamed_returns(args: Args, dream: Dream, places: list[Place]) -> np.ndarray
 def predicted_ends(args: Args, dream: Dream, episodes: list[Episode]) -> dict[str, np.ndarray]:
     """Predicted probability of termination in the next step, whether it happened, and the step's weight, (n,) each.
 
-    All steps with a termination are used, and a sample of the others, weighted by the inverse of its fraction.
+    All steps with a termination are used that have a context before them, and a sample of the others, weighted by the
+    inverse of its fraction. A recurrent VQ-VAE is given its first frame, so a context begins after it.
     """
     places = np.array([
         (i, row)

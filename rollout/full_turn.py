@@ -22,8 +22,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from worldmodel.utils.run_args import DreamArgs
-
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
@@ -43,6 +41,7 @@ from worldmodel.utils.errors import UserError
 from worldmodel.utils.files import write_json
 from worldmodel.utils.hardware import Precision
 from worldmodel.utils.progress import Progress
+from worldmodel.utils.run_args import DreamArgs
 from worldmodel.utils.settings import AtLeast2, Count, NotNegative, Positive, Seed
 
 MAX_TRIES = 10

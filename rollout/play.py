@@ -30,8 +30,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from worldmodel.utils.run_args import DreamArgs
-
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
@@ -42,6 +40,7 @@ from rollout.play_session import Engine, Session
 from rollout.server import PageServer, open_page
 from worldmodel.data.env_spec import EnvSpec
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.run_args import DreamArgs
 from worldmodel.utils.settings import Positive, Range, Seed
 
 PAGE = Path(__file__).with_name("play.html")

@@ -19,8 +19,6 @@ from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from worldmodel.utils.run_args import DreamArgs
-
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
@@ -39,6 +37,7 @@ from worldmodel.utils.errors import UserError
 from worldmodel.utils.files import write_json
 from worldmodel.utils.hardware import Precision
 from worldmodel.utils.progress import Progress
+from worldmodel.utils.run_args import DreamArgs
 from worldmodel.utils.settings import AtLeast2, NotNegative, Seed
 
 

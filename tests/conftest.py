@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,6 +118,7 @@ def trained_once(factory: pytest.TempPathFactory, name: str, recurrent: bool) ->
     complete = run.with_suffix(".complete")
     with FileLock(f"{run}.lock"):
         if not complete.exists():
+            shutil.rmtree(run, ignore_errors=True)  # of a process that has failed
             fill(run / "data.zarr", 60)
             for stage, args in zip((vqvae, tokens, prior, outcome), stages(run, recurrent=recurrent), strict=True):
                 stage.main(args)  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,4 +35,9 @@ def run_script(script: str, flags: Sequence[str] = (), pool: type[Here] | type[W
         patch.setattr(sys, "argv", [script, *map(str, flags)])
         patch.setattr("collect.record.WorkerPool", pool)
         patch.setattr("collect.files.WorkerPool", pool)
-        command(module.main, section_of(script))
+        patch.setattr("worldmodel.utils.memory.limit_memory", lambda: None)
+        usual = signal.getsignal(signal.SIGTERM)
+        try:
+            command(module.main, section_of(script))
+        finally:
+            signal.signal(signal.SIGTERM, usual)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from multiprocessing import forkserver
 from types import SimpleNamespace
 
 import pytest
@@ -20,5 +21,6 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def forked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pools fork their processes from one that has imported torch, which takes less time than spawning them."""
+    forkserver.ensure_running()  # here, because a pool ignores Ctrl-C while it starts processes
     how = SimpleNamespace(get_context=lambda _: CONTEXT, parent_process=multiprocessing.parent_process)
     monkeypatch.setattr("collect.pool.multiprocessing", how)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -216,10 +217,11 @@ def test_cart_pole_by_a_function_in_two_processes(
 ) -> None:
     (tmp_path / "my_agent.py").write_text(textwrap.dedent(POLICY))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path[:])
     flags = "--env-id CartPole-v1 --max-episode-steps 60 --episodes 3 --epsilon 0 --random-share 0 --size 16"
     more = "--policy my_agent:upright --num-workers 2 --out data.zarr"
     run_script("collect/gym.py", f"{flags} {more}".split(), WorkerPool)
+    del sys.modules["my_agent"]
     said = capsys.readouterr()
     assert "data.zarr is complete: 3 episodes, 183 frames, 61.0 frames per episode" in said.out
     assert "episodes" in said.err and "frames/s" in said.out

@@ -380,6 +380,8 @@ def test_a_value_that_cannot_be_is_a_sentence_and_status_2(
     assert end.value.code == 2
     said = capsys.readouterr().err
     assert sentence in said and "Traceback" not in said
+    if flags == "--run nothing":
+        assert said.startswith("error: ") and said.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 

@@ -16,7 +16,7 @@ import envs  # noqa: F401 - registers
 from envs.policies import load_policy
 from worldmodel.generation.context import Context
 from worldmodel.models.loading import PRETRAINED
-from worldmodel.utils.checkpoint import read_header
+from worldmodel.utils.checkpoint import read_checkpoint
 
 WORLDS = sorted(folder.parent.name for folder in PRETRAINED.glob("*/prior"))
 
@@ -46,7 +46,7 @@ def test_a_world_is_whole(world: str) -> None:
     assert len(contexts) >= 24
     assert len({c.tobytes() for c in contexts.codes.numpy()}) == len(contexts), "each begins elsewhere"
     load_policy(world if (PRETRAINED / f"{world}_policy").is_dir() else f"{world}_dream", env.env_spec)
-    assert read_header(PRETRAINED / world / "vqvae")[0]["exported_from"]
+    assert read_checkpoint(PRETRAINED / world / "vqvae").config["exported_from"]
     size = sum(path.stat().st_size for path in (PRETRAINED / world).rglob("*") if path.is_file())
     assert size < 25e6, "models and contexts together"
     assert f"## {world}\n" in (PRETRAINED / "README.md").read_text(), "no model without its card"

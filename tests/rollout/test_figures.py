@@ -24,6 +24,7 @@ from rollout import long_horizon
 from rollout.planning.cem import CEMConfig, cross_entropy_method
 from rollout.planning.terminal_value import TerminalValue, survival_value
 from train import export
+from worldmodel.data.clips import n_given_rows
 from worldmodel.data.opening import open_store
 from worldmodel.generation.context import Context
 from worldmodel.generation.dream import Dream
@@ -72,13 +73,13 @@ def test_outcome_scores(each_run: Path) -> None:
     assert column["outcome model"].high < column["time only"].low / 2, "the column can be seen"
 
 
-def test_termination_is_predicted_from_the_frames_before_it(run: Path) -> None:
-    dream, store = Dream.load(run), outcome.Store(run / "tokens.zarr")
+def test_termination_is_predicted_from_the_frames_before_it(each_run: Path) -> None:
+    dream, store = Dream.load(each_run), outcome.Store(each_run / "tokens.zarr")
     episode = {name: array.copy() for name, array in store.read_episode(0).items()}
     episode["done"][:] = False
     episode["done"][-1] = True
-    n = len(episode["done"])
-    args = outcome.Args(run=run, context_frames=2, n_dreams=3, n_negatives=5)
+    n = len(episode["done"]) - n_given_rows(store)
+    args = outcome.Args(run=each_run, context_frames=2, n_dreams=3, n_negatives=5)
     info = outcome.predicted_ends(args, dream, [episode])
     assert info["happened"].tolist() == [False] * 5 + [True], "every end, and as many others as were asked for"
     assert info["weight"].tolist() == [(n - 3) / 5] * 5 + [1.0], "five stand for all that have a context before them"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -140,11 +141,12 @@ def test_mistakes_are_told_in_a_sentence(classes: Path, toy_run: Path) -> None:
 
 
 def test_a_stream_continues_true_codes_under_true_actions(toy_run: Path, tmp_path: Path) -> None:
-    before = {p: p.stat().st_mtime for p in toy_run.rglob("*") if p.is_file()}
-    videos, real = heldout.make_sampler(toy_run, 6, 2, "cpu", 4)(0)
+    run = Path(shutil.copytree(toy_run, tmp_path / "run"))
+    before = {p: p.stat().st_mtime for p in run.rglob("*") if p.is_file()}
+    videos, real = heldout.make_sampler(run, 6, 2, "cpu", 4)(0)
     assert videos.shape == real.shape == (6, 8, 16, 16, 3)
     assert np.abs(videos[:, 2:].astype(int) - real[:, 2:]).mean() < 15, "the actions say where the square goes"
-    assert before == {p: p.stat().st_mtime for p in toy_run.rglob("*") if p.is_file()}
+    assert before == {p: p.stat().st_mtime for p in run.rglob("*") if p.is_file()}
 
 
 def test_frames_of_other_data_are_refused(toy_run: Path, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """The two paths of a small U-Net that an action modulates: a recurrent VQ-VAE's encoder and decoder are made of them.
 
-Dimensions: b lanes, c channels, n channels of the pictures, h w space, a channels of an embedded action (`ACTION_DIM`).
+Dimensions: b lanes, n channels of the pictures, h w space.
 """
 
 from __future__ import annotations

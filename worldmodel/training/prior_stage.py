@@ -74,8 +74,8 @@ class PriorStage(CacheArgs, StageArgs):
     """Folder of a prior of the same sizes whose weights to start from; by default random weights."""
 
 
-def configure(args: PriorStage, vqvae: AnyVQVAE, action_dim: int, n_classes: int = 0) -> PriorConfig:
-    """The config of the prior for a VQ-VAE.
+def check_inputs(args: PriorStage, vqvae: AnyVQVAE, action_dim: int, n_classes: int) -> None:
+    """Check that the settings fit the VQ-VAE and the data.
 
     Args:
         args: Settings of the stage.
@@ -84,10 +84,10 @@ def configure(args: PriorStage, vqvae: AnyVQVAE, action_dim: int, n_classes: int
         n_classes: Number of classes of the data.
 
     Raises:
-        UserError: If the modes differ, or the data has no actions or classes to condition on.
+        UserError: If the modes differ, or actions, classes or reconstructions are missing.
     """
-    v, clip = vqvae.config, args.model.mode == "paper"
-    if v.causal == clip:
+    v = vqvae.config
+    if v.mode != args.model.mode:
         raise UserError(
             f"the VQ-VAE is in {v.mode} mode, but the prior is in {args.model.mode} mode; set --model.mode {v.mode}"
         )
@@ -101,6 +101,12 @@ def configure(args: PriorStage, vqvae: AnyVQVAE, action_dim: int, n_classes: int
         )
     if v.action_dim and not args.actions:
         raise UserError(f"{args.run / 'vqvae'} decodes frames with the help of actions; add --actions")
+
+
+def configure(args: PriorStage, vqvae: AnyVQVAE, action_dim: int, n_classes: int = 0) -> PriorConfig:
+    """The config of the prior for a VQ-VAE; arguments and errors are those of `check_inputs`."""
+    check_inputs(args, vqvae, action_dim, n_classes)
+    v, clip = vqvae.config, args.model.mode == "paper"
     frames = v.latent_shape[0] if clip else args.n_latent_frames
     actions = (v.n_frames - (not args.every_action) if clip else v.stride[0]) * action_dim * args.actions
     n_classes *= args.classes

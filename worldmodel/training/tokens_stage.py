@@ -24,7 +24,8 @@ sequence of clips that start every `clip_stride` frames, and training clips of c
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from threading import Lock
@@ -91,7 +92,7 @@ def rows_before_ends(tokens: Store, episodes: np.ndarray, first: int, context: i
 
 
 def distinct(tokens: Store, places: list[tuple[int, int]], t: int) -> list[tuple[int, int]]:
-    """The places (episode, start) without those whose t latent frames repeat the codes of an earlier place."""
+    """The places (episode, start) that do not repeat t latent frames of codes, and the picture, of an earlier one."""
     if not places:
         return []
     rows = np.array([tokens.episode_bounds(i)[0] + start for i, start in places])
@@ -160,7 +161,7 @@ def trial_reconstruction(model: AnyVQVAE, store: Store, precision: Precision) ->
 
 def encoded_episodes(
     args: TokensStage, store: Store, model: AnyVQVAE, precision: Precision, first: int
-) -> Iterator[tuple[int, Rows]]:
+) -> Generator[tuple[int, Rows], None, None]:
     """Yield the number and the rows of codes of each episode from `first` on, with a progress bar."""
     device, lock, n = model.pre_vq_conv.weight.device, Lock(), len(store.episode_ends)
     lanes = LANES[device.type]
@@ -206,13 +207,14 @@ def encode_store(args: TokensStage, store: Store, model: AnyVQVAE, weights: str,
         first, n = writer.n_episodes, len(store.episode_ends)
         if first > n:
             raise UserError(f"{writer.path} has {first} episodes, but {store.path} only {n}; {cure}")
-        for i, rows in encoded_episodes(args, store, model, precision, first):
-            if not rows:
-                raise UserError(
-                    f"episode {i} of {store.path} has {store.episode_length(i)} frames, but a clip needs "
-                    f"{model.config.n_frames}; collect longer episodes or train the VQ-VAE with --model.mode stream"
-                )
-            writer.append(rows | joined_split(store, i, len(rows["codes"])))
+        with closing(encoded_episodes(args, store, model, precision, first)) as encoded:
+            for i, rows in encoded:
+                if not rows:
+                    raise UserError(
+                        f"episode {i} of {store.path} has {store.episode_length(i)} frames, but a clip needs "
+                        f"{model.config.n_frames}; collect longer episodes or train the VQ-VAE with --model.mode stream"
+                    )
+                writer.append(rows | joined_split(store, i, len(rows["codes"])))
 
 
 def joined_split(store: Store, i: int, n: int) -> Rows:

@@ -5,6 +5,7 @@ train/vqvae.py and rollout/ablate.py both run it. It is in the library because n
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from itertools import repeat
 from pathlib import Path
@@ -99,12 +100,29 @@ def pixel_variance(clips: Clips, seed: int = 0, n: int = 256) -> float:
     return variance
 
 
-def data_variance(args: VQVAEStage, clips: Clips) -> float:
-    """`pixel_variance` of the training clips; a run that continues keeps its own."""
+def keep_or(args: VQVAEStage, name: str, measure: Callable[[], Any]) -> Any:
+    """A setting of the model that a run which continues keeps, and a new one measures."""
     folder = args.run / "vqvae"
     if checkpoints(folder) and not args.restart:
-        return float(read_checkpoint(folder).config["model"]["data_variance"])
-    return pixel_variance(clips)
+        found = read_checkpoint(folder).config["model"][name]
+        return tuple(found) if isinstance(found, list) else found
+    return measure()
+
+
+def data_variance(args: VQVAEStage, clips: Clips) -> float:
+    """`pixel_variance` of the training clips; a run that continues keeps its own."""
+    return keep_or(args, "data_variance", lambda: pixel_variance(clips))  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def reconstruct_clips(model: AnyVQVAE, clips: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Codes (b, T, H, W, g) and reconstructions (b, t, h, w, c) uint8 of clips, on the CPU; eight clips at a time."""
+    actions = clips["actions"].split(8) if "actions" in clips else repeat(None)
+    parts = zip(clips["frames"].split(8), actions, strict=False)
+    with eval_mode(model):
+        pairs = [model.reconstruct(frames, actions=led) for frames, led in parts]
+    codes, decoded = (torch.cat(tensors).cpu() for tensors in zip(*pairs, strict=True))
+    return codes, decoded
 
 
 @torch.no_grad()
@@ -124,12 +142,8 @@ def evaluate(model: AnyVQVAE, clips: dict[str, Tensor], fps: float, writer: Summ
     Returns:
         Verdicts.
     """
-    frames, episode = clips["frames"], clips["episode"].cpu().numpy()
-    actions = clips["actions"].split(8) if "actions" in clips else repeat(None)
-    with eval_mode(model):
-        pairs = [model.reconstruct(part, actions=led) for part, led in zip(frames.split(8), actions, strict=False)]
-    codes, decoded = (torch.cat(tensors).cpu() for tensors in zip(*pairs, strict=True))
-    seen, truth = decoded.numpy(), frames.cpu().numpy()
+    codes, decoded = reconstruct_clips(model, clips)
+    seen, truth, episode = decoded.numpy(), clips["frames"].cpu().numpy(), clips["episode"].cpu().numpy()
     verdicts, variance = judge_split(episode), model.config.data_variance
     if truth.shape[1] > 1:
         ours, copied = (nmse(video, truth[:, 1:], variance).mean(1) for video in (seen[:, 1:], truth[:, :-1]))
@@ -194,7 +208,8 @@ def train_on_streams(args: VQVAEStage, store: Store) -> None:
     derived: dict[str, Any] = {"data_variance": data_variance(args, some)}
     if "action" in arrays:
         actions = env_spec.action.encode(train.read(0)["action"][:, :-1])  # an episode's last row has no action
-        derived |= {"action_dim": env_spec.action.encoded_dim, "action_scale": condition_scale(env_spec, actions)}
+        scale = keep_or(args, "action_scale", lambda: condition_scale(env_spec, actions))
+        derived |= {"action_dim": env_spec.action.encoded_dim, "action_scale": scale}
     torch.manual_seed(args.trainer.seed)
     model = RecurrentVQVAE(VQVAEConfig(**vars(args.model), **derived)).to(args.device)
     lanes = {"lanes": model.start(torch.from_numpy(train.read(0, share)["frames"][:, 0])).to(args.device)}
