@@ -53,7 +53,8 @@ docs: $(VENV)/ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "the site: site/index.html"
 
-test: lint docs
+test: $(VENV)/ready
+	$(MAKE) -j 2 lint docs
 	$(BIN)/pytest -n 2 --dist worksteal
 
 campaign: $(VENV)/ready

@@ -12,6 +12,7 @@ import shlex
 import shutil
 import threading
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 import av
@@ -20,6 +21,7 @@ import numpy as np
 import pytest
 
 from configs import parse
+from envs.vector import DreamVectorEnv
 from rollout import play
 from tests.scripts import run_script
 
@@ -120,7 +122,9 @@ def run_line(line: str) -> None:
         shutil.copy(ROOT / script, rest[0])
         return
     assert first == "python", line
-    run_script(script, [*rest, *shlex.split(SMALL[script])])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rollout.rank.DreamVectorEnv", partial(DreamVectorEnv, horizon=8))  # whole episodes take minutes
+        run_script(script, [*rest, *shlex.split(SMALL[script])])
 
 
 def run_page(page: str) -> int:

@@ -259,7 +259,7 @@ def test_mistakes_are_told_in_a_sentence(tmp_path: Path, run: Path) -> None:
             "64 x 64, but samples have 16 x 16",
         ),
         (files | {"samples": real} | SMALL | {"n_trials": 1, "n_frames": 9}, "9 frames, but samples have 16"),
-        ({"run": run, "features": "random_conv"} | SMALL | {"n_clips": 500}, "the test split .* has .* not 500"),
+        ({"run": run, "features": "random_conv"} | SMALL | {"n_clips": 500}, "split 'test' of .* has .* not 500"),
         ({"run": run, "features": "torchscript"} | SMALL, "need weights"),
     ):
         with pytest.raises(UserError, match=text):

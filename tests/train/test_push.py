@@ -127,7 +127,7 @@ def test_a_damaged_download_is_one_sentence(name: str, pushed: Hub, tmp_path: Pa
     with pytest.raises(UserError) as error:
         dreamed("hf://somebody/toy")
     cache = tmp_path / "hf_home" / "hub" / "models--somebody--toy"
-    assert f"{name} is damaged (its content does not match its checksum); delete {cache} and run" in str(error.value)
+    assert f"{name} is damaged (its content does not match its checksum); delete {cache}, and run" in str(error.value)
     assert cache.is_dir()
 
 

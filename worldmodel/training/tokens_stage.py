@@ -75,8 +75,8 @@ class TokensStage(CacheArgs, StageArgs):
     split: Literal["train", "valid", "test"] = "valid"
     """Split that the starting contexts are taken from. To train a policy, take thousands of contexts from train."""
     before_end_fraction: Fraction = 0.0
-    """Fraction of the starting contexts that end at most 14 latent frames before a termination, so that a policy often
-    meets the situations that end an episode."""
+    """Fraction of the starting contexts that end shortly before a termination. They end at most 14 latent frames before
+    it. A policy then often meets the situations that end an episode."""
     context_frames: Positive = 8
     """Number of latent frames of a starting context."""
     precision: Precision = "float32"

@@ -66,6 +66,8 @@ def test_dropout_of_shares_is_unbiased_and_has_its_gradient() -> None:
     error = (mean - truth).abs().mean() / truth.abs().mean()
     assert 0.001 < error < 0.06
 
+    q, k, v = problem(16)  # the check goes through every number of v
+
     def value(v: torch.Tensor) -> torch.Tensor:
         torch.manual_seed(1)  # the same masks
         return attend(q, k, v, "causal", 0.3)
