@@ -10,7 +10,7 @@
 #             makes a world model of any Gymnasium environment in half an hour, or in MINUTES=n
 # make gpu    measures everything that needs a GPU, in at most 8 minutes; runs/gpu/table.md has the results
 # An interrupted command resumes when it is run again. PYTHON=python3.12 make ... takes another interpreter, and
-# installs into a folder of its own, .venv-3.12.
+# installs into a folder of its own, .venv-3.12. Python compiles what it imports, so pip does not compile everything.
 
 PYTHON ?= python3.11
 VENV := .venv$(patsubst python%,-%,$(filter-out python3.11,$(notdir $(PYTHON))))
@@ -21,7 +21,7 @@ SHELL := /bin/bash
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[all,dev,docs]"
+	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e ".[all,dev,docs]"
 	touch $@
 
 demo: $(VENV)/ready
