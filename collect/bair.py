@@ -152,7 +152,7 @@ def main(args: Args) -> Written:
     files = names_digest(f"{path.name} {test}" for path, _, test in found)
     how: dict[str, Any] = {"view": args.view, "both_views": args.both_views, "valid": args.valid, "files": files}
     fill_store(args, make_env_spec(args), found, partial(read_file, args), **how)
-    print_action_range(str(args.out))
+    print_action_range(args.out)
     return recorded(args.out)
 
 

@@ -32,7 +32,7 @@ import numpy as np
 from collect.files import BrokenFile, names_digest, reason, with_labels
 from collect.hdf5_groups import MASKS, groups, known, list_files, published_split
 from collect.images import frames_of, is_picture
-from collect.steps import StepArgs, action_spec, fill_with_steps, make_rows, variable_names
+from collect.steps import StepArgs, action_spec, fill_with_steps, make_rows, numbered_names
 from configs import command
 from configs.written import Written
 from worldmodel.data.env_spec import ActionSpec, EnvSpec
@@ -246,7 +246,7 @@ def make_env_spec(args: Args, spec: ActionSpec, parts: Sequence[Part]) -> EnvSpe
             continue
         with h5py.File(part.path) as file:
             widths = [(key, int(np.prod(file[part.group][key].shape[1:]))) for key in args.variables]
-        names = variable_names(widths)
+        names = numbered_names(widths)
         shape: Any = first["frames"].shape[1:]
         return EnvSpec(name=args.source.resolve().stem, frame_shape=shape, action=spec, variables=names, fps=args.fps)
     return EnvSpec(name=args.source.resolve().stem, action=spec)

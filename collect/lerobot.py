@@ -34,7 +34,7 @@ from collect.files import BrokenFile, names_digest, reason, with_labels
 from collect.images import frames_of
 from collect.lerobot_export import EXTRA, OWN_FILE, export_store
 from collect.lerobot_files import Dataset, Span, open_dataset, read_camera, read_columns, read_everywhere
-from collect.steps import StepArgs, action_spec, fill_with_steps, make_rows
+from collect.steps import StepArgs, action_spec, fill_with_steps, make_rows, numbered_names
 from configs import command
 from configs.written import Written
 from worldmodel.data.env_spec import ActionSpec, EnvSpec
@@ -147,8 +147,9 @@ def variable_names(dataset: Dataset, keys: Sequence[str]) -> tuple[str, ...]:
         n = int(np.prod(dataset.features[key]["shape"]))
         given = dataset.features[key].get("names")
         given = [name for part in given.values() for name in part] if isinstance(given, dict) else given
-        plain = [key] if n == 1 else [f"{key}_{i}" for i in range(n)]
-        names += [str(name) for name in given] if isinstance(given, list) and len(given) == n else plain
+        names += (
+            [str(name) for name in given] if isinstance(given, list) and len(given) == n else numbered_names([(key, n)])
+        )
     return tuple(names)
 
 

@@ -37,7 +37,7 @@ from gymnasium import spaces
 
 from collect.files import BrokenFile, ReaderArgs, fill_store, not_finite
 from collect.images import frames_of, is_picture
-from collect.steps import fill_with_steps, variable_names
+from collect.steps import fill_with_steps, numbered_names
 from configs import command
 from configs.written import Written, recorded
 from envs.spaces import to_action_spec, to_gym_space
@@ -161,7 +161,7 @@ def make_env_spec(dataset: MinariDataset, paths: Sequence[str], size: int) -> En
         env_kwargs=dict(spec.kwargs) if spec else {},
         frame_shape=shape,
         action=to_action_spec(dataset.action_space),
-        variables=variable_names(vectors(dataset).items()),
+        variables=numbered_names(vectors(dataset).items()),
         max_episode_steps=(dataset.env_spec.max_episode_steps or 0) if dataset.env_spec else 0,
     )
 

@@ -33,7 +33,7 @@ from PIL import Image
 
 from collect.files import BrokenFile, names_digest, reason, with_labels
 from collect.images import frames_of
-from collect.steps import StepArgs, action_spec, fill_with_steps, make_rows, variable_names
+from collect.steps import StepArgs, action_spec, fill_with_steps, make_rows, numbered_names
 from collect.tfrecord import Feature, Place, broken, example, places, record_at, table
 from configs import command
 from configs.written import Written
@@ -208,7 +208,7 @@ def make_env_spec(args: Args, spec: ActionSpec, records: Sequence[Record]) -> En
             continue
         features, n = features_of(record), len(first["frames"])
         widths = [(key, table(features, key, n).shape[1]) for key in args.state]
-        names = variable_names(widths)
+        names = numbered_names(widths)
         shape: Any = first["frames"].shape[1:]
         return EnvSpec(name=name, frame_shape=shape, action=spec, variables=names, fps=args.fps)
     return EnvSpec(name=name, action=spec, fps=args.fps)

@@ -183,7 +183,7 @@ def main(args: Args) -> Written:
     files = names_digest(str(path.relative_to(args.source)) for path in found)
     how: dict[str, Any] = {"camera": args.camera, "pattern": args.pattern, "files": files}
     fill_store(args, make_env_spec(args), found, partial(read_file, args), **how)
-    print_action_range(str(args.out))
+    print_action_range(args.out)
     return recorded(args.out)
 
 

@@ -233,13 +233,13 @@ def fill_with_steps(
     return recorded(args.out)
 
 
-def print_action_range(out: str) -> None:
+def print_action_range(out: str | Path) -> None:
     """Print the range of the actions of a store, without the last row of each episode, which has no action."""
     store = Store(out)
     actions = np.delete(store.read("action", 0, store.n_rows), store.episode_ends - 1, axis=0)
     print(f"actions range from {actions.min(0).tolist()} to {actions.max(0).tolist()}")
 
 
-def variable_names(widths: Iterable[tuple[str, int]]) -> tuple[str, ...]:
+def numbered_names(widths: Iterable[tuple[str, int]]) -> tuple[str, ...]:
     """A name for each number of the variables, from the key of each variable and how many numbers it has."""
     return tuple(f"{key}_{i}" if n > 1 else key for key, n in widths for i in range(n))

@@ -17,7 +17,7 @@ import torch
 
 from configs import FOLDER, SECTIONS, command, overlay, parse, read_preset, read_section
 from configs.help import short_help
-from tests.scripts import run_script
+from tests.scripts import run_script, section_of
 from train import outcome, policy, prior, tokens, vqvae
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.settings import Address, Fraction, Seed, Settings
@@ -341,8 +341,7 @@ def test_every_preset_of_a_documented_command_has_a_section_for_its_script() -> 
     found = set(re.findall(r"((?:collect|train|rollout)/\w+\.py)[^\n`]*? --preset (\w+)", text))
     assert len(found) > 30
     for script, preset in found:
-        (section,) = re.findall(r'^    command\(main, "(\w+)"\)', (ROOT / script).read_text(), re.MULTILINE)
-        assert section in read_preset(preset), f"{script} --preset {preset}"
+        assert section_of(script) in read_preset(preset), f"{script} --preset {preset}"
 
 
 def test_a_mistake_on_the_command_line_is_one_line_and_status_2(tmp_path: Path) -> None:

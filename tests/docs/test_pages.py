@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from configs import parse
+from tests.scripts import section_of
 from worldmodel.__main__ import VERBS, with_first_flags
 from worldmodel.utils.errors import UserError
 
@@ -37,10 +38,9 @@ def test_commands_parse(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for script, flags in commands(page):
         if any(flag.endswith((".yaml", ".yml")) for flag in flags):
             continue  # a preset that the reader makes
-        (section,) = re.findall(r'^    command\(main, "(\w+)"\)', (ROOT / script).read_text(), re.MULTILINE)
         module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
         try:
-            parse(module.Args, section, flags)
+            parse(module.Args, section_of(script), flags)
         except (UserError, SystemExit) as error:
             pytest.fail(f"python {script} {' '.join(flags)}: {error}")
 

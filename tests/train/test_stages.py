@@ -185,16 +185,22 @@ def test_frames_of_one_color_are_refused(tmp_path: Path) -> None:
         vqvae.main(stages(tmp_path, steps=2)[0])
 
 
-def test_a_recurrent_vqvae_learns_from_actions_that_are_never_zero(tmp_path: Path) -> None:
+def test_a_recurrent_vqvae_learns_from_actions_that_are_never_zero(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The last row of an episode has no action: a zero, which this space does not have."""
     spec = replace(TOY, action=ActionSpec(kind="Box", low=(1.0,), high=(2.0,)))
     with StoreWriter(tmp_path / "data.zarr", spec, {}) as writer:
         for i in range(20):
             rows = toy_episode(np.random.default_rng(i), steps=4)
             writer.append(rows | {"action": np.float32([[1], [2], [1], [2], [0]])})
-    vqvae.main(replace(stages(tmp_path, steps=2, recurrent=True)[0], n_eval_frames=4))
+    args = replace(stages(tmp_path, steps=1, recurrent=True)[0], n_eval_frames=4)
+    vqvae.main(args)
     (scale,) = load_vqvae(tmp_path / "vqvae").config.action_scale
     assert 0 < scale <= 0.5, "the zeros do not count"
+    monkeypatch.setattr(vqvae_stage, "condition_scale", lambda *_: (7.0,))
+    vqvae.main(replace(args, trainer=replace(args.trainer, steps=2)))
+    assert load_vqvae(tmp_path / "vqvae").config.action_scale == (scale,), "a run that continues keeps its own"
 
 
 @pytest.mark.parametrize("recurrent", [False, True], ids=["per_frame", "recurrent"])

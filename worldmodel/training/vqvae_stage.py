@@ -104,14 +104,24 @@ def keep_or(args: VQVAEStage, name: str, measure: Callable[[], Any]) -> Any:
     """A setting of the model that a run which continues keeps, and a new one measures."""
     folder = args.run / "vqvae"
     if checkpoints(folder) and not args.restart:
-        found = read_checkpoint(folder).config["model"][name]
-        return tuple(found) if isinstance(found, list) else found
+        return read_checkpoint(folder).config["model"][name]
     return measure()
 
 
 def data_variance(args: VQVAEStage, clips: Clips) -> float:
     """`pixel_variance` of the training clips; a run that continues keeps its own."""
-    return keep_or(args, "data_variance", lambda: pixel_variance(clips))  # type: ignore[no-any-return]
+    return float(keep_or(args, "data_variance", lambda: pixel_variance(clips)))
+
+
+def action_scale(args: VQVAEStage, train: Streams) -> tuple[float, ...]:
+    """`condition_scale` of the first batch's actions; a run that continues keeps its own."""
+    spec = train.store.env_spec
+
+    def measure() -> tuple[float, ...]:
+        actions = train.read(0)["action"][:, :-1]  # the last row of an episode has no action
+        return condition_scale(spec, spec.action.encode(actions))
+
+    return tuple(keep_or(args, "action_scale", measure))
 
 
 @torch.no_grad()
@@ -207,9 +217,7 @@ def train_on_streams(args: VQVAEStage, store: Store) -> None:
     some = Clips(store, "train", args.n_eval_frames, ["frames"])
     derived: dict[str, Any] = {"data_variance": data_variance(args, some)}
     if "action" in arrays:
-        actions = env_spec.action.encode(train.read(0)["action"][:, :-1])  # an episode's last row has no action
-        scale = keep_or(args, "action_scale", lambda: condition_scale(env_spec, actions))
-        derived |= {"action_dim": env_spec.action.encoded_dim, "action_scale": scale}
+        derived |= {"action_dim": env_spec.action.encoded_dim, "action_scale": action_scale(args, train)}
     torch.manual_seed(args.trainer.seed)
     model = RecurrentVQVAE(VQVAEConfig(**vars(args.model), **derived)).to(args.device)
     lanes = {"lanes": model.start(torch.from_numpy(train.read(0, share)["frames"][:, 0])).to(args.device)}
