@@ -43,6 +43,8 @@ from worldmodel.utils.files import write_atomic, write_json
 from worldmodel.utils.settings import AboveZero, Settings
 
 Row = dict[str, Any]
+FRAME_CODES = 16 * 16
+"""Codes of a frame in the part that counts frames per second, four times as many as in the pretrained models."""
 SHARE = "share of a matrix product's rate"
 """A column: operations per second, divided by those of a 2048 x 2048 product in the same process."""
 LARGE = "--prior.latent-shape 8 32 32 --prior.d-model 512 --prior.n-layers 16 --prior.d-ff 2048"
@@ -109,6 +111,17 @@ def training_rows(path: Path) -> list[Row]:
     return rows + [{"what": what, "memory": size} for what, size in sizes.items()]
 
 
+def frame_rows(path: Path) -> list[Row]:
+    """Rows of train/benchmark.py for sampling, in frames. Its share counts code by code, so it is left out."""
+    return [
+        {
+            "what": f"sampling frames of {FRAME_CODES} codes, batch {row['batch']}, {row['precision']}",
+            "result": f"{row['rate'] / FRAME_CODES:,.1f} frames/s",
+        }
+        for row in json.loads(path.read_text())["rows"]
+    ]
+
+
 def dream_rows(path: Path) -> list[Row]:
     """Rows of rollout/benchmark.py."""
     return [
@@ -170,7 +183,8 @@ def timing_parts(args: Args) -> list[Part]:
 
 
 def sampling_parts(args: Args) -> list[Part]:
-    """Sampling code by code; then several codes ahead, from a prior that is trained on moving digits first."""
+    """Sampling code by code; frames of 256 codes as a dream samples them; then several codes ahead, from a prior that
+    is trained on moving digits first."""
     small, batches = args.small, "--sample-batch-sizes 1 2" if args.small else "--sample-batch-sizes 1 64"
     device, steps = f"--device {args.device}", "2 --trainer.batch-size 2" if small else "600 --trainer.batch-size 32"
     digits, run = "--data {folder}/digits.zarr", "--preset speed --run {folder}/digits"
@@ -189,8 +203,14 @@ def sampling_parts(args: Args) -> list[Part]:
     ]
     sample = f"{timing(args)} {TINY if small else ''} {batches}"
     ahead = f"{sample} --workloads sample --trained-prior {{folder}}/digits/prior"
+    frames = (
+        f"{timing(args)} --workloads sample --sample-batch-sizes 1 --prior.latent-shape {2 if small else 16} 16 16 "
+        "--prior.mode stream --prior.decoding-order block --prior.patch-size 2 --prior.d-model 256 --prior.n-heads 4 "
+        "--prior.n-kv-heads 1 --prior.n-layers 4 --prior.d-ff 1024"
+    )
     return [
         Part("sampling", f"{sample} --workloads sample masks", training_rows),
+        Part("sampling_frames", frames, frame_rows),
         *made,
         Part("sampling_ahead", ahead, training_rows, needs="digits_prior"),
     ]

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
 from tests.conftest import stages
@@ -63,6 +64,24 @@ def without_data(run: Path) -> None:
 def incomplete(run: Path) -> None:
     """The manifest of the data names a store that is not there."""
     vqvae.main(replace(stages(run)[0], data=Address(str(run / "joined.zarr"))))
+
+
+def without_rights(run: Path, data: str, endpoint: str, refused: tuple[int, ...]) -> None:
+    """Read from a bucket; some ranks have no keys."""
+    keys: dict[str, Any] = {"anon": True} if rank() in refused else {"key": "somebody", "secret": "something"}
+    fsspec.config.conf["s3"] = {"endpoint_url": endpoint} | keys
+    args = stages(run)[0]
+    vqvae.main(replace(args, data=Address(data), trainer=replace(args.trainer, steps=1), n_eval_clips=2))
+
+
+@pytest.mark.parametrize("refused", [(0, 1), (0,), (1,)])
+def test_a_bucket_without_rights_is_told_by_one_rank_and_ends_both(
+    bucket: str, s3_endpoint: str, toy_fill: Callable[..., Any], tmp_path: Path, refused: tuple[int, ...]
+) -> None:
+    data = f"{bucket}/data.zarr"
+    toy_fill(data, 10)
+    found = on_ranks(tmp_path, 2, without_rights, tmp_path / "run", data, s3_endpoint, refused, patience=20.0)
+    assert f"{data}/zarr.json cannot be read (Forbidden); check the endpoint, the keys and" in only_sentence(found)
 
 
 def test_a_mistake_is_told_by_one_rank_and_ends_both(toy_store: Path, tmp_path: Path) -> None:
