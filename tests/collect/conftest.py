@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Iterator
 from multiprocessing import forkserver
 from types import SimpleNamespace
 
@@ -18,9 +19,11 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("collect.files.WorkerPool", Here)
 
 
-@pytest.fixture
-def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def forked() -> Iterator[None]:
     """Pools fork their processes from one that has imported torch, which takes less time than spawning them."""
     forkserver.ensure_running()  # here, because a pool ignores Ctrl-C while it starts processes
     how = SimpleNamespace(get_context=lambda _: CONTEXT, parent_process=multiprocessing.parent_process)
-    monkeypatch.setattr("collect.pool.multiprocessing", how)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("collect.pool.multiprocessing", how)
+        yield

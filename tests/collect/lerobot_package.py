@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from lerobot.datasets.lerobot_dataset import LeRobotDataset  # type: ignore[import-not-found]
 
-CAMERA, STATE, ACTION = "observation.images.top", "observation.state", "action"
+TOP, SIDE, STATE, ACTION = "observation.images.top", "observation.images.side", "observation.state", "action"
 N_EPISODES, LENGTH, SIZE = 3, 12, 64
 
 
@@ -23,19 +23,24 @@ def read(root: Path, out: Path) -> None:
 
 
 def write(root: Path) -> None:
-    """A dataset in which a square moves to the right."""
+    """A dataset of two cameras: for one a square moves to the right, for the other it moves down."""
     two = {"dtype": "float32", "shape": (2,), "names": ["x", "y"]}
     pictures = {"dtype": "video", "shape": (SIZE, SIZE, 3), "names": ["height", "width", "channels"]}
-    features = {CAMERA: pictures, STATE: two, ACTION: two}
+    features = {TOP: pictures, SIDE: pictures, STATE: two, ACTION: two}
     data = LeRobotDataset.create("local/made", fps=10, features=features, root=root, use_videos=True)
     for i in range(N_EPISODES):
         for t in range(LENGTH):
             picture = np.full((SIZE, SIZE, 3), 40, np.uint8)
             picture[20:40, 4 * t : 4 * t + 16] = 200
             values = {STATE: np.float32([i, t]), ACTION: np.float32([t / 10, -i])}
-            data.add_frame({CAMERA: picture, "task": "push", **values})
+            row = {TOP: picture, SIDE: picture.swapaxes(0, 1).copy(), **values}
+            if hasattr(data, "finalize"):
+                data.add_frame({"task": "push", **row})
+            else:  # of a release that writes version 2
+                data.add_frame(row, task="push")
         data.save_episode()
-    data.finalize()
+    if hasattr(data, "finalize"):
+        data.finalize()
 
 
 if __name__ == "__main__":

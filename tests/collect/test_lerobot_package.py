@@ -2,7 +2,7 @@
 
 lerobot needs an older torch than this project, so it has a Python of its own:
 
-    python3.11 -m venv .venv-lerobot && .venv-lerobot/bin/pip install lerobot==0.4.4
+    python3.11 -m venv .venv-lerobot && .venv-lerobot/bin/pip install lerobot==0.4.4     # 0.3.3 for version 2
     LEROBOT_PYTHON=.venv-lerobot/bin/python python -m pytest tests/collect/test_lerobot_package.py
 """
 
@@ -44,15 +44,19 @@ def test_lerobot_reads_what_is_exported(toy_store: Path, tmp_path: Path, picture
     assert at == len(rows["frames"])
 
 
-def test_what_lerobot_writes_is_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("cameras", [("top",), ("side",), ("top", "side")])
+def test_what_lerobot_writes_is_read(tmp_path: Path, cameras: tuple[str, ...]) -> None:
     in_lerobot("write", tmp_path / "made")
-    lerobot.main(lerobot.Args(source=tmp_path / "made", out=str(tmp_path / "back.zarr"), size=64))  # type: ignore[arg-type]
-    store, t = Store(tmp_path / "back.zarr"), np.arange(12, dtype=np.float32)
+    out = str(tmp_path / "back.zarr")
+    lerobot.main(lerobot.Args(source=tmp_path / "made", camera=cameras, out=out, size=64))  # type: ignore[arg-type]
+    store, t = Store(out), np.arange(12, dtype=np.float32)
     assert len(store.episode_indices()) == 3
     for i in range(3):
         rows = store.read_episode(i)
         assert np.array_equal(rows["variables"], np.stack([np.full(12, i), t], 1))
         actions = np.stack([t / np.float32(10), np.full(12, -i, np.float32)], 1)
         assert np.array_equal(rows["action"][:-1], actions[:-1])
-        centers = [np.argwhere(frame[..., 0] > 120).mean(0) for frame in rows["frames"]]
-        assert np.allclose(centers, [(29.5, 4 * k + 7.5) for k in range(12)], atol=0.5)
+        for camera, frames in zip(cameras, np.split(rows["frames"], len(cameras), axis=2), strict=True):
+            centers = [np.argwhere(frame[..., 0] > 120).mean(0) for frame in frames]
+            truth = [(29.5, 4 * k + 7.5)[:: 1 if camera == "top" else -1] for k in range(12)]
+            assert np.allclose(centers, truth, atol=0.5), camera

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
-import sys
+import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,28 +13,28 @@ import numpy as np
 import pytest
 
 from collect import bair, pushing
+from collect.pool import WorkerPool
 from configs import overlay, read_preset
 from envs.pushing import Pushing
 from tests.collect.conftest import Here
 from tests.collect.test_bair import written
+from tests.scripts import run_script
 from train import prior, tokens, vqvae
 from worldmodel.data.store import Store
 from worldmodel.data.zarr_format import open_root
 from worldmodel.utils.checkpoint import read_checkpoint
 from worldmodel.utils.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def recorded(tmp_path_factory: pytest.TempPathFactory, forked: None) -> Path:
     """Ten random episodes, by two processes."""
     out = tmp_path_factory.mktemp("pushing") / "data.zarr"
-    script = [sys.executable, str(ROOT / "collect/pushing.py"), "--out", str(out), "--policy", "random"]
-    done = subprocess.run([*script, "--num-workers", "2", "--episodes", "10"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "of the bare engine's" in done.stdout
-    assert "10 episodes, 300 frames" in done.stdout
+    flags = f"--out {out} --policy random --num-workers 2 --episodes 10".split()
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        run_script("collect/pushing.py", flags, WorkerPool)
+    assert "of the bare engine's" in said.getvalue()
+    assert "10 episodes, 300 frames" in said.getvalue()
     return out
 
 

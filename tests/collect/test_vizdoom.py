@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +25,7 @@ import pytest
 from collect import vizdoom as script
 from collect.episodes import Exploration, cut_episode, play_group
 from collect.pool import WorkerPool
+from tests.scripts import run_script
 from worldmodel.data.env_spec import ActionSpec, EnvSpec
 from worldmodel.data.store import Store
 from worldmodel.models.loading import resolve_folder
@@ -34,8 +36,25 @@ ROOT = Path(__file__).resolve().parents[2]
 COLLECT = [sys.executable, str(ROOT / "collect" / "vizdoom.py"), "--policy", "random", "--num-workers", "2"]
 
 
-def collect(out: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COLLECT, "--out", str(out), *flags], capture_output=True, text=True, cwd=out.parent)
+@dataclass(frozen=True)
+class Done:
+    """How a command ended, and what it said."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def collect(out: Path, *flags: str) -> Done:
+    """Record in the folder of the store, in processes that are forked."""
+    said, told, status = io.StringIO(), io.StringIO(), 0
+    given = ["--policy", "random", "--num-workers", "2", "--out", str(out), *flags]
+    with contextlib.chdir(out.parent), contextlib.redirect_stdout(said), contextlib.redirect_stderr(told):
+        try:
+            run_script("collect/vizdoom.py", given, WorkerPool)
+        except SystemExit as end:
+            status = int(end.code or 0)
+    return Done(status, said.getvalue(), told.getvalue())
 
 
 def same(a: Path, b: Path) -> None:
@@ -49,7 +68,7 @@ def same(a: Path, b: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def recorded(tmp_path_factory: pytest.TempPathFactory, forked: None) -> Path:
     """60 pieces of 50 frames in one go: two commits."""
     out = tmp_path_factory.mktemp("whole") / "data.zarr"
     done = collect(out, "--episodes", "60", "--length", "50")
@@ -251,27 +270,18 @@ def test_a_collector_that_is_stopped_leaves_no_engine(end: signal.Signals, tmp_p
         assert told.endswith(b"interrupted; run the same command again to resume\n")
 
 
-def test_groups_of_episodes_take_the_policies_in_turn(tmp_path: Path) -> None:
+def test_groups_of_episodes_take_the_policies_in_turn(tmp_path: Path, forked: None) -> None:
     """Standing still, then walking to and fro, four episodes each; the third group stands still again."""
     out = tmp_path / "data.zarr"
-    flags = (
-        "--scenario",
-        "take_cover",
-        "--policy",
-        "cycle:0x1",
-        "cycle:1x3,2x3",
-        "--epsilon",
-        "0",
-        "--random-share",
-        "0",
-    )
+    exact = ("--epsilon", "0", "--random-share", "0")
+    flags = ("--scenario", "take_cover", "--policy", "cycle:0x1", "cycle:1x3,2x3", *exact)
     done = collect(out, *flags, "--episodes", "12")
     assert done.returncode == 0, done.stderr
     store = Store(out)
     used = [set(store.read_episode(i)["action"][:-1].tolist()) for i in range(12)]
     assert used == [{0}] * 4 + [{1, 2}] * 4 + [{0}] * 4
     assert store.settings["policy"] == ["cycle:0x1", "cycle:1x3,2x3"]
-    again = collect(out, *flags[:2], "--policy", "cycle:0x1", *flags[5:], "--episodes", "12")
+    again = collect(out, *flags[:2], "--policy", "cycle:0x1", *exact, "--episodes", "12")
     assert again.returncode == 2 and "but cycle:0x1 was asked for" in again.stderr
 
 
