@@ -53,7 +53,7 @@ with extra("sb3"):
     from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecFrameStack, VecMonitor
 
 
-DREAM = "VideoGPTDream-v0"
+DREAM, ENGINE = "VideoGPTDream-v0", "VizdoomFrames-v0"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +67,12 @@ class Args(Settings):
     value_warmup_steps: Count = 0
     """Environment steps in which only the value function learns. Use it with init_from: an untrained value function
     would otherwise destroy the policy."""
-    env_id: str = "VizdoomFrames-v0"
+    env_id: str = ENGINE
     """Gymnasium id of the environment."""
     scenario: str = "health_gathering_supreme"
     """ViZDoom scenario, or the name of a pretrained dream."""
+    frame_skip: Positive = 4
+    """Tics of the ViZDoom engine per step. A dream has the steps that it was recorded with."""
     run: str = ""
     """Run folder of your own world model, or hf://owner/name; by default the pretrained dream of `scenario`."""
     temperature: NotNegative = 1.0
@@ -127,6 +129,8 @@ class Args(Settings):
             raise UserError("--termination-penalty needs the probability of an end; give --expected-reward too")
         if self.run and self.env_id != DREAM:
             raise UserError(f"--run names a dream, but {self.env_id} is not one; add --env-id VideoGPTDream-v0")
+        if self.frame_skip != 4 and self.env_id != ENGINE:
+            raise UserError(f"--frame-skip is for ViZDoom's engine, and {self.env_id} is not that; leave it out")
 
 
 def dream_folder(args: Args) -> Path | None:
@@ -222,8 +226,8 @@ def make_envs(args: Args) -> VecEnv:
         if args.env_id != DREAM:
             if args.expected_reward:
                 raise UserError(f"{args.env_id} is not a dream, so it predicts no reward; leave --expected-reward out")
-            scenario: dict[str, Any] = {"scenario": args.scenario} if args.env_id == "VizdoomFrames-v0" else {}
-            envs: VecEnv = DummyVecEnv([lambda: gym.make(args.env_id, **scenario)] * args.num_envs)
+            own = {"scenario": args.scenario, "frame_skip": args.frame_skip} if args.env_id == ENGINE else {}
+            envs: VecEnv = DummyVecEnv([lambda: gym.make(args.env_id, **own)] * args.num_envs)
         else:
             dream: dict[str, Any] = {"model": args.run, "world": args.scenario}
             dream |= {"temperature": args.temperature, "precision": args.precision, "device": args.device}
@@ -248,12 +252,12 @@ def make_ppo(args: Args, environments: VecEnv, last: int) -> PPO:
 
 def engine_scenario(args: Args) -> str:
     """The ViZDoom scenario that the policy can be evaluated in; "" if its world has another engine."""
-    if args.env_id == "VizdoomFrames-v0":
+    if args.env_id == ENGINE:
         return args.scenario
     if (folder := dream_folder(args)) is None:
         return ""
     env_spec = read_checkpoint(folder / "vqvae").config["env_spec"]
-    return env_spec["name"] if env_spec["env_id"] == "VizdoomFrames-v0" else ""
+    return env_spec["name"] if env_spec["env_id"] == ENGINE else ""
 
 
 def main(args: Args) -> Written:
@@ -275,7 +279,8 @@ def main(args: Args) -> Written:
             save_policy(args.export, small, made_with, {"steps": ppo.num_timesteps}, resumable=False)
     print(f"finished after {ppo.num_timesteps:,} steps")
     policy, scenario = args.export or args.out, engine_scenario(args)
-    return Written(policy, scenario and "rollout/evaluate_policy.py", {"policy": policy, "scenario": scenario})
+    flags = {"policy": policy, "scenario": scenario, "frame_skip": args.frame_skip if args.frame_skip != 4 else None}
+    return Written(policy, scenario and "rollout/evaluate_policy.py", flags)
 
 
 if __name__ == "__main__":

@@ -153,6 +153,23 @@ def test_a_policy_learns_in_a_dream(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         policy.main(replace(args, out=tmp_path / "armed", reward_shaping=(("AMMO2", 0.1),)))
 
 
+def test_actions_are_held_for_other_numbers_of_tics(tmp_path: Path) -> None:
+    """An episode of `basic` has 300 tics, with a reward of -1 each; shots cost 5 more, and are not fired here."""
+    lengths = {}
+    for skip in (2, 4):
+        envs = policy.make_envs(policy.Args(scenario="basic", reward_shaping=(), num_envs=1, frame_skip=skip))
+        envs.reset()
+        ended, lengths[skip] = [False], 0
+        while not ended[0]:
+            *_, ended, _ = envs.step(np.array([0]))
+            lengths[skip] += 1
+        envs.close()
+    assert lengths == {2: 150, 4: 75}
+    how = {"scenario": "basic", "reward_shaping": (), "num_envs": 1, "n_steps": 8, "total_timesteps": 8}
+    written = policy.main(policy.Args(out=tmp_path / "run", frame_skip=2, features_dim=8, **how))  # type: ignore[arg-type]
+    assert written.flags == {"policy": tmp_path / "run", "scenario": "basic", "frame_skip": 2}
+
+
 def test_mistakes_are_told_in_a_sentence(tmp_path: Path) -> None:
     for change, sentence in (
         ({"env_id": "VizdoomFrame-v0"}, "VizdoomFrame"),
@@ -167,6 +184,10 @@ def test_mistakes_are_told_in_a_sentence(tmp_path: Path) -> None:
         ),
         ({"termination_penalty": 1.0}, "needs the probability of an end; give --expected-reward too"),
         ({"run": "runs/mine"}, "--run names a dream, but VizdoomFrames-v0 is not one; add --env-id VideoGPTDream-v0"),
+        (
+            {"env_id": "VideoGPTDream-v0", "frame_skip": 2},
+            "--frame-skip is for ViZDoom's engine, and VideoGPTDream-v0 is not that; leave it out",
+        ),
         ({"value_warmup_steps": -1}, "value_warmup_steps must be at least 0, not -1"),
     ):
         with pytest.raises(UserError, match=sentence):
