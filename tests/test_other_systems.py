@@ -25,13 +25,7 @@ CHAIN = '''
 import importlib
 from pathlib import Path
 
-import gymnasium
-import envs
-from collect import gym
-from configs import parse
-from rollout import evaluate, play
-from train import outcome, prior, tokens, vqvae
-
+JUDGED = "--split all --context-frames 2 --steps-ahead 1 2 --n-clips 2 --n-dreams 1"
 VQVAE = """
     --model.frame-size 16 16 --model.n-frames 2 --model.stride 1 4 4 --model.hidden-channels 8 --n-eval-clips 2
     --model.residual-channels 8 --model.n-codes 8 --model.n-res-blocks 1 --model.embedding-dim 4
@@ -43,17 +37,26 @@ PRIOR = """
 """
 SHORT = "--trainer.steps 2 --trainer.batch-size 2"
 STAGES = (
-    (gym, "collect", "--env-id CartPole-v1 --size 16 --episodes 20 --num-workers 2 --out run/data.zarr"),
-    (vqvae, "vqvae", f"--run run {VQVAE} {SHORT}"),
-    (tokens, "tokens", "--run run --n-contexts 2 --context-frames 2"),
-    (prior, "prior", f"--run run {PRIOR} {SHORT}"),
-    (outcome, "outcome", f"--run run --hidden-dim 8 --n-latent-frames 4 {SHORT}"),
-    (evaluate, "evaluate", "--run run --split all --context-frames 2 --steps-ahead 1 2 --n-clips 2 --n-dreams 1"),
+    ("collect.gym", "collect", "--env-id CartPole-v1 --size 16 --episodes 20 --num-workers 1 --out run/data.zarr"),
+    ("train.vqvae", "vqvae", f"--run run {VQVAE} {SHORT}"),
+    ("train.tokens", "tokens", "--run run --n-contexts 2 --context-frames 2"),
+    ("train.prior", "prior", f"--run run {PRIOR} {SHORT}"),
+    ("train.outcome", "outcome", f"--run run --hidden-dim 8 --n-latent-frames 4 {SHORT}"),
+    ("rollout.evaluate", "evaluate", f"--run run {JUDGED}"),
 )
 
 
-def main():
-    for script, section, flags in STAGES:
+def main():  # imports here what the process that plays, which imports this file, does not need
+    import gymnasium
+    from configs import parse
+    from envs.engine_cleanup import EngineFolder
+    from rollout import play
+
+    folder = EngineFolder()
+    folder.close()
+    assert not folder.path.exists()
+    for name, section, flags in STAGES:
+        script = importlib.import_module(name)
         script.main(parse(script.Args, section, flags.split()))
     with play.serve(play.Args(run="run", port=0, engine=False)) as server:
         print("played", server.answer("step", action=1)["world"])
@@ -78,5 +81,3 @@ def test_the_chain_runs_without_what_windows_lacks(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "chain.py"], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("played CartPole-v1\ndreamed (16, 16, 3)\n")
-    code = "import os, envs.engine_cleanup as c; f = c.EngineFolder(); f.close(); assert not os.path.exists(f.path)"
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, check=True)

@@ -226,7 +226,8 @@ def make_envs(args: Args) -> VecEnv:
         if args.env_id != DREAM:
             if args.expected_reward:
                 raise UserError(f"{args.env_id} is not a dream, so it predicts no reward; leave --expected-reward out")
-            own = {"scenario": args.scenario, "frame_skip": args.frame_skip} if args.env_id == ENGINE else {}
+            engine: dict[str, Any] = {"scenario": args.scenario, "frame_skip": args.frame_skip}
+            own = engine if args.env_id == ENGINE else {}
             envs: VecEnv = DummyVecEnv([lambda: gym.make(args.env_id, **own)] * args.num_envs)
         else:
             dream: dict[str, Any] = {"model": args.run, "world": args.scenario}

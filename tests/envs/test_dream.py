@@ -155,10 +155,10 @@ def test_a_window_for_people(toy_run: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_ppo_trains_in_it_without_a_special_case(env: gym.Env) -> None:
-    ppo = PPO("MlpPolicy", env, n_steps=250, batch_size=125, n_epochs=1, seed=0)
+    ppo = PPO("MlpPolicy", env, n_steps=50, batch_size=25, n_epochs=1, seed=0)
     before = [p.clone() for p in ppo.policy.parameters()]
-    ppo.learn(500)
-    assert ppo.num_timesteps == 500
+    ppo.learn(100)
+    assert ppo.num_timesteps == 100
     assert any(not (a == b).all() for a, b in zip(before, ppo.policy.parameters(), strict=True))
 
 

@@ -208,20 +208,17 @@ def test_where_nothing_can_draw_one_sentence_says_what_to_install(monkeypatch: p
 @pytest.mark.parametrize(("name", "says"), [("glfw", "MUJOCO_GL=glfw cannot render without a window"), ("foo", "=foo")])
 def test_a_backend_that_cannot_be_is_named_with_the_cure(name: str, says: str, tmp_path: Path) -> None:
     """In a process of its own: MuJoCo reads the variable when it is imported. Who draws nothing is not stopped."""
+    code = "from envs.pusher import PushTask; PushTask().reset(seed=0); print('reset', flush=True)"
+    code += "; from worldmodel.__main__ import main; main()"
+    words = ["collect", "pushing", "--episodes", "1", "--num-workers", "1", "--out", str(tmp_path / "out")]
     root, broken = Path(__file__).parents[2], os.environ | {"MUJOCO_GL": name}
-    command = [
-        sys.executable,
-        *["collect/pushing.py", "--episodes", "1", "--num-workers", "1", "--out"],
-        str(tmp_path / "out"),
-    ]
-    done = subprocess.run(command, cwd=root, env=broken, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code, *words], cwd=root, env=broken, capture_output=True, text=True)
+    assert done.stdout.startswith("reset\n"), done.stderr
     assert done.returncode == 2
     last = done.stderr.strip().splitlines()[-1]
     assert says in last
     assert "apt-get install libegl1" in last
     assert "Traceback" not in done.stderr
-    code = "from envs.pusher import PushTask; PushTask().reset(seed=0)"
-    subprocess.run([sys.executable, "-c", code], cwd=root, env=broken, check=True)
 
 
 def test_what_is_asked_of_no_episode_or_too_large_is_refused() -> None:

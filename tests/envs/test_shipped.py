@@ -54,8 +54,8 @@ def test_a_world_is_whole(world: str) -> None:
 
 def test_a_shipped_dream_obeys_and_lets_time_cost_health() -> None:
     """Turning moves the picture more than standing still does, and health falls, as in the engine."""
-    env = gym.make_vec("VideoGPTDream-v0", num_envs=64)
-    still, turning = (np.full(64, a) for a in (0, 2))
+    env = gym.make_vec("VideoGPTDream-v0", num_envs=16)
+    still, turning = (np.full(16, a) for a in (0, 2))
     change, lost = {}, {}
     for name, actions in (("still", still), ("turning", turning)):
         frames, infos = env.reset(seed=0)

@@ -42,7 +42,7 @@ def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vqvae.main(v)
     tokens.main(t)
     model = replace(p.model, n_cond_frames=1, resnet_depth=18, cond_dim=16)
-    trainer = replace(p.trainer, steps=600, batch_size=8, save_every=600)
+    trainer = replace(p.trainer, steps=350, batch_size=8, save_every=350)
     prior.main(replace(p, actions=False, classes=True, model=model, trainer=trainer))
     return run
 
