@@ -62,7 +62,7 @@ class Args(Settings):
     deterministic: bool = False
     """Take the most likely action instead of sampling."""
     frame_skip: Positive = 4
-    """Tics of the engine per step."""
+    """Tics of the engine per step, for all policies; give the value that they were trained with."""
     seed: Seed = 0
     """Seed of the episodes and the actions."""
     out: Path = Path("runs/policy_scores")

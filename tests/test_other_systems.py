@@ -46,7 +46,8 @@ STAGES = (
 )
 
 
-def main():  # imports here what the process that plays, which imports this file, does not need
+def main():
+    # Imports are here because the process that plays imports this file too, and needs none of them.
     import gymnasium
     from configs import parse
     from envs.engine_cleanup import EngineFolder

@@ -2,7 +2,7 @@
 
 Each part is a command with a result in <out>: steps of a dream with up to 4,096 lanes, PPO in it, the tests marked gpu,
 training steps of the paper's VQ-VAE and prior, plain and compiled, dense and sparse attention over 8 x 32 x 32 codes,
-and sampling. The table has clips, codes or steps per second, the share of a matrix product's rate, and memory.
+and sampling. The table has clips, codes, frames or steps per second, the share of a matrix product's rate, and memory.
 Predictive sampling needs a trained prior, so the last parts train a small one on moving digits. The most important
 parts come first.
 
@@ -112,7 +112,10 @@ def training_rows(path: Path) -> list[Row]:
 
 
 def frame_rows(path: Path) -> list[Row]:
-    """Rows of train/benchmark.py for sampling, in frames. Its share counts code by code, so it is left out."""
+    """Rows of train/benchmark.py for sampling, in frames per second.
+
+    They leave out the share of a matrix product's rate, which assumes one pass for each code.
+    """
     return [
         {
             "what": f"sampling frames of {FRAME_CODES} codes, batch {row['batch']}, {row['precision']}",
@@ -183,8 +186,8 @@ def timing_parts(args: Args) -> list[Part]:
 
 
 def sampling_parts(args: Args) -> list[Part]:
-    """Sampling code by code; frames of 256 codes as a dream samples them; then several codes ahead, from a prior that
-    is trained on moving digits first."""
+    """Sampling code by code; frames of 256 codes, from the prior alone and without a CUDA graph; then several codes
+    ahead, from a prior that is trained on moving digits first."""
     small, batches = args.small, "--sample-batch-sizes 1 2" if args.small else "--sample-batch-sizes 1 64"
     device, steps = f"--device {args.device}", "2 --trainer.batch-size 2" if small else "600 --trainer.batch-size 32"
     digits, run = "--data {folder}/digits.zarr", "--preset speed --run {folder}/digits"

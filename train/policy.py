@@ -72,7 +72,7 @@ class Args(Settings):
     scenario: str = "health_gathering_supreme"
     """ViZDoom scenario, or the name of a pretrained dream."""
     frame_skip: Positive = 4
-    """Tics of the ViZDoom engine per step. A dream has the steps that it was recorded with."""
+    """Tics of the ViZDoom engine per step. In a dream, a step is as long as in its recordings."""
     run: str = ""
     """Run folder of your own world model, or hf://owner/name; by default the pretrained dream of `scenario`."""
     temperature: NotNegative = 1.0
@@ -130,7 +130,7 @@ class Args(Settings):
         if self.run and self.env_id != DREAM:
             raise UserError(f"--run names a dream, but {self.env_id} is not one; add --env-id VideoGPTDream-v0")
         if self.frame_skip != 4 and self.env_id != ENGINE:
-            raise UserError(f"--frame-skip is for ViZDoom's engine, and {self.env_id} is not that; leave it out")
+            raise UserError(f"--frame-skip is only for {ENGINE}, not for {self.env_id}; leave it out")
 
 
 def dream_folder(args: Args) -> Path | None:
@@ -251,14 +251,16 @@ def make_ppo(args: Args, environments: VecEnv, last: int) -> PPO:
     )
 
 
-def engine_scenario(args: Args) -> str:
-    """The ViZDoom scenario that the policy can be evaluated in; "" if its world has another engine."""
+def engine_flags(args: Args) -> dict[str, Any]:
+    """Scenario and frame skip to evaluate the policy with; empty if its world has another engine."""
     if args.env_id == ENGINE:
-        return args.scenario
+        return {"scenario": args.scenario, "frame_skip": args.frame_skip}
     if (folder := dream_folder(args)) is None:
-        return ""
+        return {}
     env_spec = read_checkpoint(folder / "vqvae").config["env_spec"]
-    return env_spec["name"] if env_spec["env_id"] == ENGINE else ""
+    if env_spec["env_id"] != ENGINE:
+        return {}
+    return {"scenario": env_spec["name"], "frame_skip": env_spec["env_kwargs"].get("frame_skip", 4)}
 
 
 def main(args: Args) -> Written:
@@ -279,9 +281,8 @@ def main(args: Args) -> Written:
         with folder_lock(args.export):
             save_policy(args.export, small, made_with, {"steps": ppo.num_timesteps}, resumable=False)
     print(f"finished after {ppo.num_timesteps:,} steps")
-    policy, scenario = args.export or args.out, engine_scenario(args)
-    flags = {"policy": policy, "scenario": scenario, "frame_skip": args.frame_skip if args.frame_skip != 4 else None}
-    return Written(policy, scenario and "rollout/evaluate_policy.py", flags)
+    policy, flags = args.export or args.out, engine_flags(args)
+    return Written(policy, "rollout/evaluate_policy.py" if flags else "", {"policy": policy} | flags)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from tests.campaign.careless import forgets_its_lanes
 
 
 def test_the_area_is_clean() -> None:
-    tally = ranks.run(0, 27, ("recurrent",), kills=0)  # a seed of which every attempt is with two ranks
+    tally = ranks.run(0, 27, ("recurrent",), kills=0)  # with this seed, all five attempts have two ranks
     assert tally.clean, "\n".join(tally.faults)
     assert tally.counts.total() >= len(ranks.MODES)
     assert min(tally.counts["right"], tally.counts["sentence"]) > 0

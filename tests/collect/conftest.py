@@ -21,7 +21,10 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def forked() -> Iterator[None]:
-    """Pools fork their processes from one that has imported torch, which takes less time than spawning them."""
+    """From here to the end of the module, pools fork their processes from one that has imported torch.
+
+    That takes less time than spawning them.
+    """
     forkserver.ensure_running()  # here, because a pool ignores Ctrl-C while it starts processes
     how = SimpleNamespace(get_context=lambda _: CONTEXT, parent_process=multiprocessing.parent_process)
     with pytest.MonkeyPatch.context() as patch:

@@ -23,23 +23,24 @@ def read(root: Path, out: Path) -> None:
 
 
 def write(root: Path) -> None:
-    """A dataset of two cameras: for one a square moves to the right, for the other it moves down."""
+    """A dataset of two cameras. In the first, a square moves to the right; in the second, it moves down."""
     two = {"dtype": "float32", "shape": (2,), "names": ["x", "y"]}
     pictures = {"dtype": "video", "shape": (SIZE, SIZE, 3), "names": ["height", "width", "channels"]}
     features = {TOP: pictures, SIDE: pictures, STATE: two, ACTION: two}
     data = LeRobotDataset.create("local/made", fps=10, features=features, root=root, use_videos=True)
+    writes_3 = hasattr(data, "finalize")  # releases without it write version 2
     for i in range(N_EPISODES):
         for t in range(LENGTH):
             picture = np.full((SIZE, SIZE, 3), 40, np.uint8)
             picture[20:40, 4 * t : 4 * t + 16] = 200
             values = {STATE: np.float32([i, t]), ACTION: np.float32([t / 10, -i])}
             row = {TOP: picture, SIDE: picture.swapaxes(0, 1).copy(), **values}
-            if hasattr(data, "finalize"):
+            if writes_3:
                 data.add_frame({"task": "push", **row})
-            else:  # of a release that writes version 2
+            else:
                 data.add_frame(row, task="push")
         data.save_episode()
-    if hasattr(data, "finalize"):
+    if writes_3:
         data.finalize()
 
 

@@ -13,7 +13,6 @@ import pytest
 from collect import bair
 from collect.files import BrokenFile
 from collect.tfrecord import example, masked_crc
-from tests.collect.here import Here
 from worldmodel.data.store import Store
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.settings import Address
@@ -147,8 +146,7 @@ def test_what_is_read_by_two_processes(
         assert not episode["terminated"].any() and not episode["reward"].any()
 
 
-def test_the_other_camera_and_both(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("collect.files.WorkerPool", Here)
+def test_the_other_camera_and_both(source: Path, here: None) -> None:
     bair.main(args(source, view="main", both_views=True))
     store = Store(source.parent / "data.zarr")
     assert store.read("frames", 0, 1)[0, 0, 0].tolist() == [1, 0, 0]
@@ -223,9 +221,8 @@ def test_a_broken_file_is_named_with_what_is_wrong(source: Path, case: str) -> N
 
 
 def test_a_broken_file_is_skipped_and_counted_and_the_others_are_kept(
-    source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    source: Path, here: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("collect.files.WorkerPool", Here)
     path = source / "train/traj_0_to_1.tfrecords"
     path.write_bytes(flipped(path.read_bytes(), 5000))
     bair.main(args(source))

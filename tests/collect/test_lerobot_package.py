@@ -2,8 +2,10 @@
 
 lerobot needs an older torch than this project, so it has a Python of its own:
 
-    python3.11 -m venv .venv-lerobot && .venv-lerobot/bin/pip install lerobot==0.4.4     # 0.3.3 for version 2
+    python3.11 -m venv .venv-lerobot && .venv-lerobot/bin/pip install lerobot==0.4.4
     LEROBOT_PYTHON=.venv-lerobot/bin/python python -m pytest tests/collect/test_lerobot_package.py
+
+lerobot 0.3.3 writes version 2 and cannot read version 3. With it, add `-k writes`.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from worldmodel.utils.errors import UserError
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory, forked: None) -> Path:
-    """Ten random episodes, by two processes."""
+    """Ten random episodes, by two processes, which are forked here and spawned for users."""
     out = tmp_path_factory.mktemp("pushing") / "data.zarr"
     flags = f"--out {out} --policy random --num-workers 2 --episodes 10".split()
     with contextlib.redirect_stdout(io.StringIO()) as said:

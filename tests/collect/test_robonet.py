@@ -17,7 +17,6 @@ from PIL import Image
 from collect import robonet
 from collect.files import BrokenFile
 from tests.collect import films as shared
-from tests.collect.here import Here
 from worldmodel.data.store import Store
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.settings import Address
@@ -148,8 +147,7 @@ def test_a_folder_by_two_processes_broken_files_by_name(
     assert Store(tmp_path / "data.zarr").env_spec.frame_shape == (32, 32, 3)
 
 
-def test_five_numbers_of_another_robot_and_a_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("collect.files.WorkerPool", Here)
+def test_five_numbers_of_another_robot_and_a_pattern(tmp_path: Path, here: None) -> None:
     path = write(tmp_path / "hdf5/baxter_0.hdf5", policy__actions=np.full((STEPS - 1, 5), 2.5))
     write(tmp_path / "hdf5/sawyer_0.hdf5")
     robonet.main(args(path.parent, action_width=5, pattern="*baxter*.hdf5"))

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -36,25 +36,15 @@ ROOT = Path(__file__).resolve().parents[2]
 COLLECT = [sys.executable, str(ROOT / "collect" / "vizdoom.py"), "--policy", "random", "--num-workers", "2"]
 
 
-@dataclass(frozen=True)
-class Done:
-    """How a command ended, and what it said."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def collect(out: Path, *flags: str) -> Done:
-    """Record in the folder of the store, in processes that are forked."""
-    said, told, status = io.StringIO(), io.StringIO(), 0
-    given = ["--policy", "random", "--num-workers", "2", "--out", str(out), *flags]
+def collect(out: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    """Record as the command does in the store's folder, but with forked processes."""
+    said, told, status, given = io.StringIO(), io.StringIO(), 0, [*COLLECT[2:], "--out", str(out), *flags]
     with contextlib.chdir(out.parent), contextlib.redirect_stdout(said), contextlib.redirect_stderr(told):
         try:
             run_script("collect/vizdoom.py", given, WorkerPool)
         except SystemExit as end:
             status = int(end.code or 0)
-    return Done(status, said.getvalue(), told.getvalue())
+    return subprocess.CompletedProcess(given, status, said.getvalue(), told.getvalue())
 
 
 def same(a: Path, b: Path) -> None:

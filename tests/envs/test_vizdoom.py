@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -84,6 +85,11 @@ def test_a_timeout_is_truncated_and_shows_the_last_frame() -> None:
     assert not told_longer[-1][2]
     env.close()
     longer.close()
+
+
+def test_an_action_that_is_held_beyond_the_time_limit_still_ends_the_episode() -> None:
+    with contextlib.closing(VizdoomFrames("basic", frame_skip=301)) as env:  # whose episodes have 300 tics
+        assert env.env_spec.max_episode_steps == 1
 
 
 def test_the_engines_own_timeout_is_never_met() -> None:

@@ -114,6 +114,8 @@ def test_a_run_goes_on_exports_and_refuses_other_settings(tmp_path: Path) -> Non
     assert events.Scalars("time/fps")[-1].step == 32
     assert b"n_steps: 16" in events.Tensors("config/text_summary")[0].tensor_proto.string_val[0]
     assert "_hparams_/session_start_info" in events.summary_metadata
+    with pytest.raises(UserError, match=r"training.frame_skip = 4, but 2 was asked for"):
+        policy.main(replace(args, frame_skip=2))
     with pytest.raises(UserError, match=r"training.total_timesteps = 32, but 16 was asked for"):
         policy.main(replace(args, total_timesteps=16))
     assert (tmp_path / "run" / CHECKPOINT_FILE).read_bytes() == before
@@ -154,7 +156,7 @@ def test_a_policy_learns_in_a_dream(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_actions_are_held_for_other_numbers_of_tics(tmp_path: Path) -> None:
-    """An episode of `basic` has 300 tics, with a reward of -1 each; shots cost 5 more, and are not fired here."""
+    """An episode of `basic` ends after 300 tics if nothing is shot."""
     lengths = {}
     for skip in (2, 4):
         envs = policy.make_envs(policy.Args(scenario="basic", reward_shaping=(), num_envs=1, frame_skip=skip))
@@ -186,7 +188,7 @@ def test_mistakes_are_told_in_a_sentence(tmp_path: Path) -> None:
         ({"run": "runs/mine"}, "--run names a dream, but VizdoomFrames-v0 is not one; add --env-id VideoGPTDream-v0"),
         (
             {"env_id": "VideoGPTDream-v0", "frame_skip": 2},
-            "--frame-skip is for ViZDoom's engine, and VideoGPTDream-v0 is not that; leave it out",
+            "--frame-skip is only for VizdoomFrames-v0, not for VideoGPTDream-v0; leave it out",
         ),
         ({"value_warmup_steps": -1}, "value_warmup_steps must be at least 0, not -1"),
     ):

@@ -80,7 +80,9 @@ def test_ranks_and_parts_take_the_step_of_one(kind: str, ranks: int, parts: int,
     same(alone(kind), tmp_path / "run")
 
 
-@pytest.mark.parametrize(("kind", "parts"), list(zip(KINDS, (2, 1, 1, 2), strict=True)))
+@pytest.mark.parametrize(
+    ("kind", "parts"), [("vqvae", 2), ("recurrent", 1), ("recurrent", 2), ("prior", 2), ("outcome", 2)]
+)
 def test_a_sharded_model_takes_the_steps_of_a_whole_one(kind: str, parts: int, alone, tmp_path: Path) -> None:
     """It stops on the way, and goes on on two ranks; its checkpoints are those of a whole one."""
     fault = Fault(1, 9, signal.SIGTERM, tmp_path / "stopped")
