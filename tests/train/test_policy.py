@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -170,6 +171,17 @@ def test_actions_are_held_for_other_numbers_of_tics(tmp_path: Path) -> None:
     how = {"scenario": "basic", "reward_shaping": (), "num_envs": 1, "n_steps": 8, "total_timesteps": 8}
     written = policy.main(policy.Args(out=tmp_path / "run", frame_skip=2, features_dim=8, **how))  # type: ignore[arg-type]
     assert written.flags == {"policy": tmp_path / "run", "scenario": "basic", "frame_skip": 2}
+
+
+def test_a_policy_of_a_dream_is_evaluated_with_the_frame_skip_of_its_recordings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    args = policy.Args(env_id="VideoGPTDream-v0")
+    assert policy.engine_flags(args) == {"scenario": "health_gathering_supreme", "frame_skip": 4}
+    config = read_checkpoint(pretrained_run("health_gathering_supreme") / "vqvae").config
+    config["env_spec"]["env_kwargs"]["frame_skip"] = 2
+    monkeypatch.setattr(policy, "read_checkpoint", lambda folder: SimpleNamespace(config=config))
+    assert policy.engine_flags(args)["frame_skip"] == 2
 
 
 def test_mistakes_are_told_in_a_sentence(tmp_path: Path) -> None:
