@@ -136,7 +136,7 @@ class VizdoomFrames(gym.Env[np.ndarray, Any]):
         self.game, self.multiplayer = open_game(found, self.folder), bool(found.arguments)
         self._end = weakref.finalize(self, close_engine, self.game, self._own)
         tics = self.game.get_episode_timeout() or found.time_limit
-        limit = (max(1, tics // frame_skip) if tics else 0) if horizon is None else horizon
+        limit = horizon if horizon is not None else tics and max(1, tics // frame_skip)  # 0: no limit
         self.game.set_episode_timeout(0)
         self.buttons = Buttons(self.game.get_available_buttons(), found.factored)
         self.action_space = self.buttons.space

@@ -208,8 +208,7 @@ def sampling_parts(args: Args) -> list[Part]:
     ahead = f"{sample} --workloads sample --trained-prior {{folder}}/digits/prior"
     frames = (
         f"{timing(args)} --workloads sample --sample-batch-sizes 1 --prior.latent-shape {2 if small else 16} 16 16 "
-        "--prior.mode stream --prior.decoding-order block --prior.patch-size 2 --prior.d-model 256 --prior.n-heads 4 "
-        "--prior.n-kv-heads 1 --prior.n-layers 4 --prior.d-ff 1024"
+        "--prior.mode stream --prior.decoding-order block --prior.patch-size 2 --prior.n-kv-heads 1"
     )
     return [
         Part("sampling", f"{sample} --workloads sample masks", training_rows),

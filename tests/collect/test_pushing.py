@@ -27,8 +27,8 @@ from worldmodel.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory, forked: None) -> Path:
-    """Ten random episodes, by two processes, which are forked here and spawned for users."""
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten random episodes, by two processes."""
     out = tmp_path_factory.mktemp("pushing") / "data.zarr"
     flags = f"--out {out} --policy random --num-workers 2 --episodes 10".split()
     with contextlib.redirect_stdout(io.StringIO()) as said:
