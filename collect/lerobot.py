@@ -32,7 +32,7 @@ import numpy as np
 from collect.action_tables import import_parquet
 from collect.files import BrokenFile, names_digest, reason, with_labels
 from collect.images import frames_of
-from collect.lerobot_export import EXTRA, OWN_FILE, export_store
+from collect.lerobot_export import DONE, EXTRA, OWN_FILE, TERMINATED, TRUNCATED, export_store
 from collect.lerobot_files import Dataset, Span, open_dataset, read_camera, read_columns, read_everywhere
 from collect.steps import StepArgs, action_spec, fill_with_steps, make_rows, numbered_names
 from configs import command
@@ -42,7 +42,7 @@ from worldmodel.data.writer import Episode
 from worldmodel.utils.errors import UserError, one_line
 from worldmodel.utils.settings import Address
 
-STATE, REWARD, DONE, TRUNCATED = "observation.state", "next.reward", "next.done", "next.truncated"
+STATE, REWARD = "observation.state", "next.reward"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ def choose(args: Args, dataset: Dataset, known: EnvSpec | None) -> Chosen:
             raise UserError(
                 f"{args.source} has no numeric feature {feature}, only {', '.join(others)}; choose with {flag}"
             )
-    extra = EXTRA if known else ()
+    extra = (*EXTRA, TERMINATED) if known else ()
     there = tuple(key for key in (REWARD, DONE, TRUNCATED, *extra) if key in dataset.features)
     return Chosen(tuple(cameras), args.action, state, there)
 
@@ -137,6 +137,8 @@ def make_episode(dataset: Dataset, chosen: Chosen, spec: ActionSpec, size: int, 
         done = done & ~columns[TRUNCATED]
     variables = np.concatenate(numbers, axis=1) if numbers else None
     rows = make_rows(frames, columns[chosen.action], spec, columns.get(REWARD), done, variables)
+    if TERMINATED in columns:  # exported here: a last step may be both terminated and truncated
+        rows |= {"terminated": columns[TERMINATED], "truncated": columns[TRUNCATED]}
     return with_labels(rows, **{key: int(columns[key][0]) for key in EXTRA if key in columns})
 
 

@@ -35,6 +35,7 @@ from worldmodel.utils.progress import Progress
 OWN_FILE = "meta/worldmodel.json"
 """The environment spec of the store."""
 EXTRA = ("label", "split")
+DONE, TERMINATED, TRUNCATED = "next.done", "next.terminated", "next.truncated"
 """Arrays that become features of their own."""
 NEEDED = ("frames", "action", "reward", "terminated", "truncated")
 
@@ -91,8 +92,9 @@ def make_columns(rows: Episode, i: int, first: int, env_spec: EnvSpec) -> dict[s
     return state | {
         "action": rows["action"],
         "next.reward": rows["reward"],
-        "next.done": rows["terminated"] | rows["truncated"],
-        "next.truncated": rows["truncated"],
+        DONE: rows["terminated"] | rows["truncated"],
+        TERMINATED: rows["terminated"],
+        TRUNCATED: rows["truncated"],
         **{key: rows[key] for key in EXTRA if key in rows},
         "timestamp": (np.arange(n) / env_spec.fps).astype(np.float32),
         "frame_index": np.arange(n),

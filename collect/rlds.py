@@ -7,8 +7,9 @@ A record is an episode. Its features have the values of all steps, one after ano
 step has follows from the number of pictures, so `features.json` is not needed. If a name is wrong, the error lists the
 features that exist. `--action A B C` joins an action that is stored in several features.
 
-Split. File names such as `bridge-train.tfrecord-00000-of-01024` give the published split. If all files are of one
-split, the store draws its own. A damaged record is skipped; if its length is damaged, so is the rest of its file.
+Split. File names such as `bridge-train.tfrecord-00000-of-01024` give the published split. If it has no validation, a
+tenth of the training episodes becomes validation. If no files are for training, or all files are, the store draws its
+own split. A damaged record is skipped; if its length is damaged, so is the rest of its file.
 `collect/steps.py` documents the other decisions.
 
 Bounds of actions need a first pass over the data, unless `--low` and `--high` are given.
@@ -20,7 +21,7 @@ import io
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,9 @@ OBSERVATION, REWARD, TERMINAL = "steps/observation/", "steps/reward", "steps/is_
 ENCODED = (b"\xff\xd8\xff", b"\x89PNG")
 """First bytes of a JPEG and a PNG."""
 SPLIT_NAMES = {"train": 0, "val": 1, "valid": 1, "validation": 1, "test": 2}
+TRAIN, VALID = 0, 1
+VALID_SHARE = 10
+"""One of so many training episodes becomes validation if the published split has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +89,7 @@ def list_records(args: Args) -> list[Record]:
     files = sorted(path for path in args.source.rglob("*.tfrecord*") if path.is_file())
     named = {path: re.search(r"-(\w+)\.tfrecord", path.name) for path in files}
     splits = {path: SPLIT_NAMES.get(found[1]) if found else None for path, found in named.items()}
-    published = None not in splits.values() and len(set(splits.values())) > 1
+    published = None not in splits.values() and len(set(splits.values())) > 1 and TRAIN in splits.values()
     found = []
     for path in files:
         split = splits[path] if published else None
@@ -98,7 +102,15 @@ def list_records(args: Args) -> list[Record]:
             found.append(Record(path, Place(0, 0, 0), split, str(error)))
         except OSError as error:
             found.append(Record(path, Place(0, 0, 0), split, f"{path}: {error.strerror}; repair it"))
-    return found
+    return found if not published or VALID in splits.values() else with_validation(found)
+
+
+def with_validation(records: list[Record]) -> list[Record]:
+    """The records with every tenth for training moved to validation, and with the last one if they are few."""
+    train = [i for i, record in enumerate(records) if record.split == TRAIN and not record.why]
+    moved = train[VALID_SHARE - 1 :: VALID_SHARE] or train[1:][-1:]
+    print(f"the published split has no validation; {len(moved)} of its {len(train)} training episodes are used for it")
+    return [replace(record, split=VALID) if i in moved else record for i, record in enumerate(records)]
 
 
 def features_of(record: Record) -> dict[str, Feature]:

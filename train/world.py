@@ -153,7 +153,11 @@ class World:
         """
         chosen, stages = self.choices.value, ("prior", "outcome", "judge")
         extra = self.args.minutes - self.choices.once("minutes", lambda: self.args.minutes)
-        if "judged" not in chosen or extra <= 0:
+        if extra <= 0:
+            return 0
+        if "judged" not in chosen:
+            chosen["minutes"] = self.args.minutes
+            self.choices.write()
             return 0
         for stage in stages[:2]:
             seconds = 60 * extra * SHARES[stage] / sum(SHARES[name] for name in stages)
@@ -186,6 +190,7 @@ class World:
         how["max_episode_steps"] = once("max_episode_steps", lambda: args.max_episode_steps or default_limit(args))
         look, data = args.run / "look.zarr", args.run / "data.zarr"
         if "episodes" not in chosen:
+            shutil.rmtree(look, ignore_errors=True)  # of an interrupted run; its speed would not be known
             before = time.monotonic()
             few = {"out": look, "episodes": LOOK_EPISODES, "size": LOOK_SIZE, "num_workers": 1}
             run_stage("collect/gym.py", how | few)

@@ -223,7 +223,7 @@ def recorded(
                 "action": actions,
                 "reward": np.append(rng.normal(size=n - 1), 0).astype(np.float32),
                 "terminated": ended & (i % 2 == 0),
-                "truncated": ended & (i % 2 == 1),
+                "truncated": ended & (i in (1, 3, 4)),
                 "variables": rng.normal(size=(n, variables)).astype(np.float32),
             }
             writer.append(with_labels(episode, label=i % 2, split=i % 3))

@@ -87,6 +87,25 @@ def test_a_published_split_is_kept(tmp_path: Path) -> None:
     assert store.read("action", store.n_rows - 2, store.n_rows - 1)[0, 0] == 2 / 8, "the file of validation is last"
 
 
+@pytest.mark.parametrize(("n", "held"), [(3, [2]), (25, [9, 19]), (1, [])])
+def test_a_published_split_without_validation_gets_one(
+    tmp_path: Path, n: int, held: list[int], capsys: pytest.CaptureFixture
+) -> None:
+    source = save(tmp_path / "arm", "arm-train.tfrecord-00000-of-00001", *(episode(i) for i in range(n)))
+    save(source, "arm-test.tfrecord-00000-of-00001", episode(30))
+    store = read(tmp_path, source)
+    first = [store.read_episode(i)["action"][0, 0] * 8 for i in range(n + 1)]
+    splits = {int(number): str(split) for number, split in zip(first, store.episode_splits(), strict=True)}
+    assert splits == {i: "valid" if i in held else "train" for i in range(n)} | {30: "test"}
+    assert f"no validation; {len(held)} of its {n} training episodes are used for it" in capsys.readouterr().out
+
+
+def test_validation_and_test_alone_are_no_published_split(tmp_path: Path) -> None:
+    source = save(tmp_path / "arm", "arm-val.tfrecord-00000-of-00001", *(episode(i) for i in range(11)))
+    save(source, "arm-test.tfrecord-00000-of-00001", episode(11))
+    assert "split" not in read(tmp_path, source).array_names
+
+
 def test_few_long_episodes_are_cut_by_time(tmp_path: Path) -> None:
     store = read(tmp_path, save(tmp_path / "arm", "a.tfrecord", episode(0, 60, **{"steps/observation/image": texts(
         [encoded(t, "PNG") for t in range(60)])})))  # fmt: skip

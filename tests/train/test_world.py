@@ -188,6 +188,35 @@ def test_more_minutes_train_the_prior_of_a_finished_run_further(
     assert "stage 6 of 6: judge (22 of 22 minutes left)" in said and "(22 asked for)" in said
 
 
+def test_more_minutes_for_an_unfinished_run_are_not_given_twice(tmp_path: Path, runner: Runner) -> None:
+    args = world.Args(env_id="Toy-v0", run=tmp_path, minutes=30)
+    runner.fails = "prior"
+    with pytest.raises(UserError, match="has failed"):
+        world.main(args)
+    runner.fails = ""
+    world.main(replace(args, minutes=60))
+    runner.called.clear()
+    world.main(replace(args, minutes=60))
+    assert "evaluate" not in dict(runner.called), "it is complete already"
+    assert json.loads((tmp_path / "world.json").read_text())["chosen"]["minutes"] == 60
+
+
+def test_a_look_at_the_environment_that_was_interrupted_is_taken_again(
+    tmp_path: Path, runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A complete one would be opened within a second, as if the environment were that fast."""
+    args = world.Args(env_id="Toy-v0", run=tmp_path, minutes=30)
+    with monkeypatch.context() as context:
+        context.setattr(world, "measure_motion", lambda store: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            world.main(args)
+    (tmp_path / "look.zarr/old").touch()
+    there: list[bool] = []
+    monkeypatch.setattr(world, "open_store", lambda path: there.append(Path(path, "old").exists()) or open_store(path))
+    world.main(args)
+    assert there and not any(there)
+
+
 def test_other_settings_need_another_run(tmp_path: Path, runner: Runner) -> None:
     args = world.Args(env_id="Toy-v0", run=tmp_path / "run")
     world.main(args)
