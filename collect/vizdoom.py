@@ -137,4 +137,4 @@ def main(args: Args) -> Written:
 
 
 if __name__ == "__main__":
-    command(main, "collect")
+    command(main, "collect", in_ranks=True)

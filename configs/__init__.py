@@ -262,7 +262,7 @@ if sys.argv[0].endswith(".py") and Path(sys.argv[0]).resolve().parents[1] == ROO
     sys.excepthook = report
 
 
-def command(main: Callable[[Any], Written | None], section: str) -> None:
+def command(main: Callable[[Any], Written | None], section: str, *, in_ranks: bool = False) -> None:
     """Run a script's `main` with the arguments of the command line.
 
     A `UserError` is printed as one line, with exit status 2; under torchrun one rank prints it. SIGTERM acts like
@@ -271,12 +271,15 @@ def command(main: Callable[[Any], Written | None], section: str) -> None:
     Args:
         main: Function of one dataclass of settings. What it returns is printed as the last line.
         section: Section of a preset that has the script's settings.
+        in_ranks: Whether torchrun may start the script in several processes.
     """
     kind = next(iter(get_type_hints(main).values()))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     memory.limit_memory()
     try:
         with ranks():
+            if not in_ranks and int(os.environ.get("WORLD_SIZE", "1")) > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
+                raise UserError("this command runs in one process; start it with python instead of torchrun")
             written = main(parse(kind, section, sys.argv[1:]))
             if written is not None:
                 print(last_line(written, {name: read_preset(name) for name in split_presets(sys.argv[1:])[0]}))

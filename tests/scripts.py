@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 
 def section_of(script: str) -> str:
     """The section of a preset that a script reads."""
-    (section,) = re.findall(r'^    command\(main, "(\w+)"\)', (ROOT / script).read_text(), re.MULTILINE)
+    (section,) = re.findall(r'^    command\(main, "(\w+)"', (ROOT / script).read_text(), re.MULTILINE)
     return section
 
 

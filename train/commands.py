@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,6 +14,9 @@ from typing import IO
 
 from configs.scripts import PART, command_words, python_arguments
 from worldmodel.utils.errors import UserError
+
+GRACE = 20.0
+"""Seconds that a process has for saving what it needs when its time is over."""
 
 
 def run_python(
@@ -23,9 +28,10 @@ def run_python(
 ) -> int:
     """Run `python` with arguments and wait until it ends.
 
-    After Ctrl-C, or when its time is over, the process gets one SIGTERM, and then as much time as it needs: a training
-    finishes its step and saves a checkpoint. A second signal would make it stop at once. So the process runs in a
-    session of its own, which Ctrl-C does not reach.
+    After Ctrl-C the process gets one SIGTERM, and then as much time as it needs: a training finishes its step and saves
+    a checkpoint. A second signal would make it stop at once. So the process runs in a session of its own, which Ctrl-C
+    does not reach. When its time is over, it gets one SIGTERM too, but is killed after `GRACE` seconds, together with
+    the processes that it has started.
 
     Args:
         line: The arguments.
@@ -45,10 +51,26 @@ def run_python(
     process = subprocess.Popen([sys.executable, *line], stdout=output, cwd=cwd, env=env, start_new_session=True)
     try:
         return process.wait(seconds)
-    except (KeyboardInterrupt, subprocess.TimeoutExpired):
+    except KeyboardInterrupt:
         process.terminate()
         process.wait()
         raise
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE)
+        kill_session(process)
+        raise
+
+
+def kill_session(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process that leads a session, and where the system has process groups also what it has started."""
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+    process.wait()
 
 
 def has_failed(status: int) -> bool:

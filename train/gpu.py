@@ -6,9 +6,9 @@ and sampling. The table has clips, codes, frames or steps per second, the share 
 Predictive sampling needs a trained prior, so the last parts train a small one on moving digits. The most important
 parts come first.
 
-When `--minutes` are over, the part that runs is stopped. The next call of the same command runs it from its start, and
-then the parts after it. If a part fails, the others run all the same. Parts that have a result are not run again. The
-table of all results is printed and written to <out>/table.md.
+When `--minutes` are over, the part that runs is stopped. The next call of the same command first runs the other parts
+that are left, and then this one from its start. If a part fails, the others run all the same. Parts that have a result
+are not run again. The table of all results is printed and written to <out>/table.md.
 
     python train/gpu.py                              # at most 8 minutes
     python train/gpu.py --small --device cpu         # the same parts with small models, to try the command
@@ -48,6 +48,8 @@ FRAME_CODES = 16 * 16
 SHARE = "share of a matrix product's rate"
 """A column: operations per second, divided by those of a 2048 x 2048 product in the same process."""
 LARGE = "--prior.latent-shape 8 32 32 --prior.d-model 512 --prior.n-layers 16 --prior.d-ff 2048"
+LATE = "out of time"
+"""Takes the place of what made a part if its time was over."""
 TINY = (
     "--vqvae.n-frames 4 --vqvae.frame-size 16 16 --vqvae.stride 2 4 4 --vqvae.hidden-channels 16 "
     "--vqvae.residual-channels 16 --vqvae.n-res-blocks 1 --vqvae.n-codes 16 --vqvae.embedding-dim 8 "
@@ -246,6 +248,18 @@ def run_part(args: Args, part: Part, seconds: float) -> Literal["done", "failed"
     return "done"
 
 
+def late_last(every: list[Part], done: dict[str, str]) -> list[Part]:
+    """The parts in their order, but at the end those that ran out of time before, and those that need them.
+
+    Otherwise a part that takes too long would keep all after it from ever running.
+    """
+    late: set[str] = set()
+    for part in every:
+        if done.get(part.name) == LATE or part.needs in late:
+            late.add(part.name)
+    return sorted(every, key=lambda part: part.name in late)
+
+
 def table(rows: list[Row]) -> str:
     """Rows as a table in Markdown."""
     names = ("what", "result", SHARE, "memory")
@@ -261,24 +275,25 @@ def main(args: Args) -> Written:
         done: dict[str, str] = dict(json.loads(state.read_text())) if state.exists() else {}
     except (ValueError, TypeError):
         raise UserError(f"{state} is damaged; delete it, and every part runs again") from None
-    rows: list[Row] = []
+    every, rows = parts(args), dict[str, list[Row]]()
     making = {"": args.device}  # what made each part: its line, after those of the parts that it needs
-    for part in parts(args):
+    for part in late_last(every, done):
         left, ended = end - time.monotonic(), "not run"
         making[part.name] = made = f"{making[part.needs]}: {part.line}"
-        if done.get(part.name) != made and left > 0 and (not part.needs or part.needs in done):
+        is_ready = not part.needs or done.get(part.needs, LATE) != LATE
+        if done.get(part.name) != made and left > 0 and is_ready:
             done.pop(part.name, None)  # its old result is about to go
             write_json(state, done)
             ended = run_part(args, part, left)
-            if ended == "done":
-                done[part.name] = made
+            if ended != "failed":
+                done[part.name] = made if ended == "done" else LATE
                 write_json(state, done)
         is_done = done.get(part.name) == made
-        rows += part.rows(result_path(args, part)) if is_done else [{"what": part.name, "result": ended}]
-    text = f"{machine(args.device)}\n\n{table(rows)}"
+        rows[part.name] = part.rows(result_path(args, part)) if is_done else [{"what": part.name, "result": ended}]
+    text = f"{machine(args.device)}\n\n{table([row for part in every for row in rows[part.name]])}"
     print(text)
     write_atomic(args.out / "table.md", text.encode())
-    if failed := [row["what"] for row in rows if row.get("result") == "failed"]:
+    if failed := [name for name, found in rows.items() if found and found[0].get("result") == "failed"]:
         raise UserError(
             f"{', '.join(failed)} failed; the errors are above, or in {args.out / 'tests.txt'} for the tests. The "
             f"other results are in {args.out / 'table.md'}. Fix the errors, and run the same command again"

@@ -28,4 +28,4 @@ def main(args: Args) -> Written:
 
 
 if __name__ == "__main__":
-    command(main, "outcome")
+    command(main, "outcome", in_ranks=True)

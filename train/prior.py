@@ -43,4 +43,4 @@ def main(args: Args) -> Written:
 
 
 if __name__ == "__main__":
-    command(main, "prior")
+    command(main, "prior", in_ranks=True)

@@ -29,4 +29,4 @@ def main(args: Args) -> Written:
 
 
 if __name__ == "__main__":
-    command(main, "vqvae")
+    command(main, "vqvae", in_ranks=True)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import shlex
+import subprocess
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_type_hints
 
 import pytest
 
 from configs import parse
 from tests.scripts import ROOT, run_script
-from train import benchmark, gpu
+from train import benchmark, commands, gpu
 from worldmodel.utils.errors import UserError
 
 SMALL = gpu.Args(device="cpu", small=True, minutes=5)
@@ -37,7 +41,7 @@ def test_parts_run_once_and_those_without_time_are_left(tmp_path: Path, monkeypa
     )
     gpu.main(replace(SMALL, out=tmp_path))
     assert "| first | x |" in (tmp_path / "table.md").read_text()
-    assert json.loads((tmp_path / "done.json").read_text()).keys() == {"first"}
+    assert json.loads((tmp_path / "done.json").read_text())["slow"] == gpu.LATE
     assert "| slow | out of time |" in (tmp_path / "table.md").read_text()
     monkeypatch.setattr(gpu, "parts", lambda args: [quick("first", COUNT), quick("slow", COUNT), quick("last", COUNT)])
     gpu.main(replace(SMALL, out=tmp_path))
@@ -49,6 +53,44 @@ def test_parts_run_once_and_those_without_time_are_left(tmp_path: Path, monkeypa
     (tmp_path / "done.json").write_text("[")
     with pytest.raises(UserError, match=r"done\.json is damaged; delete it, and every part runs again"):
         gpu.main(replace(SMALL, out=tmp_path))
+
+
+def test_a_part_that_takes_too_long_comes_last_in_the_next_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names, ran = ["first", "slow", "needs slow", "last"], []
+    every = [replace(quick(name, COUNT), needs="slow" * name.startswith("needs")) for name in names]
+    monkeypatch.setattr(gpu, "parts", lambda args: every)
+    clock = iter([0.0, 1.0, 2.0, 61.0, 62.0])
+    monkeypatch.setattr(gpu, "time", SimpleNamespace(monotonic=lambda: next(clock, 70.0)))
+    run_part = gpu.run_part
+
+    def run(args: gpu.Args, part: gpu.Part, left: float) -> str:
+        ran.append(part.name)
+        return gpu.LATE if ran == ["first", "slow"] else run_part(args, part, left)
+
+    monkeypatch.setattr(gpu, "run_part", run)
+    args = replace(SMALL, out=tmp_path, minutes=1)
+    gpu.main(args)
+    gpu.main(args)
+    assert ran == ["first", "slow", "last", "slow", "needs slow"]
+    text = (tmp_path / "table.md").read_text()
+    assert [row.split("|")[1].strip() for row in text.splitlines()[4:]] == names, "the table keeps its order"
+
+
+def test_what_does_not_stop_in_time_is_killed_with_what_it_has_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both processes hold a pipe open. It ends when neither is left."""
+    stubborn = (
+        "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); os.fork(); os.write(1, b'x'); "
+        "time.sleep(90)"
+    )
+    monkeypatch.setattr(commands, "GRACE", 0.2)
+    begin, (there, here) = time.monotonic(), os.pipe()
+    with open(here, "w") as output, pytest.raises(subprocess.TimeoutExpired):
+        commands.run_python(["-c", stubborn], 2, output)
+    with open(there) as pipe:
+        assert pipe.read() == "xx"
+    assert time.monotonic() - begin < 60
 
 
 def test_a_part_that_fails_does_not_stop_the_others(

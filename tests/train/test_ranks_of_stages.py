@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +17,7 @@ from tests.conftest import stages
 from tests.ranks import on_ranks, only_sentence
 from train import outcome, prior, tokens, vqvae
 from worldmodel.data.opening import write_manifest
+from worldmodel.training import trainer
 from worldmodel.training.scalars import read_scalars
 from worldmodel.utils.checkpoint import read_checkpoint
 from worldmodel.utils.ranks import rank
@@ -84,6 +86,36 @@ def test_a_bucket_that_refuses_is_told_by_one_rank_and_ends_both(
     toy_fill(data, 10)
     found = on_ranks(tmp_path, 2, without_rights, tmp_path / "run", data, s3_endpoint, refused, patience=20.0)
     assert f"{data}/zarr.json cannot be read (Forbidden); check the endpoint, the keys and" in only_sentence(found)
+
+
+def other_frames(run: Path) -> None:
+    """The store of rank 1 has one more episode."""
+    args = stages(run)[0]
+    vqvae.main(replace(args, data=Address(str(run / ("other" if rank() else "data.zarr")))))
+
+
+def test_stores_that_differ_are_told(toy_store: Path, toy_fill: Callable[..., Any], tmp_path: Path) -> None:
+    toy_fill(toy_store.parent / "other", 21)
+    said = only_sentence(on_ranks(tmp_path / "log", 2, other_frames, toy_store.parent, patience=20.0))
+    assert re.search(r"rank 1 has data\..* = \w+, but rank 0 has \w+; start all ranks with the same", said), said
+
+
+def by_chance(run: Path) -> None:
+    """A measurement makes bfloat16 faster on rank 0 alone."""
+    trainer.verified_precision = lambda *_: "float32" if rank() else "bfloat16"
+    step, args = trainer.train_step, stages(run)[0]
+
+    def checked(*given: Any) -> Any:
+        assert given[4].precision == "float32"
+        return step(*given)
+
+    trainer.train_step = checked
+    vqvae.main(replace(args, trainer=replace(args.trainer, steps=1, precision="auto"), n_eval_clips=2))
+
+
+def test_ranks_agree_on_a_precision(toy_store: Path, tmp_path: Path) -> None:
+    found = on_ranks(tmp_path / "log", 2, by_chance, toy_store.parent)
+    assert [status for status, _ in found] == [0, 0], found
 
 
 def test_a_mistake_is_told_by_one_rank_and_ends_both(toy_store: Path, tmp_path: Path) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pytest
 import yaml
 
+import configs
 from configs import parse
+from tests.scripts import run_script
 from tests.tiny import VQVAE_SETTINGS
 from train import vqvae
 from worldmodel.utils.checkpoint import CHECKPOINT_FILE, read_checkpoint
@@ -39,3 +43,20 @@ def test_ctrl_c_stops_all_ranks_with_one_checkpoint_and_one_rank_goes_on(toy_sto
     assert 5 <= stopped < steps
     vqvae.main(parse(vqvae.Args, "vqvae", flags))
     assert read_checkpoint(run / "vqvae").progress["step"] == steps
+
+
+def test_what_runs_in_one_process_refuses_several(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for name, value in (("TORCHELASTIC_RUN_ID", "none"), ("WORLD_SIZE", "2"), ("RANK", "0")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(configs, "ranks", contextlib.nullcontext)
+    with pytest.raises(SystemExit) as ended:
+        run_script("train/tokens.py", ["--run", str(tmp_path / "run")])
+    assert ended.value.code == 2
+    said = "error: this command runs in one process; start it with python instead of torchrun\n"
+    assert capsys.readouterr().err == said and not (tmp_path / "run").exists()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with pytest.raises(SystemExit):
+        run_script("train/tokens.py", ["--run", str(tmp_path / "run")])
+    assert "run/data.zarr" in capsys.readouterr().err

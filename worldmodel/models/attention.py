@@ -19,6 +19,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.utils._python_dispatch import _disable_current_modes
 
 from worldmodel.models.cpu_attention import MAX_KEYS, block_attention
+from worldmodel.utils.hardware import attention_flops, count_hidden
 
 Mask = Tensor | BlockMask | Literal["causal"] | None
 """Attention mask: a bool tensor (True attends) or an additive one, a FlexAttention block mask, "causal", or None for
@@ -58,7 +59,12 @@ def compiled_flex_attention() -> Any:
 
 
 def flex_attention_cuda(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
-    """FlexAttention on CUDA, hidden from operation counters, under which PyTorch does not compile."""
+    """FlexAttention on CUDA, hidden from operation counters, under which PyTorch does not compile.
+
+    Its operations are added to their counts: those of the blocks that the mask keeps, and twice as many for gradients.
+    """
+    passes = 3 if torch.is_grad_enabled() and q.requires_grad else 1
+    count_hidden(lambda: passes * attention_flops(q.shape, k.shape, v.shape) * (1 - mask.sparsity() / 100))
     with _disable_current_modes():
         return compiled_flex_attention()(q, k, v, block_mask=mask)
 

@@ -42,7 +42,7 @@ import worldmodel
 from worldmodel.training.sharding import is_spread, shard
 from worldmodel.utils.compatibility import flatten
 from worldmodel.utils.errors import UserError
-from worldmodel.utils.ranks import n_ranks, rank
+from worldmodel.utils.ranks import n_ranks, of_all_ranks, rank
 
 TIMEOUT = timedelta(minutes=30)
 """How long a rank waits for the others, such as for an evaluation by the first one."""
@@ -171,10 +171,7 @@ def check_equal(**what: Any) -> None:
     Raises:
         UserError: On all ranks, naming the first thing that differs.
     """
-    if n_ranks() == 1:
-        return
-    found: list[Any] = [None] * n_ranks()
-    dist.all_gather_object(found, flatten(what))
+    found = of_all_ranks(flatten(what))
     first = found[0]
     for other, theirs in enumerate(found):
         for name in sorted(first.keys() | theirs.keys()):

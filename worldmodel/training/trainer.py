@@ -42,11 +42,11 @@ from worldmodel.training.verdicts import judge_loss
 from worldmodel.utils.checkpoint import Checkpoint, checkpoints, commit, restore_newest, unique_tensors
 from worldmodel.utils.compatibility import check_same_config
 from worldmodel.utils.errors import UserError
-from worldmodel.utils.hardware import peak_flops, resolve_precision, verified_precision
+from worldmodel.utils.hardware import Precision, peak_flops, verified_precision
 from worldmodel.utils.lock import folder_lock
 from worldmodel.utils.memory import keep_freed_memory
 from worldmodel.utils.progress import Progress
-from worldmodel.utils.ranks import n_ranks, rank
+from worldmodel.utils.ranks import n_ranks, of_all_ranks, rank
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -167,10 +167,14 @@ class Training:
         return self.verdicts + judge_loss(self.losses)
 
     def verify_precision(self) -> Meter:
-        """Decide on the precision with a trial step; returns a meter of the speed in that precision."""
+        """Decide on the precision with a trial step; returns a meter of the speed in that precision.
+
+        "auto" may differ between ranks, even on equal processors, because it measures. Then all take float32.
+        """
         config = self.config
         figures = partial(trial_step, self.model, self.loss, self.sample, config, self.step, state=self.state)
-        precision = verified_precision(str(self.out), self.device, config.precision, figures)
+        chosen = verified_precision(str(self.out), self.device, config.precision, figures)
+        precision: Precision = "bfloat16" if set(of_all_ranks(chosen)) == {"bfloat16"} else "float32"
         self.config = replace(config, precision=precision)
         meter = Meter(1.0 if rank() else peak_flops(str(self.device), precision))
         if n_ranks() > 1:  # DDP sums gradients in another order at its first step, and while operations are counted
@@ -262,10 +266,8 @@ def check_ranks(
 ) -> None:
     """Check that all ranks train the same model on the same data; `UserError` if they do not."""
     if n_ranks() > 1:
-        device = next(model.parameters()).device
-        check_gpus(device)
-        how = asdict(config) | {"resolved_precision": resolve_precision(device, config.precision)}
-        check_equal(**settings | {"trainer": how, "out": str(out), "data": data, "code": code_digest()})
+        check_gpus(next(model.parameters()).device)
+        check_equal(**settings | {"trainer": asdict(config), "out": str(out), "data": data, "code": code_digest()})
 
 
 def resume(model: nn.Module, out: Path, settings: dict[str, Any], state: dict[str, Tensor]) -> Checkpoint | None:

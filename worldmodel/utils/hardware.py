@@ -5,10 +5,11 @@ bound: on some processors a 3D convolution in float32 is faster than the product
 
 Operations are counted while they run; a multiplication and an addition are two. Counted are matrix products,
 convolutions and attention, forward and backward. Not counted are element-wise operations, norms, softmax, look-ups,
-reductions, the optimizer, and FlexAttention on CUDA. PyTorch's own counter ignores the attention kernel of CPUs, and
+reductions, and the optimizer. PyTorch's own counter ignores the attention kernel of CPUs, and
 for the CUDA kernels it counts the scores that the backward pass recomputes. Here attention is two products forward and
-four backward, for every kernel and in full, even if a mask hides half of it. The exception is block-by-block attention
-on CPUs (worldmodel/models/cpu_attention.py), where the products that run are counted.
+four backward, for every kernel and in full, even if a mask hides half of it. There are two exceptions, where what the
+mask hides is not counted: block-by-block attention on CPUs (worldmodel/models/cpu_attention.py), and FlexAttention on
+CUDA, which adds the blocks that its mask keeps with `count_hidden`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import weakref
 from collections.abc import Callable
 from functools import cache
 from math import prod
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -129,7 +130,32 @@ def attention_backward_flops(
     return 2 * attention_flops(query, key, value)
 
 
-def flop_counter() -> FlopCounterMode:
+class FlopCounter(FlopCounterMode):
+    """A counter that takes operations of kernels which it cannot see, by `count_hidden`."""
+
+    active: ClassVar[list[FlopCounter]] = []
+    hidden = 0
+
+    def __enter__(self) -> FlopCounter:
+        self.active.append(self)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> Any:
+        self.active.remove(self)
+        return super().__exit__(*error)
+
+    def get_total_flops(self) -> int:
+        return super().get_total_flops() + self.hidden
+
+
+def count_hidden(flops: Callable[[], float]) -> None:
+    """Add operations that counters cannot see to all that are active now; they are computed only if there are any."""
+    for counter in FlopCounter.active:
+        counter.hidden += round(flops())
+
+
+def flop_counter() -> FlopCounter:
     """A counter of operations: `with flop_counter() as count: work()`, then `count.get_total_flops()`.
 
     It does not change results, but costs a tenth of a millisecond for each operation, so count a single step.
@@ -138,7 +164,7 @@ def flop_counter() -> FlopCounterMode:
     for kernel in KERNELS:
         mapping[getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}")] = attention_forward_flops
         mapping[getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}_backward")] = attention_backward_flops
-    return FlopCounterMode(display=False, custom_mapping=mapping)
+    return FlopCounter(display=False, custom_mapping=mapping)
 
 
 def calls_per_second(work: Callable[[], object], seconds: float, device: str) -> float:

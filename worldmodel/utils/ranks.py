@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -49,6 +50,15 @@ def wait_for_ranks() -> None:
     """Wait until every rank is here."""
     if n_ranks() > 1:
         dist.barrier()
+
+
+def of_all_ranks(value: Any) -> list[Any]:
+    """The values of all ranks, in order."""
+    if n_ranks() == 1:
+        return [value]
+    found: list[Any] = [None] * n_ranks()
+    dist.all_gather_object(found, value)
+    return found
 
 
 @contextmanager

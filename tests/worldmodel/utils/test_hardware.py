@@ -8,7 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import create_block_mask
 
+from worldmodel.models import attention
 from worldmodel.models.prior import Prior, PriorConfig
 from worldmodel.training.step import train_step
 from worldmodel.training.trainer_config import TrainerConfig
@@ -40,6 +42,18 @@ def test_attention_is_two_products_forward_and_four_backward(half: bool, mask: s
         back(F.scaled_dot_product_attention(q, k, v, attn_mask=bits, is_causal=mask == "causal"))
     product = 2 * (2 * 3) * 6 * 6 * 4
     assert count.get_total_flops() == 6 * product
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_flex_attention_adds_the_blocks_that_its_mask_keeps(trained: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One block of keys for the first block of queries, and two for each later one. The kernel itself is not seen."""
+    monkeypatch.setattr(attention, "compiled_flex_attention", lambda: lambda q, k, v, block_mask: q @ k.mT @ v)
+    q, k, v = (torch.randn(2, 3, 12, 4, requires_grad=trained) for _ in range(3))
+    mask = create_block_mask(lambda b, h, q, k: (q // 4 - k // 4 < 2) & (q >= k), None, None, 12, 12, "cpu", 4)
+    with flop_counter() as count:
+        attention.flex_attention_cuda(q, k, v, mask)
+    product = 2 * (2 * 3) * 4 * 4 * 4
+    assert count.get_total_flops() == (1 + 2 + 2) * 2 * product * (3 if trained else 1)
 
 
 def test_a_step_of_the_prior_by_hand_and_not_changed_by_counting() -> None:
