@@ -26,10 +26,10 @@ from worldmodel.utils.settings import Address
 STEPS = 4
 
 
-def work(number: int, run: Path, recurrent: bool) -> None:
-    """Train one of the models for a few steps, in float32."""
+def work(number: int, run: Path, recurrent: bool, precision: str = "float32") -> None:
+    """Train one of the models for a few steps."""
     args = stages(run, recurrent=recurrent)[number]
-    few: dict[str, Any] = {"steps": STEPS, "log_every": 1, "eval_every": STEPS, "precision": "float32"}
+    few: dict[str, Any] = {"steps": STEPS, "log_every": 1, "eval_every": STEPS, "precision": precision}
     settings: dict[str, Any] = {"trainer": replace(args.trainer, **few), "n_eval_clips": 2}  # type: ignore[union-attr]
     (vqvae, tokens, prior, outcome)[number].main(replace(args, **settings))  # type: ignore[arg-type]
 
@@ -38,23 +38,28 @@ def curve(folder: Path) -> list[float]:
     return [event.value for event in read_scalars(folder / "log", "train/loss")]
 
 
-def compare(number: int, name: str, run: Path, tmp_path: Path, recurrent: bool) -> None:
+def compare(
+    number: int, name: str, run: Path, tmp_path: Path, recurrent: bool, precision: str = "float32", rel: float = 1e-4
+) -> None:
     """Train on one rank into a copy of a run, and on two into the run itself."""
     alone = tmp_path / f"alone-{name}"
     shutil.copytree(run, alone)
-    work(number, alone, recurrent)
-    found = on_ranks(tmp_path / f"ranks-{name}", 2, work, number, run, recurrent)
+    work(number, alone, recurrent, precision)
+    found = on_ranks(tmp_path / f"ranks-{name}", 2, work, number, run, recurrent, precision)
     assert [status for status, _ in found] == [0, 0], found
     assert found[1][1] == "", "other ranks than the first print nothing"
     assert len(curve(run / name)) == STEPS
-    assert curve(run / name) == pytest.approx(curve(alone / name), rel=1e-4)
+    assert curve(run / name) == pytest.approx(curve(alone / name), rel=rel)
     whole, split = (read_checkpoint(folder / name) for folder in (alone, run))
     assert whole.config == split.config
     assert {k: v.shape for k, v in whole.state.items()} == {k: v.shape for k, v in split.state.items()}
 
 
-def test_clips_are_shared(toy_store: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    compare(0, "vqvae", toy_store.parent, tmp_path_factory.mktemp("clips"), recurrent=False)
+@pytest.mark.parametrize(("precision", "rel"), [("float32", 1e-4), ("bfloat16", 0.01)])
+def test_clips_are_shared(
+    precision: str, rel: float, toy_store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    compare(0, "vqvae", toy_store.parent, tmp_path_factory.mktemp("clips"), False, precision, rel)
 
 
 def without_data(run: Path) -> None:
