@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 
@@ -49,7 +50,7 @@ def numbers(store: Store) -> list[int]:
     return [int(store.read_episode(i)["where"][0]) // 10_000 for i in range(len(store.episode_ends))]
 
 
-def assert_complete(out: Path) -> None:
+def assert_complete(out: str | Path) -> None:
     store = open_store(out)
     splits = [part.episode_splits().tolist() for part in store.parts]  # type: ignore[attr-defined]
     assert splits[0][:6] != splits[1], "each rank draws its own"
@@ -90,6 +91,21 @@ def test_a_rank_that_dies_loses_only_the_group_that_it_plays(tmp_path: Path) -> 
     assert_complete(out)
     played = (tmp_path / "played").read_text().split()
     assert (played.count("1"), played.count("3")) == (1, 2), "rank 1 plays groups 1 and 3"
+
+
+def into_bucket(out: str, endpoint: str, total: int = TOTAL, dies: Path | None = None) -> None:
+    os.environ["NO_PROXY"] = "127.0.0.1"  # the process that this one is forked from may lack it
+    fsspec.config.conf["s3"] = {"endpoint_url": endpoint, "key": "somebody", "secret": "something"}
+    work(out, total, dies)
+
+
+def test_a_rank_that_dies_loses_nothing_in_a_bucket_either(bucket: str, s3_endpoint: str, tmp_path: Path) -> None:
+    """What the rank had not committed is played again, so group 1 may be played twice."""
+    out = f"{bucket}/data.zarr"
+    said = restarting(tmp_path / "logs", 2, 1, into_bucket, out, s3_endpoint, TOTAL, tmp_path / "died")
+    assert (tmp_path / "died").exists(), said
+    assert_complete(out)
+    assert (tmp_path / "played").read_text().split().count("3") == 2
 
 
 def test_another_number_of_ranks_is_refused_and_nothing_is_lost(tmp_path: Path) -> None:
