@@ -101,7 +101,7 @@ class Args(Settings):
     compile: bool = False
     """Compile our training steps with torch.compile."""
     profile: bool = False
-    """Also print which operations the time of training steps goes to."""
+    """Also print which operations the time of training and sampling goes to."""
     rounds: Positive = 2
     """Processes per measurement; the median counts."""
     seconds: AboveZero = 3.0
@@ -227,7 +227,7 @@ def measure(task: Task, checkout: Path | None, seconds: float, allocator: str, i
 def measure_in_process(task: Task, checkout: Path | None, args: Args) -> Row:
     """Run `measure` in a new process."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        is_profiled = args.profile and task.workload in ("vqvae", "prior")
+        is_profiled = args.profile and task.workload in ("vqvae", "prior", "sample")
         return pool.submit(measure, task, checkout, args.seconds, args.allocator, is_profiled).result()
 
 

@@ -133,6 +133,9 @@ def test_table_and_figures(tmp_path: Path, checkout: Path, capsys: pytest.Captur
     for row in figures["rows"]:
         assert sum(row["profile"].values()) == pytest.approx(1) and "convolutions" in row["profile"]
     assert "% convolutions" in said
+    benchmark.main(replace(args, workloads=("sample",), sample_batch_sizes=(1,), official=None, prior=PRIOR))
+    (row,) = json.loads(args.out.read_text())["rows"]
+    assert sum(row["profile"].values()) == pytest.approx(1) and row["profile"]["matrix products"] > 0
 
 
 def test_clips_of_a_folder_and_of_a_bucket_are_timed_in_one_run(
