@@ -39,6 +39,7 @@ from worldmodel.data.opening import open_store
 from worldmodel.generation.dream import Dream
 from worldmodel.metrics.frames import psnr
 from worldmodel.metrics.interval import bootstrap, means_to_json
+from worldmodel.training.verdicts import judge_split
 from worldmodel.utils.checkpoint import weights_digest
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.files import write_json
@@ -141,7 +142,8 @@ def main(args: Args) -> Written:
         print(f"action read from {name:28}{share!s:>24}")
     for name, share in result["ratio"].items():
         print(f"{name}, over real frames under such actions: {share}")
-    print(f"{args.run}: {judge_control(result['delta_psnr'], args.steps_ahead)}")
+    for verdict in [*judge_split(heldout_clips.episode), judge_control(result["delta_psnr"], args.steps_ahead)]:
+        print(f"{args.run}: {verdict}")
     protocol = asdict(args) | {"data": store.path, "prior": weights_digest(args.run / "prior")}
     path = args.run / "evaluation" / "controllability.json"
     write_json(path, {"protocol": protocol} | means_to_json(result))

@@ -47,6 +47,7 @@ from worldmodel.metrics.calibration import auroc, expected_calibration_error
 from worldmodel.metrics.interval import MeanInterval, bootstrap, bootstrap_ratio, means_to_json
 from worldmodel.models.layers import Memory
 from worldmodel.models.reward_done import OutcomeModel
+from worldmodel.training.verdicts import judge_split
 from worldmodel.utils.checkpoint import weights_digest
 from worldmodel.utils.compatibility import check_vqvae
 from worldmodel.utils.errors import UserError
@@ -258,7 +259,9 @@ def main(args: Args) -> Written:
         print(f"termination, {name:9} AUROC {end['auroc']:.3f}, {error}")
         said, came = (f"{r.mean:.2%} [{r.low:.2%}, {r.high:.2%}]" for r in (end["expected"], end["happened"]))
         print(f"                        predicted in {said} of steps, happened in {came}")
-    print(f"{args.run}: {judge_ends(*(result['end']['predicted'][k] for k in ('expected', 'happened')))}")
+    ends = judge_ends(*(result["end"]["predicted"][k] for k in ("expected", "happened")))
+    for verdict in [*judge_split(store.episode_indices(args.split)), ends]:
+        print(f"{args.run}: {verdict}")
     for name, r in result["return"].items():
         print(f"return, {name:9} r = {r} over {args.steps} steps, {r.n} starting points")
     for name, parts in result["variables"].items():

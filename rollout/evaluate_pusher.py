@@ -32,6 +32,7 @@ from configs.written import Written
 from envs.pusher import Pusher, load_pusher
 from envs.pushing import Pushing
 from envs.pushing_robot import ACTION, Robot, bair_actions
+from rollout.verdicts import judge_player
 from worldmodel.data.env_spec import random_actions
 from worldmodel.metrics.interval import bootstrap, bootstrap_ratio
 from worldmodel.utils.files import write_json
@@ -142,6 +143,8 @@ def main(args: Args) -> Written:
     }
     write_json(args.out / "scores.json", {"settings": asdict(args), "scores": scores})
     print(table(scores))
+    further = bootstrap(played["pusher"][0] - robot)
+    print(judge_player("the pusher", further, "BAIR's random actions", "m moved", "train it for longer"))
     if args.gif is not None:
         save_gif(args.gif, render_episodes(everybody[f"pusher, noise {args.noise:g}"], args.seed), fps=8)
         print(f"moving picture: {args.gif}")

@@ -24,7 +24,8 @@ def test_the_shipped_pusher_moves_objects_further_than_any_random_actions(
     assert scores["pusher, noise 0.2"]["ratio"]["mean"] > 3
     for name in ("random, over the space", "random, held for 4"):
         assert scores[name]["moved"]["mean"] < scores[evaluate_pusher.BAIR_ROBOT]["moved"]["mean"]
-    assert "moved, x robot" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "moved, x robot" in said and "the pusher is better than BAIR's random actions (" in said
     with Image.open(tmp_path / "pushing.gif") as gif:
         assert (gif.size, gif.n_frames) == ((512, 128), 30)  # type: ignore[attr-defined]
 

@@ -70,13 +70,17 @@ def test_a_prior_may_leave_the_frames_of_ends_out(toy_run: Path) -> None:
     assert all(store.read_episode(episode)["done"][start + 7] for episode, start in last - kept)
 
 
-def test_without_actions_the_prior_is_unconditional(toy_store: Path, toy_stages: Stages) -> None:
+def test_without_actions_the_prior_is_unconditional(
+    toy_store: Path, toy_stages: Stages, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = toy_store.parent
     v, t, p, _ = toy_stages(run, steps=2)
     vqvae.main(v)
     tokens.main(t)
     prior.main(replace(p, actions=False))
     assert read_checkpoint(run / "prior").config["model"]["conditioning"] == "none"
+    said = capsys.readouterr().out
+    assert "by how often they are used" in said and "actions" not in said.partition("by how often")[2]
 
 
 def test_condition_sizes_of_table_9() -> None:

@@ -32,6 +32,9 @@ from worldmodel.utils.ranks import (
     sum_over_ranks,
 )
 
+RARE = 1e-3
+"""Share of the probability that `bits_by_frequency` spreads over all codes."""
+
 
 class QuantizerOutput(NamedTuple):
     """The result of quantization."""
@@ -131,6 +134,12 @@ class Quantizer(nn.Module):
         weight = (self.ema_count / self.ema_count.sum(-1, keepdim=True))[..., None]
         mean = (weight * self.embedding).sum(1, keepdim=True)
         return (weight * (self.embedding - mean).square()).sum((1, 2))
+
+    def bits_by_frequency(self, codes: Tensor) -> Tensor:
+        """(..., g) -log2 of how often training used each code lately; a code that it did not use counts as rare."""
+        count = self.ema_count + self.ema_count.sum(-1, keepdim=True) * RARE / self.n_codes
+        share = count / count.sum(-1, keepdim=True)
+        return -share[torch.arange(self.n_codebooks, device=codes.device), codes].log2()
 
     def _initialize(self, flat: Tensor) -> None:
         """Make the codes copies of features, unless they are in use already."""

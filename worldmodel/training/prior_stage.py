@@ -31,7 +31,7 @@ from worldmodel.models.prior_config import Conditioning, PriorConfig, PriorSetti
 from worldmodel.training.step import Batch, eval_mode
 from worldmodel.training.trainer import fit, rank_share
 from worldmodel.training.trainer_config import TrainerConfig
-from worldmodel.training.verdicts import judge_actions, judge_split
+from worldmodel.training.verdicts import judge_actions, judge_codes, judge_split
 from worldmodel.utils.checkpoint import load_weights, read_checkpoint, weights_digest
 from worldmodel.utils.compatibility import check_vqvae
 from worldmodel.utils.errors import UserError
@@ -159,6 +159,9 @@ def evaluate(
             writer.add_scalar("held_out/bits_per_dim_shuffled_conditions", shuffled.mean(), step)
             if not prior.config.n_classes:  # with classes, those are shuffled too
                 verdicts.append(judge_actions(true, shuffled, episode))
+        if prior.config.n_classes or heldout_batch.condition is None:
+            rare = vqvae.quantizer.bits_by_frequency(heldout_batch.codes).flatten(1).mean(1).cpu().numpy()
+            verdicts.append(judge_codes(true, rare, episode))
         few, frames = heldout_batch[:4], heldout_batch.codes.shape[1]
         known = 0 if prior.config.mode == "paper" else frames // 4
         generator = torch.Generator().manual_seed(0)

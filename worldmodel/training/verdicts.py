@@ -64,6 +64,21 @@ def judge_actions(bits: np.ndarray, shuffled: np.ndarray, episode: np.ndarray) -
     )
 
 
+def judge_codes(bits: np.ndarray, by_frequency: np.ndarray, episode: np.ndarray) -> str:
+    """Compare predictions of codes with how often training used each code.
+
+    Args:
+        bits: Bits per code of each clip (n,).
+        by_frequency: Bits per code of each clip (n,) if a code is as probable as it was frequent.
+        episode: Episode of each clip (n,).
+    """
+    better = bootstrap(by_frequency - bits, episode)
+    figures = f"{bits.mean():.3f} bits per code against {by_frequency.mean():.3f}"
+    if better.low > 0:
+        return f"codes are predicted better than by how often they are used ({figures})"
+    return f"codes are predicted {_how_bad(better)} by how often they are used ({figures}); train longer"
+
+
 def judge_dream(
     error_over_copy: Sequence[MeanInterval], over_shuffled: Sequence[MeanInterval], ahead: Sequence[int]
 ) -> list[str]:

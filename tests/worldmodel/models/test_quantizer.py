@@ -76,6 +76,16 @@ def test_several_books_quantise_their_own_slices() -> None:
     assert torch.equal(both.embed(codes)[:, 2:4], both.embedding[1][codes[:, 1]])
 
 
+def test_bits_of_codes_by_how_often_training_used_them() -> None:
+    """A code that was not used has a thousandth of a fair share."""
+    books = Quantizer(4, 2, n_codebooks=2)
+    books.ema_count.copy_(torch.tensor([[4.0, 2.0, 2.0, 0.0], [1.0, 1.0, 1.0, 1.0]]))
+    bits = books.bits_by_frequency(torch.tensor([[[0, 0], [2, 1], [3, 2]]]))
+    assert bits.shape == (1, 3, 2)
+    expected = torch.tensor([[[1.0, 2.0], [2.0, 2.0], [12.0, 2.0]]])
+    torch.testing.assert_close(bits, expected, atol=0.04, rtol=0)
+
+
 def test_usage_by_hand() -> None:
     figures = codebook_usage(torch.tensor([[0], [0], [1], [1]]), 4)
     assert figures["codes_used"] == 0.5

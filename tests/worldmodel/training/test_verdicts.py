@@ -11,6 +11,7 @@ from train import outcome, prior, tokens, vqvae
 from worldmodel.metrics.interval import MeanInterval
 from worldmodel.training.verdicts import (
     judge_actions,
+    judge_codes,
     judge_dream,
     judge_imitation,
     judge_loss,
@@ -43,6 +44,14 @@ def test_actions_matter_if_those_of_other_clips_cost_bits() -> None:
     noise = figures(0.0)
     assert judge_actions(bits, bits + noise - noise.mean(), EPISODE).startswith("actions have no effect")
     assert judge_actions(bits, bits, EPISODE).startswith("actions have no effect")
+
+
+def test_codes_are_compared_with_how_often_they_are_used() -> None:
+    bits = figures(2.0)
+    good, poor = judge_codes(bits, bits + figures(0.5), EPISODE), judge_codes(bits, bits - figures(0.5), EPISODE)
+    assert good.startswith("codes are predicted better than by how often they are used (2.0")
+    assert poor.startswith("codes are predicted worse than by") and poor.endswith("; train longer")
+    assert judge_codes(bits, bits, EPISODE).startswith("codes are predicted no better than by")
 
 
 def test_a_dream_is_judged_by_how_far_ahead_it_gains() -> None:
