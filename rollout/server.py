@@ -40,8 +40,8 @@ BUSY_RESPONSE = (
     + json.dumps({"error": f"there are already {MAX_CONNECTIONS} connections, the limit; close one"}).encode()
 )
 """Response to connections beyond the limit."""
-MAX_BODY_BYTES = 1024
-"""Largest request body in bytes, too small for JSON nested deep enough to exhaust the stack."""
+MAX_BODY_BYTES = 1 << 14
+"""Largest request body in bytes; an action of some hundred numbers fits."""
 TIMEOUT_SECONDS = 10.0
 """Time limit for receiving a request and for sending its response."""
 LINGER_SECONDS = 1.0

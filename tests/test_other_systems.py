@@ -36,8 +36,8 @@ PRIOR = """
     --model.window 2
 """
 SHORT = "--trainer.steps 2 --trainer.batch-size 2"
+RECORD = "--env-id CartPole-v1 --size 16 --episodes 20 --num-workers 1 --out run/data.zarr"
 STAGES = (
-    ("collect.gym", "collect", "--env-id CartPole-v1 --size 16 --episodes 20 --num-workers 1 --out run/data.zarr"),
     ("train.vqvae", "vqvae", f"--run run {VQVAE} {SHORT}"),
     ("train.tokens", "tokens", "--run run --n-contexts 2 --context-frames 2"),
     ("train.prior", "prior", f"--run run {PRIOR} {SHORT}"),
@@ -52,10 +52,12 @@ def main():
     from configs import parse
     from envs.engine_cleanup import EngineFolder
     from rollout import play
+    from train.commands import run_script
 
     folder = EngineFolder()
     folder.close()
     assert not folder.path.exists()
+    run_script("collect/gym.py", RECORD.split())  # as `worldmodel dream` does
     for name, section, flags in STAGES:
         script = importlib.import_module(name)
         script.main(parse(script.Args, section, flags.split()))

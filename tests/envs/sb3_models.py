@@ -13,7 +13,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
-from sb3_contrib import QRDQN, TQC, RecurrentPPO
+from sb3_contrib import QRDQN, TQC, TRPO, RecurrentPPO
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack
@@ -102,6 +102,7 @@ MODELS: dict[str, Callable[[], BaseAlgorithm]] = {
     "recurrent, stacked pictures": lambda: make(
         RecurrentPPO, "CnnLstmPolicy", PICTURE, SIDES, n_stack=2, policy_kwargs=CNN | {"lstm_hidden_size": 16}
     ),
+    "trpo": lambda: make(TRPO, "MlpPolicy", VECTOR, AXES, policy_kwargs=WIDTHS),
     "qrdqn": lambda: make(QRDQN, "MlpPolicy", VECTOR, SIDES, policy_kwargs=WIDTHS | {"n_quantiles": 5}),
     "tqc": lambda: make(TQC, "MlpPolicy", VECTOR, AXES, policy_kwargs=WIDTHS),
 }

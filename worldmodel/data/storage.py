@@ -108,6 +108,7 @@ def open_storage(address: str, write: bool = False) -> Storage:
         return bucket
     except ImportError as error:
         missing = getattr(error.__cause__ or error, "name", None) or "the package that it names"
+        missing = "'worldmodel[s3]'" if missing == "s3fs" else missing
         raise UserError(f"{address} cannot be opened ({one_line(error)}); pip install {missing}") from None
     except Exception as error:  # each file system has its own errors
         raise UserError(f"{address} cannot be opened ({one_line(error)}); give another URL") from None

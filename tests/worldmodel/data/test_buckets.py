@@ -323,7 +323,7 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, "s3fs", None)
     monkeypatch.delitem(LOADED, "s3", raising=False)
     for said in told("s3://bucket/s"):
-        assert said.endswith("cannot be opened (Install s3fs to access S3); pip install s3fs")
+        assert said.endswith("cannot be opened (Install s3fs to access S3); pip install 'worldmodel[s3]'")
     for said in told("nonsense://bucket/s"):
         assert "cannot be opened (Protocol not known: nonsense); give another URL" in said
 
