@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import configs
 import envs
 import worldmodel.envs
 from configs.scripts import python_arguments
@@ -84,6 +85,17 @@ def test_it_runs_a_script(
         command_line.main()
     assert not stop.value.code
     assert capsys.readouterr().out.startswith(f"usage: worldmodel {name} [--preset NAME] [flags]\n")
+
+
+@pytest.mark.parametrize(("words", "several"), [("train prior", True), ("collect gym", True), ("train tokens", False)])
+def test_it_tells_what_torchrun_may_start_in_several_processes(
+    words: str, several: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[bool] = []
+    monkeypatch.setattr(configs, "command", lambda main, section, *, in_ranks: told.append(in_ranks))
+    monkeypatch.setattr(sys, "argv", sys.argv[:])
+    command_line.run(words.split())
+    assert told == [several]
 
 
 def test_a_script_can_be_run_from_any_folder(tmp_path: Path) -> None:

@@ -34,8 +34,8 @@ FIRST = {"dream": ("--env-id",), "show": ("--path",), "push": ("--run", "--repo"
 HERE = Path(__file__).resolve().parent
 IN_WHEEL = (HERE / "configs").is_dir()
 ROOT, PACKAGE = (HERE, "worldmodel.") if IN_WHEEL else (HERE.parent, "")
-MAIN = re.compile(r'^    command\(main, "(\w+)"\)', re.MULTILINE)
-"""The end of a script, with its section of a preset."""
+MAIN = re.compile(r'^    command\(main, "(\w+)"(, in_ranks=True)?\)', re.MULTILINE)
+"""The end of a script, with its section of a preset, and whether torchrun may start it in several processes."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,11 @@ class Script:
 
     def run(self, flags: list[str]) -> None:
         """Run the script as if its file were run."""
-        (section,) = MAIN.findall(self.path.read_text())
+        ((section, in_ranks),) = MAIN.findall(self.path.read_text())
         name = ".".join(self.path.relative_to(ROOT).with_suffix("").parts)
         sys.argv = [self.words, *flags]
         module = import_module(PACKAGE + name)
-        import_module(f"{PACKAGE}configs").command(module.main, section)
+        import_module(f"{PACKAGE}configs").command(module.main, section, in_ranks=bool(in_ranks))
 
 
 def scripts(verb: str) -> dict[str, Script]:
