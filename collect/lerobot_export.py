@@ -34,8 +34,8 @@ from worldmodel.utils.progress import Progress
 
 OWN_FILE = "meta/worldmodel.json"
 """The environment spec of the store."""
-EXTRA = ("label", "split")
 DONE, TERMINATED, TRUNCATED = "next.done", "next.terminated", "next.truncated"
+EXTRA = ("label", "split")
 """Arrays that become features of their own."""
 NEEDED = ("frames", "action", "reward", "terminated", "truncated")
 

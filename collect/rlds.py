@@ -49,8 +49,8 @@ ENCODED = (b"\xff\xd8\xff", b"\x89PNG")
 """First bytes of a JPEG and a PNG."""
 SPLIT_NAMES = {"train": 0, "val": 1, "valid": 1, "validation": 1, "test": 2}
 TRAIN, VALID = 0, 1
-VALID_SHARE = 10
-"""One of so many training episodes becomes validation if the published split has none."""
+VALID_EVERY = 10
+"""Every so many training episodes, one becomes validation if the published split has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +108,9 @@ def list_records(args: Args) -> list[Record]:
 def with_validation(records: list[Record]) -> list[Record]:
     """The records with every tenth for training moved to validation, and with the last one if they are few."""
     train = [i for i, record in enumerate(records) if record.split == TRAIN and not record.why]
-    moved = train[VALID_SHARE - 1 :: VALID_SHARE] or train[1:][-1:]
-    print(f"the published split has no validation; {len(moved)} of its {len(train)} training episodes are used for it")
+    moved = set(train[VALID_EVERY - 1 :: VALID_EVERY] or train[1:][-1:])
+    how = f"{len(moved)} of its {len(train)} training episodes are used for it" if moved else "it needs two episodes"
+    print(f"the published split has no validation; {how}")
     return [replace(record, split=VALID) if i in moved else record for i, record in enumerate(records)]
 
 

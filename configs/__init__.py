@@ -279,7 +279,7 @@ def command(main: Callable[[Any], Written | None], section: str, *, in_ranks: bo
     try:
         with ranks():
             if not in_ranks and int(os.environ.get("WORLD_SIZE", "1")) > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
-                raise UserError("this command runs in one process; start it with python instead of torchrun")
+                raise UserError("this command runs in one process; start it without torchrun")
             written = main(parse(kind, section, sys.argv[1:]))
             if written is not None:
                 print(last_line(written, {name: read_preset(name) for name in split_presets(sys.argv[1:])[0]}))

@@ -144,7 +144,7 @@ def main(args: Args) -> Written:
     write_json(args.out / "scores.json", {"settings": asdict(args), "scores": scores})
     print(table(scores))
     further = bootstrap(played["pusher"][0] - robot)
-    print(judge_player("the pusher", further, "BAIR's random actions", "m moved", "train it for longer"))
+    print(judge_player("the pusher", further, "BAIR's random actions", "m further", "train it for longer"))
     if args.gif is not None:
         save_gif(args.gif, render_episodes(everybody[f"pusher, noise {args.noise:g}"], args.seed), fps=8)
         print(f"moving picture: {args.gif}")

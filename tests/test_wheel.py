@@ -102,16 +102,17 @@ def not_required(*extras: str) -> str:
 
     In a fresh virtual environment they would not be there.
     """
-    required, todo = {"worldmodel"}, [("worldmodel", extras)]
+    todo, found = [("worldmodel", extras)], set()
     while todo:
         name, wanted = todo.pop()
+        if (name, wanted) in found:
+            continue
+        found.add((name, wanted))
         for requirement in map(Requirement, metadata.requires(name) or ()):
-            marker, found = requirement.marker, canonicalize_name(requirement.name)
+            marker = requirement.marker
             if marker is None or any(marker.evaluate({"extra": extra}) for extra in ("", *wanted)):
-                if found not in required or requirement.extras:
-                    todo.append((found, tuple(requirement.extras)))
-                required.add(found)
-    makers = metadata.packages_distributions()
+                todo.append((canonicalize_name(requirement.name), tuple(requirement.extras)))
+    required, makers = {name for name, _ in found}, metadata.packages_distributions()
     return ",".join(module for module in makers if not required & set(map(canonicalize_name, makers[module])))
 
 

@@ -2,7 +2,7 @@
 
     python train/benchmark.py                                # VQ-VAE of BAIR, prior of 1,024 codes per clip
     python train/benchmark.py --official ../VideoGPT         # also a checkout of the official code, with ratios
-    python train/benchmark.py --profile                      # also where the time of a training step goes
+    python train/benchmark.py --profile                      # also where the time goes, operation by operation
     python train/benchmark.py --preset speed                 # also sampling from a trained prior
     python train/benchmark.py --workloads store bucket --bucket s3://mine/benchmark.zarr    # clips/s local and remote
     python train/benchmark.py --preset-models ucf101 --workloads vqvae prior --precision bfloat16 --device cuda
@@ -216,6 +216,7 @@ def measure(task: Task, checkout: Path | None, seconds: float, allocator: str, i
     can = machine_rates(task.device, "bfloat16" if task.precision == "bfloat16" else "float32")
     return {
         "rate": calls * made.n_units,
+        **({"clips_per_second": calls * task.batch_size} if task.workload == "prior" else {}),
         "matmul_share": calls * made.flops / can["matmul"],
         "copy_share": calls * made.bytes / can["copy"],
         **({"peak_memory": torch.cuda.max_memory_allocated()} if cuda else {}),

@@ -57,9 +57,11 @@ def run_python(
         raise
     except subprocess.TimeoutExpired:
         process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(GRACE)
-        kill_session(process)
+        try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE)
+        finally:
+            kill_session(process)
         raise
 
 

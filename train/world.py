@@ -153,11 +153,10 @@ class World:
         """
         chosen, stages = self.choices.value, ("prior", "outcome", "judge")
         extra = self.args.minutes - self.choices.once("minutes", lambda: self.args.minutes)
-        if extra <= 0:
-            return 0
-        if "judged" not in chosen:
+        if extra > 0 and "prior_steps" not in chosen:  # nothing is planned yet that would not use them
             chosen["minutes"] = self.args.minutes
             self.choices.write()
+        if extra <= 0 or "judged" not in chosen:
             return 0
         for stage in stages[:2]:
             seconds = 60 * extra * SHARES[stage] / sum(SHARES[name] for name in stages)

@@ -99,13 +99,16 @@ def into_bucket(out: str, endpoint: str, total: int = TOTAL, dies: Path | None =
     work(out, total, dies)
 
 
-def test_a_rank_that_dies_loses_nothing_in_a_bucket_either(bucket: str, s3_endpoint: str, tmp_path: Path) -> None:
-    """What the rank had not committed is played again, so group 1 may be played twice."""
+def test_what_a_rank_that_dies_had_not_committed_to_a_bucket_is_played_again(
+    bucket: str, s3_endpoint: str, tmp_path: Path
+) -> None:
+    """Group 1 may be among it."""
     out = f"{bucket}/data.zarr"
     said = restarting(tmp_path / "logs", 2, 1, into_bucket, out, s3_endpoint, TOTAL, tmp_path / "died")
     assert (tmp_path / "died").exists(), said
     assert_complete(out)
-    assert (tmp_path / "played").read_text().split().count("3") == 2
+    played = (tmp_path / "played").read_text().split()
+    assert played.count("3") == 2 and played.count("1") in (1, 2)
 
 
 def test_another_number_of_ranks_is_refused_and_nothing_is_lost(tmp_path: Path) -> None:

@@ -97,7 +97,8 @@ def test_a_published_split_without_validation_gets_one(
     first = [store.read_episode(i)["action"][0, 0] * 8 for i in range(n + 1)]
     splits = {int(number): str(split) for number, split in zip(first, store.episode_splits(), strict=True)}
     assert splits == {i: "valid" if i in held else "train" for i in range(n)} | {30: "test"}
-    assert f"no validation; {len(held)} of its {n} training episodes are used for it" in capsys.readouterr().out
+    used = f"{len(held)} of its {n} training episodes are used for it" if held else "it needs two episodes"
+    assert f"the published split has no validation; {used}\n" in capsys.readouterr().out
 
 
 def test_validation_and_test_alone_are_no_published_split(tmp_path: Path) -> None:

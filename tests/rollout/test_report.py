@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import re
 import shutil
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -17,9 +20,15 @@ def run(toy_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report") / "run"
     shutil.copytree(toy_run, folder)
     short = {"run": folder, "context_frames": 4}
-    evaluate.main(evaluate.Args(**short, n_clips=4, steps_ahead=(1, 5), n_dreams=1))
-    controllability.main(controllability.Args(**short, n_clips=4, steps_ahead=2, steps=4, train_steps=4))
-    evaluate_outcome.main(evaluate_outcome.Args(**short, n_clips=4, steps=4, n_dreams=1, n_negatives=20, n_particles=2))
+    with redirect_stdout(io.StringIO()) as said:
+        evaluate.main(evaluate.Args(**short, n_clips=4, steps_ahead=(1, 5), n_dreams=1))
+        controllability.main(controllability.Args(**short, n_clips=4, steps_ahead=2, steps=4, train_steps=4))
+        evaluate_outcome.main(
+            evaluate_outcome.Args(**short, n_clips=4, steps=4, n_dreams=1, n_negatives=20, n_particles=2)
+        )
+    assert (
+        len(re.findall(rf"^{folder}: there (?:is|are) \d held-out episodes?, so", said.getvalue(), re.MULTILINE)) == 3
+    )
     long_horizon.main(long_horizon.Args(run=folder, steps=40, window=10, num_envs=4, temperature=(0.5, 1.0)))
     return folder
 

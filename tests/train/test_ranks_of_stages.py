@@ -19,6 +19,7 @@ from train import outcome, prior, tokens, vqvae
 from worldmodel.data.opening import write_manifest
 from worldmodel.training import trainer
 from worldmodel.training.scalars import read_scalars
+from worldmodel.utils import hardware
 from worldmodel.utils.checkpoint import read_checkpoint
 from worldmodel.utils.ranks import rank
 from worldmodel.utils.settings import Address
@@ -107,7 +108,7 @@ def test_stores_that_differ_are_told(toy_store: Path, toy_fill: Callable[..., An
 
 def by_chance(run: Path) -> None:
     """A measurement makes bfloat16 faster on rank 0 alone."""
-    trainer.verified_precision = lambda *_: "float32" if rank() else "bfloat16"
+    hardware.supports_bfloat16, hardware.bfloat16_is_faster = lambda: True, lambda: not rank()
     step, args = trainer.train_step, stages(run)[0]
 
     def checked(*given: Any) -> Any:
@@ -121,6 +122,7 @@ def by_chance(run: Path) -> None:
 def test_ranks_agree_on_a_precision(toy_store: Path, tmp_path: Path) -> None:
     found = on_ranks(tmp_path / "log", 2, by_chance, toy_store.parent)
     assert [status for status, _ in found] == [0, 0], found
+    assert found[0][1].count("bfloat16 is not faster on all ranks, so float32 is used") == 1 and not found[1][1]
 
 
 def test_a_mistake_is_told_by_one_rank_and_ends_both(toy_store: Path, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_what_runs_in_one_process_refuses_several(
     with pytest.raises(SystemExit) as ended:
         run_script("train/tokens.py", ["--run", str(tmp_path / "run")])
     assert ended.value.code == 2
-    said = "error: this command runs in one process; start it with python instead of torchrun\n"
+    said = "error: this command runs in one process; start it without torchrun\n"
     assert capsys.readouterr().err == said and not (tmp_path / "run").exists()
     monkeypatch.setenv("WORLD_SIZE", "1")
     with pytest.raises(SystemExit):

@@ -201,6 +201,18 @@ def test_more_minutes_for_an_unfinished_run_are_not_given_twice(tmp_path: Path, 
     assert json.loads((tmp_path / "world.json").read_text())["chosen"]["minutes"] == 60
 
 
+def test_more_minutes_for_a_run_whose_steps_are_planned_come_afterwards(tmp_path: Path, runner: Runner) -> None:
+    args = world.Args(env_id="Toy-v0", run=tmp_path, minutes=30)
+    runner.fails = "evaluate"
+    with pytest.raises(UserError, match="has failed"):
+        world.main(args)
+    runner.fails = ""
+    world.main(replace(args, minutes=60))
+    before = dict(runner.called)["prior"].trainer.steps
+    world.main(replace(args, minutes=60))
+    assert dict(runner.called)["prior"].trainer.steps > before
+
+
 def test_a_look_at_the_environment_that_was_interrupted_is_taken_again(
     tmp_path: Path, runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,7 +33,7 @@ from worldmodel.utils.ranks import (
 )
 
 RARE = 1e-3
-"""Share of the probability that `bits_by_frequency` spreads over all codes."""
+"""About the share of the probability that `bits_by_frequency` spreads over all codes."""
 
 
 class QuantizerOutput(NamedTuple):

@@ -232,5 +232,5 @@ def train_prior(args: PriorStage) -> None:
         },
         evaluate=lambda writer, step: evaluate(prior, vqvae, held, env_spec.fps / vqvae.config.stride[0], writer, step),
         restart=args.restart,
-        data=store.checksums | {f"frames: {name}": n for name, n in (data.checksums if data else {}).items()},
+        data=store.checksums | {f"frames/{name}": n for name, n in (data.checksums if data else {}).items()},
     )

@@ -13,6 +13,7 @@ Ctrl-C and SIGTERM finish the step, write a checkpoint and stop; a second one st
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -42,7 +43,7 @@ from worldmodel.training.verdicts import judge_loss
 from worldmodel.utils.checkpoint import Checkpoint, checkpoints, commit, restore_newest, unique_tensors
 from worldmodel.utils.compatibility import check_same_config
 from worldmodel.utils.errors import UserError
-from worldmodel.utils.hardware import Precision, peak_flops, verified_precision
+from worldmodel.utils.hardware import Precision, peak_flops, resolve_precision, verified_precision
 from worldmodel.utils.lock import folder_lock
 from worldmodel.utils.memory import keep_freed_memory
 from worldmodel.utils.progress import Progress
@@ -167,14 +168,11 @@ class Training:
         return self.verdicts + judge_loss(self.losses)
 
     def verify_precision(self) -> Meter:
-        """Decide on the precision with a trial step; returns a meter of the speed in that precision.
-
-        "auto" may differ between ranks, even on equal processors, because it measures. Then all take float32.
-        """
+        """Decide on the precision with a trial step; returns a meter of the speed in that precision."""
         config = self.config
         figures = partial(trial_step, self.model, self.loss, self.sample, config, self.step, state=self.state)
-        chosen = verified_precision(str(self.out), self.device, config.precision, figures)
-        precision: Precision = "bfloat16" if set(of_all_ranks(chosen)) == {"bfloat16"} else "float32"
+        asked = agreed_precision(self.device, config.precision)  # a trial needs all ranks
+        precision = verified_precision(str(self.out), self.device, asked, figures)
         self.config = replace(config, precision=precision)
         meter = Meter(1.0 if rank() else peak_flops(str(self.device), precision))
         if n_ranks() > 1:  # DDP sums gradients in another order at its first step, and while operations are counted
@@ -268,6 +266,17 @@ def check_ranks(
     if n_ranks() > 1:
         check_gpus(next(model.parameters()).device)
         check_equal(**settings | {"trainer": asdict(config), "out": str(out), "data": data, "code": code_digest()})
+
+
+def agreed_precision(device: torch.device, precision: Precision) -> Precision:
+    """The precision that was asked for, or float32 if "auto" means bfloat16 on some ranks only.
+
+    Each rank measures which one is faster, so even equal processors may differ.
+    """
+    if len(set(of_all_ranks(resolve_precision(device, precision)))) == 1:
+        return precision
+    print("bfloat16 is not faster on all ranks, so float32 is used", file=sys.stderr)
+    return "float32"
 
 
 def resume(model: nn.Module, out: Path, settings: dict[str, Any], state: dict[str, Tensor]) -> Checkpoint | None:
