@@ -23,6 +23,7 @@ os.set_inheritable = set_inheritable
 """
 CHAIN = '''
 import importlib
+import subprocess
 from pathlib import Path
 
 JUDGED = "--split all --context-frames 2 --steps-ahead 1 2 --n-clips 2 --n-dreams 1"
@@ -52,8 +53,12 @@ def main():
     from configs import parse
     from envs.engine_cleanup import EngineFolder
     from rollout import play
-    from train.commands import run_script
+    from train.commands import run_python, run_script
 
+    try:
+        run_python(["-c", "import time; time.sleep(60)"], 0.1)
+    except subprocess.TimeoutExpired:
+        print("stopped")
     folder = EngineFolder()
     folder.close()
     assert not folder.path.exists()
@@ -83,4 +88,5 @@ def test_the_chain_runs_without_what_windows_lacks(tmp_path: Path) -> None:
     env = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     done = subprocess.run([sys.executable, "chain.py"], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("stopped\n")
     assert done.stdout.endswith("played CartPole-v1\ndreamed (16, 16, 3)\n")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import re
 import shlex
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,17 +34,43 @@ def commands(page: Path) -> list[tuple[str, list[str]]]:
     return long + [(VERBS[verb], with_first_flags(verb, split(flags))) for verb, flags in SHORT.findall(text)]
 
 
+def parsed(script: str, flags: list[str]) -> Any:
+    """The settings of a command."""
+    module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+    try:
+        return parse(module.Args, section_of(script), flags)
+    except (UserError, SystemExit) as error:
+        pytest.fail(f"python {script} {' '.join(flags)}: {error}")
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_parse(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worldmodel.utils.hardware.check_device", lambda device: None)  # a GPU need not be here
     for script, flags in commands(page):
-        if any(flag.endswith((".yaml", ".yml")) for flag in flags):
-            continue  # a preset that the reader makes
-        module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
-        try:
-            parse(module.Args, section_of(script), flags)
-        except (UserError, SystemExit) as error:
-            pytest.fail(f"python {script} {' '.join(flags)}: {error}")
+        if not any(flag.endswith((".yaml", ".yml")) for flag in flags):  # those are presets that the reader makes
+            parsed(script, flags)
+
+
+@pytest.mark.parametrize(
+    ("words", "scripts"),
+    [
+        ("demo", 7),
+        ("dream ENV=ale_py:ALE/Pong-v5 MINUTES=5", 1),
+        ("ucf101 SOURCE=films PRIOR=--classes", 5),
+        ("tgif SOURCE=films PRESET=video_small", 5),
+        ("gpu", 1),
+    ],
+)
+def test_commands_of_make_parse(words: str, scripts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worldmodel.utils.hardware.check_device", lambda device: None)
+    line = ["make", "--dry-run", "--old-file", ".venv/ready", *words.split()]
+    said = subprocess.run(line, cwd=ROOT, check=True, capture_output=True, text=True).stdout.replace("\\\n", " ")
+    found = [
+        parsed(script, shlex.split(flags)) for script, flags in re.findall(r"^\S*python (\w+/\S+)(.*)", said, re.M)
+    ]
+    assert len(found) == scripts
+    if words.startswith("dream"):
+        assert (found[0].env_id, found[0].run, found[0].minutes) == ("ale_py:ALE/Pong-v5", Path("runs/Pong-v5"), 5)
 
 
 def test_there_are_commands() -> None:
