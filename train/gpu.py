@@ -88,9 +88,9 @@ def run_part(args: Args, part: Part, seconds: float) -> Literal["done", "failed"
 
 
 def late_last(every: list[Part], done: dict[str, str]) -> list[Part]:
-    """The parts in their order, but at the end those that ran out of time, the latest one last, and what needs them.
+    """The parts in their order. Those that ran out of time come last, and after them the parts that need them.
 
-    Otherwise a part that takes too long would keep all after it from ever running.
+    Otherwise a part that takes too long would keep all after it from ever running. If there are several, they take turns.
     """
     late = [name for name, made in done.items() if made == LATE]
     for part in every:
