@@ -90,7 +90,7 @@ def run_part(args: Args, part: Part, seconds: float) -> Literal["done", "failed"
 def late_last(every: list[Part], done: dict[str, str]) -> list[Part]:
     """The parts in their order. Those that ran out of time come last, and after them the parts that need them.
 
-    Otherwise a part that takes too long would keep all after it from ever running. If there are several, they take turns.
+    Otherwise a part that takes too long would keep all after it from ever running. Several such parts take turns.
     """
     late = [name for name, made in done.items() if made == LATE]
     for part in every:

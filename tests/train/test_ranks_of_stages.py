@@ -106,6 +106,25 @@ def test_stores_that_differ_are_told(toy_store: Path, toy_fill: Callable[..., An
     assert re.search(r"rank 1 has data\..* = \w+, but rank 0 has \w+; start all ranks with the same", said), said
 
 
+def other_frames_beside_codes(run: Path) -> None:
+    """The prior of rank 1 reads the same codes, but sees other frames."""
+    args = stages(run, "paper")[2]
+    data = Address(str(run / ("other" if rank() else "data.zarr")))
+    prior.main(replace(args, actions=False, data=data, model=replace(args.model, n_cond_frames=1)))
+
+
+def test_frames_beside_codes_that_differ_are_told(
+    toy_store: Path, toy_fill: Callable[..., Any], tmp_path: Path
+) -> None:
+    run = toy_store.parent
+    first, second, *_ = stages(run, "paper", steps=1)
+    vqvae.main(first)
+    tokens.main(second)
+    toy_fill(run / "other", 21)
+    said = only_sentence(on_ranks(tmp_path / "log", 2, other_frames_beside_codes, run, patience=20.0))
+    assert re.search(r"rank 1 has data\.frames/.* = \w+, but rank 0 has \w+; start all ranks with the same", said), said
+
+
 def by_chance(run: Path) -> None:
     """A measurement makes bfloat16 faster on rank 0 alone."""
     hardware.supports_bfloat16, hardware.bfloat16_is_faster = lambda: True, lambda: not rank()
