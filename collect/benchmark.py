@@ -26,9 +26,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +43,7 @@ from worldmodel.data.opening import open_store, write_manifest
 from worldmodel.data.writer import StoreWriter
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.files import write_json
+from worldmodel.utils.processes import in_new_process
 from worldmodel.utils.progress import Progress
 from worldmodel.utils.settings import AboveZero, AtLeast2, NonEmpty, Pixels, Positive, Settings
 
@@ -122,10 +121,10 @@ def make_stores(args: Args) -> dict[str, Path]:
         )
     for rows, path in zip(args.rows, stores.values(), strict=True):
         fill(path, rows, args.frame_size)
-        in_process(decode, path)
+        in_new_process(decode, path)
     parts = [many / str(i) for i in range(args.n_stores)]
     fill(parts[0], largest // args.n_stores, args.frame_size)
-    in_process(decode, parts[0])
+    in_new_process(decode, parts[0])
     for part in parts[1:]:
         if not part.exists():
             shutil.copytree(parts[0], part.with_suffix(".part"), dirs_exist_ok=True)
@@ -176,19 +175,13 @@ def anonymous_memory() -> int:
     return 1024 * int(found)
 
 
-def in_process(work: Callable[..., Any], *args: Any) -> Any:
-    """The result of `work(*args)` in a new process."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(work, *args).result()
-
-
 def compare(stores: dict[str, Path], args: Args) -> list[Row]:
     """A row for each store and mode: the medians of the rounds, in which the stores take turns."""
     what: list[tuple[str, CacheMode]] = [(name, mode) for mode in args.modes for name in stores]
     found: dict[tuple[str, CacheMode], list[Row]] = {key: [] for key in what}
     for _ in Progress(range(args.rounds), desc="measuring", unit="round"):
         for name, mode in what:
-            found[name, mode].append(in_process(measure, stores[name], mode, args))
+            found[name, mode].append(in_new_process(measure, stores[name], mode, args))
     rows: list[Row] = []
     for (name, mode), each in found.items():
         row: Row = {key: float(np.median([one[key] for one in each])) for key in each[0]}

@@ -20,6 +20,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from worldmodel.utils.errors import UserError, one_line
+from worldmodel.utils.processes import deaf_to_ctrl_c
 
 ATTEMPTS = 3
 """A task is given up after it killed this many processes."""
@@ -45,11 +46,8 @@ class WorkerPool:
     def _start(self) -> Connection:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=_worker_main, args=(theirs, self._make), daemon=True)
-        usual = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited, so that only the parent handles Ctrl-C
-        try:
+        with deaf_to_ctrl_c():
             process.start()
-        finally:
-            signal.signal(signal.SIGINT, usual)
         theirs.close()  # so that its death ends the pipe
         self._processes[ours] = process
         return ours

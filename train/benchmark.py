@@ -30,9 +30,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,6 +55,7 @@ from worldmodel.utils.errors import UserError
 from worldmodel.utils.files import write_json
 from worldmodel.utils.hardware import calls_per_second, machine_rates, resolve_precision
 from worldmodel.utils.memory import keep_freed_memory
+from worldmodel.utils.processes import in_new_process
 from worldmodel.utils.run_args import DEVICE
 from worldmodel.utils.settings import AboveZero, Address, FractionBelow1, NonEmpty, Positive, Settings
 
@@ -227,9 +226,8 @@ def measure(task: Task, checkout: Path | None, seconds: float, allocator: str, i
 
 def measure_in_process(task: Task, checkout: Path | None, args: Args) -> Row:
     """Run `measure` in a new process."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        is_profiled = args.profile and task.workload in ("vqvae", "prior", "sample")
-        return pool.submit(measure, task, checkout, args.seconds, args.allocator, is_profiled).result()
+    is_profiled = args.profile and task.workload in ("vqvae", "prior", "sample")
+    return in_new_process(measure, task, checkout, args.seconds, args.allocator, is_profiled)
 
 
 def compare(task: Task, args: Args, folder: Path) -> list[Row]:

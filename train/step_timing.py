@@ -21,6 +21,7 @@ from train.workloads import Task, training_step
 from worldmodel.training.distributed import any_rank, process_group
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.memory import keep_freed_memory
+from worldmodel.utils.processes import ctrl_c_later, end_at_ctrl_c
 from worldmodel.utils.ranks import n_ranks
 
 KINDS = ("all_reduce", "broadcast", "all_gather", "reduce_scatter")
@@ -82,7 +83,8 @@ def on_ranks(n: int, timing: Timing) -> Times:
         rdzv_endpoint="localhost:0", max_restarts=0, monitor_interval=0.1, start_method="spawn",
     )  # fmt: skip
     try:
-        return elastic_launch(config, measure)(timing)[0]
+        with ctrl_c_later():
+            return elastic_launch(config, measure_rank)(timing)[0]
     except SignalException:
         raise KeyboardInterrupt from None
     except ChildFailedError as error:
@@ -90,6 +92,12 @@ def on_ranks(n: int, timing: Timing) -> Times:
             f"rank {error.get_first_failure()[0]} has failed; its error is above. Fix that, or choose smaller models "
             "if memory ran out"
         ) from None
+
+
+def measure_rank(timing: Timing) -> Times:
+    """`measure` in a process that `on_ranks` has started."""
+    end_at_ctrl_c()
+    return measure(timing)
 
 
 def measure(timing: Timing) -> Times:

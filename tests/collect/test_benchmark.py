@@ -21,7 +21,7 @@ def args(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> benchmark.Args:
     def here(work: Callable[..., Any], *args: Any) -> Any:
         return work(*args)
 
-    monkeypatch.setattr(benchmark, "in_process", here)
+    monkeypatch.setattr(benchmark, "in_new_process", here)
     return benchmark.Args(
         rows=(700, 4000), n_stores=3, frame_size=4, batch_size=2, rounds=2, seconds=0.01, folder=tmp_path / "frames",
         results=tmp_path / "reading.json",
