@@ -36,27 +36,23 @@ from configs import command
 from configs.scripts import ROOT, command_words, python_arguments
 from configs.written import Written
 from train.commands import has_failed, run_python
-from train.gpu_parts import SHARE, Part, Row, list_parts
+from train.gpu_parts import SHARE, Part, PartArgs, Row, list_parts
 from worldmodel.utils.errors import UserError
 from worldmodel.utils.files import write_atomic, write_json
-from worldmodel.utils.settings import AboveZero, Settings
+from worldmodel.utils.settings import AboveZero
 
 LATE: Final = "out of time"
 """Takes the place of what made a part if its time was over."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(Settings):
+class Args(PartArgs):
     """Run every measurement that needs a GPU."""
 
     out: Path = Path("runs/gpu")
     """Folder for the results."""
     minutes: AboveZero = 8.0
     """Time for all parts of this call."""
-    device: str = "cuda"
-    """Device to measure on: cuda, or cpu to try the command."""
-    small: bool = False
-    """Take small models and few lanes."""
 
 
 def result_path(args: Args, part: Part) -> Path:

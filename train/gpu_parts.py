@@ -6,13 +6,11 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from configs.scripts import PACKAGE
 from worldmodel.training.scalars import read_scalars
-
-if TYPE_CHECKING:
-    from train.gpu import Args
+from worldmodel.utils.settings import Settings
 
 Row = dict[str, Any]
 SHARE = "share of a matrix product's rate"
@@ -24,6 +22,16 @@ TINY = (
     "--prior.latent-shape 2 4 4 --prior.n-codes 16 --prior.embedding-dim 8 --prior.d-model 32 --prior.n-layers 2 "
     "--prior.d-ff 64"
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartArgs(Settings):
+    """Settings that the parts depend on."""
+
+    device: str = "cuda"
+    """Device to measure on: cuda, or cpu to try the command."""
+    small: bool = False
+    """Take small models and few lanes."""
 
 
 def no_rows(path: Path) -> list[Row]:
@@ -92,7 +100,7 @@ def ppo_rows(path: Path) -> list[Row]:
     return [{"what": "PPO in the dream", "result": f"{speed:,.0f} steps/s"}]
 
 
-def list_parts(args: Args) -> list[Part]:
+def list_parts(args: PartArgs) -> list[Part]:
     """All parts, the most important first."""
     small, dev = args.small, f"--device {args.device}"
     lanes = "1 2" if small else "1 64 1024 4096"
@@ -111,14 +119,14 @@ def list_parts(args: Args) -> list[Part]:
     ]
 
 
-def timing(args: Args) -> str:
+def timing(args: PartArgs) -> str:
     """The command of train/benchmark.py with the flags that all its parts have in common."""
     precision, seconds = ("float32", 0.05) if args.small else ("bfloat16", 2)
     times = f"--precision {precision} --rounds 1 --seconds {seconds}"
     return f"train/benchmark.py --device {args.device} {times} --out {{out}}"
 
 
-def timing_parts(args: Args) -> list[Part]:
+def timing_parts(args: PartArgs) -> list[Part]:
     """Training steps of the paper's models, plain and compiled, and attention over 8 x 32 x 32 codes."""
     both = f"{timing(args)} --workloads vqvae prior --attention-dropout 0"
     sizes = f"--prior-batch-size 1 {TINY}" if args.small else f"--prior-batch-size 4 {LARGE}"
@@ -135,7 +143,7 @@ def timing_parts(args: Args) -> list[Part]:
     return [*plain, *attention, *compiled]
 
 
-def sampling_parts(args: Args) -> list[Part]:
+def sampling_parts(args: PartArgs) -> list[Part]:
     """Sampling code by code, and several codes ahead from a prior that is trained on moving digits first."""
     small, batches = args.small, "--sample-batch-sizes 1 2" if args.small else "--sample-batch-sizes 1 64"
     device, steps = f"--device {args.device}", "2 --trainer.batch-size 2" if small else "600 --trainer.batch-size 32"
@@ -158,7 +166,7 @@ def sampling_parts(args: Args) -> list[Part]:
     ]
 
 
-def frame_parts(args: Args) -> list[Part]:
+def frame_parts(args: PartArgs) -> list[Part]:
     """A dream with 256 codes per frame. Its speed does not depend on its weights, so training takes two steps."""
     run, few = "--run {folder}/frames", "--trainer.steps 2 --trainer.batch-size 2 --n-eval-clips 2"
     preset = f"{run} --device {args.device} --preset health_gathering_supreme"
