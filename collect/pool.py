@@ -20,7 +20,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from worldmodel.utils.errors import UserError, one_line
-from worldmodel.utils.processes import deaf_to_ctrl_c
+from worldmodel.utils.processes import deaf_to_ctrl_c, kill_group
 
 ATTEMPTS = 3
 """A task is given up after it killed this many processes."""
@@ -99,7 +99,7 @@ class WorkerPool:
                     raise UserError(
                         f"task {task} crashed {ATTEMPTS} processes ({result}); fix the cause, or use another --seed"
                     )
-                _kill(self._processes.pop(connection))
+                kill_group(self._processes.pop(connection))
                 self._ready(self._start())
             while position in results:
                 yield results.pop(position)
@@ -127,7 +127,7 @@ class WorkerPool:
             connection.close()
         for process in self._processes.values():
             process.join(timeout=10)
-            _kill(process)
+            kill_group(process)
 
 
 def _send(connection: Connection, message: Any) -> None:
@@ -144,16 +144,6 @@ def _receive(connection: Connection) -> tuple[bool, Any]:
     if kind == "user":
         raise UserError(value)
     return kind == "done", value
-
-
-def _kill(process: BaseProcess) -> None:
-    """Kill a process and the processes it started."""
-    assert process.pid is not None
-    if hasattr(os, "killpg"):
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    process.kill()
-    process.join()
 
 
 def _follow() -> None:

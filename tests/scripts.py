@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -14,14 +13,15 @@ import pytest
 from collect.pool import WorkerPool
 from configs import command
 from tests.collect.here import Here
+from worldmodel.__main__ import MAIN
 
 ROOT = Path(__file__).parents[1]
 
 
 def section_of(script: str) -> str:
     """The section of a preset that a script reads."""
-    (section,) = re.findall(r'^    command\(main, "(\w+)"', (ROOT / script).read_text(), re.MULTILINE)
-    return section
+    ((section, _),) = MAIN.findall((ROOT / script).read_text())
+    return str(section)
 
 
 def run_script(script: str, flags: Sequence[str] = (), pool: type[Here] | type[WorkerPool] = Here) -> None:

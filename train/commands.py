@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from typing import IO
 
 from configs.scripts import PART, command_words, python_arguments
 from worldmodel.utils.errors import UserError
+from worldmodel.utils.processes import kill_group
 
 GRACE = 20.0
 """Seconds that a process has for saving what it needs when its time is over."""
@@ -61,18 +61,8 @@ def run_python(
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(GRACE)
         finally:
-            kill_session(process)
+            kill_group(process)
         raise
-
-
-def kill_session(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process that leads a session, and where the system has process groups also what it has started."""
-    if hasattr(os, "killpg"):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    else:
-        process.kill()
-    process.wait()
 
 
 def has_failed(status: int) -> bool:

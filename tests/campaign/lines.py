@@ -18,6 +18,7 @@ from PIL import Image
 
 from tests.campaign.forks import ROOT, SCRIPTS
 from tests.campaign.presets import none, one_setting
+from worldmodel.__main__ import MAIN
 
 FIT = "--trainer.steps 2 --trainer.batch-size 2 --trainer.log-every 1"
 SMALL = (
@@ -158,7 +159,8 @@ def module(script: str) -> str:
 
 def section_of(script: str) -> str:
     """The preset's section for a script."""
-    return (ROOT / script).read_text().rpartition('command(main, "')[2].partition('"')[0]
+    ((section, _),) = MAIN.findall((ROOT / script).read_text())
+    return str(section)
 
 
 def flags(settings: Any, before: str = "") -> Iterator[tuple[str, Any]]:

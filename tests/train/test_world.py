@@ -166,14 +166,19 @@ def test_stages_fit_into_the_time_and_a_resumed_run_repeats_its_choices(
     assert dict(runner.called)["prior"].trainer.steps == chosen["prior_steps"]
 
 
+def stop_at(stage: str, runner: Runner, args: world.Args) -> None:
+    """A run that fails in a stage; the next one does not."""
+    runner.fails = stage
+    with pytest.raises(UserError, match="has failed"):
+        world.main(args)
+    runner.fails = ""
+
+
 def test_more_minutes_train_the_prior_of_a_finished_run_further(
     tmp_path: Path, runner: Runner, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args = world.Args(env_id="Toy-v0", run=tmp_path, minutes=30)
-    runner.fails = "evaluate"
-    with pytest.raises(UserError, match="has failed"):
-        world.main(args)
-    runner.fails = ""
+    stop_at("evaluate", runner, args)
     world.main(replace(args, minutes=10))  # resumes what was planned for 30 minutes
     before = json.loads((tmp_path / "world.json").read_text())["chosen"]
     runner.called.clear()
@@ -190,10 +195,7 @@ def test_more_minutes_train_the_prior_of_a_finished_run_further(
 
 def test_more_minutes_for_an_unfinished_run_are_not_given_twice(tmp_path: Path, runner: Runner) -> None:
     args = world.Args(env_id="Toy-v0", run=tmp_path, minutes=30)
-    runner.fails = "prior"
-    with pytest.raises(UserError, match="has failed"):
-        world.main(args)
-    runner.fails = ""
+    stop_at("prior", runner, args)
     world.main(replace(args, minutes=60))
     runner.called.clear()
     world.main(replace(args, minutes=60))
@@ -203,10 +205,7 @@ def test_more_minutes_for_an_unfinished_run_are_not_given_twice(tmp_path: Path, 
 
 def test_more_minutes_for_a_run_whose_steps_are_planned_come_afterwards(tmp_path: Path, runner: Runner) -> None:
     args = world.Args(env_id="Toy-v0", run=tmp_path, minutes=30)
-    runner.fails = "evaluate"
-    with pytest.raises(UserError, match="has failed"):
-        world.main(args)
-    runner.fails = ""
+    stop_at("evaluate", runner, args)
     world.main(replace(args, minutes=60))
     before = dict(runner.called)["prior"].trainer.steps
     world.main(replace(args, minutes=60))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 from worldmodel.utils.errors import UserError
@@ -49,6 +51,19 @@ def in_new_process(work: Callable[..., Result], *args: Any) -> Result:
     if error is not None:
         raise error
     return result  # type: ignore[no-any-return]
+
+
+def kill_group(process: BaseProcess | subprocess.Popen[bytes]) -> None:
+    """Kill a process that leads a group, and where the system has process groups also what it has started."""
+    assert process.pid is not None
+    if hasattr(os, "killpg"):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    if isinstance(process, subprocess.Popen):
+        process.wait()
+    else:
+        process.join()
 
 
 @contextmanager
